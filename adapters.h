@@ -1,0 +1,714 @@
+/*  adapters.h: one page per method.
+
+    A method says how one linear layer y = x Wᵀ is fine-tuned: x (N, in), W (out, in), y (N, out). A page holds its
+    equation, why step 0 changes nothing, what it trains, then layout, init, forward, backward, merge. Each backward
+    line quotes the forward line it differentiates. The table methods[] at the end is the list of all of them.
+
+      full, frozen · LoRA, rsLoRA, LoRA+ · PiSSA, OLoRA · Bone, mini · Bat · Bat-row                            */
+
+#include "model.h"
+
+// ---- full and frozen ---------------------------------------------------------------------------------------
+//
+//  full      y = x Wᵀ            trains W itself, and embeddings and norms with it
+//  frozen    y = x (W + ΔW)ᵀ     trains ΔW (out, in) = 0, W stays: the same gradient as full over the same matrices,
+//                                and the ceiling for every adapter below
+//  d:        dx += dy W          dW += dyᵀ x      (dW has no memory where W is frozen; the product is then skipped)
+
+static void full_forward(model *m, linear *l, mat y, mat x, enum mode mode)
+{
+    (void)m;
+    matmul_nt(y, x, l->W, 1, mode);                     // y = x Wᵀ
+}
+
+static void full_backward(model *m, linear *l, mat dx, mat dy, mat x)
+{
+    (void)m;
+    matmul_nn(dx, dy, l->W, 1, ADD);                    // y = x Wᵀ:  dx += dy W
+    matmul_tn(l->dW, dy, x, 1, ADD);                    //            dW += dyᵀ x
+}
+
+static void frozen_layout(model *m, linear *l, const char *name)
+{
+    declare(m, PARAM, &l->D, &l->dD, SHAPE(l->W.rows, l->W.cols), "%s.delta_weight", name);
+    reserve(&m->w, l->W.rows, l->W.cols);
+}
+
+static void frozen_merge(model *m, linear *l, mat W)
+{
+    (void)m;
+    add(W, l->D, 1);                                    // W' = W + ΔW
+}
+
+static mat frozen_weight(model *m, linear *l)           // W' in the work space: cheaper than a second product
+{
+    mat W = shaped(m->w, 1, l->W.rows, l->W.cols);
+    copy(W, l->W);
+    frozen_merge(m, l, W);
+    return W;
+}
+
+static void frozen_forward(model *m, linear *l, mat y, mat x, enum mode mode)
+{
+    matmul_nt(y, x, frozen_weight(m, l), 1, mode);      // y = x W'ᵀ
+}
+
+static void frozen_backward(model *m, linear *l, mat dx, mat dy, mat x)
+{
+    matmul_nn(dx, dy, frozen_weight(m, l), 1, ADD);     // y = x W'ᵀ:    dx += dy W'
+    matmul_tn(l->dD, dy, x, 1, ADD);                    // W' = W + ΔW:  dΔW = dW' += dyᵀ x
+}
+
+// ---- LoRA (arXiv 2106.09685) -------------------------------------------------------------------------------
+//
+//  y = x Wᵀ + s (x Aᵀ) Bᵀ,   A (r, in), B (out, r),   s = α/r
+//
+//  A starts kaiming-uniform with a = √5, that is uniform in ±1/√in, B at zero: s B A = 0, so step 0 changes nothing.
+//  But then dA = s (dy B)ᵀ x is zero at step 0 too, and only B moves: LoRA starts slowly. r (in + out) parameters.
+//
+//  rsLoRA (arXiv 2312.03732): s = α/√r, so that a larger rank does not shrink the update.
+//  LoRA+  (arXiv 2402.12354): B learns λ times faster than A.
+
+static void lora_layout(model *m, linear *l, const char *name)
+{
+    int r = m->p.rank;
+    l->scale = m->p.alpha / r;
+    declare(m, PARAM, &l->A, &l->dA, SHAPE(r, l->W.cols), "%s.lora_A.weight", name);
+    declare(m, PARAM, &l->B, &l->dB, SHAPE(l->W.rows, r), "%s.lora_B.weight", name);
+    declare(m, ACT, &l->h, NULL, SHAPE(m->p.tokens, r), "%s.h", name);
+    reserve(&m->ds, m->p.tokens, r);
+    reserve(&m->w, l->W.rows, l->W.cols);
+}
+
+static void rslora_layout(model *m, linear *l, const char *name)
+{
+    lora_layout(m, l, name);
+    l->scale = m->p.alpha / sqrt(m->p.rank);
+}
+
+static void lora_plus_layout(model *m, linear *l, const char *name)
+{
+    lora_layout(m, l, name);
+    for (int i = 0; i < arrlen(m->tensors); i++)
+        if (m->tensors[i].at == &l->B) m->tensors[i].rate = m->p.plus_ratio;    // λ
+}
+
+static void lora_init(model *m, linear *l, const char *name)
+{
+    rng r = rng_named(m->p.seed, name);
+    size_t n = elements(l->A);
+    wide *a = alloc(n, sizeof *a);
+    for (size_t i = 0; i < n; i++) a[i] = (wide)((2 * rng_uniform(&r) - 1) / sqrt(l->W.cols));
+    put(l->A, a, TYPE_OF(wide));
+    zero(l->B);
+    free(a);
+}
+
+static void lora_forward(model *m, linear *l, mat y, mat x, enum mode mode)
+{
+    (void)m;
+    matmul_nt(y, x, l->W, 1, mode);                     // y  = x Wᵀ
+    matmul_nt(l->h, x, l->A, 1, SET);                   // h  = x Aᵀ           (N, r)
+    matmul_nt(y, l->h, l->B, l->scale, ADD);            // y += s h Bᵀ
+}
+
+static void lora_backward(model *m, linear *l, mat dx, mat dy, mat x)
+{
+    mat dh = shaped(m->ds, 1, l->h.rows, l->h.cols);
+    matmul_tn(l->dB, dy, l->h, l->scale, ADD);          // y += s h Bᵀ:  dB += s dyᵀ h
+    matmul_nn(dh, dy, l->B, l->scale, SET);             //               dh  = s dy B
+    matmul_tn(l->dA, dh, x, 1, ADD);                    // h  = x Aᵀ:    dA += dhᵀ x
+    matmul_nn(dx, dh, l->A, 1, ADD);                    //               dx += dh A
+    matmul_nn(dx, dy, l->W, 1, ADD);                    // y  = x Wᵀ:    dx += dy W
+}
+
+static void lora_merge(model *m, linear *l, mat W)
+{
+    (void)m;
+    matmul_nn(W, l->B, l->A, l->scale, ADD);            // W' = W + s B A
+}
+
+// ---- a low-rank SVD without a library ----------------------------------------------------------------------
+//
+//  The top r singular triples of W (out, in), by block power iteration (subspace iteration; Halko, Martinsson, Tropp
+//  2011, arXiv 0909.4061): Q ← orth(orth(Q Wᵀ) W) turns a random block of b rows towards the top right-singular
+//  vectors; the error of the i-th shrinks by (σ_b/σ_i)² a round, so a few spare rows (b > r) pay. Vectors are stored as
+//  rows. Then W ≈ Yᵀ Z with Y (b, out) orthonormal and Z = Y W = L Q, and Jacobi takes the small L (b, b) apart.
+
+static double dot(const wide *x, const wide *y, int n)
+{
+    double sum = 0;
+    #pragma omp simd reduction(+ : sum)
+    for (int i = 0; i < n; i++) sum += (double)x[i] * (double)y[i];
+    return sum;
+}
+
+// x (b, n) = L Q: rows of x made orthonormal in place by Gram-Schmidt, done twice so that they stay so to the last bit.
+// L (b, b), lower triangle, may be NULL. A row that depends on the earlier ones is replaced by zeros: L has a zero there.
+static void orthonormal_rows(wide *x, int b, int n, double *L)
+{
+    for (int i = 0; i < b; i++) {
+        wide *xi = x + (size_t)i * (size_t)n;
+        double before = sqrt(dot(xi, xi, n));
+        for (int pass = 0; pass < 2; pass++)
+            for (int j = 0; j < i; j++) {
+                wide *xj = x + (size_t)j * (size_t)n;
+                double c = dot(xi, xj, n);
+                for (int k = 0; k < n; k++) xi[k] -= (wide)c * xj[k];
+                if (L) L[i * b + j] += c;
+            }
+        double norm = sqrt(dot(xi, xi, n));
+        int independent = norm > 8 * before * (sizeof(wide) == 8 ? 2.2e-16 : 1.2e-7);
+        for (int k = 0; k < n; k++) xi[k] = independent ? (wide)((double)xi[k] / norm) : 0;
+        if (L) L[i * b + i] = independent ? norm : 0;
+    }
+}
+
+// One-sided Jacobi (Hestenes 1958): rotates pairs of rows of L (b, b) until all are orthogonal; J L = Σ Vᵀ.
+static void jacobi(double *L, double *J, int b)
+{
+    for (int i = 0; i < b * b; i++) J[i] = i % (b + 1) == 0;
+    double off = 1;
+    for (int sweep = 0; sweep < 60 && off > 1e-15; sweep++) {
+        off = 0;
+        for (int p = 0; p < b; p++)
+            for (int q = p + 1; q < b; q++) {
+                double pp = 0, qq = 0, pq = 0;
+                for (int k = 0; k < b; k++) pp += L[p * b + k] * L[p * b + k], qq += L[q * b + k] * L[q * b + k], pq += L[p * b + k] * L[q * b + k];
+                double limit = sqrt(pp * qq);
+                if (fabs(pq) <= 1e-15 * limit) continue;
+                off = fmax(off, fabs(pq) / limit);
+                double zeta = (qq - pp) / (2 * pq), t = (zeta < 0 ? -1 : 1) / (fabs(zeta) + sqrt(1 + zeta * zeta));
+                double c = 1 / sqrt(1 + t * t), s = c * t;
+                for (double *M = L; M; M = M == L ? J : NULL)
+                    for (int k = 0; k < b; k++) {
+                        double x = M[p * b + k], y = M[q * b + k];
+                        M[p * b + k] = c * x - s * y, M[q * b + k] = s * x + c * y;
+                    }
+            }
+    }
+}
+
+typedef struct { wide *U, *sigma, *V; } svd;            // U (r, out), σ (r) falling, V (r, in): W ≈ Σ σ_i U_i V_iᵀ
+
+// Turns the bases Y (b, out), Q (b, in) by the SVD of L, and picks the r largest.
+static svd svd_assemble(const wide *Y, const wide *Q, double *L, int b, int r, int out, int in)
+{
+    svd f = {alloc((size_t)r * (size_t)out, sizeof(wide)), alloc((size_t)r, sizeof(wide)), alloc((size_t)r * (size_t)in, sizeof(wide))};
+    double *J = alloc((size_t)b * (size_t)b, sizeof *J);
+    char *taken = alloc((size_t)b, 1);
+    jacobi(L, J, b);
+    for (int i = 0; i < r; i++) {
+        int best = 0;
+        double most = -1;
+        for (int p = 0; p < b; p++) {
+            double s = 0;
+            for (int k = 0; k < b; k++) s += L[p * b + k] * L[p * b + k];
+            if (!taken[p] && s > most) best = p, most = s;
+        }
+        taken[best] = 1;
+        double sigma = sqrt(most);
+        f.sigma[i] = (wide)sigma;
+        for (int k = 0; k < b; k++) {
+            wide u = (wide)J[best * b + k], v = sigma > 0 ? (wide)(L[best * b + k] / sigma) : 0;
+            for (int j = 0; j < out; j++) f.U[(size_t)i * (size_t)out + (size_t)j] += u * Y[(size_t)k * (size_t)out + (size_t)j];
+            for (int j = 0; j < in; j++) f.V[(size_t)i * (size_t)in + (size_t)j] += v * Q[(size_t)k * (size_t)in + (size_t)j];
+        }
+    }
+    free(J), free(taken);
+    return f;
+}
+
+// y (b, ·) = x W or x Wᵀ on the device, x and y on the host.
+static void times_weight(wide *y, const wide *x, mat W, int transposed, int b)
+{
+    shape in = SHAPE(b, transposed ? W.cols : W.rows), out = SHAPE(b, transposed ? W.rows : W.cols);
+    mat a = mat_of(NULL, TYPE_OF(real), in), c = mat_of(NULL, TYPE_OF(real), out);
+    a.p = dev_alloc(elements(a) * sizeof(real)), c.p = dev_alloc(elements(c) * sizeof(real));
+    if (!a.p || !c.p) die("out of memory in the SVD of a %d by %d weight", W.rows, W.cols);
+    put(a, x, TYPE_OF(wide));
+    if (transposed) matmul_nt(c, a, W, 1, SET);
+    else matmul_nn(c, a, W, 1, SET);
+    get(y, c);
+    dev_free(a.p), dev_free(c.p);
+}
+
+static svd svd_top(mat W, int r, rng g)
+{
+    int out = W.rows, in = W.cols, small = out < in ? out : in, b = r + 8 + r / 2 < small ? r + 8 + r / 2 : small;
+    wide *Q = alloc((size_t)b * (size_t)in, sizeof *Q), *Y = alloc((size_t)b * (size_t)out, sizeof *Y);
+    double *L = alloc((size_t)b * (size_t)b, sizeof *L), last = 0, sum = 0;
+    for (size_t i = 0; i < (size_t)b * (size_t)in; i++) Q[i] = (wide)rng_normal(&g);
+    orthonormal_rows(Q, b, in, NULL);
+    for (int round = 0; round < 200; round++, last = sum) {
+        times_weight(Y, Q, W, 1, b);                    // Y = orth(Q Wᵀ)   (b, out)
+        orthonormal_rows(Y, b, out, NULL);
+        times_weight(Q, Y, W, 0, b);                    // Z = Y W = L Q    (b, in)
+        memset(L, 0, (size_t)b * (size_t)b * sizeof *L);
+        orthonormal_rows(Q, b, in, L);
+        sum = 0;
+        for (int i = 0; i < r; i++) sum += L[i * b + i];            // settles when the top r have
+        if (fabs(sum - last) <= (sizeof(wide) == 8 ? 1e-14 : 1e-6) * sum) break;
+    }
+    svd f = svd_assemble(Y, Q, L, b, r, out, in);
+    free(Q), free(Y), free(L);
+    return f;
+}
+
+// ---- PiSSA (arXiv 2404.02948) and OLoRA (arXiv 2406.01775) ---------------------------------------------------
+//
+//  LoRA with another start: A and B begin as the most important part of W, and W ← W − s B A gives it up, so that
+//  W + s B A is what it was and step 0 changes nothing. Both A and B have a gradient from the first step on.
+//
+//  PiSSA:  W ≈ U Σ Vᵀ, the top r by power iteration:   B = U √(Σ/s)  (out, r),   A = √(Σ/s) Vᵀ  (r, in)
+//  OLoRA:  W = Q R:                                    B = Q[:, :r],             A = R[:r, :]
+//
+//  A0, B0 keep the start: the adapter is saved as s (B A − B0 A0), a LoRA of rank 2r on the untouched base.
+
+static void pissa_layout(model *m, linear *l, const char *name)
+{
+    lora_layout(m, l, name);
+    int small = l->W.rows < l->W.cols ? l->W.rows : l->W.cols;
+    if (m->p.rank > small) refuse(m, "--rank %d exceeds the rank of %s (%d by %d); at most %d works here", m->p.rank, name, l->W.rows, l->W.cols, small);
+    declare(m, START, &l->A0, NULL, SHAPE(l->A.rows, l->A.cols), "%s.lora_A0", name);
+    declare(m, START, &l->B0, NULL, SHAPE(l->B.rows, l->B.cols), "%s.lora_B0", name);
+}
+
+static void give_up_start(model *m, linear *l)          // W ← W − s B0 A0, rounded to the dtype of its file
+{
+    mat W = shaped(m->w, 1, l->W.rows, l->W.cols);
+    copy(W, l->W);
+    matmul_nn(W, l->B0, l->A0, -l->scale, ADD);
+    copy(l->W, W);
+}
+
+// B, A from rows of U (r, out) and V (r, in), each times √(σ/s); then W gives them up.
+static void start_from(model *m, linear *l, const wide *U, const wide *sigma, const wide *V)
+{
+    int r = l->A.rows, in = l->A.cols, out = l->B.rows;
+    wide *a = alloc((size_t)r * (size_t)in, sizeof *a), *b = alloc((size_t)r * (size_t)out, sizeof *b);
+    for (int k = 0; k < r; k++) {
+        wide root = (wide)sqrt((double)sigma[k] / l->scale);
+        for (int j = 0; j < in; j++) a[(size_t)k * (size_t)in + (size_t)j] = root * V[(size_t)k * (size_t)in + (size_t)j];
+        for (int i = 0; i < out; i++) b[(size_t)i * (size_t)r + (size_t)k] = root * U[(size_t)k * (size_t)out + (size_t)i];
+    }
+    put(l->A, a, TYPE_OF(wide)), put(l->A0, a, TYPE_OF(wide));
+    put(l->B, b, TYPE_OF(wide)), put(l->B0, b, TYPE_OF(wide));
+    give_up_start(m, l);
+    free(a), free(b);
+}
+
+static void pissa_init(model *m, linear *l, const char *name)
+{
+    svd f = svd_top(l->W, m->p.rank, rng_named(m->p.seed, name));
+    start_from(m, l, f.U, f.sigma, f.V);
+    free(f.U), free(f.sigma), free(f.V);
+}
+
+static void olora_init(model *m, linear *l, const char *name)
+{
+    int out = l->W.rows, in = l->W.cols, r = m->p.rank, small = out < in ? out : in;
+    wide *W = alloc(elements(l->W), sizeof *W), *Q = alloc((size_t)small * (size_t)out, sizeof *Q), *R = alloc((size_t)r * (size_t)in, sizeof *R);
+    wide *s = alloc((size_t)r, sizeof *s);
+    (void)name;
+    get(W, l->W);
+    for (int j = 0; j < small; j++)                     // the columns of W as rows; the first r of Q need only the first r of W
+        for (int i = 0; i < out; i++) Q[(size_t)j * (size_t)out + (size_t)i] = W[(size_t)i * (size_t)in + (size_t)j];
+    orthonormal_rows(Q, r, out, NULL);                  // Q (r, out)
+    times_weight(R, Q, l->W, 0, r);                     // R = Qᵀ W, its first r rows (r, in)
+    for (int k = 0; k < r; k++) s[k] = (wide)l->scale;      // so that √(σ/s) = 1
+    start_from(m, l, Q, s, R);
+    free(W), free(Q), free(R), free(s);
+}
+
+// ---- Bone, in PEFT: MiSS (arXiv 2409.15371) ------------------------------------------------------------------
+//
+//  W's input is cut into shards of r columns, and all shards share one trainable D (r, out):
+//
+//     y = x Wᵀ + S(x) D,    S(x)[n, c] = Σ_j x[n, j·r + c]    (N, r)
+//
+//  S(x) adds up the r-wide shards of x (a short last shard counts as zero-padded), so no ΔW is ever built.
+//  D = 0: step 0 changes nothing, and yet dD = S(x)ᵀ dy is not zero: the first gradient is large. r·out parameters.
+//  q, k, v share S(x), and so do gate, up.
+//
+//  mini: D (r, mini_r) is tiled along out as well: y[:, o] += (S(x) D)[:, o mod mini_r]. r·mini_r parameters.
+
+static void bone_layout(model *m, linear *l, const char *name)
+{
+    declare(m, PARAM, &l->D, &l->dD, SHAPE(m->p.rank, l->W.rows), "%s.miss_block", name);
+    reserve(&m->s, m->p.tokens, m->p.rank);
+    reserve(&m->ds, m->p.tokens, m->p.rank);
+    reserve(&m->u, m->p.rank, l->W.cols > l->W.rows ? l->W.cols : l->W.rows);
+    reserve(&m->w, l->W.rows, l->W.cols);
+}
+
+static void bone_forward(model *m, linear *l, mat y, mat x, enum mode mode)
+{
+    mat S = shaped(m->s, 1, x.rows, l->D.rows);
+    matmul_nt(y, x, l->W, 1, mode);                     // y  = x Wᵀ
+    if (l->first) shard_sum(S, x);                      // S  = Σ_j x_j        (N, r)
+    matmul_nn(y, S, l->D, 1, ADD);                      // y += S D
+}
+
+static void bone_backward(model *m, linear *l, mat dx, mat dy, mat x)
+{
+    mat S = shaped(m->s, 1, x.rows, l->D.rows), dS = shaped(m->ds, 1, x.rows, l->D.rows);
+    if (l->first) shard_sum(S, x);                      // again, rather than kept
+    matmul_tn(l->dD, S, dy, 1, ADD);                    // y += S D:      dD += Sᵀ dy
+    matmul_nt(dS, dy, l->D, 1, l->first ? SET : ADD);   //                dS += dy Dᵀ
+    matmul_nn(dx, dy, l->W, 1, ADD);                    // y  = x Wᵀ:     dx += dy W
+    if (l->last) shard_tile(dx, dS);                    // S  = Σ_j x_j:  dx_j += dS
+}
+
+static void bone_merge_block(model *m, mat W, mat D)    // W'[:, j·r + c] = W[:, j·r + c] + D[c, :]ᵀ
+{
+    mat E = shaped(m->u, 1, D.rows, W.cols);            // E[c, j·r + c] = 1
+    tiled_identity(E);
+    matmul_tn(W, D, E, 1, ADD);                         // W' = W + Dᵀ E
+}
+
+static void bone_merge(model *m, linear *l, mat W) { bone_merge_block(m, W, l->D); }
+
+static void mini_layout(model *m, linear *l, const char *name)
+{
+    int t = m->p.mini_r;
+    if (l->W.rows % t) refuse(m, "--mini-r %d does not divide the %d outputs of %s", t, l->W.rows, name);
+    declare(m, PARAM, &l->D, &l->dD, SHAPE(m->p.rank, t), "%s.miss_block", name);
+    reserve(&m->s, m->p.tokens, m->p.rank);
+    reserve(&m->ds, m->p.tokens, m->p.rank);
+    reserve(&m->u, m->p.tokens > m->p.rank ? m->p.tokens : m->p.rank, t > l->W.cols ? t : l->W.cols);
+    reserve(&m->du, m->p.rank, l->W.rows);
+    reserve(&m->w, l->W.rows, l->W.cols);
+}
+
+static void mini_forward(model *m, linear *l, mat y, mat x, enum mode mode)
+{
+    mat S = shaped(m->s, 1, x.rows, l->D.rows), z = shaped(m->u, 1, x.rows, l->D.cols);
+    matmul_nt(y, x, l->W, 1, mode);                     // y  = x Wᵀ
+    if (l->first) shard_sum(S, x);                      // S  = Σ_j x_j        (N, r)
+    matmul_nn(z, S, l->D, 1, SET);                      // z  = S D            (N, mini_r)
+    shard_tile(y, z);                                   // y_i += z
+}
+
+static void mini_backward(model *m, linear *l, mat dx, mat dy, mat x)
+{
+    mat S = shaped(m->s, 1, x.rows, l->D.rows), dS = shaped(m->ds, 1, x.rows, l->D.rows), dz = shaped(m->u, 1, x.rows, l->D.cols);
+    if (l->first) shard_sum(S, x);
+    shard_sum(dz, dy);                                  // y_i += z:      dz  = Σ_i dy_i
+    matmul_tn(l->dD, S, dz, 1, ADD);                    // z  = S D:      dD += Sᵀ dz
+    matmul_nt(dS, dz, l->D, 1, l->first ? SET : ADD);   //                dS += dz Dᵀ
+    matmul_nn(dx, dy, l->W, 1, ADD);                    // y  = x Wᵀ:     dx += dy W
+    if (l->last) shard_tile(dx, dS);                    // S  = Σ_j x_j:  dx_j += dS
+}
+
+static void mini_merge(model *m, linear *l, mat W)
+{
+    mat D = shaped(m->du, 1, l->D.rows, W.rows);        // D tiled along out, then as Bone
+    zero(D);
+    shard_tile(D, l->D);
+    bone_merge_block(m, W, D);
+}
+
+// ---- Bat (arXiv 2409.15371, section 3.3; "bat" of PEFT's MiSS) ------------------------------------------------
+//
+//  Makes the shard updates differ, by letting each see the weight it changes. W is cut into r×r blocks:
+//
+//     W'_ij = W_ij + W_ij B_i + B_i,    y = x W'ᵀ,    B (out/r, r, r), one block B_i per block row i
+//
+//  B = 0: W' = W. out·r parameters. A block row W_i (r, in) read front to back is a matrix V_i (in, r) whose row
+//  k·in/r + j is row k of W_ij. So all the products of a block row are one: V'_i = V_i + V_i B_i + tile(B_i).
+//  There is one W' for all layers, rebuilt in forward and backward. After dx is known its memory takes dW' = dyᵀ x.
+//
+//  bat: dV_i = dW'_i, W frozen:    dB_i += V_iᵀ dV'_i  (from V_i B_i)   +   Σ_j dW'_ij  (from the tiled B_i)
+
+static void bat_check(model *m, linear *l, const char *name)
+{
+    int r = m->p.rank;
+    if (l->W.rows % r || l->W.cols % r)
+        refuse(m, "--rank %d does not divide %s (%d by %d), which %s needs", r, name, l->W.rows, l->W.cols, l->method->name);
+}
+
+static void bat_layout(model *m, linear *l, const char *name)
+{
+    int r = m->p.rank;
+    bat_check(m, l, name);
+    declare(m, PARAM, &l->B, &l->dB, SHAPE(l->W.rows / r > 0 ? l->W.rows / r : 1, r, r), "%s.miss_block", name);
+    reserve(&m->w, l->W.rows, l->W.cols);
+    reserve(&m->s, l->W.rows, r);
+}
+
+static mat block_rows(mat W, int r) { return shaped(W, W.rows / r, W.cols, r); }              // V_i (in, r), i = 0 … out/r-1
+static mat stacked(mat B) { return shaped(B, 1, B.batch * B.rows, B.cols); }                  // all B_i below each other
+
+static void bat_merge(model *m, linear *l, mat W)
+{
+    (void)m;
+    int r = l->B.rows;
+    matmul_nn(block_rows(W, r), block_rows(l->W, r), l->B, 1, ADD);     // V'_i = V_i + V_i B_i
+    shard_tile(W, stacked(l->B));                                       // W'_ij += B_i
+}
+
+static void bat_forward(model *m, linear *l, mat y, mat x, enum mode mode)
+{
+    matmul_nt(y, x, merged(m, l), 1, mode);                             // y = x W'ᵀ
+}
+
+static void bat_backward(model *m, linear *l, mat dx, mat dy, mat x)
+{
+    int r = l->B.rows;
+    mat W = merged(m, l), dW = W, sum = shaped(m->s, 1, W.rows, r);
+    matmul_nn(dx, dy, W, 1, ADD);                                       // y = x W'ᵀ:      dx += dy W'
+    matmul_tn(dW, dy, x, 1, SET);                                       //                 dW' = dyᵀ x, over W'
+    matmul_tn(l->dB, block_rows(l->W, r), block_rows(dW, r), 1, ADD);   // V' = V + V B:   dB_i += V_iᵀ dV'_i
+    shard_sum(sum, dW);                                                 // W'_ij += B_i:   dB_i += Σ_j dW'_ij
+    add(stacked(l->dB), sum, 1);
+}
+
+// ---- Bat by columns: bat-row in the paper's table 5 ------------------------------------------------------------
+//
+//     W'_ij = W_ij + W_ij B_j + B_j,    B (in/r, r, r), one block B_j per block column j
+//
+//  This one factors. With u_j = x_j B_jᵀ the sum y_i = Σ_j x_j W'_ijᵀ becomes
+//
+//     y_i = Σ_j (x_j + u_j) W_ijᵀ + Σ_j u_j,      that is      y = (x + u) Wᵀ + tile(Σ_j u_j)
+//
+//  : the frozen product, a block-diagonal one of N·in·r, and one r-wide row repeated over the out blocks. No W' is
+//  built; the cost is about LoRA's. in·r parameters, B = 0: step 0 changes nothing.
+
+static void bat_row_layout(model *m, linear *l, const char *name)
+{
+    int r = m->p.rank, N = m->p.tokens;
+    bat_check(m, l, name);
+    declare(m, PARAM, &l->B, &l->dB, SHAPE(l->W.cols / r > 0 ? l->W.cols / r : 1, r, r), "%s.bat_block", name);
+    reserve(&m->u, N, l->W.cols);
+    reserve(&m->du, l->W.rows > N ? l->W.rows : N, l->W.cols);
+    reserve(&m->s, N > l->W.rows ? N : l->W.rows, r);
+    reserve(&m->w, l->W.rows, l->W.cols);
+}
+
+static void bat_row_forward(model *m, linear *l, mat y, mat x, enum mode mode)
+{
+    int r = l->B.rows;
+    mat u = shaped(m->u, 1, x.rows, x.cols), sum = shaped(m->s, 1, x.rows, r);
+    matmul_nt(column_blocks(u, r), column_blocks(x, r), l->B, 1, SET);  // u_j = x_j B_jᵀ        (N, in)
+    shard_sum(sum, u);                                                  // Σ_j u_j               (N, r)
+    add(u, x, 1);                                                       // x̃ = x + u
+    matmul_nt(y, u, l->W, 1, mode);                                     // y = x̃ Wᵀ
+    shard_tile(y, sum);                                                 // y_i += Σ_j u_j
+}
+
+static void bat_row_backward(model *m, linear *l, mat dx, mat dy, mat x)
+{
+    int r = l->B.rows;
+    mat du = shaped(m->du, 1, x.rows, x.cols), g = shaped(m->s, 1, x.rows, r);
+    matmul_nn(du, dy, l->W, 1, SET);                                    // y = x̃ Wᵀ:        dx̃ = dy W
+    add(dx, du, 1);                                                     // x̃ = x + u:       dx += dx̃,  du = dx̃
+    shard_sum(g, dy);                                                   // y_i += Σ_j u_j:  du_j += Σ_i dy_i
+    shard_tile(du, g);
+    matmul_tn(l->dB, column_blocks(du, r), column_blocks(x, r), 1, ADD);    // u_j = x_j B_jᵀ:  dB_j += du_jᵀ x_j
+    matmul_nn(column_blocks(dx, r), column_blocks(du, r), l->B, 1, ADD);    //                  dx_j += du_j B_j
+}
+
+static void bat_row_merge(model *m, linear *l, mat W)
+{
+    int r = l->B.rows;
+    mat E = shaped(m->s, 1, W.rows, r), WE = shaped(m->du, 1, W.rows, W.cols);
+    copy(WE, l->W);
+    tiled_identity(E);
+    shard_tile(WE, E);                                                  // W_ij + I
+    matmul_nn(column_blocks(W, r), column_blocks(WE, r), l->B, 1, ADD); // W'_ij = W_ij + (W_ij + I) B_j
+}
+
+// ---- the table -------------------------------------------------------------------------------------------------
+
+static const method methods[] = {
+//   name       equation                                    layout            init        forward          backward          merge          PEFT type     W gives up the start
+    {"full",    "y = x Wᵀ, W itself trains",                NULL,             NULL,       full_forward,    full_backward,    NULL,          NULL,         0},
+    {"frozen",  "y = x (W + ΔW)ᵀ",                          frozen_layout,    NULL,       frozen_forward,  frozen_backward,  frozen_merge,  "FROZEN",     0},
+    {"lora",    "y = x Wᵀ + α/r (x Aᵀ) Bᵀ",                 lora_layout,      lora_init,  lora_forward,    lora_backward,    lora_merge,    "LORA",       0},
+    {"rslora",  "lora with α/√r",                           rslora_layout,    lora_init,  lora_forward,    lora_backward,    lora_merge,    "LORA",       0},
+    {"lora+",   "lora, B learns λ times faster than A",     lora_plus_layout, lora_init,  lora_forward,    lora_backward,    lora_merge,    "LORA",       0},
+    {"pissa",   "lora from the top r of W's SVD",           pissa_layout,     pissa_init, lora_forward,    lora_backward,    lora_merge,    "LORA",       1},
+    {"olora",   "lora from the QR decomposition of W",      pissa_layout,     olora_init, lora_forward,    lora_backward,    lora_merge,    "LORA",       1},
+    {"bone",    "y = x Wᵀ + S(x) D",                        bone_layout,      NULL,       bone_forward,    bone_backward,    bone_merge,    "MISS",       0},
+    {"mini",    "bone, D tiled along the outputs too",      mini_layout,      NULL,       mini_forward,    mini_backward,    mini_merge,    "MISS",       0},
+    {"bat",     "W'_ij = W_ij + W_ij B_i + B_i",            bat_layout,       NULL,       bat_forward,     bat_backward,     bat_merge,     "MISS",       0},
+    {"bat-row", "W'_ij = W_ij + W_ij B_j + B_j, factored",  bat_row_layout,   NULL,       bat_row_forward, bat_row_backward, bat_row_merge, "BAT_ROW",    0},
+};
+enum { METHODS = sizeof methods / sizeof *methods };
+
+// The i-th linear layer of the model, or NULL where it has no adapter. i runs to 7·layers.
+static linear *adapter_at(model *m, int i)
+{
+    linear *l = linear_of(&m->layers[i / 7], i % 7);
+    return l->method->layout ? l : NULL;
+}
+
+// The start of every adapter. Shows progress: pissa takes its time.
+static void adapters_init(model *m, void (*progress)(int done, int of))
+{
+    int all = 7 * m->c.layers;
+    if (m->p.method->edits_base) checkpoint_writable(&m->file);
+    for (int i = 0; i < all; i++) {
+        linear *l = adapter_at(m, i);
+        char name[32];
+        snprintf(name, sizeof name, "%d.%s", i / 7, linear_names[i % 7]);
+        if (l && l->method->init) l->method->init(m, l, name);
+        progress(i + 1, all);
+    }
+}
+
+static const method *method_named(const char *name)
+{
+    for (int i = 0; i < METHODS; i++)
+        if (!strcmp(methods[i].name, name)) return &methods[i];
+    return NULL;
+}
+
+// ---- PEFT's files ----------------------------------------------------------------------------------------------
+//
+//  adapter_config.json and adapter_model.safetensors, with PEFT's field names and keys. What PEFT has no format for
+//  (frozen, bat-row) is written the same way under a peft_type of its own.
+
+static const char *const module_names[7] = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
+
+static cJSON *peft_config(const model *m, const char *base)
+{
+    const plan *p = &m->p;
+    cJSON *json = cJSON_CreateObject();
+    int doubled = p->method->edits_base ? 2 : 1;                          // s (B A − B0 A0): rank 2r, the same s
+    cJSON_AddStringToObject(json, "peft_type", p->method->peft_type);
+    cJSON_AddStringToObject(json, "task_type", "CAUSAL_LM");
+    cJSON_AddStringToObject(json, "base_model_name_or_path", base);
+    cJSON_AddStringToObject(json, "bias", "none");
+    cJSON_AddBoolToObject(json, "inference_mode", 1);
+    cJSON_AddNumberToObject(json, "r", p->rank * doubled);
+    cJSON *targets = cJSON_AddArrayToObject(json, "target_modules");
+    for (int i = 0; i < 7; i++)
+        if (p->targets >> i & 1) cJSON_AddItemToArray(targets, cJSON_CreateString(module_names[i]));
+    if (!strcmp(p->method->peft_type, "LORA")) {
+        cJSON_AddNumberToObject(json, "lora_alpha", p->alpha * doubled);
+        cJSON_AddNumberToObject(json, "lora_dropout", 0);
+        cJSON_AddBoolToObject(json, "use_rslora", !strcmp(p->method->name, "rslora"));
+        cJSON_AddBoolToObject(json, "init_lora_weights", 1);
+    }
+    if (!strcmp(p->method->peft_type, "MISS")) {
+        cJSON_AddNumberToObject(json, "miss_dropout", 0);
+        cJSON_AddNumberToObject(json, "mini_r", p->mini_r);
+        if (!strcmp(p->method->name, "bone")) cJSON_AddBoolToObject(json, "init_weights", 1);
+        else cJSON_AddStringToObject(json, "init_weights", p->method->name);
+    }
+    return json;
+}
+
+// The trained tensors as PEFT wants them: pissa and olora as [A; A0] and [B | −B0] on the untouched base.
+static output *peft_outputs(model *m)
+{
+    output *list = NULL;
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        tensor *t = &m->tensors[i];
+        if (t->kind != PARAM) continue;
+        output o = {.shape = t->shape, .type = TYPE_OF(wide), .at = *t->at};
+        memcpy(o.name, t->name, sizeof o.name);
+        for (int j = 0; j < 7 * m->c.layers && m->p.method->edits_base; j++) {
+            linear *l = adapter_at(m, j);
+            if (l && t->at == &l->A) o.below = l->A0, o.shape.n[0] *= 2;
+            if (l && t->at == &l->B) o.beside = l->B0, o.shape.n[1] *= 2;
+        }
+        arrput(list, o);
+    }
+    return list;
+}
+
+static void peft_write(model *m, const char *base)
+{
+    output *list = peft_outputs(m);
+    safetensors_write(m, "adapter_model.safetensors", list, (int)arrlen(list));
+    stage_json("adapter_config.json", peft_config(m, base));
+    arrfree(list);
+}
+
+// What PEFT can ask for and is not built here is refused, never ignored.
+static void peft_refuse(const cJSON *json, const char *path)
+{
+    static const char *const unbuilt[] = {"use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
+        "layer_replication", "fan_in_fan_out", "lora_bias", "exclude_modules", "trainable_token_indices", "target_parameters", "use_qalora", NULL};
+    for (const char *const *name = unbuilt; *name; name++) {
+        const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, *name);
+        int empty = !item || cJSON_IsNull(item) || cJSON_IsFalse(item) || ((cJSON_IsObject(item) || cJSON_IsArray(item)) && !item->child);
+        if (!empty) die("%s: \"%s\" is set, which is not built here", path, *name);
+    }
+    const cJSON *bias = cJSON_GetObjectItemCaseSensitive(json, "bias");
+    if (cJSON_IsString(bias) && strcmp(bias->valuestring, "none")) die("%s: \"bias\" is \"%s\", only \"none\" is built", path, bias->valuestring);
+}
+
+static int peft_targets(const cJSON *json, const char *path)
+{
+    const cJSON *list = cJSON_GetObjectItemCaseSensitive(json, "target_modules"), *item;
+    int targets = 0;
+    if (!cJSON_IsArray(list)) die("%s: \"target_modules\" must be a list of names such as \"q_proj\"", path);
+    cJSON_ArrayForEach(item, list) {
+        int i = 0;
+        while (i < 7 && !(cJSON_IsString(item) && !strcmp(item->valuestring, module_names[i]))) i++;
+        if (i == 7) die("%s: target module %s is not a linear layer of Llama", path, cJSON_IsString(item) ? item->valuestring : "?");
+        targets |= 1 << i;
+    }
+    return targets;
+}
+
+// Which of our methods a PEFT configuration is.
+static const char *peft_method(const cJSON *json, const char *path)
+{
+    const cJSON *type = cJSON_GetObjectItemCaseSensitive(json, "peft_type"), *init = cJSON_GetObjectItemCaseSensitive(json, "init_weights");
+    const char *name = cJSON_IsString(type) ? type->valuestring : "missing";
+    if (!strcmp(name, "LORA")) return cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(json, "use_rslora")) ? "rslora" : "lora";
+    if (!strcmp(name, "MISS") && cJSON_IsString(init)) {
+        if (!strcmp(init->valuestring, "bat") || !strcmp(init->valuestring, "mini")) return init->valuestring;
+        die("%s: \"init_weights\" is \"%s\", expected true, \"mini\" or \"bat\"", path, init->valuestring);
+    }
+    if (!strcmp(name, "MISS")) return "bone";
+    for (int i = 0; i < METHODS; i++)
+        if (methods[i].peft_type && !strcmp(methods[i].peft_type, name)) return methods[i].name;
+    die("%s: \"peft_type\" is %s, expected LORA or MISS", path, name);
+}
+
+// What adapter_config.json says, into the plan.
+static void peft_read_config(plan *p, const char *dir)
+{
+    size_t bytes;
+    char *path = join(dir, "adapter_config.json"), *text = read_file(path, &bytes);
+    cJSON *json = parse_json(path, text, bytes);
+    peft_refuse(json, path);
+    p->method = method_named(peft_method(json, path));
+    p->targets = peft_targets(json, path);
+    p->rank = strcmp(p->method->peft_type, "FROZEN") ? config_int(json, path, "r", -1) : 1;
+    p->mini_r = config_int(json, path, "mini_r", 1);
+    p->alpha = config_number(json, path, "lora_alpha", 8);
+    cJSON_Delete(json);
+    free(text), free(path);
+}
+
+// The adapter's tensors, each checked, none left over.
+static void peft_read_weights(model *m, const char *dir)
+{
+    checkpoint c = checkpoint_open(dir, "adapter_model");
+    char a[64], b[64];
+    ptrdiff_t found = 0;
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        tensor *t = &m->tensors[i];
+        if (t->kind != PARAM) continue;
+        ptrdiff_t at = shgeti(c.tensors, t->name);
+        if (at < 0) die("%s: tensor %s %s is missing from the adapter", dir, t->name, shape_text(t->shape, a));
+        stored s = c.tensors[at].value;
+        if (memcmp(&s.shape, &t->shape, sizeof(shape)))
+            die("%s: tensor %s has shape %s, the base model asks for %s", s.file, t->name, shape_text(s.shape, a), shape_text(t->shape, b));
+        put(*t->at, s.at.p, s.at.type);
+        found++;
+    }
+    for (int i = 0; i < shlen(c.tensors) && found < shlen(c.tensors); i++) {
+        int known = 0;
+        for (int j = 0; j < arrlen(m->tensors) && !known; j++) known = m->tensors[j].kind == PARAM && !strcmp(m->tensors[j].name, c.tensors[i].key);
+        if (!known) die("%s: tensor %s does not belong to this adapter on this base model", dir, c.tensors[i].key);
+    }
+    checkpoint_close(&c);
+}

@@ -1,0 +1,1156 @@
+/*  model.h: Llama2 by hand.
+
+    Read in this order:
+      1  conventions and types          what a matrix is, where it lies
+      2  the op contract                the ~20 operations everything is made of
+      3  errors, memory                 (from here on: plain C, not read by train.cu)
+      4  config.json
+      5  safetensors in
+      6  the model and its memory       every tensor is one line, walked twice
+      7  forward and backward           Llama2, and the loss
+      8  safetensors out
+
+    Conventions. A token is a row: x is (N, in), N = all tokens of a micro-batch. A weight W is (out, in) as in
+    Hugging Face, so y = x Wᵀ. Outputs come first in every signature. The forward pass writes (=), the backward
+    pass accumulates (+=). The gradient of `name` is `dname`. Shapes stand in comments as (rows, cols).      */
+
+#ifndef MODEL_H
+#define MODEL_H
+#include <stddef.h>
+
+/* ---- 1  types -------------------------------------------------------------------------------------------- */
+
+/* `real` is what activations are stored in, `wide` what trains: adapters, gradients, AdamW's moments.
+   Both are float; finite differences need double (-DDOUBLE).                                                */
+#ifdef DOUBLE
+typedef double real, wide;
+#else
+typedef float real, wide;
+#endif
+
+enum dtype { F32, F64, BF16, F16, DTYPES };
+#define TYPE_OF(type) (sizeof(type) == 8 ? F64 : F32)
+
+/* Memory of the device (the CPU's own, or a GPU's) has its own pointer type. Under clang, `make seam` compiles
+   model, adapters and loop with it marked noderef: whoever reads it outside an op is told by the compiler.   */
+#if defined __clang__ && defined SEAM
+#define noderef __attribute__((noderef))
+#else
+#define noderef
+#endif
+typedef void noderef *dev;
+typedef int noderef *dev_ints;
+
+/* A matrix, or `batch` matrices of one shape, somewhere in device memory. It is a view: copying it copies no data.
+   p == NULL means "not wanted": an op asked to write it does nothing. That is how a frozen weight has no gradient. */
+typedef struct {
+    dev p;
+    enum dtype type;
+    int rows, cols;
+    size_t ld;                  // elements from one row to the next
+    int batch;                  // how many matrices …
+    size_t stride;              // … and the elements from one to the next
+} mat;
+
+/* One sequence: query rows q … q+nq-1 look at key rows k … k+nk-1, causally; the last query sees every key.
+   Training: nq = nk = the row's length. Decoding: nq = 1 and nk = what the cache holds.                     */
+typedef struct { int q, nq, k, nk; } span;
+
+enum mode { SET, ADD };         // out = …  or  out += …
+
+/* ---- 2  the op contract ------------------------------------------------------------------------------------
+   train.c defines these for the CPU and train.cu for a GPU; which one runs is decided by the linker. Shapes come
+   with the matrices and are checked by the ops. Every op is deterministic: same input, same bits, any threads. */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+// memory
+dev      dev_alloc(size_t bytes);                                     // zeroed, 64-byte aligned; NULL if there is none
+void     dev_free(dev p);
+mat      dev_weight(mat host);                                        // a mapped weight, made usable by the ops; stays in its dtype
+void     put(mat dst, const void *src, enum dtype type);              // dst = contiguous host data, converted
+void     get(wide *dst, mat src);                                     // contiguous host data = src, converted
+void     put_ints(dev_ints dst, const int *src, size_t n);
+void     zero(mat x);                                                 // x = 0
+void     copy(mat y, mat x);                                          // y = x, converted
+void     add(mat y, mat x, double scale);                             // y += scale x
+
+// products; each takes a batch where its arguments have one; a batch of 1 is repeated
+void     matmul_nt(mat y, mat x, mat w, double scale, enum mode m);   // y (N,out) = scale x (N,in)  w (out,in)ᵀ
+void     matmul_nn(mat y, mat x, mat w, double scale, enum mode m);   // y (N,in)  = scale x (N,out) w (out,in)
+void     matmul_tn(mat y, mat x, mat w, double scale, enum mode m);   // y (out,in) = scale x (N,out)ᵀ w (N,in)
+
+// Llama2
+void     embedding_forward(mat out, mat table, dev_ints ids);         // out[n] = table[ids[n]]
+void     embedding_backward(mat dtable, mat dout, dev_ints ids);      // dtable[ids[n]] += dout[n]
+void     rmsnorm_forward(mat out, mat x, mat w, double eps);          // out = w x / rms(x), row by row
+void     rmsnorm_backward(mat dx, mat dw, mat dout, mat x, mat w, double eps);
+void     rope(mat x, dev_ints pos, mat table, int sign);              // rotate each head's halves by ±pos·θ; -1 is the backward
+void     attention_forward(mat out, mat lse, mat q, mat k, mat v, int head_dim, const span *s, int spans);
+void     attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse,
+                            int head_dim, const span *s, int spans);
+void     swiglu_forward(mat out, mat gate, mat up);                   // out = silu(gate) up
+void     swiglu_backward(mat dgate, mat dup, mat dout, mat gate, mat up);
+void     cross_entropy(mat losses, mat logits, dev_ints labels, double scale);  // losses = …; scale ≠ 0: logits = scale dlogits
+
+// adapters
+void     shard_sum(mat s, mat x);                                     // s[n,c] = Σ_j x[n, j·r + c], r = s.cols; a short last shard counts as zero-padded
+void     shard_tile(mat x, mat s);                                    // x[n, j·r + c] += s[n,c]: the transpose of shard_sum, hence its backward
+void     tiled_identity(mat e);                                       // e[i,j] = 1 where i - j is a multiple of the shorter side, else 0
+
+// training
+double   sum_of_squares(mat x);
+void     adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad_scale, int t);  // t = 1, 2, …
+#ifdef __cplusplus
+}
+#else
+
+/* ---- 3  errors, memory ------------------------------------------------------------------------------------- */
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <cjson/cJSON.h>
+#include <stb/stb_ds.h>
+
+// One clear line, then a non-zero exit. What was half-written is removed by the exit handler (section 8).
+__attribute__((noreturn, format(printf, 1, 2)))
+static void die(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    fflush(stdout);
+    fputs("error: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    exit(1);
+}
+
+// Zeroed memory, checked. n·size may not overflow.
+static void *alloc(size_t n, size_t size)
+{
+    void *p = calloc(n ? n : 1, size);
+    if (!p) die("out of memory: %zu times %zu bytes", n, size);
+    return p;
+}
+
+static char *read_file(const char *path, size_t *bytes)
+{
+    FILE *f = fopen(path, "rb");
+    struct stat st;
+    if (!f || fstat(fileno(f), &st)) die("%s: %s", path, strerror(errno));
+    if (!S_ISREG(st.st_mode)) die("%s: not a regular file", path);
+    char *text = alloc((size_t)st.st_size + 1, 1);
+    *bytes = fread(text, 1, (size_t)st.st_size, f);
+    if (ferror(f)) die("%s: %s", path, strerror(errno));
+    fclose(f);
+    return text;
+}
+
+// dir/name in a fresh string.
+static char *join(const char *dir, const char *name)
+{
+    size_t n = strlen(dir) + strlen(name) + 2;
+    char *path = alloc(n, 1);
+    snprintf(path, n, "%s/%s", dir, name);
+    return path;
+}
+
+// Numbers of two bytes. bf16 is the upper half of a float, rounded to nearest even; f16 goes by the compiler's _Float16.
+static inline float from_bf16(uint16_t h)
+{
+    uint32_t bits = (uint32_t)h << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static inline uint16_t to_bf16(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if (x != x) return (uint16_t)(bits >> 16 | 64);            // NaN stays NaN
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static inline float from_f16(uint16_t h) { _Float16 x; memcpy(&x, &h, 2); return (float)x; }
+static inline uint16_t to_f16(float x) { _Float16 h = (_Float16)x; uint16_t bits; memcpy(&bits, &h, 2); return bits; }
+
+// Random numbers: splitmix64 (Steele, Lea, Flood 2014). Each tensor has its own stream, keyed by seed and name, so its
+// start does not depend on what else is trained.
+typedef struct { uint64_t state; } rng;
+
+static uint64_t rng_next(rng *r)
+{
+    uint64_t z = r->state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static double rng_uniform(rng *r) { return (double)(rng_next(r) >> 11) * 0x1p-53; }        // [0, 1)
+static double rng_normal(rng *r)                                                         // Box and Muller 1958
+{
+    double u = 1 - rng_uniform(r), v = rng_uniform(r);
+    return sqrt(-2 * log(u)) * cos(2 * 3.14159265358979323846 * v);
+}
+
+static rng rng_named(uint64_t seed, const char *name)
+{
+    rng r = {seed};
+    for (; *name; name++) r.state = rng_next(&r) ^ (unsigned char)*name;
+    return r;
+}
+
+static const struct { const char *name; size_t size; } dtypes[DTYPES] = {{"F32", 4}, {"F64", 8}, {"BF16", 2}, {"F16", 2}};
+
+// n numbers to a dtype. out may be x itself: no dtype is wider than `wide` in a build that writes it.
+static void narrow(void *out, enum dtype type, const wide *x, size_t n)
+{
+    size_t size = dtypes[type].size;
+    for (size_t i = 0; i < n; i++) {
+        float f = (float)x[i];
+        double d = (double)x[i];
+        uint16_t h = type == BF16 ? to_bf16(f) : type == F16 ? to_f16(f) : 0;
+        memcpy((char *)out + i * size, type == F32 ? (void *)&f : type == F64 ? (void *)&d : &h, size);
+    }
+}
+
+// Views of a matrix.
+static inline mat rows_of(mat m, int first, int n)             // rows first … first+n-1
+{
+    if (m.p) m.p = (char noderef *)m.p + (size_t)first * m.ld * dtypes[m.type].size;
+    m.rows = n;
+    return m;
+}
+
+static inline mat column_blocks(mat m, int r)                  // (N, in) as in/r matrices (N, r) side by side
+{
+    m.batch = m.cols / r, m.cols = r, m.stride = (size_t)r;
+    return m;
+}
+
+static inline mat shaped(mat m, int batch, int rows, int cols) // the same memory, front to back, in another shape
+{
+    m.batch = batch, m.rows = rows, m.cols = cols, m.ld = (size_t)cols, m.stride = (size_t)rows * (size_t)cols;
+    return m;
+}
+
+/* ---- 4  config.json ---------------------------------------------------------------------------------------- */
+
+typedef struct {
+    int dim, hidden, layers, heads, kv_heads, head_dim, vocab, max_pos, bos, eos, tied;
+    double eps, theta;
+    char *text;                 // the file itself: a merged model is written with the same config
+} config;
+
+static cJSON *parse_json(const char *path, const char *text, size_t bytes)
+{
+    cJSON *json = cJSON_ParseWithLength(text, bytes);
+    if (!json) die("%s: not valid JSON", path);
+    if (!cJSON_IsObject(json)) die("%s: expected a JSON object { … }", path);
+    return json;
+}
+
+// An integer field in [1, 2^24]; `missing` < 0 makes it required.
+static int config_int(const cJSON *json, const char *path, const char *name, int missing)
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
+    if ((!item || cJSON_IsNull(item)) && missing >= 0) return missing;
+    if (!item) die("%s: field \"%s\" is missing", path, name);
+    double x = cJSON_IsNumber(item) ? item->valuedouble : 0;
+    if (!(x >= 1 && x <= 1 << 24) || x != floor(x)) die("%s: \"%s\" must be a whole number from 1 to %d", path, name, 1 << 24);
+    return (int)x;
+}
+
+static double config_number(const cJSON *json, const char *path, const char *name, double missing)
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
+    if (!item || cJSON_IsNull(item)) return missing;
+    if (!cJSON_IsNumber(item) || !(item->valuedouble > 0) || !isfinite(item->valuedouble))
+        die("%s: \"%s\" must be a positive number", path, name);
+    return item->valuedouble;
+}
+
+// bos and eos may be a number, a list (the first counts) or null.
+static int config_token(const cJSON *json, const char *name, int missing)
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
+    if (cJSON_IsArray(item)) item = cJSON_GetArrayItem(item, 0);
+    return cJSON_IsNumber(item) ? item->valueint : missing;
+}
+
+// What would change the arithmetic and is not built here is refused, never ignored.
+static void config_refuse(const cJSON *json, const char *path)
+{
+    const cJSON *type = cJSON_GetObjectItemCaseSensitive(json, "model_type");
+    if (!cJSON_IsString(type) || strcmp(type->valuestring, "llama"))
+        die("%s: \"model_type\" is %s, only \"llama\" is built", path, cJSON_IsString(type) ? type->valuestring : "missing");
+    const cJSON *act = cJSON_GetObjectItemCaseSensitive(json, "hidden_act");
+    if (cJSON_IsString(act) && strcmp(act->valuestring, "silu"))
+        die("%s: \"hidden_act\" is \"%s\", only \"silu\" is built", path, act->valuestring);
+    for (const char **name = (const char *[]){"attention_bias", "mlp_bias", NULL}; *name; name++)
+        if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(json, *name))) die("%s: \"%s\" is true, biases are not built", path, *name);
+    for (const char **name = (const char *[]){"rope_scaling", "rope_parameters", NULL}; *name; name++) {
+        const cJSON *rope = cJSON_GetObjectItemCaseSensitive(json, *name);
+        const cJSON *kind = cJSON_GetObjectItemCaseSensitive(rope, "rope_type");
+        if (!kind) kind = cJSON_GetObjectItemCaseSensitive(rope, "type");
+        if (cJSON_IsString(kind) && strcmp(kind->valuestring, "default"))
+            die("%s: \"%s\" of type \"%s\" is not built, only the default RoPE", path, *name, kind->valuestring);
+        if (cJSON_IsObject(rope) && !kind && cJSON_HasObjectItem(rope, "factor"))
+            die("%s: \"%s\" without a type is not understood, only the default RoPE is built", path, *name);
+    }
+}
+
+// Reads transformers' config.json, version 4 or 5 (which moved rope_theta into rope_parameters).
+static config config_read(const char *path)
+{
+    size_t bytes;
+    config c = {.text = read_file(path, &bytes)};
+    cJSON *json = parse_json(path, c.text, bytes);
+    config_refuse(json, path);
+    c.dim = config_int(json, path, "hidden_size", -1);
+    c.hidden = config_int(json, path, "intermediate_size", -1);
+    c.layers = config_int(json, path, "num_hidden_layers", -1);
+    c.heads = config_int(json, path, "num_attention_heads", -1);
+    c.kv_heads = config_int(json, path, "num_key_value_heads", c.heads);
+    c.head_dim = config_int(json, path, "head_dim", c.dim / c.heads);
+    c.vocab = config_int(json, path, "vocab_size", -1);
+    c.max_pos = config_int(json, path, "max_position_embeddings", 2048);
+    c.eps = config_number(json, path, "rms_norm_eps", 1e-6);
+    c.theta = config_number(json, path, "rope_theta", 10000);
+    c.theta = config_number(cJSON_GetObjectItemCaseSensitive(json, "rope_parameters"), path, "rope_theta", c.theta);
+    c.tied = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(json, "tie_word_embeddings"));
+    c.bos = config_token(json, "bos_token_id", 1);
+    c.eos = config_token(json, "eos_token_id", 2);
+    if (c.heads % c.kv_heads) die("%s: %d heads cannot share %d key-value heads evenly", path, c.heads, c.kv_heads);
+    if (c.head_dim % 2) die("%s: head_dim %d is odd, RoPE rotates halves", path, c.head_dim);
+    if ((long)c.heads * c.head_dim > 1 << 24) die("%s: %d heads of %d are too wide", path, c.heads, c.head_dim);
+    cJSON_Delete(json);
+    return c;
+}
+
+/* ---- 5  safetensors in -------------------------------------------------------------------------------------
+   8 bytes little-endian header length, a JSON header {"name": {"dtype", "shape", "data_offsets"}}, the data.
+   https://huggingface.co/docs/safetensors. The file is mapped, never read: a weight costs memory once.      */
+
+typedef struct { int n[3]; } shape;                            // {n}, {rows, cols} or {batch, rows, cols}
+#define SHAPE(...) ((shape){{__VA_ARGS__}})
+
+typedef struct { shape shape; mat at; const char *file; } stored;
+typedef struct { void *p; size_t bytes; } mapping;
+typedef struct {
+    struct { char *key; stored value; } *tensors;              // by name
+    mapping *maps;
+} checkpoint;
+
+static const char *shape_text(shape s, char text[64])
+{
+    int n = snprintf(text, 64, "[%d", s.n[0]);
+    for (int i = 1; i < 3 && s.n[i]; i++) n += snprintf(text + n, 64 - (size_t)n, ", %d", s.n[i]);
+    snprintf(text + n, 64 - (size_t)n, "]");
+    return text;
+}
+
+static mat mat_of(dev p, enum dtype type, shape s)
+{
+    int d = s.n[2] ? 3 : s.n[1] ? 2 : 1;
+    mat m = {p, type, d > 1 ? s.n[d - 2] : 1, s.n[d - 1], (size_t)s.n[d - 1], d > 2 ? s.n[0] : 1, 0};
+    m.stride = (size_t)m.rows * m.ld;
+    return m;
+}
+
+static size_t elements(mat m) { return (size_t)m.batch * (size_t)m.rows * (size_t)m.cols; }
+
+// One entry of the header, every number of it checked against the file before it is believed.
+static stored stored_read(const cJSON *item, const char *path, char *data, size_t bytes)
+{
+    const cJSON *dtype = cJSON_GetObjectItemCaseSensitive(item, "dtype"), *dims = cJSON_GetObjectItemCaseSensitive(item, "shape");
+    const cJSON *offsets = cJSON_GetObjectItemCaseSensitive(item, "data_offsets");
+    stored s = {.file = path};
+    int type = 0;
+    if (!cJSON_IsString(dtype)) die("%s: tensor %s has no dtype", path, item->string);
+    while (type < DTYPES && strcmp(dtype->valuestring, dtypes[type].name)) type++;
+    if (type == DTYPES) die("%s: tensor %s is %s, expected F32, F16 or BF16", path, item->string, dtype->valuestring);
+    int count = cJSON_GetArraySize(dims), at = 0;
+    if (!cJSON_IsArray(dims) || count < 1 || count > 3) die("%s: tensor %s has %d dimensions, expected 1 to 3", path, item->string, count);
+    double size = (double)dtypes[type].size;
+    const cJSON *dim;
+    cJSON_ArrayForEach(dim, dims) {
+        double n = cJSON_IsNumber(dim) ? dim->valuedouble : 0;
+        if (!(n >= 1 && n <= INT_MAX) || n != floor(n)) die("%s: tensor %s has a bad shape", path, item->string);
+        s.shape.n[at++] = (int)n;
+        size *= n;
+    }
+    const cJSON *from = cJSON_GetArrayItem(offsets, 0), *to = cJSON_GetArrayItem(offsets, 1);
+    double a = cJSON_IsNumber(from) ? from->valuedouble : -1, b = cJSON_IsNumber(to) ? to->valuedouble : -1;
+    if (!(a >= 0 && b >= a && b <= 9e15) || a != floor(a)) die("%s: tensor %s has bad data_offsets", path, item->string);
+    if (b > (double)bytes) die("%s: tensor %s ends at byte %.0f of the data, the file has %zu: truncated? fetch it again", path, item->string, b, bytes);
+    if (b - a != size) die("%s: tensor %s takes %.0f bytes by its shape, data_offsets give %.0f", path, item->string, size, b - a);
+    s.at = mat_of(data + (size_t)a, (enum dtype)type, s.shape);
+    return s;
+}
+
+// Adds one file's tensors to the checkpoint. Pages are private: PiSSA may change them, the file never changes.
+static void safetensors_open(checkpoint *c, const char *path)
+{
+    int fd = open(path, O_RDONLY);
+    struct stat st;
+    if (fd < 0 || fstat(fd, &st)) die("%s: %s", path, strerror(errno));
+    size_t bytes = (size_t)st.st_size;
+    if (!S_ISREG(st.st_mode) || bytes < 8) die("%s: %zu bytes are no safetensors file", path, bytes);
+    char *file = mmap(NULL, bytes, PROT_READ, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
+    if (file == MAP_FAILED) die("%s: cannot map %zu bytes: %s", path, bytes, strerror(errno));
+    close(fd);
+    arrput(c->maps, ((mapping){file, bytes}));
+
+    uint64_t header = 0;
+    for (int i = 7; i >= 0; i--) header = header << 8 | (unsigned char)file[i];
+    if (header > bytes - 8 || header > 100000000) die("%s: header of %llu bytes in a file of %zu: not safetensors, or truncated", path, (unsigned long long)header, bytes);
+    cJSON *json = parse_json(path, file + 8, header), *item;
+    char *name = strdup(path);
+    cJSON_ArrayForEach(item, json) {
+        if (!strcmp(item->string, "__metadata__")) continue;
+        if (shgeti(c->tensors, item->string) >= 0) die("%s: tensor %s occurs twice", path, item->string);
+        shput(c->tensors, item->string, stored_read(item, name, file + 8 + header, bytes - 8 - header));
+    }
+    cJSON_Delete(json);
+}
+
+// dir/base.safetensors, or the shards that dir/base.safetensors.index.json names.
+static checkpoint checkpoint_open(const char *dir, const char *base)
+{
+    checkpoint c = {0};
+    sh_new_arena(c.tensors);
+    char name[64];
+    snprintf(name, sizeof name, "%s.safetensors", base);
+    char *path = join(dir, name);
+    if (!access(path, F_OK)) { safetensors_open(&c, path); free(path); return c; }
+    snprintf(name, sizeof name, "%s.safetensors.index.json", base);
+    char *index = join(dir, name);
+    if (access(index, F_OK)) die("%s: no %s.safetensors and no %s here", dir, base, name);
+
+    size_t bytes;
+    char *text = read_file(index, &bytes);
+    cJSON *json = parse_json(index, text, bytes), *map = cJSON_GetObjectItemCaseSensitive(json, "weight_map"), *item;
+    if (!cJSON_IsObject(map)) die("%s: field \"weight_map\" is missing", index);
+    struct { char *key; int value; } *seen = NULL;
+    cJSON_ArrayForEach(item, map) {
+        if (!cJSON_IsString(item) || strchr(item->valuestring, '/')) die("%s: tensor %s is not mapped to a file of this folder", index, item->string);
+        if (shgeti(seen, item->valuestring) >= 0) continue;
+        shput(seen, item->valuestring, 1);
+        char *shard = join(dir, item->valuestring);
+        safetensors_open(&c, shard);
+        free(shard);
+    }
+    cJSON_ArrayForEach(item, map)
+        if (shgeti(c.tensors, item->string) < 0) die("%s: tensor %s is not in %s", index, item->string, item->valuestring);
+    shfree(seen);
+    cJSON_Delete(json);
+    free(text), free(index), free(path);
+    return c;
+}
+
+// Lets PiSSA and its relatives change the mapped weights: touched pages become private copies, the file stays as it is.
+static void checkpoint_writable(checkpoint *c)
+{
+    for (int i = 0; i < arrlen(c->maps); i++)
+        if (mprotect(c->maps[i].p, c->maps[i].bytes, PROT_READ | PROT_WRITE)) die("cannot make the weights writable: %s", strerror(errno));
+}
+
+static void checkpoint_close(checkpoint *c)
+{
+    for (int i = 0; i < arrlen(c->maps); i++) munmap(c->maps[i].p, c->maps[i].bytes);
+    arrfree(c->maps);
+    shfree(c->tensors);
+}
+
+/* ---- 6  the model and its memory --------------------------------------------------------------------------- */
+
+typedef struct model model;
+typedef struct linear linear;
+
+// A method is a row of the table methods[] in adapters.h: how one linear layer y = x Wᵀ is fine-tuned.
+typedef struct method {
+    const char *name;
+    const char *equation;                                           // for --list and the banner
+    void (*layout)(model *m, linear *l, const char *name);          // declares its tensors, refuses shapes that do not fit
+    void (*init)(model *m, linear *l, const char *name);            // their values before step 1
+    void (*forward)(model *m, linear *l, mat y, mat x, enum mode mode);  // y = or += …
+    void (*backward)(model *m, linear *l, mat dx, mat dy, mat x);   // dx += …, d(parameters) += …
+    void (*merge)(model *m, linear *l, mat W);                      // W (out, in), a copy of l->W, += the adapter
+    const char *peft_type;                                          // adapter_config.json: LORA, MISS, or our own name
+    int edits_base;                                                 // init subtracts the start from W
+} method;
+
+struct linear {
+    mat W, dW;                  // (out, in); dW only where W itself trains
+    const method *method;
+    int first, last;            // among the linears that read the same x with this method: q, k, v share what depends on x alone
+    double scale;               // s of y += s (x Aᵀ) Bᵀ
+    mat A, dA, B, dB;           // lora: (r, in), (out, r). bat: B (out/r, r, r). bat-row: B (in/r, r, r)
+    mat A0, B0;                 // pissa, olora: where they started
+    mat D, dD;                  // bone (r, out), mini (r, mini_r), frozen (out, in)
+    mat h;                      // lora: x Aᵀ (N, r), kept for the backward pass
+};
+
+typedef struct {
+    mat norm1, dnorm1, norm2, dnorm2;                               // (dim)
+    linear q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
+    mat x;                                                          // (N, dim) the residual stream on entry
+    mat q, k, v, att;                                               // (N, heads·head_dim), (N, kv_heads·head_dim) twice, as q
+    mat lse;                                                        // (N, heads) log Σ exp of each row of scores: all that attention keeps
+    mat mid;                                                        // (N, dim) the residual stream after attention
+    mat gate, up;                                                   // (N, hidden)
+    mat k_cache, v_cache;                                           // generation: (sequences·length, kv_heads·head_dim)
+} layer;
+
+// Where a tensor lies. One block of memory a kind.
+enum kind {
+    BASE,                       // frozen matrix, stays mapped in the dtype of its file
+    NORM,                       // frozen vector, copied to real
+    PARAM,                      // trains: wide, with a gradient and two AdamW moments at the same offset
+    START,                      // wide, frozen: A0, B0
+    ACT,                        // real, one row a token
+    STAT,                       // wide, one row a token
+    WORK,                       // real, anything else that is overwritten all the time
+    CACHE,                      // real, keys and values of generation
+    KINDS
+};
+
+typedef struct {
+    char name[112];             // the name in Hugging Face's or PEFT's file
+    enum kind kind;
+    shape shape;
+    mat *at, *grad;
+    mat m1, m2;                 // AdamW's moments of a PARAM
+    double rate;                // its learning rate, times the run's: LoRA+ makes B faster
+} tensor;
+
+// What the run asks of the model.
+typedef struct {
+    const method *method;
+    int rank, mini_r, targets;  // targets: a bit for each of linear_names
+    double alpha, plus_ratio;
+    uint64_t seed;
+    int tokens;                 // the most tokens in a micro-batch
+    int positions;              // the longest sequence
+    int train;                  // keep what the backward pass needs
+    int cache_rows;             // generation: sequences × length, 0 for none
+} plan;
+
+struct model {
+    config c;
+    plan p;
+    checkpoint file;
+    mat embed, dembed, norm, dnorm, head, dhead;                    // (vocab, dim), (dim), (vocab, dim): embed itself if tied
+    layer *layers;
+    mat last;                                                       // (N, dim) the residual stream at the end
+    mat rope;                                                       // (positions, head_dim) [cos | sin]
+    mat xn, hid;                                                    // (N, dim), (N, hidden): recomputed in the backward pass, not kept
+    mat dx, dxn, dq, dk, dv, datt, dgate, dup, dhid;                // gradients of one layer at a time
+    mat hs, hn, dhs, dhn, logits, losses;                           // the head, …
+    int chunk;                                                      // … this many rows at a time
+    mat s, ds, u, du, w;                                            // work space of the methods, shared by all layers
+    dev_ints ids, pos, target_row, label;                           // the micro-batch
+    tensor *tensors;                                                // every tensor above, by name
+    size_t used[KINDS];                                             // elements a block
+    dev block[KINDS], grad, moment1, moment2;
+    size_t trainable;
+    char refused[240];                                              // why the method does not fit this model, or empty
+    int walk;                                                       // 0 measure, 1 point
+};
+
+static const char *const linear_names[7] = {"q", "k", "v", "o", "gate", "up", "down"};
+
+static linear *linear_of(layer *l, int i)
+{
+    return (linear *[]){&l->q_proj, &l->k_proj, &l->v_proj, &l->o_proj, &l->gate_proj, &l->up_proj, &l->down_proj}[i];
+}
+
+static enum dtype type_of_kind(enum kind k) { return k == PARAM || k == START || k == STAT ? TYPE_OF(wide) : TYPE_OF(real); }
+
+// Declares a tensor. The first walk measures, the second points *at (and *grad) into the kind's block.
+__attribute__((format(printf, 6, 7)))
+static tensor *declare(model *m, enum kind kind, mat *at, mat *grad, shape s, const char *format, ...)
+{
+    tensor t = {.kind = kind, .shape = s, .at = at, .grad = grad, .rate = 1};
+    va_list args;
+    va_start(args, format);
+    vsnprintf(t.name, sizeof t.name, format, args);
+    va_end(args);
+    size_t offset = m->used[kind], size = dtypes[type_of_kind(kind)].size;
+    *at = mat_of(NULL, type_of_kind(kind), s);
+    if (grad) *grad = *at, grad->p = NULL;
+    if (kind != BASE) m->used[kind] += (elements(*at) + 15) / 16 * 16;             // rows of 64 bytes
+    if (kind == PARAM) m->trainable += elements(*at);
+    if (m->walk && kind != BASE) at->p = (char noderef *)m->block[kind] + offset * size;
+    if (m->walk && kind == PARAM && m->p.train) {
+        t.m1 = t.m2 = *grad = *at;
+        grad->p = (char noderef *)m->grad + offset * size;
+        t.m1.p = (char noderef *)m->moment1 + offset * size;
+        t.m2.p = (char noderef *)m->moment2 + offset * size;
+    }
+    arrput(m->tensors, t);
+    return &arrlast(m->tensors);
+}
+
+// Work space shared by all layers: the largest request counts. Reserved while measuring, declared by layout() at the end.
+static void reserve(mat *work, int rows, int cols)
+{
+    if ((size_t)rows * (size_t)cols > elements(*work)) *work = mat_of(NULL, TYPE_OF(real), SHAPE(rows, cols));
+}
+
+// Why a method cannot work on this model. Training stops with it, --list prints it.
+__attribute__((format(printf, 2, 3)))
+static void refuse(model *m, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    if (!*m->refused) vsnprintf(m->refused, sizeof m->refused, format, args);
+    va_end(args);
+}
+
+static const method methods[];          // adapters.h; its first row is `full`: W alone
+
+static int full_training(const model *m) { return m->p.train && m->p.method == &methods[0]; }
+
+static void linear_layout(model *m, linear *l, int which, int depth, const char *name, int out, int in)
+{
+    int targeted = m->p.targets >> which & 1;
+    declare(m, full_training(m) ? PARAM : BASE, &l->W, &l->dW, SHAPE(out, in), "model.layers.%d.%s.weight", depth, name);
+    l->method = targeted ? m->p.method : &methods[0];
+    char adapter[96];
+    snprintf(adapter, sizeof adapter, "base_model.model.model.layers.%d.%s", depth, name);
+    if (l->method->layout) l->method->layout(m, l, adapter);
+}
+
+// q, k, v share their input, and so do gate, up: marks the first and the last of those that have the adapter.
+static void mark_shared(linear **group, int n)
+{
+    linear *first = NULL, *last = NULL;
+    for (int i = 0; i < n; i++)
+        if (group[i]->method->layout) first = first ? first : group[i], last = group[i];
+    for (int i = 0; i < n; i++) group[i]->first = group[i] == first, group[i]->last = group[i] == last;
+}
+
+static void layer_weights(model *m, layer *L, int i)
+{
+    const config *c = &m->c;
+    enum kind vector = full_training(m) ? PARAM : NORM;
+    int q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
+    declare(m, vector, &L->norm1, &L->dnorm1, SHAPE(c->dim), "model.layers.%d.input_layernorm.weight", i);
+    linear_layout(m, &L->q_proj, 0, i, "self_attn.q_proj", q, c->dim);
+    linear_layout(m, &L->k_proj, 1, i, "self_attn.k_proj", kv, c->dim);
+    linear_layout(m, &L->v_proj, 2, i, "self_attn.v_proj", kv, c->dim);
+    linear_layout(m, &L->o_proj, 3, i, "self_attn.o_proj", c->dim, q);
+    declare(m, vector, &L->norm2, &L->dnorm2, SHAPE(c->dim), "model.layers.%d.post_attention_layernorm.weight", i);
+    linear_layout(m, &L->gate_proj, 4, i, "mlp.gate_proj", c->hidden, c->dim);
+    linear_layout(m, &L->up_proj, 5, i, "mlp.up_proj", c->hidden, c->dim);
+    linear_layout(m, &L->down_proj, 6, i, "mlp.down_proj", c->dim, c->hidden);
+    mark_shared((linear *[]){&L->q_proj, &L->k_proj, &L->v_proj}, 3);
+    mark_shared((linear *[]){&L->gate_proj, &L->up_proj}, 2);
+    mark_shared((linear *[]){&L->o_proj}, 1);
+    mark_shared((linear *[]){&L->down_proj}, 1);
+}
+
+// What the forward pass leaves for the backward pass. Without training every layer reuses the same memory.
+static void layer_activations(model *m, layer *L, int i)
+{
+    const config *c = &m->c;
+    int N = m->p.tokens, q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, cache = m->p.cache_rows;
+    declare(m, ACT, &L->x, NULL, SHAPE(N, c->dim), "layers.%d.x", i);
+    declare(m, ACT, &L->q, NULL, SHAPE(N, q), "layers.%d.q", i);
+    declare(m, ACT, &L->k, NULL, SHAPE(N, kv), "layers.%d.k", i);
+    declare(m, ACT, &L->v, NULL, SHAPE(N, kv), "layers.%d.v", i);
+    declare(m, ACT, &L->att, NULL, SHAPE(N, q), "layers.%d.att", i);
+    declare(m, STAT, &L->lse, NULL, SHAPE(N, c->heads), "layers.%d.lse", i);
+    declare(m, ACT, &L->mid, NULL, SHAPE(N, c->dim), "layers.%d.mid", i);
+    declare(m, ACT, &L->gate, NULL, SHAPE(N, c->hidden), "layers.%d.gate", i);
+    declare(m, ACT, &L->up, NULL, SHAPE(N, c->hidden), "layers.%d.up", i);
+    if (!cache) return;
+    declare(m, CACHE, &L->k_cache, NULL, SHAPE(cache, kv), "layers.%d.k_cache", i);
+    declare(m, CACHE, &L->v_cache, NULL, SHAPE(cache, kv), "layers.%d.v_cache", i);
+}
+
+enum { LOGITS = 1 << 23 };              // elements of logits that stand in memory at once: 32 MB of floats
+
+static void work_layout(model *m)
+{
+    const config *c = &m->c;
+    int N = m->p.tokens, q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, chunk = LOGITS / c->vocab;
+    chunk = chunk < 16 ? 16 : chunk;
+    m->chunk = chunk = chunk < N ? chunk : N;
+    declare(m, ACT, &m->last, NULL, SHAPE(N, c->dim), "last");
+    declare(m, ACT, &m->xn, NULL, SHAPE(N, c->dim), "xn");
+    declare(m, ACT, &m->hid, NULL, SHAPE(N, c->hidden), "hid");
+    declare(m, WORK, &m->rope, NULL, SHAPE(m->p.positions, c->head_dim), "rope");
+    declare(m, WORK, &m->hs, NULL, SHAPE(chunk, c->dim), "head.x");
+    declare(m, WORK, &m->hn, NULL, SHAPE(chunk, c->dim), "head.xn");
+    declare(m, WORK, &m->logits, NULL, SHAPE(chunk, c->vocab), "logits");
+    declare(m, STAT, &m->losses, NULL, SHAPE(N, 1), "losses");
+    for (mat **w = (mat *[]){&m->s, &m->ds, &m->u, &m->du, &m->w, NULL}; *w; w++)
+        if (elements(**w)) declare(m, WORK, *w, NULL, SHAPE((*w)->rows, (*w)->cols), "work");
+    if (!m->p.train) return;
+    declare(m, WORK, &m->dhs, NULL, SHAPE(chunk, c->dim), "head.dx");
+    declare(m, WORK, &m->dhn, NULL, SHAPE(chunk, c->dim), "head.dxn");
+    declare(m, ACT, &m->dx, NULL, SHAPE(N, c->dim), "dx");
+    declare(m, ACT, &m->dxn, NULL, SHAPE(N, c->dim), "dxn");
+    declare(m, ACT, &m->dq, NULL, SHAPE(N, q), "dq");
+    declare(m, ACT, &m->dk, NULL, SHAPE(N, kv), "dk");
+    declare(m, ACT, &m->dv, NULL, SHAPE(N, kv), "dv");
+    declare(m, ACT, &m->datt, NULL, SHAPE(N, q), "datt");
+    declare(m, ACT, &m->dgate, NULL, SHAPE(N, c->hidden), "dgate");
+    declare(m, ACT, &m->dup, NULL, SHAPE(N, c->hidden), "dup");
+    declare(m, ACT, &m->dhid, NULL, SHAPE(N, c->hidden), "dhid");
+}
+
+// Every tensor of the model, one line each.
+static void layout(model *m)
+{
+    const config *c = &m->c;
+    enum kind matrix = full_training(m) ? PARAM : BASE, vector = full_training(m) ? PARAM : NORM;
+    memset(m->used, 0, sizeof m->used);
+    arrsetlen(m->tensors, 0);
+    m->trainable = 0;
+    m->s = m->ds = m->u = m->du = m->w = (mat){0};
+    declare(m, matrix, &m->embed, &m->dembed, SHAPE(c->vocab, c->dim), "model.embed_tokens.weight");
+    for (int i = 0; i < c->layers; i++) {
+        size_t act = m->used[ACT], stat = m->used[STAT];
+        layer_weights(m, &m->layers[i], i);
+        layer_activations(m, &m->layers[i], i);
+        if (!m->p.train && i + 1 < c->layers) m->used[ACT] = act, m->used[STAT] = stat;
+    }
+    declare(m, vector, &m->norm, &m->dnorm, SHAPE(c->dim), "model.norm.weight");
+    if (c->tied) m->head = m->embed, m->dhead = m->dembed;
+    else declare(m, matrix, &m->head, &m->dhead, SHAPE(c->vocab, c->dim), "lm_head.weight");
+    work_layout(m);
+}
+
+// The first walk alone: what a method would train and need on this config. Allocates nothing.
+static void model_measure(model *m, config c, plan p)
+{
+    m->c = c, m->p = p;
+    m->layers = alloc((size_t)c.layers, sizeof *m->layers);
+    layout(m);
+}
+
+static dev device_block(size_t bytes, const char *what)
+{
+    dev p = dev_alloc(bytes);
+    if (!p) die("out of memory: %.1f GB for %s; a smaller --batch, --seq or --rank needs less", (double)bytes / 1e9, what);
+    return p;
+}
+
+// cos and sin of position × frequency, Hugging Face's order: frequency i rotates elements i and i + head_dim/2.
+static void rope_table(model *m)
+{
+    int half = m->c.head_dim / 2;
+    wide *table = alloc((size_t)m->p.positions * (size_t)half * 2, sizeof *table);
+    for (int t = 0; t < m->p.positions; t++)
+        for (int i = 0; i < half; i++) {
+            double angle = t * pow(m->c.theta, -(double)i / half);
+            table[t * 2 * half + i] = (wide)cos(angle);
+            table[t * 2 * half + half + i] = (wide)sin(angle);
+        }
+    put(m->rope, table, TYPE_OF(wide));
+    free(table);
+}
+
+static void model_allocate(model *m)
+{
+    static const char *const what[KINDS] = {"", "norms", "trained weights", "their start", "activations", "statistics", "work space", "the key-value cache"};
+    if (*m->refused) die("%s", m->refused);
+    for (int k = NORM; k < KINDS; k++)
+        if (m->used[k]) m->block[k] = device_block(m->used[k] * dtypes[type_of_kind((enum kind)k)].size, what[k]);
+    if (m->p.train) {
+        size_t bytes = m->used[PARAM] * sizeof(wide);
+        m->grad = device_block(bytes, "gradients");
+        m->moment1 = device_block(bytes, "AdamW's first moments");
+        m->moment2 = device_block(bytes, "AdamW's second moments");
+    }
+    size_t tokens = (size_t)m->p.tokens * sizeof(int);
+    m->ids = device_block(tokens, "ids"), m->pos = device_block(tokens, "ids");
+    m->label = device_block(tokens, "ids"), m->target_row = device_block(tokens, "ids");
+    m->walk = 1;
+    layout(m);
+    rope_table(m);
+}
+
+// Points base weights into the mapped file and copies the rest from it. Everything is checked: names, shapes, leftovers.
+static void model_load(model *m, const char *dir)
+{
+    size_t found = 0;
+    char a[64], b[64];
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        tensor *t = &m->tensors[i];
+        if (strncmp(t->name, "model.", 6) && strcmp(t->name, "lm_head.weight")) continue;
+        ptrdiff_t at = shgeti(m->file.tensors, t->name);
+        if (at < 0) die("%s: tensor %s %s is missing", dir, t->name, shape_text(t->shape, a));
+        stored s = m->file.tensors[at].value;
+        if (memcmp(&s.shape, &t->shape, sizeof(shape)))
+            die("%s: tensor %s has shape %s, config.json asks for %s", s.file, t->name, shape_text(s.shape, a), shape_text(t->shape, b));
+        if (t->kind == BASE) *t->at = dev_weight(s.at);
+        else put(*t->at, s.at.p, s.at.type);
+        found++;
+    }
+    if (m->c.tied) m->head = m->embed;
+    for (int i = 0; i < shlen(m->file.tensors) && found < shlenu(m->file.tensors); i++) {
+        const char *name = m->file.tensors[i].key;
+        int known = strstr(name, "rotary_emb.inv_freq") || (m->c.tied && !strcmp(name, "lm_head.weight"));
+        for (int j = 0; j < arrlen(m->tensors) && !known; j++) known = !strcmp(name, m->tensors[j].name);
+        if (!known) die("%s: tensor %s does not belong to a Llama of this config.json", m->file.tensors[i].value.file, name);
+    }
+}
+
+static void model_free(model *m)
+{
+    for (int k = 0; k < KINDS; k++) dev_free(m->block[k]);
+    dev_free(m->grad), dev_free(m->moment1), dev_free(m->moment2);
+    dev_free((dev)m->ids), dev_free((dev)m->pos), dev_free((dev)m->label), dev_free((dev)m->target_row);
+    checkpoint_close(&m->file);
+    arrfree(m->tensors);
+    free(m->layers);
+    free(m->c.text);
+}
+
+// ---- 7  forward and backward -------------------------------------------------------------------------------
+
+// A micro-batch. Rows are laid end to end without padding; `spans` says where each begins. Padding would add rows
+// that no loss reads, so leaving it out gives the same numbers for less work.
+typedef struct {
+    int tokens, targets, rows;
+    int *ids, *pos;             // (tokens): what is read, and its place in its sequence
+    int *target_row, *label;    // (targets): the row that predicts, and the token it should predict
+    span *spans;                // (rows)
+} batch;
+
+// Copies the micro-batch to the device and gives every activation its N rows.
+static void batch_enter(model *m, const batch *b)
+{
+    if (b->tokens > m->p.tokens) die("a micro-batch of %d tokens exceeds the plan of %d", b->tokens, m->p.tokens);
+    for (int i = 0; i < arrlen(m->tensors); i++)
+        if (m->tensors[i].kind == ACT || m->tensors[i].kind == STAT) m->tensors[i].at->rows = b->tokens;
+    put_ints(m->ids, b->ids, (size_t)b->tokens);
+    put_ints(m->pos, b->pos, (size_t)b->tokens);
+    put_ints(m->target_row, b->target_row, (size_t)b->targets);
+    put_ints(m->label, b->label, (size_t)b->targets);
+}
+
+static void linear_forward(model *m, linear *l, mat y, mat x, enum mode mode) { l->method->forward(m, l, y, x, mode); }
+static void linear_backward(model *m, linear *l, mat dx, mat dy, mat x) { l->method->backward(m, l, dx, dy, x); }
+
+// Generation: this step's keys and values join the cache, behind those of earlier steps.
+static void cache_append(layer *L, const batch *b)
+{
+    for (int i = 0; i < b->rows; i++) {
+        span s = b->spans[i];
+        int at = s.k + s.nk - s.nq;
+        copy(rows_of(L->k_cache, at, s.nq), rows_of(L->k, s.q, s.nq));
+        copy(rows_of(L->v_cache, at, s.nq), rows_of(L->v, s.q, s.nq));
+    }
+}
+
+//  x → mid = x + Wo attention(rope(Wq n), rope(Wk n), Wv n),  n = rmsnorm(x)
+//  mid → next = mid + Wdown (silu(Wgate n) ⊙ Wup n),          n = rmsnorm(mid)
+static void layer_forward(model *m, layer *L, mat next, const batch *b)
+{
+    const config *c = &m->c;
+    rmsnorm_forward(m->xn, L->x, L->norm1, c->eps);
+    linear_forward(m, &L->q_proj, L->q, m->xn, SET);                    // (N, heads·head_dim)
+    linear_forward(m, &L->k_proj, L->k, m->xn, SET);                    // (N, kv_heads·head_dim)
+    linear_forward(m, &L->v_proj, L->v, m->xn, SET);
+    rope(L->q, m->pos, m->rope, +1);
+    rope(L->k, m->pos, m->rope, +1);
+    mat k = L->k, v = L->v;
+    if (m->p.cache_rows) cache_append(L, b), k = L->k_cache, v = L->v_cache;
+    attention_forward(L->att, L->lse, L->q, k, v, c->head_dim, b->spans, b->rows);
+    copy(L->mid, L->x);
+    linear_forward(m, &L->o_proj, L->mid, L->att, ADD);                 // mid = x + o(att)
+
+    rmsnorm_forward(m->xn, L->mid, L->norm2, c->eps);
+    linear_forward(m, &L->gate_proj, L->gate, m->xn, SET);              // (N, hidden)
+    linear_forward(m, &L->up_proj, L->up, m->xn, SET);
+    swiglu_forward(m->hid, L->gate, L->up);
+    copy(next, L->mid);
+    linear_forward(m, &L->down_proj, next, m->hid, ADD);                // next = mid + down(hid)
+}
+
+// The same lines from the last to the first. On entry m->dx is d(next), on return dx. xn and hid are recomputed.
+static void layer_backward(model *m, layer *L, const batch *b, int dx_wanted)
+{
+    const config *c = &m->c;
+    swiglu_forward(m->hid, L->gate, L->up);
+    zero(m->dhid), zero(m->dgate), zero(m->dup), zero(m->dxn);
+    linear_backward(m, &L->down_proj, m->dhid, m->dx, m->hid);          // next = mid + down(hid)
+    swiglu_backward(m->dgate, m->dup, m->dhid, L->gate, L->up);         // hid = silu(gate) up
+    rmsnorm_forward(m->xn, L->mid, L->norm2, c->eps);
+    linear_backward(m, &L->gate_proj, m->dxn, m->dgate, m->xn);
+    linear_backward(m, &L->up_proj, m->dxn, m->dup, m->xn);
+    rmsnorm_backward(m->dx, L->dnorm2, m->dxn, L->mid, L->norm2, c->eps);  // dx becomes d(mid): the residual adds up
+
+    zero(m->datt), zero(m->dq), zero(m->dk), zero(m->dv), zero(m->dxn);
+    linear_backward(m, &L->o_proj, m->datt, m->dx, L->att);             // mid = x + o(att)
+    attention_backward(m->dq, m->dk, m->dv, m->datt, L->q, L->k, L->v, L->att, L->lse, c->head_dim, b->spans, b->rows);
+    rope(m->dq, m->pos, m->rope, -1);
+    rope(m->dk, m->pos, m->rope, -1);
+    rmsnorm_forward(m->xn, L->x, L->norm1, c->eps);
+    mat dxn = m->dxn;
+    if (!dx_wanted) dxn.p = NULL;                                       // nothing below trains: W's share of dx is not computed
+    linear_backward(m, &L->q_proj, dxn, m->dq, m->xn);
+    linear_backward(m, &L->k_proj, dxn, m->dk, m->xn);
+    linear_backward(m, &L->v_proj, dxn, m->dv, m->xn);
+    rmsnorm_backward(dx_wanted ? m->dx : (mat){0}, L->dnorm1, m->dxn, L->x, L->norm1, c->eps);  // x = … + x
+}
+
+static void model_forward(model *m, const batch *b)
+{
+    batch_enter(m, b);
+    embedding_forward(m->layers[0].x, m->embed, m->ids);
+    for (int i = 0; i < m->c.layers; i++)
+        layer_forward(m, &m->layers[i], i + 1 < m->c.layers ? m->layers[i + 1].x : m->last, b);
+}
+
+// Logits of up to a chunk of rows, into m->logits: the rows gathered, normed, and multiplied with the head.
+static void head_forward(model *m, dev_ints rows, int n)
+{
+    m->hs.rows = m->hn.rows = m->dhs.rows = m->dhn.rows = m->logits.rows = n;
+    embedding_forward(m->hs, m->last, rows);                            // a gather is a look-up with the rows as ids
+    rmsnorm_forward(m->hn, m->hs, m->norm, m->c.eps);
+    matmul_nt(m->logits, m->hn, m->head, 1, SET);                       // (n, vocab)
+}
+
+// Σ of the losses of the micro-batch. scale ≠ 0: also m->dx = scale · d(Σ loss)/d(last), and the head's gradients.
+// Chunk by chunk, so that (N, vocab) never stands in memory; rows without a target are never multiplied at all.
+static double head_loss(model *m, const batch *b, double scale)
+{
+    if (scale) zero(m->dx);
+    for (int i = 0; i < b->targets; i += m->chunk) {
+        int n = b->targets - i < m->chunk ? b->targets - i : m->chunk;
+        head_forward(m, m->target_row + i, n);
+        cross_entropy(rows_of(m->losses, i, n), m->logits, m->label + i, scale);
+        if (!scale) continue;
+        zero(m->dhn), zero(m->dhs);
+        matmul_tn(m->dhead, m->logits, m->hn, 1, ADD);                  // logits = hn headᵀ
+        matmul_nn(m->dhn, m->logits, m->head, 1, ADD);
+        rmsnorm_backward(m->dhs, m->dnorm, m->dhn, m->hs, m->norm, m->c.eps);
+        embedding_backward(m->dx, m->dhs, m->target_row + i);           // a scatter is a look-up's backward
+    }
+    wide *losses = alloc((size_t)b->targets, sizeof *losses);
+    double sum = 0;
+    get(losses, rows_of(m->losses, 0, b->targets));
+    for (int i = 0; i < b->targets; i++) sum += (double)losses[i];
+    free(losses);
+    return sum;
+}
+
+// Forward, and with scale ≠ 0 backward: gradients of scale · Σ loss are added to every dparameter. Returns Σ loss.
+static double model_step(model *m, const batch *b, double scale)
+{
+    model_forward(m, b);
+    double loss = head_loss(m, b, scale);
+    if (!scale) return loss;
+    for (int i = m->c.layers - 1; i >= 0; i--)
+        layer_backward(m, &m->layers[i], b, i > 0 || m->dembed.p);
+    embedding_backward(m->dembed, m->dx, m->ids);
+    return loss;
+}
+
+// ---- 8  safetensors out ------------------------------------------------------------------------------------
+// A directory is written whole or not at all: under a temporary name beside its place, synced, then renamed.
+
+typedef struct output {
+    char name[112];
+    shape shape;
+    enum dtype type;            // in the file
+    mat at, below, beside;      // the data; `below`: further rows; `beside`: minus these, as further columns
+    linear *merge;              // or: W of this layer with its adapter merged in
+} output;
+
+static char staged[PATH_MAX];   // the directory in the making, removed if the program ends before it is published
+
+static void remove_flat_dir(const char *dir, const char *const *names)
+{
+    for (; *names; names++) {
+        char *path = join(dir, *names);
+        unlink(path);
+        free(path);
+    }
+    rmdir(dir);
+}
+
+// Every file that this program writes into a model or adapter directory.
+static const char *const our_files[] = {
+    "config.json", "generation_config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors",
+    "state.safetensors", "state.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", NULL
+};
+
+static void stage_discard(void)
+{
+    if (*staged) remove_flat_dir(staged, our_files);
+    *staged = 0;
+}
+
+static void stage_begin(const char *out)
+{
+    if (snprintf(staged, sizeof staged, "%s.tmp%d", out, (int)getpid()) >= (int)sizeof staged) die("%s: name too long", out);
+    if (mkdir(staged, 0777)) { int e = errno; *staged = 0; die("cannot write %s: %s", out, strerror(e)); }
+}
+
+static void sync_path(const char *path)
+{
+    int fd = open(path, O_RDONLY);
+    if (fd < 0 || (fsync(fd) && errno != EINVAL)) die("%s: %s", path, strerror(errno));
+    close(fd);
+}
+
+// Moves the finished directory to its place. An older one there is exchanged in one step and then removed.
+static void stage_publish(const char *out)
+{
+    sync_path(staged);
+    if (rename(staged, out)) {
+        if (errno != ENOTEMPTY && errno != EEXIST) die("cannot write %s: %s", out, strerror(errno));
+        if (renameat2(AT_FDCWD, staged, AT_FDCWD, out, RENAME_EXCHANGE)) die("cannot replace %s: %s", out, strerror(errno));
+        stage_discard();
+    }
+    *staged = 0;
+    char *parent = join(out, "..");
+    sync_path(parent);
+    free(parent);
+}
+
+// Stops before the work if its result could not be written, or would replace files that are not ours.
+static void check_out(const char *out)
+{
+    struct stat st;
+    if (!stat(out, &st)) {
+        if (!S_ISDIR(st.st_mode)) die("--out %s: exists and is not a directory", out);
+        DIR *d = opendir(out);
+        if (!d) die("--out %s: %s", out, strerror(errno));
+        for (struct dirent *e; (e = readdir(d));) {
+            int ours = e->d_name[0] == '.';
+            for (const char *const *name = our_files; *name; name++) ours |= !strcmp(*name, e->d_name);
+            if (!ours) die("--out %s: holds %s, which this program did not write; name a new directory", out, e->d_name);
+        }
+        closedir(d);
+    }
+    stage_begin(out);
+    stage_discard();
+}
+
+static void write_checked(FILE *f, const void *data, size_t bytes, const char *path)
+{
+    if (fwrite(data, 1, bytes, f) != bytes) die("cannot write %s: %s", path, strerror(errno));
+}
+
+static void close_checked(FILE *f, const char *path)
+{
+    if (fflush(f) || (fsync(fileno(f)) && errno != EINVAL)) die("cannot write %s: %s", path, strerror(errno));
+    if (fclose(f)) die("cannot write %s: %s", path, strerror(errno));
+}
+
+static void stage_file(const char *name, const void *data, size_t bytes)
+{
+    char *path = join(staged, name);
+    FILE *f = fopen(path, "wb");
+    if (!f) die("cannot write %s: %s", path, strerror(errno));
+    write_checked(f, data, bytes, path);
+    close_checked(f, path);
+    free(path);
+}
+
+static void stage_json(const char *name, cJSON *json)
+{
+    char *text = cJSON_Print(json);
+    if (!text) die("out of memory");
+    stage_file(name, text, strlen(text));
+    free(text);
+    cJSON_Delete(json);
+}
+
+static cJSON *safetensors_header(const output *o, int n)
+{
+    cJSON *header = cJSON_CreateObject();
+    cJSON_AddStringToObject(cJSON_AddObjectToObject(header, "__metadata__"), "format", "pt");   // what transformers asks for
+    double offset = 0;
+    for (int i = 0; i < n; i++) {
+        cJSON *item = cJSON_AddObjectToObject(header, o[i].name);
+        cJSON_AddStringToObject(item, "dtype", dtypes[o[i].type].name);
+        cJSON *dims = cJSON_AddArrayToObject(item, "shape"), *offsets = cJSON_AddArrayToObject(item, "data_offsets");
+        double size = (double)dtypes[o[i].type].size;
+        for (int d = 0; d < 3 && o[i].shape.n[d]; d++) {
+            cJSON_AddItemToArray(dims, cJSON_CreateNumber(o[i].shape.n[d]));
+            size *= o[i].shape.n[d];
+        }
+        cJSON_AddItemToArray(offsets, cJSON_CreateNumber(offset));
+        cJSON_AddItemToArray(offsets, cJSON_CreateNumber(offset += size));
+    }
+    return header;
+}
+
+// W' = W + adapter, in the work space. `survived` tells what part of the update rounding to the file's dtype leaves.
+static mat merged(model *m, linear *l)
+{
+    mat W = shaped(m->w, 1, l->W.rows, l->W.cols);
+    copy(W, l->W);
+    l->method->merge(m, l, W);
+    return W;
+}
+
+// The tensor as contiguous wide numbers. x has room for all of it.
+static void output_fetch(model *m, const output *o, wide *x)
+{
+    if (o->merge) { get(x, merged(m, o->merge)); return; }
+    size_t n = elements(o->at);
+    get(x, o->at);
+    if (o->below.p) get(x + n, o->below);
+    if (!o->beside.p) return;
+    int rows = o->at.rows, a = o->at.cols, b = o->beside.cols;            // [at | -beside], row by row from the last
+    wide *y = alloc(elements(o->beside), sizeof *y);
+    get(y, o->beside);
+    for (int i = rows - 1; i >= 0; i--) {
+        memmove(x + (size_t)i * (size_t)(a + b), x + (size_t)i * (size_t)a, (size_t)a * sizeof *x);
+        for (int j = 0; j < b; j++) x[(size_t)i * (size_t)(a + b) + (size_t)(a + j)] = -y[(size_t)i * (size_t)b + (size_t)j];
+    }
+    free(y);
+}
+
+static void safetensors_write(model *m, const char *name, const output *o, int n)
+{
+    char *path = join(staged, name), *text;
+    FILE *f = fopen(path, "wb");
+    if (!f) die("cannot write %s: %s", path, strerror(errno));
+    cJSON *header = safetensors_header(o, n);
+    if (!(text = cJSON_PrintUnformatted(header))) die("out of memory");
+    uint64_t bytes = (strlen(text) + 7) / 8 * 8;                          // padded with spaces: the data is 8-byte aligned
+    unsigned char length[8];
+    for (int i = 0; i < 8; i++) length[i] = (unsigned char)(bytes >> 8 * i);
+    write_checked(f, length, 8, path);
+    write_checked(f, text, strlen(text), path);
+    write_checked(f, "        ", bytes - strlen(text), path);
+    for (int i = 0; i < n; i++) {
+        size_t count = elements(mat_of(NULL, F32, o[i].shape));
+        wide *x = alloc(count, sizeof *x);
+        output_fetch(m, &o[i], x);
+        if (o[i].type != TYPE_OF(wide)) narrow(x, o[i].type, x, count);
+        write_checked(f, x, count * dtypes[o[i].type].size, path);
+        free(x);
+    }
+    close_checked(f, path);
+    free(text), free(path);
+    cJSON_Delete(header);
+}
+#endif // __cplusplus
+#endif // MODEL_H

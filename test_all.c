@@ -1,0 +1,893 @@
+/*  test_all.c: what this program claims, and the check of each claim.
+
+    ./test_f64 and ./test_f32 are this file compiled with double and with float. No argument runs all tests, an argument
+    those whose name contains it; the exit status is the verdict. Every comparison is `ok = err <= tol`, so NaN fails, and a
+    reference of zeros is an error. dev/mutants.sh breaks the code on purpose and asks that these tests turn red.        */
+
+#define main train_main                 // the program's own
+#include "train.c"
+#undef main
+#include <sys/wait.h>
+
+enum { ONLY_F64 = 1, ONLY_F32 = 2, BOTH = 3, THIS_BUILD = sizeof(real) == 8 ? ONLY_F64 : ONLY_F32 };
+#define EXACT (sizeof(real) == 8 ? 1e-12 : 2e-5)        /* rounding of a few hundred additions in this build */
+
+static int failures;                    // of the test that runs
+static double worst;                    // its largest err / tol
+static char skipped[160];               // why it cannot run here
+
+__attribute__((format(printf, 3, 4)))
+static void check(double err, double tol, const char *format, ...)
+{
+    if (err <= tol) { worst = fmax(worst, err / tol); return; }
+    failures++;
+    va_list args;
+    va_start(args, format);
+    printf("      ");
+    vprintf(format, args);
+    printf(": error %.3g, tolerance %.3g\n", err, tol);
+    va_end(args);
+}
+
+// Relative L2 distance of x to the reference y; infinite if the reference is zero.
+static double distance(const wide *x, const wide *y, size_t n)
+{
+    double diff = 0, norm = 0;
+    for (size_t i = 0; i < n; i++) diff += pow((double)(x[i] - y[i]), 2), norm += pow((double)y[i], 2);
+    return norm > 0 ? sqrt(diff / norm) : INFINITY;
+}
+
+static wide *host(mat m)
+{
+    wide *x = alloc(elements(m), sizeof *x);
+    get(x, m);
+    return x;
+}
+
+static double mat_distance(mat a, mat b)
+{
+    wide *x = host(a), *y = host(b);
+    double d = elements(a) == elements(b) ? distance(x, y, elements(a)) : INFINITY;
+    free(x), free(y);
+    return d;
+}
+
+static rng dice = {42};
+
+static void randomise(mat m, double scale)
+{
+    wide *x = alloc(elements(m), sizeof *x);
+    for (size_t i = 0; i < elements(m); i++) x[i] = (wide)(scale * rng_normal(&dice));
+    put(m, x, TYPE_OF(wide));
+    free(x);
+}
+
+static mat random_mat(shape s)
+{
+    mat m = mat_of(NULL, TYPE_OF(real), s);
+    m.p = dev_alloc(elements(m) * sizeof(real));
+    randomise(m, 1);
+    return m;
+}
+
+static mat like(mat m) { mat z = random_mat(SHAPE(m.batch, m.rows, m.cols)); zero(z); return z; }
+
+// ---- a small model ----------------------------------------------------------------------------------------------
+//
+// Two layers, grouped queries, widths that differ everywhere, so that a transposed index cannot hide.
+
+static char scratch[64];                // a directory for this process
+
+static char *in_scratch(const char *name) { return join(scratch, name); }
+
+static void write_text(const char *path, const char *text)
+{
+    FILE *f = fopen(path, "w");
+    if (!f || fputs(text, f) < 0 || fclose(f)) die("%s: %s", path, strerror(errno));
+}
+
+static const char small_config[] =
+    "{\"model_type\": \"llama\", \"hidden_size\": 12, \"intermediate_size\": 20, \"num_hidden_layers\": 2, \"num_attention_heads\": 4,"
+    " \"num_key_value_heads\": 2, \"head_dim\": 4, \"vocab_size\": 13, \"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": %s}";
+
+// Writes it as a Hugging Face directory, in this build's own precision, and returns the path.
+static char *small_model(int tied)
+{
+    char *dir = in_scratch(tied ? "tied" : "untied"), *config_path = in_scratch(tied ? "tied.json" : "untied.json"), text[400];
+    if (!access(dir, F_OK)) { free(config_path); return dir; }
+    snprintf(text, sizeof text, small_config, tied ? "true" : "false");
+    write_text(config_path, text);
+    model m = {0};
+    plan p = plan_from_options();
+    p.method = &methods[0], p.tokens = p.positions = 8;
+    model_measure(&m, config_read(config_path), p);
+    model_allocate(&m);
+    for (int i = 0; i < arrlen(m.tensors); i++)
+        if (m.tensors[i].kind == PARAM) randomise(*m.tensors[i].at, m.tensors[i].shape.n[1] ? 0.4 : 1);
+    stage_begin(dir);
+    stage_model(&m, ".", TYPE_OF(wide));
+    stage_publish(dir);
+    model_free(&m);
+    free(config_path);
+    return dir;
+}
+
+// The ranks are chosen so that Bone's last shard is short, Bat's blocks fit and mini's columns fit.
+static plan small_plan(const char *method_name)
+{
+    plan p = plan_from_options();
+    p.method = method_named(method_name);
+    p.rank = strncmp(method_name, "bat", 3) ? 5 : 4;
+    p.mini_r = 4, p.alpha = 7, p.tokens = 32, p.positions = 16;
+    return p;
+}
+
+static model *open_small(plan p, int tied)
+{
+    model *m = alloc(1, sizeof *m);
+    char *dir = small_model(tied);
+    opt.model = dir;
+    model_measure(m, open_config(), p);
+    fill_model(m);
+    free(dir);
+    return m;
+}
+
+static void close_small(model *m) { model_free(m), free(m); }
+
+// Away from the start, where half the gradients are zero.
+static void shake(model *m)
+{
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        tensor *t = &m->tensors[i];
+        if (t->kind != PARAM || full_training(m)) continue;
+        wide *x = host(*t->at);
+        for (size_t j = 0; j < elements(*t->at); j++) x[j] += (wide)(0.2 * rng_normal(&dice));
+        put(*t->at, x, TYPE_OF(wide));
+        free(x);
+    }
+}
+
+static batch small_batch(int from, int to)      // rows from … to-1 of three, with their prompts masked
+{
+    static int ids[3][9] = {{1, 5, 3, 12, 7}, {1, 9, 4, 4, 11, 2, 0, 8, 6}, {1, 10, 2}};
+    static const row rows[3] = {{ids[0], 5, 2, NULL}, {ids[1], 9, 4, NULL}, {ids[2], 3, 1, NULL}};
+    batch b = batch_new(32, 3);
+    for (int i = from; i < to; i++) batch_add(&b, &rows[i]);
+    return b;
+}
+
+static mat all_logits(model *m, const batch *b)         // of every target row, in memory of their own
+{
+    model_forward(m, b);
+    head_forward(m, m->target_row, b->targets);
+    mat copy_of = random_mat(SHAPE(b->targets, m->c.vocab));
+    copy(copy_of, m->logits);
+    return copy_of;
+}
+
+// ---- gradients --------------------------------------------------------------------------------------------------
+
+// Central differences of f at every number of x against dx: four points, so that the error is h⁴ and h may be large
+// enough for rounding not to matter.
+static double numeric_error(double (*f)(void *), void *context, mat x, mat dx)
+{
+    static const struct { double at, weight; } points[4] = {{-2, 1}, {-1, -8}, {1, 8}, {2, -1}};
+    size_t n = elements(x);
+    wide *numeric = alloc(n, sizeof *numeric), *analytic = host(dx);
+    for (size_t i = 0; i < n; i++) {
+        wide *at_i = (wide *)x.p + i, was = *at_i;
+        double sum = 0, h = 2e-4;
+        for (int k = 0; k < 4; k++) *at_i = (wide)((double)was + points[k].at * h), sum += points[k].weight * f(context);
+        *at_i = was;
+        numeric[i] = (wide)(sum / (12 * h));
+    }
+    double err = distance(analytic, numeric, n);
+    free(numeric), free(analytic);
+    return err;
+}
+
+typedef struct { model *m; batch b; } stepped;
+static double loss_of(void *context)
+{
+    stepped *s = context;
+    return model_step(s->m, &s->b, 0) / s->b.targets;
+}
+
+static void test_gradients(void)
+{
+    for (int i = 0; i < METHODS; i++)
+        for (int tied = 0; tied < 2; tied++) {
+            model *m = open_small(small_plan(methods[i].name), tied);
+            shake(m);
+            stepped s = {m, small_batch(0, 3)};
+            model_step(m, &s.b, 1.0 / s.b.targets);
+            for (int j = 0; j < arrlen(m->tensors); j++)
+                if (m->tensors[j].kind == PARAM)
+                    check(numeric_error(loss_of, &s, *m->tensors[j].at, *m->tensors[j].grad), 1e-7, "%s, d %s", methods[i].name, m->tensors[j].name);
+            batch_free(&s.b), close_small(m);
+        }
+}
+
+// Every op alone: Σ cotangent · out, differentiated by each input.
+static struct op_case { mat out, cot, in[3], grad[3]; void (*forward)(void), (*backward)(void); } op;
+static int op_pos[6] = {0, 1, 2, 0, 1, 2}, op_ids[6] = {3, 0, 3, 2, 1, 3}, op_head = 4;
+static const span op_spans[2] = {{0, 4, 0, 4}, {4, 2, 4, 2}};
+static mat op_lse, op_table, op_kept;
+
+static void nt_forward(void) { matmul_nt(op.out, op.in[0], op.in[1], 0.7, SET); }
+static void nt_backward(void) { matmul_nn(op.grad[0], op.cot, op.in[1], 0.7, ADD), matmul_tn(op.grad[1], op.cot, op.in[0], 0.7, ADD); }
+static void nn_forward(void) { matmul_nn(op.out, op.in[0], op.in[1], 0.7, SET); }
+static void nn_backward(void) { matmul_nt(op.grad[0], op.cot, op.in[1], 0.7, ADD), matmul_tn(op.grad[1], op.in[0], op.cot, 0.7, ADD); }
+static void tn_forward(void) { matmul_tn(op.out, op.in[0], op.in[1], 0.7, SET); }
+static void tn_backward(void) { matmul_nt(op.grad[0], op.in[1], op.cot, 0.7, ADD), matmul_nn(op.grad[1], op.in[0], op.cot, 0.7, ADD); }
+static void embed_forward(void) { embedding_forward(op.out, op.in[0], op_ids); }
+static void embed_backward(void) { embedding_backward(op.grad[0], op.cot, op_ids); }
+static void norm_forward(void) { rmsnorm_forward(op.out, op.in[0], op.in[1], 1e-5); }
+static void norm_backward(void) { rmsnorm_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1], 1e-5); }
+static void rope_forward(void) { copy(op.out, op.in[0]), rope(op.out, op_pos, op_table, 1); }
+static void rope_backward(void) { mat d = like(op.cot); copy(d, op.cot), rope(d, op_pos, op_table, -1), add(op.grad[0], d, 1), dev_free(d.p); }
+static void att_forward(void) { attention_forward(op.out, op_lse, op.in[0], op.in[1], op.in[2], op_head, op_spans, 2); }
+static void att_backward(void) { attention_backward(op.grad[0], op.grad[1], op.grad[2], op.cot, op.in[0], op.in[1], op.in[2], op.out, op_lse, op_head, op_spans, 2); }
+static void glu_forward(void) { swiglu_forward(op.out, op.in[0], op.in[1]); }
+static void glu_backward(void) { swiglu_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1]); }
+static void ce_forward(void) { copy(op_kept, op.in[0]), cross_entropy(op.out, op_kept, op_ids, 0); }
+static void ce_backward(void) { copy(op_kept, op.in[0]), cross_entropy(op.out, op_kept, op_ids, 0.3), add(op.grad[0], op_kept, 1); }
+static void sum_forward(void) { shard_sum(op.out, op.in[0]); }
+static void sum_backward(void) { shard_tile(op.grad[0], op.cot); }
+static void tile_forward(void) { zero(op.out), shard_tile(op.out, op.in[0]); }
+static void tile_backward(void) { mat s = like(op.in[0]); shard_sum(s, op.cot), add(op.grad[0], s, 1), dev_free(s.p); }
+
+static double op_value(void *context)
+{
+    (void)context;
+    op.forward();
+    wide *x = host(op.out), *c = host(op.cot);
+    double sum = dot(x, c, (int)elements(op.out));
+    free(x), free(c);
+    return sum;
+}
+
+static void test_ops(void)
+{
+    static const struct { const char *name; shape out, in[3]; void (*forward)(void), (*backward)(void); } cases[] = {
+        {"matmul_nt", {{6, 5}}, {{{6, 7}}, {{5, 7}}}, nt_forward, nt_backward},
+        {"matmul_nn", {{6, 7}}, {{{6, 5}}, {{5, 7}}}, nn_forward, nn_backward},
+        {"matmul_tn", {{5, 7}}, {{{6, 5}}, {{6, 7}}}, tn_forward, tn_backward},
+        {"batched matmul_nt", {{3, 6, 5}}, {{{3, 6, 7}}, {{3, 5, 7}}}, nt_forward, nt_backward},
+        {"embedding", {{6, 5}}, {{{4, 5}}}, embed_forward, embed_backward},
+        {"rmsnorm", {{6, 9}}, {{{6, 9}}, {{9}}}, norm_forward, norm_backward},
+        {"rope", {{6, 12}}, {{{6, 12}}}, rope_forward, rope_backward},
+        {"attention", {{6, 16}}, {{{6, 16}}, {{6, 8}}, {{6, 8}}}, att_forward, att_backward},
+        {"swiglu", {{6, 9}}, {{{6, 9}}, {{6, 9}}}, glu_forward, glu_backward},
+        {"cross_entropy", {{6, 1}}, {{{6, 9}}}, ce_forward, ce_backward},
+        {"shard_sum", {{6, 4}}, {{{6, 11}}}, sum_forward, sum_backward},
+        {"shard_tile", {{6, 11}}, {{{6, 4}}}, tile_forward, tile_backward},
+    };
+    op_lse = random_mat(SHAPE(6, 4)), op_table = random_mat(SHAPE(3, 4)), op_kept = random_mat(SHAPE(6, 9));
+    for (int t = 0; t < 3; t++)
+        for (int i = 0; i < 2; i++) ROW(op_table, t)[i] = (real)cos(t * (i + 0.3)), ROW(op_table, t)[2 + i] = (real)sin(t * (i + 0.3));
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        op = (struct op_case){.out = random_mat(cases[i].out), .cot = random_mat(cases[i].out), .forward = cases[i].forward, .backward = cases[i].backward};
+        for (int j = 0; j < 3 && cases[i].in[j].n[0]; j++) op.in[j] = random_mat(cases[i].in[j]), op.grad[j] = like(op.in[j]);
+        if (op.forward == ce_forward) for (int n = 0; n < 6; n++) *ROW(op.cot, n) = (real)0.3;   // its cotangent is the scale
+        op.forward();
+        op.backward();
+        for (int j = 0; j < 3 && op.in[j].p; j++) check(numeric_error(op_value, NULL, op.in[j], op.grad[j]), 1e-7, "%s, input %d", cases[i].name, j);
+        for (int j = 0; j < 3; j++) dev_free(op.in[j].p), dev_free(op.grad[j].p);
+        dev_free(op.out.p), dev_free(op.cot.p);
+    }
+    dev_free(op_lse.p), dev_free(op_table.p), dev_free(op_kept.p);
+}
+
+static void test_twice(void)            // every backward accumulates, none overwrites
+{
+    for (int i = 0; i < METHODS; i++) {
+        model *m = open_small(small_plan(methods[i].name), 0);
+        shake(m);
+        batch b = small_batch(0, 3);
+        model_step(m, &b, 0.1);
+        wide **once = NULL;
+        for (int j = 0; j < arrlen(m->tensors); j++)
+            if (m->tensors[j].kind == PARAM) arrput(once, host(*m->tensors[j].grad));
+        model_step(m, &b, 0.1);
+        for (int j = 0, k = 0; j < arrlen(m->tensors); j++) {
+            if (m->tensors[j].kind != PARAM) continue;
+            wide *twice = host(*m->tensors[j].grad);
+            for (size_t n = 0; n < elements(*m->tensors[j].grad); n++) once[k][n] *= 2;
+            check(distance(twice, once[k], elements(*m->tensors[j].grad)), EXACT, "%s, d %s", methods[i].name, m->tensors[j].name);
+            free(twice), free(once[k++]);
+        }
+        arrfree(once), batch_free(&b), close_small(m);
+    }
+}
+
+static void test_accumulation(void)     // three micro-batches of one row = one of three rows
+{
+    for (int i = 0; i < METHODS; i++) {
+        model *m = open_small(small_plan(methods[i].name), 0), *one = open_small(small_plan(methods[i].name), 0);
+        rng before = dice;
+        shake(m), dice = before, shake(one);
+        batch b = small_batch(0, 3);
+        model_step(m, &b, 1.0 / b.targets);
+        for (int r = 0; r < 3; r++) {
+            batch part = small_batch(r, r + 1);
+            model_step(one, &part, 1.0 / b.targets);
+            batch_free(&part);
+        }
+        for (int j = 0; j < arrlen(m->tensors); j++)
+            if (m->tensors[j].kind == PARAM) check(mat_distance(*one->tensors[j].grad, *m->tensors[j].grad), EXACT, "%s, d %s", methods[i].name, m->tensors[j].name);
+        batch_free(&b), close_small(m), close_small(one);
+    }
+}
+
+// ---- identities ---------------------------------------------------------------------------------------------------
+
+static plan base_only(void)
+{
+    plan p = small_plan("full");
+    p.train = 0;
+    return p;
+}
+
+static void test_zero_start(void)
+{
+    for (int i = 1; i < METHODS; i++) {
+        model *m = open_small(small_plan(methods[i].name), 0), *base = open_small(base_only(), 0);
+        batch b = small_batch(0, 3);
+        mat x = all_logits(m, &b), y = all_logits(base, &b);
+        check(mat_distance(x, y), EXACT, "%s", methods[i].name);
+        dev_free(x.p), dev_free(y.p), batch_free(&b), close_small(m), close_small(base);
+    }
+}
+
+static void test_merge(void)
+{
+    for (int i = 1; i < METHODS; i++) {
+        model *m = open_small(small_plan(methods[i].name), 0), *base = open_small(base_only(), 0);
+        shake(m);
+        checkpoint_writable(&base->file);
+        for (int j = 0; j < 14; j++) copy(linear_of(&base->layers[j / 7], j % 7)->W, merged(m, adapter_at(m, j)));
+        batch b = small_batch(0, 3);
+        mat x = all_logits(m, &b), y = all_logits(base, &b);
+        check(mat_distance(x, y), 10 * EXACT, "%s", methods[i].name);
+        dev_free(x.p), dev_free(y.p), batch_free(&b), close_small(m), close_small(base);
+    }
+}
+
+// ΔW[o, i] as the paper writes it, one element at a time, from host copies of W and the adapter.
+static double definition(const char *name, const linear *l, const wide *W, const wide *P, const wide *A, int o, int i)
+{
+    int in = l->W.cols, r = l->D.p ? l->D.rows : l->B.cols, j = i / r, k = o / r;
+    double sum = 0;
+    if (!strcmp(name, "frozen")) return (double)P[o * in + i];
+    if (!strcmp(name, "bone")) return (double)P[(i % r) * l->W.rows + o];
+    if (!strcmp(name, "mini")) return (double)P[(i % r) * l->D.cols + o % l->D.cols];
+    if (!strncmp(name, "bat", 3)) {                                 // W_ij B + B, with B of the block row or of the block column
+        const wide *B = P + (strcmp(name, "bat") ? j : k) * r * r;
+        for (int c = 0; c < r; c++) sum += (double)W[o * in + j * r + c] * (double)B[c * r + i % r];
+        return sum + (double)B[o % r * r + i % r];
+    }
+    for (int c = 0; c < r; c++) sum += (double)P[o * r + c] * (double)A[c * in + i];
+    return l->scale * sum;                                          // s B A
+}
+
+// y = x (W + ΔW)ᵀ by plain loops over the definition: Bone's shards, Bat-row's factors and the merges all equal it.
+static void test_definition(void)
+{
+    for (int i = 1; i < METHODS; i++) {
+        model *m = open_small(small_plan(methods[i].name), 0);
+        shake(m);
+        for (int j = 0; j < 7; j++) {
+            linear *l = adapter_at(m, j);
+            int N = 6, out = l->W.rows, in = l->W.cols;
+            mat x = random_mat(SHAPE(N, in)), y = random_mat(SHAPE(N, out)), want = random_mat(SHAPE(N, out)), Wd = random_mat(SHAPE(out, in));
+            wide *W = host(l->W), *P = host(l->D.p ? l->D : l->B), *A = l->A.p ? host(l->A) : NULL;
+            for (int o = 0; o < out; o++)
+                for (int c = 0; c < in; c++) ROW(Wd, o)[c] = (real)((double)W[o * in + c] + definition(methods[i].name, l, W, P, A, o, c));
+            gemm_plain(want, x, 0, Wd, 0, in, 1, SET);
+            l->h.rows = N, l->first = 1;
+            linear_forward(m, l, y, x, SET);
+            check(mat_distance(y, want), EXACT, "%s %s, forward", methods[i].name, linear_names[j]);
+            check(mat_distance(merged(m, l), Wd), EXACT, "%s %s, merge", methods[i].name, linear_names[j]);
+            free(W), free(P), free(A), dev_free(x.p), dev_free(y.p), dev_free(want.p), dev_free(Wd.p);
+        }
+        close_small(m);
+    }
+}
+
+static void test_frozen_is_full(void)   // the same gradient, over the same matrices
+{
+    model *frozen = open_small(small_plan("frozen"), 0), *full = open_small(small_plan("full"), 0);
+    batch b = small_batch(0, 3);
+    model_step(frozen, &b, 0.1), model_step(full, &b, 0.1);
+    for (int j = 0; j < 14; j++)
+        check(mat_distance(adapter_at(frozen, j)->dD, linear_of(&full->layers[j / 7], j % 7)->dW), EXACT, "layer %d %s", j / 7, linear_names[j % 7]);
+    batch_free(&b), close_small(frozen), close_small(full);
+}
+
+// ---- the SVD ------------------------------------------------------------------------------------------------------
+
+static mat formula_matrix(int out, int in)      // dev/golden.py makes the same one
+{
+    mat W = random_mat(SHAPE(out, in));
+    for (int i = 0; i < out; i++)
+        for (int j = 0; j < in; j++) ROW(W, i)[j] = (real)(sin(1 + 0.7 * i * i + 1.3 * j) + (i == j ? 2 : 0));
+    return W;
+}
+
+static void test_svd(void)
+{
+    size_t bytes;
+    char *text = read_file("dev/golden/singular_values.json", &bytes);
+    cJSON *json = parse_json("dev/golden/singular_values.json", text, bytes), *item;
+    cJSON_ArrayForEach(item, json) {
+        int out, in, r = cJSON_GetArraySize(item);
+        if (sscanf(item->string, "%dx%d", &out, &in) != 2) die("bad golden");
+        mat W = formula_matrix(out, in);
+        svd f = svd_top(W, r, (rng){7});
+        for (int i = 0; i < r; i++) {
+            double want = cJSON_GetArrayItem(item, i)->valuedouble;
+            check(fabs((double)f.sigma[i] - want) / want, sizeof(real) == 8 ? 1e-12 : 1e-5, "%s, singular value %d", item->string, i);
+            for (int j = 0; j <= i; j++)
+                check(fabs(dot(f.V + (size_t)i * (size_t)in, f.V + (size_t)j * (size_t)in, in) - (i == j)), EXACT, "%s, V row %d times %d", item->string, i, j);
+        }
+        free(f.U), free(f.sigma), free(f.V), dev_free(W.p);
+    }
+    cJSON_Delete(json);
+    free(text);
+}
+
+static void test_start_given_up(void)   // W_res + s B A = W, for the methods that begin inside W
+{
+    for (int i = 0; i < METHODS; i++) {
+        if (!methods[i].edits_base) continue;
+        model *m = open_small(small_plan(methods[i].name), 0), *base = open_small(base_only(), 0);
+        for (int j = 0; j < 14; j++) {
+            mat W = linear_of(&base->layers[j / 7], j % 7)->W;
+            check(mat_distance(merged(m, adapter_at(m, j)), W), EXACT, "%s, layer %d %s", methods[i].name, j / 7, linear_names[j % 7]);
+            check(1e-2 / mat_distance(linear_of(&m->layers[j / 7], j % 7)->W, W), 1, "%s gave up nothing of %s", methods[i].name, linear_names[j % 7]);
+        }
+        close_small(m), close_small(base);
+    }
+}
+
+// ---- the matrix product ---------------------------------------------------------------------------------------------
+
+static mat as_type(mat x, enum dtype type)      // a copy in another dtype
+{
+    mat y = x;
+    y.type = type, y.p = dev_alloc(elements(x) * 8);
+    wide *w = host(x);
+    narrow(y.p, type, w, elements(x));
+    free(w);
+    return y;
+}
+
+static void test_matmul(void)
+{
+    static const int sizes[][3] = {{1, 1, 1}, {6, 16, 8}, {7, 17, 300}, {5, 33, 1}, {200, 31, 257}, {13, 4100, 20}, {97, 96, 513}, {1, 300, 64}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (int form = 0; form < 3; form++)
+            for (int type = 0; type < DTYPES; type++) {
+                int M = sizes[i][0], N = sizes[i][1], K = sizes[i][2];
+                mat a = form == 2 ? random_mat(SHAPE(K, M)) : random_mat(SHAPE(M, K)), b0 = form ? random_mat(SHAPE(K, N)) : random_mat(SHAPE(N, K));
+                mat b = as_type(b0, (enum dtype)type), y = random_mat(SHAPE(M, N)), want = like(y);
+                copy(want, y);
+                (form == 0 ? matmul_nt : form == 1 ? matmul_nn : matmul_tn)(y, a, b, 0.5, ADD);
+                gemm_plain(want, a, form == 2, b, form > 0, K, (real)0.5, ADD);
+                check(mat_distance(y, want), EXACT, "form %d, %s, %d x %d x %d", form, dtypes[type].name, M, N, K);
+                dev_free(a.p), dev_free(b0.p), dev_free(b.p), dev_free(y.p), dev_free(want.p);
+            }
+}
+
+static void test_same_bits(void)        // of a product, for any number of threads
+{
+    mat a = random_mat(SHAPE(301, 270)), b = random_mat(SHAPE(290, 270)), y[3];
+    static const int threads[3] = {1, 2, 4};
+    for (int i = 0; i < 3; i++) {
+        omp_set_num_threads(threads[i]);
+        y[i] = random_mat(SHAPE(301, 290));
+        matmul_nt(y[i], a, b, 1, SET);
+        check(memcmp(y[i].p, y[0].p, elements(y[0]) * sizeof(real)) ? 1 : 0, 0, "%d threads", threads[i]);
+    }
+    mat alone = random_mat(SHAPE(1, 290));                              // and whatever else is in the batch
+    matmul_nt(alone, rows_of(a, 117, 1), b, 1, SET);
+    check(memcmp(alone.p, ROW(y[0], 117), 290 * sizeof(real)) ? 1 : 0, 0, "a row alone");
+    dev_free(a.p), dev_free(b.p), dev_free(alone.p);
+    for (int i = 0; i < 3; i++) dev_free(y[i].p);
+}
+
+static void test_exp(void)
+{
+    double err = 0;
+    for (double x = -87; x < 87; x += 0.00317) err = fmax(err, fabs((double)exp_real((real)x) / exp((double)(real)x) - 1));
+    check(err, sizeof(real) == 8 ? 1e-15 : 2.5e-7, "exp");
+    check(isnan((double)exp_real((real)NAN)) ? 0 : 1, 0, "exp(NaN)");
+}
+
+// A step of PyTorch's AdamW by hand, third step of a constant gradient with decay (torch.optim.AdamW's documentation).
+static void test_adamw(void)
+{
+    mat w = random_mat(SHAPE(1, 1)), g = like(w), m = like(w), v = like(w);
+    double p = 0.5, m1 = 0, m2 = 0;
+    *ROW(w, 0) = (real)0.5, *ROW(g, 0) = (real)0.25;
+    for (int t = 1; t <= 3; t++) {
+        p -= 0.01 * 0.1 * p;
+        m1 = 0.9 * m1 + 0.1 * 0.125, m2 = 0.999 * m2 + 0.001 * 0.125 * 0.125;
+        p -= 0.01 * (m1 / (1 - pow(0.9, t))) / (sqrt(m2 / (1 - pow(0.999, t))) + 1e-8);
+        adamw(w, g, m, v, 0.01, 0.1, 0.5, t);
+    }
+    check(fabs((double)*ROW(w, 0) - p) / p, sizeof(real) == 8 ? 1e-13 : 1e-6, "weight after three steps");
+    dev_free(w.p), dev_free(g.p), dev_free(m.p), dev_free(v.p);
+}
+
+// ---- the tokenizer ------------------------------------------------------------------------------------------------
+
+static const char *const real_input = "../shared/real";            // real models and data, where there are any
+
+static int need(const char *name)
+{
+    char *path = join(real_input, name);
+    int there = !access(path, F_OK);
+    if (!there) snprintf(skipped, sizeof skipped, "%s is not here", path);
+    free(path);
+    return there;
+}
+
+static void test_tokenizer_expected(void)
+{
+    if (!need("llama2-tokenizer/expected.json")) return;
+    char *dir = join(real_input, "llama2-tokenizer"), *path = join(dir, "expected.json");
+    size_t bytes, n;
+    char *text = read_file(path, &bytes);
+    cJSON *json = cJSON_ParseWithLength(text, bytes), *item;
+    tokenizer *t = open_tokenizer(dir, 0);
+    int number = 0;
+    cJSON_ArrayForEach(item, json) {
+        const char *s = string_field(item, "text");
+        cJSON *ids = cJSON_GetObjectItem(item, "ids");
+        int *got = tokenizer_encode(t, s, strlen(s), &n), wrong = (int)n != cJSON_GetArraySize(ids);
+        for (int i = 0; i < (int)n && !wrong; i++) wrong = got[i] != cJSON_GetArrayItem(ids, i)->valueint;
+        char *back = decode(t, got, (int)n);
+        check(wrong, 0, "text %d, ids", number);
+        check(strcmp(back, s) ? 1 : 0, 0, "text %d, back to text", number++);
+        free(got), free(back);
+    }
+    check(number > 5 ? 0 : 1, 0, "texts in expected.json");
+    cJSON_Delete(json), tokenizer_free(t);
+    free(text), free(path), free(dir);
+}
+
+static void test_tokenizer_bytes(void)  // any bytes come back, and 4 MB take n log n
+{
+    tokenizer *t = open_tokenizer("base", 0);
+    size_t n, length = 4 << 20;
+    char *text = alloc(length + 1, 1);
+    for (int kind = 0; kind < 3; kind++) {
+        for (size_t i = 0; i < length; i++) text[i] = kind == 0 ? 'a' : kind == 1 ? (char)(1 + rng_next(&dice) % 127) : "the cat sat "[i % 12];
+        double start = seconds();
+        int *ids = tokenizer_encode(t, text, length, &n);
+        check(seconds() - start, 30, "seconds for 4 MB of kind %d", kind);
+        size_t bytes;
+        char *back = tokenizer_decode(t, ids, n, &bytes);
+        check(bytes == length && !memcmp(back, text, length) ? 0 : 1, 0, "kind %d comes back", kind);
+        free(ids), free(back);
+    }
+    free(text), tokenizer_free(t);
+}
+
+// ---- the program, from outside ---------------------------------------------------------------------------------------
+
+// Runs ./train with these arguments, its output in scratch/stdout and scratch/stderr; returns the exit status.
+__attribute__((format(printf, 1, 2)))
+static int train_run(const char *format, ...)
+{
+    char args[3000], command[4000];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(args, sizeof args, format, list);
+    va_end(list);
+    snprintf(command, sizeof command, "%s ./train %s >%s/stdout 2>%s/stderr </dev/null", getenv("TRAIN_UNDER") ? getenv("TRAIN_UNDER") : "", args, scratch, scratch);
+    int status = system(command);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
+}
+
+static char *output_of(const char *name)
+{
+    size_t bytes;
+    char *path = in_scratch(name), *text = read_file(path, &bytes);
+    free(path);
+    return text;
+}
+
+static int same_files(const char *a, const char *b)
+{
+    char *pa = in_scratch(a), *pb = in_scratch(b);
+    size_t na, nb;
+    char *x = read_file(pa, &na), *y = read_file(pb, &nb);
+    int same = na == nb && na > 0 && !memcmp(x, y, na);
+    free(pa), free(pb), free(x), free(y);
+    return same;
+}
+
+// Two logs are the same but for the speed.
+static int same_logs(const char *a, const char *b)
+{
+    char *logs[2] = {output_of(a), output_of(b)};
+    for (int i = 0; i < 2; i++)
+        for (char *at = logs[i]; (at = strstr(at, "\"tok_per_s\":"));) for (at += 12; *at && *at != '}'; at++) *at = '0' + (*at == '}');
+    char *x = logs[0], *y = logs[1];
+    int same = *x != 0;
+    while (*x && *y && same) {                                           // runs of zeros, the speeds, count as one
+        same = *x == *y;
+        if (*x == '0') { while (*x == '0') x++; while (*y == '0') y++; }
+        else x++, y++;
+    }
+    same = same && !*x && !*y;
+    free(logs[0]), free(logs[1]);
+    return same;
+}
+
+#define SHORT_RUN "--steps 6 --batch 4 --accum 2 --seq 128 --warmup 2 --max-new 4"
+
+static void test_threads_same_bytes(void)
+{
+    for (int t = 1; t <= 4; t *= 2)
+        check(train_run(SHORT_RUN " --threads %d --log %s/log%d --out %s/threads%d", t, scratch, t, scratch, t), 0, "exit status with %d threads", t);
+    check(!same_files("threads1/adapter_model.safetensors", "threads2/adapter_model.safetensors"), 0, "adapter of 1 and 2 threads");
+    check(!same_files("threads1/adapter_model.safetensors", "threads4/adapter_model.safetensors"), 0, "adapter of 1 and 4 threads");
+    check(!same_logs("log1", "log2") + !same_logs("log1", "log4"), 0, "log");
+}
+
+// A run that ends after some step and is resumed leaves the bytes of one that did not end.
+static void compare_runs(const char *method_name, const char *file, const char *what)
+{
+    char a[64], b[64];
+    snprintf(a, sizeof a, "whole/%s", file), snprintf(b, sizeof b, "part/%s", file);
+    check(!same_files(a, b), 0, "%s, bytes after %s", method_name, what);
+    check(!same_files("whole/state.safetensors", "part/state.safetensors"), 0, "%s, state after %s", method_name, what);
+    check(!same_logs("whole.log", "part.log"), 0, "%s, log after %s", method_name, what);
+}
+
+static void test_resume(void)
+{
+    static const char *const methods_tried[] = {"bone", "pissa", "full"};
+    for (int i = 0; i < 3; i++) {
+        const char *M = methods_tried[i], *file = strcmp(M, "full") ? "adapter_model.safetensors" : "model.safetensors";
+        check(train_run(SHORT_RUN " --schedule constant --method %s --rank 8 --log %s/whole.log --out %s/whole", M, scratch, scratch), 0, "%s, exit status", M);
+        for (int stop = 2; stop < 6; stop++) {
+            char what[32], short_run[128] = SHORT_RUN;
+            snprintf(what, sizeof what, "stopping at step %d", stop);
+            *strchr(short_run, '6') = (char)('0' + stop);
+            check(train_run("%s --schedule constant --method %s --rank 8 --log %s/part.log --out %s/part", short_run, M, scratch, scratch), 0, "%s, %s", M, what);
+            check(train_run(SHORT_RUN " --schedule constant --method %s --rank 8 --resume %s/part --log %s/part.log --out %s/part", M, scratch, scratch, scratch), 0, "%s resumed after %s", M, what);
+            if (stop == 2) compare_runs(M, file, what);
+        }
+    }
+}
+
+// Whatever a signal does to a run in mid-flight, the next one goes on from the last step saved.
+static void test_killed(void)
+{
+    static const char *const options_used = "--steps 60 --batch 4 --seq 128 --max-new 4 --save-every 1";
+    check(train_run("%s --log %s/whole.log --out %s/whole", options_used, scratch, scratch), 0, "exit status");
+    for (const char **signal_name = (const char *[]){"INT", "KILL", NULL}; *signal_name; signal_name++) {
+        char command[1000];
+        snprintf(command, sizeof command, "rm -rf %s/part* ; ./train %s --log %s/part.log --out %s/part >%s/stdout 2>&1 & p=$!; "
+            "while ! grep -q '\"step\":3,\"loss' %s/part.log 2>/dev/null; do sleep 0.01; done; kill -%s $p; wait $p", scratch, options_used, scratch, scratch, scratch, scratch, *signal_name);
+        int status = WEXITSTATUS(system(command));
+        check(status == (strcmp(*signal_name, "INT") ? 137 : 130) ? 0 : 1, 0, "status %d after SIG%s", status, *signal_name);
+        check(train_run("%s --log %s/part.log --resume %s/part --out %s/part", options_used, scratch, scratch, scratch), 0, "resumed after SIG%s", *signal_name);
+        compare_runs("bone", "adapter_model.safetensors", *signal_name);
+    }
+}
+
+// ---- wrong input ---------------------------------------------------------------------------------------------------
+
+// Each makes one thing wrong in a copy of base/ (in $D/model) or of the rows ($D/rows.jsonl), runs $ARGS, and wants a
+// non-zero status, one line that begins with "error:" and holds the text, and no $D/out.
+static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
+    {"no model",            "rm -r $D/model",                                                   "", "model/config.json"},
+    {"no safetensors",      "rm $D/model/model.safetensors",                                    "", "no model.safetensors"},
+    {"truncated",           "truncate -s -100 $D/model/model.safetensors",                      "", "truncated"},
+    {"truncated header",    "truncate -s 900 $D/model/model.safetensors",                       "", "truncated"},
+    {"empty safetensors",   ": > $D/model/model.safetensors",                                   "", "no safetensors file"},
+    {"not safetensors",     "cp Makefile $D/model/model.safetensors",                           "", "not safetensors"},
+    {"a wrong shape",       "sed -i 's/\"num_key_value_heads\":[^,]*/\"num_key_value_heads\":8/' $D/model/config.json", "", "asks for ["},
+    {"an unknown dtype",    "sed -i '0,/\"F32\"/s//\"I32\"/' $D/model/model.safetensors",       "", "is I32, expected"},
+    {"a tensor renamed",    "sed -i '0,/model.norm/s//model.nrom/' $D/model/model.safetensors", "", "model.norm.weight [128] is missing"},
+    {"a tensor twice",      "sed -i '0,/layers.1.self_attn.q/s//layers.0.self_attn.q/' $D/model/model.safetensors", "", "occurs twice"},
+    {"config lacks a field", "sed -i '/hidden_size/d' $D/model/config.json",                     "", "\"hidden_size\" is missing"},
+    {"config is not JSON",  "echo '{' > $D/model/config.json",                                  "", "not valid JSON"},
+    {"another model",       "sed -i 's/\"llama\"/\"mistral\"/' $D/model/config.json",           "", "only \"llama\""},
+    {"scaled RoPE",         "sed -i 's/^{/{\"rope_scaling\": {\"rope_type\": \"llama3\"},/' $D/model/config.json", "", "llama3"},
+    {"no tokenizer",        "rm $D/model/tokenizer.model",                                      "", "tokenizer.model"},
+    {"another tokenizer",   "echo '{\"version\": \"1.0\"}' > $D/model/tokenizer.model",         "", "tokenizer.model"},
+    {"truncated tokenizer", "truncate -s 3000 $D/model/tokenizer.model",                        "", "tokenizer.model"},
+    {"a shard not there",   "rm $D/model/model.safetensors; echo '{\"weight_map\":{\"model.norm.weight\":\"a.safetensors\"}}' > $D/model/model.safetensors.index.json", "", "a.safetensors"},
+    {"no rows file",        "rm $D/rows.jsonl",                                                 "", "rows.jsonl"},
+    {"an empty file",       ": > $D/rows.jsonl",                                                "", "no row"},
+    {"an empty row",        "echo >> $D/rows.jsonl; head -1 data/val.jsonl >> $D/rows.jsonl",   "", "rows.jsonl:4: empty line"},
+    {"a broken row",        "echo '{\"question\": \"a' >> $D/rows.jsonl",                       "", "rows.jsonl:4: expected a JSON object"},
+    {"half a row",          "echo '{\"question\": \"a\"}' >> $D/rows.jsonl",                    "", "rows.jsonl:4: has \"question\" but no text in \"answer\""},
+    {"no known field",      "echo '{\"prompt\": \"a\"}' >> $D/rows.jsonl",                      "", "rows.jsonl:4: no \"instruction\""},
+    {"no answer within seq", ":",                                                               "--seq 16", "within --seq 16"},
+    {"unknown option",      ":",                                                                "--rnak 4", "unknown option --rnak"},
+    {"an option's value",   ":",                                                                "--rank four", "--rank four"},
+    {"a missing value",     ":",                                                                "--rank", "--rank needs a value"},
+    {"unknown method",      ":",                                                                "--method bonn", "--method bonn"},
+    {"unknown schedule",    ":",                                                                "--schedule step", "--schedule step"},
+    {"unknown target",      ":",                                                                "--targets q,w", "\"w\""},
+    {"rank for bat",        ":",                                                                "--method bat --rank 7", "--rank 7 does not divide"},
+    {"rank for bat-row",    ":",                                                                "--method bat-row --rank 7", "--rank 7 does not divide"},
+    {"mini-r",              ":",                                                                "--method mini --mini-r 7", "--mini-r 7 does not divide"},
+    {"rank for pissa",      ":",                                                                "--method pissa --rank 5000", "--rank 5000 exceeds"},
+    {"init of an adapter",  ":",                                                                "--init $D/model/config.json", "--method full"},
+    {"out is a file",       "touch $D/out.txt",                                                 "--out $D/out.txt", "not a directory"},
+    {"out in no folder",    ":",                                                                "--out $D/none/out", "cannot write"},
+    {"out holds others' files", "mkdir $D/mine; touch $D/mine/thesis.tex",                      "--out $D/mine", "thesis.tex"},
+    {"log not writable",    ":",                                                                "--log $D/none/log", "--log"},
+    {"log on a full disk",  ":",                                                                "--log /dev/full", "No space left"},
+    {"no adapter",          ":",                                                                "--eval --adapter $D/none", "adapter_config.json"},
+    {"merge without adapter", ":",                                                              "--merge $D/out", "needs --adapter"},
+    {"resume from nothing", ":",                                                                "--resume $D/none", "state.json"},
+    {"a rate that explodes", ":",                                                               "--lr 1e30 --clip 0 --steps 20", "a smaller --lr may help"},
+};
+
+static void test_wrong_input(void)
+{
+    setenv("D", scratch, 1);
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        char prepare[1200];
+        snprintf(prepare, sizeof prepare, "rm -rf $D/model $D/out $D/mine; cp -r base $D/model && chmod -R u+w $D/model; head -3 data/train.jsonl > $D/rows.jsonl; { %s; }", wrong[i].prepare);
+        if (system(prepare)) die("could not prepare: %s", wrong[i].what);
+        int status = train_run("--model $D/model --data $D/rows.jsonl --out $D/out --steps 2 %s", wrong[i].args);
+        char *text = output_of("stderr"), *line = strstr(text, "error:"), command[200];
+        int lines = 0;
+        for (const char *c = text; *c; c++) lines += *c == '\n';
+        check(status == 1 ? 0 : 1, 0, "%s: status %d", wrong[i].what, status);
+        check(lines == 1 && line == text && strstr(text, wrong[i].says) ? 0 : 1, 0, "%s: expected one line with «%s», got «%s»", wrong[i].what, wrong[i].says, text);
+        snprintf(command, sizeof command, "! ls -d %s/out %s/*.tmp* 2>/dev/null | grep -q .", scratch, scratch);
+        check(system(command), 0, "%s: something half-written is left", wrong[i].what);
+        free(text);
+    }
+}
+
+// A disk that fills up while the result is written, by a limit on the size of files. The older result stays.
+static void test_full_disk(void)
+{
+    check(train_run("--steps 1 --batch 2 --out $D/old"), 0, "first run");
+    char command[1000];
+    snprintf(command, sizeof command, "cp %s/old/adapter_model.safetensors %s/before; (trap '' XFSZ; ulimit -f 20; ./train --steps 1 --batch 2 --lr 0.5 --out %s/old >%s/stdout 2>%s/stderr)", scratch, scratch, scratch, scratch, scratch);
+    check(WEXITSTATUS(system(command)) == 1 ? 0 : 1, 0, "exit status");
+    char *text = output_of("stderr");
+    check(strstr(text, "error: cannot write") ? 0 : 1, 0, "says «%s»", text);
+    check(!same_files("old/adapter_model.safetensors", "before"), 0, "the older adapter");
+    snprintf(command, sizeof command, "! ls -d %s/*.tmp* 2>/dev/null | grep -q .", scratch);
+    check(system(command), 0, "something half-written is left");
+    free(text);
+}
+
+// ---- real models --------------------------------------------------------------------------------------------------
+
+static const char *const lily = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, red ball. She wanted to play with it, but it was too high.";
+
+static void test_stories(void)
+{
+    if (!need("stories260K/model.safetensors")) return;
+    check(train_run("--model %s/stories260K --generate 'Once upon a time' --max-new 256", real_input), 0, "exit status");
+    char *got = output_of("stdout");
+    size_t bytes;
+    char *want = read_file("dev/golden/stories260K.txt", &bytes);        // 256 greedy tokens by transformers
+    check(strncmp(got, lily, strlen(lily)) ? 1 : 0, 0, "the published text");
+    check(strcmp(got, want) ? 1 : 0, 0, "256 tokens");
+    free(got), free(want);
+}
+
+static double logged(const char *log, int step, const char *field)
+{
+    char *text = output_of(log), key[64];
+    snprintf(key, sizeof key, "{\"step\":%d,\"loss\"", step);
+    char *line = strstr(text, key), *at = line ? strstr(line, field) : NULL;
+    double x = at ? strtod(at + strlen(field), NULL) : NAN;
+    free(text);
+    return x;
+}
+
+static void test_gsm8k(void)            // every method learns; Bone starts with a larger gradient than LoRA and falls faster
+{
+    if (!need("gsm8k/train.jsonl")) return;
+    double norm[METHODS], last[METHODS];
+    int bone = (int)(method_named("bone") - methods), lora = (int)(method_named("lora") - methods);
+    for (int i = 0; i < METHODS; i++) {
+        const char *M = methods[i].name;
+        check(train_run("--model %s/stories260K --data %s/gsm8k/train.jsonl --seq 256 --method %s --rank 4 --mini-r 4 --steps 12 --batch 8 --lr 2e-3 --no-shuffle --log %s/log --out %s/gsm-%s",
+            real_input, real_input, M, scratch, scratch, M), 0, "%s: exit status", M);
+        norm[i] = logged("log", 1, "\"grad_norm\":"), last[i] = logged("log", 12, "\"loss\":");
+        check(last[i] / logged("log", 1, "\"loss\":"), 1, "%s: the loss falls", M);
+    }
+    check(norm[lora] / norm[bone], 1, "first gradient norm of LoRA over Bone's");
+    check(last[lora] < last[bone], 0, "loss after 12 steps: LoRA %.4f, Bone %.4f", last[lora], last[bone]);
+}
+
+static void test_llama2_counts(void)    // section 4 of the paper, on the shape of Llama2-7B
+{
+    static const struct { const char *method; int rank; double millions; } paper[] = {
+        {"lora", 36, 89.95}, {"bone", 16, 21.7}, {"bone", 32, 43.5}, {"bone", 64, 87.0}, {"bone", 128, 174.0}, {"bat", 64, 87.0}, {"bat-row", 64, 72.9},
+    };
+    char *dir = in_scratch("llama2"), *path = join(dir, "config.json"), want[64], line[64];
+    mkdir(dir, 0777);
+    write_text(path, "{\"model_type\": \"llama\", \"hidden_size\": 4096, \"intermediate_size\": 11008, \"num_hidden_layers\": 32, \"num_attention_heads\": 32, \"vocab_size\": 32000}");
+    for (size_t i = 0; i < sizeof paper / sizeof *paper; i++) {
+        check(train_run("--list --model %s --rank %d", dir, paper[i].rank), 0, "exit status");
+        char *text = output_of("stdout");
+        snprintf(line, sizeof line, "\n%-9s", paper[i].method);
+        char *at = strstr(text, line), *count = at ? strstr(at, "trains") : NULL;
+        double got = NAN;
+        for (char *c = at ? at + 1 : text; at && *c && *c != '\n'; c++)  // the number with an M behind it
+            if (*c == 'M' && c[-1] >= '0' && c[-1] <= '9') { char *d = c; while (d[-1] == '.' || (d[-1] >= '0' && d[-1] <= '9')) d--; got = strtod(d, NULL); }
+        snprintf(want, sizeof want, "%s r%d", paper[i].method, paper[i].rank);
+        check(fabs(got - paper[i].millions) / paper[i].millions, 0.003, "%s: %.2fM, the paper has %.2fM", want, got, paper[i].millions);
+        (void)count;
+        free(text);
+    }
+    free(dir), free(path);
+}
+
+// ---- the list of tests -----------------------------------------------------------------------------------------------
+
+static const struct { const char *name, *claim; void (*run)(void); int builds; } tests[] = {
+    {"gradients",      "every trainable number of every method agrees with central differences",          test_gradients, ONLY_F64},
+    {"ops",            "every op's backward agrees with central differences under a random cotangent",    test_ops, ONLY_F64},
+    {"twice",          "running backward twice gives twice the gradient",                                 test_twice, BOTH},
+    {"accumulation",   "micro-batches of one row add up to the batch",                                    test_accumulation, BOTH},
+    {"zero-start",     "step 0 changes no logit, whatever the method",                                    test_zero_start, BOTH},
+    {"merge",          "the merged model gives the adapter's logits",                                     test_merge, BOTH},
+    {"definition",     "each layer equals the paper's W + ΔW, written as plain loops",                    test_definition, BOTH},
+    {"frozen-is-full", "frozen's gradient is full fine-tuning's over the same matrices",                  test_frozen_is_full, BOTH},
+    {"svd",            "power iteration finds LAPACK's singular values",                                  test_svd, BOTH},
+    {"start-given-up", "W_res + s B A is W for pissa and olora",                                          test_start_given_up, BOTH},
+    {"matmul",         "the fast product equals the plain one, at every edge and dtype",                  test_matmul, BOTH},
+    {"same-bits",      "a product has the same bits for 1, 2 and 4 threads and in any batch",             test_same_bits, BOTH},
+    {"exp",            "exp is exact to the last bits and keeps NaN",                                     test_exp, BOTH},
+    {"adamw",          "AdamW is PyTorch's",                                                              test_adamw, BOTH},
+    {"expected-ids",   "Llama2's tokenizer gives SentencePiece's ids",                                    test_tokenizer_expected, ONLY_F32},
+    {"any-bytes",      "any bytes survive encoding and decoding, long ones too",                          test_tokenizer_bytes, ONLY_F32},
+    {"threads",        "adapter and log have the same bytes for 1, 2 and 4 threads",                      test_threads_same_bytes, ONLY_F32},
+    {"resume",         "a resumed run leaves the bytes of one that never stopped",                        test_resume, ONLY_F32},
+    {"killed",         "so does one that a signal ended",                                                 test_killed, ONLY_F32},
+    {"wrong-input",    "every wrong input gets one clear line, and nothing is left behind",               test_wrong_input, ONLY_F32},
+    {"full-disk",      "a full disk is said, and the older result stays",                                 test_full_disk, ONLY_F32},
+    {"counts",         "trainable parameters on Llama2-7B are the paper's",                               test_llama2_counts, ONLY_F32},
+    {"stories",        "a real model says what transformers says, 256 tokens long",                       test_stories, ONLY_F32},
+    {"gsm8k",          "every method learns GSM8K rows; Bone's first gradient and progress beat LoRA's",  test_gsm8k, ONLY_F32},
+};
+
+int main(int argc, char **argv)
+{
+    int passed = 0, failed = 0, skips = 0;
+    options defaults = opt;
+    snprintf(scratch, sizeof scratch, "/tmp/test-lora-bone-XXXXXX");
+    if (!mkdtemp(scratch)) die("cannot make a directory in /tmp: %s", strerror(errno));
+    setenv("D", scratch, 1);
+    for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
+        if (!(tests[i].builds & THIS_BUILD) || (argc > 1 && !strstr(tests[i].name, argv[1]))) continue;
+        opt = defaults;
+        failures = 0, worst = 0, *skipped = 0;
+        tests[i].run();
+        if (*skipped) skips++;
+        else if (failures) failed++;
+        else passed++;
+        printf("%s %-15s %s", *skipped ? "-" : failures ? "✗" : "✓", tests[i].name, tests[i].claim);
+        if (*skipped) printf(": skipped, %s", skipped);
+        else if (worst > 0) printf("  (largest error %.2g of its tolerance)", worst);
+        putchar('\n');
+        fflush(stdout);
+    }
+    char command[100];
+    snprintf(command, sizeof command, "rm -rf %s", scratch);
+    if (system(command)) failed++;
+    printf("%d passed, %d failed, %d skipped\n", passed, failed, skips);
+    return failed > 0 || passed + skips == 0;
+}

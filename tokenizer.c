@@ -1,0 +1,648 @@
+/*  tokenizer.c: SentencePiece BPE, the tokenizer of Llama2. Text to ids and back; no tensors.
+
+    Read in this order:
+      1  the contract           what the rest of the program calls
+      2  slices and UTF-8
+      3  protobuf               the few lines of it that tokenizer.model needs
+      4  pieces by their text   a hash table
+      5  loading                every kind of model that is not ours is refused by name
+      6  normalising            " a b" becomes "▁▁a▁b"
+      7  merging                byte pair encoding, with a heap
+      8  encoding and decoding
+
+    BPE in five lines. At first every character is a symbol of its own. Take all adjacent pairs of symbols whose
+    joined text is a piece of the vocabulary; join the pair whose piece has the highest score, the leftmost one
+    on a tie; repeat until no pair is left. Each symbol is then a piece, and its number is the id. A character
+    that is no piece becomes one id per byte. The score of a piece says how early the training merged it, so
+    encoding repeats the merges of the training in their order.
+
+    It follows SentencePiece (Kudo and Richardson 2018, arXiv 1808.06226), id for id and byte for byte.         */
+
+#include <errno.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+// ---- 1  the contract ---------------------------------------------------------------------------------------
+
+typedef struct tokenizer tokenizer;     // never changes after loading: any number of threads may use it
+
+// Reads tokenizer.model. NULL on an error, with one line in err: the path, what is wrong, what was expected, what to do.
+tokenizer *tokenizer_load(const char *path, char *err, size_t err_size);
+void tokenizer_free(tokenizer *t);                      // NULL is fine
+
+int tokenizer_vocab(const tokenizer *t);                // how many pieces; ids are 0 … vocab-1
+int tokenizer_bos(const tokenizer *t);                  // id of the piece that begins a text, -1 if there is none
+int tokenizer_eos(const tokenizer *t);                  // id of the piece that ends it, likewise
+
+// Text to ids, without BOS and EOS. The text may hold NUL bytes; each byte that is not UTF-8 is read as U+FFFD.
+// Returns malloc'ed memory and its length in *n (an empty text has none), NULL if out of memory or over 700 MB of text.
+int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, size_t *n);
+
+// Ids to text, malloc'ed, with a NUL behind its *bytes bytes; NULL if out of memory. Control pieces vanish, the space
+// that encoding puts in front is dropped, bytes that are not UTF-8 become U+FFFD. An id that does not exist is skipped.
+char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *bytes);
+
+// ---- 2  slices and UTF-8 -----------------------------------------------------------------------------------
+
+typedef struct { const char *p; size_t n; } slice;      // n bytes inside a file or a text; no NUL behind them
+
+#define SLICE(literal) ((slice){literal, sizeof(literal) - 1})
+#define SPACE          SLICE("\xe2\x96\x81")            // ▁ (U+2581) stands for a space inside pieces
+#define REPLACEMENT    SLICE("\xef\xbf\xbd")            // U+FFFD stands for a byte that is not UTF-8
+
+static bool starts_with(slice s, slice start)
+{
+    return s.n >= start.n && !memcmp(s.p, start.p, start.n);
+}
+
+static slice skip(slice s, size_t n)
+{
+    return (slice){s.p + n, s.n - n};
+}
+
+// Bytes of the character in front, 0 if it is not UTF-8: cut short, over-long, a surrogate, or above U+10FFFF.
+static size_t utf8_length(slice s)
+{
+    const unsigned char *c = (const unsigned char *)s.p;
+    static const uint32_t lowest[] = {0, 0, 0x80, 0x800, 0x10000};
+    if (!s.n) return 0;
+    if (c[0] < 0x80) return 1;
+    size_t n = c[0] < 0xc0 ? 0 : c[0] < 0xe0 ? 2 : c[0] < 0xf0 ? 3 : c[0] < 0xf8 ? 4 : 0;
+    if (!n || n > s.n) return 0;
+    uint32_t code = c[0] & (0x7fu >> n);
+    for (size_t i = 1; i < n; i++) {
+        if ((c[i] & 0xc0) != 0x80) return 0;
+        code = code << 6 | (c[i] & 0x3f);
+    }
+    return code >= lowest[n] && code <= 0x10ffff && (code < 0xd800 || code > 0xdfff) ? n : 0;
+}
+
+// ---- 3  protobuf -------------------------------------------------------------------------------------------
+
+/* A message is a run of fields. A field is a key (number · 8 + wire type) and a value, and the wire type says how
+   long the value is, so fields that nobody knows can be skipped. A varint has 7 bits per byte, lowest first, and
+   the top bit set on all bytes but the last.                                                                 */
+enum { VARINT = 0, FIXED64 = 1, BYTES = 2, FIXED32 = 5 };
+#define KEY(number, wire) ((number) << 3 | (wire))
+
+typedef struct { uint64_t key, number; slice data; } field;    // number of a VARINT, data of every other wire type
+
+static bool read_varint(slice *in, uint64_t *value)
+{
+    *value = 0;
+    for (size_t i = 0; i < in->n && i < 10; i++) {
+        *value |= (uint64_t)(in->p[i] & 0x7f) << 7 * i;
+        if (in->p[i] & 0x80) continue;
+        *in = skip(*in, i + 1);
+        return true;
+    }
+    return false;
+}
+
+// Takes the next field off the message. False at the end, and at a damaged field, which is then still in front.
+static bool next_field(slice *message, field *f)
+{
+    slice in = *message;
+    uint64_t length = 0;
+    if (!read_varint(&in, &f->key) || f->key >> 3 == 0 || f->key > UINT32_MAX) return false;
+    switch (f->key & 7) {
+    case VARINT:  if (!read_varint(&in, &f->number)) return false; break;
+    case BYTES:   if (!read_varint(&in, &length)) return false; break;
+    case FIXED64: length = 8; break;
+    case FIXED32: length = 4; break;
+    default:      return false;
+    }
+    if (length > in.n) return false;
+    f->data = (slice){in.p, (size_t)length};
+    *message = skip(in, (size_t)length);
+    return true;
+}
+
+static float float_of(slice little_endian)
+{
+    uint32_t bits = 0;
+    float value;
+    for (size_t i = 0; i < 4; i++) bits |= (uint32_t)(unsigned char)little_endian.p[i] << 8 * i;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// ---- 4  pieces by their text -------------------------------------------------------------------------------
+
+enum { NORMAL = 1, UNKNOWN, CONTROL, USER, UNUSED, BYTE };      // types of a piece, as in the file
+enum { UNIGRAM = 1, BPE, WORD, CHARACTER };                     // kinds of a model, as in the file
+
+typedef struct { slice text; float score; int type; } piece;
+typedef struct { uint32_t hash; int id; } slot;                 // id + 1, so that 0 says empty
+
+struct tokenizer {
+    char *file;                 // the whole file; the pieces point into it
+    size_t file_bytes;
+    piece *pieces;              // (vocab)
+    int vocab;
+
+    // what the file says about itself, with SentencePiece's defaults
+    int kind, bos, eos;
+    slice unknown;              // how UNKNOWN is spelled in decoded text
+    bool byte_fallback, spaces_behind, mapped;
+    bool space_in_front, trim_spaces, escape_spaces;
+
+    // made from the pieces
+    slot *slots;                // hash table of the pieces that match text: all but UNKNOWN, CONTROL, BYTE
+    size_t last_slot;           // the number of slots, a power of two, minus 1
+    int byte_id[256];           // id of <0x00> … <0xFF>, -1 if there is none
+    size_t longest_user[256];   // bytes of the longest USER piece that starts with this byte
+    bool joins_space[256];      // does a piece have ▁ right behind this byte?
+    bool has_unused;
+};
+
+/* stb_ds would need a NUL behind every key, which a piece of a text has not, and does not check its allocations.
+   FNV-1a takes one byte at a time, so the hashes of all prefixes of a text come for the price of one.         */
+#define HASH_START 0xcbf29ce484222325u
+
+static uint64_t hash_byte(uint64_t hash, char byte)
+{
+    return (hash ^ (unsigned char)byte) * 0x100000001b3u;
+}
+
+// The slot of this text, or the empty slot where it would go. At most half of the slots are in use.
+static slot *find_slot(const tokenizer *t, slice text, uint64_t hash)
+{
+    for (size_t i = hash >> 32 & t->last_slot;; i = (i + 1) & t->last_slot) {
+        slot *s = t->slots + i;
+        if (!s->id) return s;
+        slice other = t->pieces[s->id - 1].text;
+        if (s->hash == (uint32_t)hash && other.n == text.n && !memcmp(other.p, text.p, text.n)) return s;
+    }
+}
+
+static int find_piece(const tokenizer *t, slice text)           // its id, -1 if there is none
+{
+    uint64_t hash = HASH_START;
+    for (size_t i = 0; i < text.n; i++) hash = hash_byte(hash, text.p[i]);
+    return find_slot(t, text, hash)->id - 1;
+}
+
+// Bytes of the longest USER piece that the text starts with, 0 if there is none.
+static size_t user_length(const tokenizer *t, slice text)
+{
+    size_t found = 0, most = t->longest_user[(unsigned char)text.p[0]];
+    uint64_t hash = HASH_START;
+    for (size_t n = 1; n <= most && n <= text.n; n++) {
+        hash = hash_byte(hash, text.p[n - 1]);
+        int id = find_slot(t, (slice){text.p, n}, hash)->id - 1;
+        if (id >= 0 && t->pieces[id].type == USER) found = n;
+    }
+    return found;
+}
+
+static int byte_of(slice s)                                     // "<0x0A>" is 10; -1 if it is not spelled so
+{
+    static const char digits[] = "0123456789ABCDEF";
+    if (s.n != 6 || memcmp(s.p, "<0x", 3) || s.p[5] != '>') return -1;
+    const char *high = memchr(digits, s.p[3], 16), *low = memchr(digits, s.p[4], 16);
+    return high && low ? (int)((high - digits) * 16 + (low - digits)) : -1;
+}
+
+// ---- 5  loading --------------------------------------------------------------------------------------------
+
+typedef struct { const char *path; char *text; size_t size; } report;      // where an error is told
+
+__attribute__((format(printf, 2, 3)))
+static bool wrong(const report *r, const char *format, ...)     // always false
+{
+    va_list args;
+    va_start(args, format);
+    int n = snprintf(r->text, r->size, "%s: ", r->path);
+    if (n >= 0 && (size_t)n < r->size) vsnprintf(r->text + n, r->size - (size_t)n, format, args);
+    va_end(args);
+    return false;
+}
+
+static bool read_file(tokenizer *t, const report *r)
+{
+    struct stat st;
+    FILE *f = fopen(r->path, "rb");
+    if (!f) return wrong(r, "%s. Expected the tokenizer.model of the model directory: copy it there", strerror(errno));
+    const char *problem = NULL;
+    if (fstat(fileno(f), &st) || !S_ISREG(st.st_mode)) problem = "is not a regular file";
+    else if (st.st_size > INT_MAX) problem = "is larger than 2 GB, the most that a protobuf file may have";
+    else if (!(t->file = malloc((size_t)st.st_size + 1))) problem = "does not fit into memory";
+    else if ((t->file_bytes = fread(t->file, 1, (size_t)st.st_size, f)) != (size_t)st.st_size) problem = "cannot be read to its end";
+    fclose(f);
+    return !problem || wrong(r, "%s. Expected a SentencePiece tokenizer.model: copy it there again", problem);
+}
+
+static bool read_piece(piece *p, slice message)
+{
+    *p = (piece){.type = NORMAL};
+    for (field f; next_field(&message, &f);)
+        switch (f.key) {
+        case KEY(1, BYTES):   p->text = f.data; break;
+        case KEY(2, FIXED32): p->score = float_of(f.data); break;
+        case KEY(3, VARINT):  p->type = (int)f.number; break;
+        }
+    return message.n == 0;
+}
+
+static bool read_trainer(tokenizer *t, slice message)
+{
+    for (field f; next_field(&message, &f);)
+        switch (f.key) {
+        case KEY(3, VARINT):  t->kind = (int)f.number; break;
+        case KEY(24, VARINT): t->spaces_behind = f.number; break;
+        case KEY(35, VARINT): t->byte_fallback = f.number; break;
+        case KEY(41, VARINT): t->bos = (int)f.number; break;
+        case KEY(42, VARINT): t->eos = (int)f.number; break;
+        case KEY(44, BYTES):  t->unknown = f.data; break;
+        }
+    return message.n == 0;
+}
+
+static bool read_normaliser(tokenizer *t, slice message)
+{
+    for (field f; next_field(&message, &f);)
+        switch (f.key) {
+        case KEY(2, BYTES):  t->mapped |= f.data.n > 0; break;
+        case KEY(3, VARINT): t->space_in_front = f.number; break;
+        case KEY(4, VARINT): t->trim_spaces = f.number; break;
+        case KEY(5, VARINT): t->escape_spaces = f.number; break;
+        }
+    return message.n == 0;
+}
+
+// Reads every field of the file. Walked once to count the pieces, once to read them.
+static bool read_model(tokenizer *t, const report *r)
+{
+    const slice file = {t->file, t->file_bytes};
+    slice rest = file;
+    size_t count = 0;
+    for (field f; next_field(&rest, &f);) count += f.key == KEY(1, BYTES);
+    if (file.n && file.p[0] == '{') return wrong(r, "is JSON. Expected the binary tokenizer.model, not tokenizer.json: copy that one there");
+    if (rest.n) return wrong(r, "is not a SentencePiece model, or is cut short (at byte %zu of %zu). Expected a protobuf, not a web page or a git-lfs pointer: download it again", file.n - rest.n, file.n);
+    if (count < 1 || count > 10000000) return wrong(r, "has %zu pieces. Expected 1 to 10000000: download the model's tokenizer.model again", count);
+    if (!(t->pieces = calloc(count, sizeof *t->pieces))) return wrong(r, "has %zu pieces, which do not fit into memory", count);
+
+    *t = (tokenizer){t->file, t->file_bytes, t->pieces, .kind = UNIGRAM, .bos = 1, .eos = 2, .unknown = SLICE(" \xe2\x81\x87 "),
+                     .space_in_front = true, .trim_spaces = true, .escape_spaces = true};
+    rest = file;
+    for (field f; next_field(&rest, &f);) {
+        bool ok = true;
+        switch (f.key) {
+        case KEY(1, BYTES): ok = read_piece(t->pieces + t->vocab++, f.data); break;
+        case KEY(2, BYTES): ok = read_trainer(t, f.data); break;
+        case KEY(3, BYTES): ok = read_normaliser(t, f.data); break;
+        case KEY(5, BYTES): t->mapped |= f.data.n > 0; break;     // a normaliser for decoded text
+        }
+        if (!ok) return wrong(r, "is damaged (in field %d that begins before byte %zu). Expected a SentencePiece model: download it again", (int)(f.key >> 3), file.n - rest.n);
+    }
+    return true;
+}
+
+static bool check_kind(const tokenizer *t, const report *r)
+{
+    const struct { bool refused; const char *what, *expected; } kinds[] = {
+        {t->kind == UNIGRAM,    "is a unigram model",                      "--model_type=bpe"},
+        {t->kind == WORD,       "is a word model",                         "--model_type=bpe"},
+        {t->kind == CHARACTER,  "is a character model",                    "--model_type=bpe"},
+        {t->kind != BPE,        "is of an unknown kind",                   "--model_type=bpe"},
+        {!t->byte_fallback,     "has no bytes for unknown characters",     "--byte_fallback=true"},
+        {t->spaces_behind,      "puts spaces behind words",                "--treat_whitespace_as_suffix=false"},
+        {t->mapped,             "maps characters before or after (NFKC?)", "--normalization_rule_name=identity"},
+    };
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (kinds[i].refused) return wrong(r, "%s. Expected SentencePiece BPE with byte fallback and no normaliser, as Llama2's: train it with %s", kinds[i].what, kinds[i].expected);
+    return true;
+}
+
+// Adds a piece that matches text to the hash table and to what encoding wants to know. Says what is wrong, or NULL.
+static const char *index_text(tokenizer *t, int id)
+{
+    const piece *p = t->pieces + id;
+    uint64_t hash = HASH_START;
+    for (size_t i = 0; i < p->text.n; i++) {
+        slice rest = skip(p->text, i);
+        if (i && starts_with(rest, SPACE)) t->joins_space[(unsigned char)rest.p[-1]] = true;
+        hash = hash_byte(hash, rest.p[0]);
+    }
+    slot *s = find_slot(t, p->text, hash);
+    if (s->id) return "stands twice";
+    *s = (slot){(uint32_t)hash, id + 1};
+    size_t *longest = t->longest_user + (unsigned char)p->text.p[0];
+    if (p->type == USER && p->text.n > *longest) *longest = p->text.n;
+    t->has_unused |= p->type == UNUSED;
+    return NULL;
+}
+
+static const char *index_piece(tokenizer *t, int id)
+{
+    const piece *p = t->pieces + id;
+    if (!p->text.n) return "is empty";
+    for (size_t i = 0, n; i < p->text.n; i += n)
+        if (!(n = utf8_length(skip(p->text, i)))) return "is not UTF-8";
+    if (p->score != p->score) return "has a score that is not a number";
+    if (p->type < NORMAL || p->type > BYTE) return "is of an unknown type";
+    if (p->type == UNKNOWN || p->type == CONTROL) return NULL;
+    if (p->type != BYTE) return index_text(t, id);
+    int byte = byte_of(p->text);
+    if (byte < 0) return "is a byte that is not spelled <0x00> to <0xFF>";
+    if (t->byte_id[byte] >= 0) return "stands twice";
+    t->byte_id[byte] = id;
+    return NULL;
+}
+
+static bool index_pieces(tokenizer *t, const report *r)
+{
+    size_t slots = 2;
+    while (slots < 2 * (size_t)t->vocab) slots *= 2;
+    t->last_slot = slots - 1;
+    if (!(t->slots = calloc(slots, sizeof *t->slots))) return wrong(r, "has %d pieces, which do not fit into memory", t->vocab);
+    for (int b = 0; b < 256; b++) t->byte_id[b] = -1;
+    for (int id = 0; id < t->vocab; id++) {
+        const char *problem = index_piece(t, id);
+        if (problem) return wrong(r, "piece %d %s. Expected a SentencePiece model: download it again", id, problem);
+    }
+    for (int b = 0; b < 256; b++)
+        if (t->byte_id[b] < 0) return wrong(r, "has no piece <0x%02X>. Expected all 256 bytes: download it again", (unsigned)b);
+    return true;
+}
+
+static int control_or_none(const tokenizer *t, int id)
+{
+    return id >= 0 && id < t->vocab && t->pieces[id].type == CONTROL ? id : -1;
+}
+
+tokenizer *tokenizer_load(const char *path, char *err, size_t err_size)
+{
+    const report r = {path, err, err_size};
+    tokenizer *t = calloc(1, sizeof *t);
+    if (!t) wrong(&r, "out of memory");
+    if (t && read_file(t, &r) && read_model(t, &r) && check_kind(t, &r) && index_pieces(t, &r)) {
+        t->bos = control_or_none(t, t->bos);
+        t->eos = control_or_none(t, t->eos);
+        return t;
+    }
+    tokenizer_free(t);
+    return NULL;
+}
+
+void tokenizer_free(tokenizer *t)
+{
+    if (!t) return;
+    free(t->slots), free(t->pieces), free(t->file), free(t);
+}
+
+int tokenizer_vocab(const tokenizer *t) { return t->vocab; }
+int tokenizer_bos(const tokenizer *t)   { return t->bos; }
+int tokenizer_eos(const tokenizer *t)   { return t->eos; }
+
+// ---- 6  normalising ----------------------------------------------------------------------------------------
+
+static char *append(char *out, slice s)                         // returns the end
+{
+    memcpy(out, s.p, s.n);
+    return out + s.n;
+}
+
+// Spaces become ▁, one more goes in front, and bytes that are not UTF-8 become U+FFFD. With trim_spaces, runs of spaces
+// shrink to one and those at both ends go. USER pieces are copied whole. out has room for 3 bytes per byte, and 3 more.
+static slice normalise(const tokenizer *t, slice text, char *out)
+{
+    const slice space = t->escape_spaces ? SPACE : SLICE(" ");
+    char *end = out;
+    bool after_space = t->trim_spaces;
+    if (text.n && t->space_in_front) end = append(end, space);
+    while (text.n) {
+        size_t n = user_length(t, text);
+        if (!n) n = utf8_length(text);
+        slice part = n ? (slice){text.p, n} : REPLACEMENT;
+        text = skip(text, n ? n : 1);
+        while (after_space && part.n && part.p[0] == ' ') part = skip(part, 1);
+        if (part.n) after_space = t->trim_spaces && part.p[part.n - 1] == ' ';
+        for (size_t i = 0; i < part.n; i++)
+            if (part.p[i] == ' ') end = append(end, space);
+            else *end++ = part.p[i];
+    }
+    while (t->trim_spaces && (size_t)(end - out) >= space.n && !memcmp(end - space.n, space.p, space.n)) end -= space.n;
+    return (slice){out, (size_t)(end - out)};
+}
+
+// ---- 7  merging --------------------------------------------------------------------------------------------
+
+/* The symbols of a word. A symbol is named by its first byte: symbols[at] covers bytes at … at+bytes-1, and the next
+   one is symbols[at + bytes]. A symbol that was joined to the one before it has bytes = 0.                    */
+typedef struct { int bytes, before, id; } symbol;               // before: the previous symbol, -1 if none; id: -1 if no piece
+
+// Two neighbours that make a piece. It is out of date if the neighbours at `at` are no longer as long as the piece.
+typedef struct { float score; int at, id; } pair;
+
+typedef struct {
+    const tokenizer *t;
+    slice word;
+    symbol *symbols;            // (word.n)
+    pair *heap;                 // (2 word.n): at most word.n - 1 at first, and a merge takes one and puts two
+    size_t pairs, room;         // room: the longest word that fits
+    int *left_part;             // (vocab), of an UNUSED piece: bytes of the first of the two symbols that make it
+    int *ids;
+    size_t n;
+} encoder;
+
+static bool goes_first(pair a, pair b)
+{
+    return a.score > b.score || (a.score == b.score && a.at < b.at);
+}
+
+static void push(encoder *e, pair p)
+{
+    size_t i = e->pairs++;
+    for (; i && goes_first(p, e->heap[(i - 1) / 2]); i = (i - 1) / 2) e->heap[i] = e->heap[(i - 1) / 2];
+    e->heap[i] = p;
+}
+
+static pair pop(encoder *e)
+{
+    pair top = e->heap[0], last = e->heap[--e->pairs];
+    size_t i = 0;
+    for (size_t child; (child = 2 * i + 1) < e->pairs; i = child) {
+        if (child + 1 < e->pairs && goes_first(e->heap[child + 1], e->heap[child])) child++;
+        if (!goes_first(e->heap[child], last)) break;
+        e->heap[i] = e->heap[child];
+    }
+    e->heap[i] = last;
+    return top;
+}
+
+static bool can_merge(const encoder *e, int at)                 // a USER piece never merges
+{
+    int id = e->symbols[at].id;
+    return id < 0 || e->t->pieces[id].type != USER;
+}
+
+// Puts the symbol at `at` and its right neighbour on the heap, if together they make a piece.
+static void offer(encoder *e, int at)
+{
+    const symbol *left = e->symbols + at, *right = left + left->bytes;
+    if ((size_t)(at + left->bytes) >= e->word.n || !can_merge(e, at) || !can_merge(e, at + left->bytes)) return;
+    int id = find_piece(e->t, (slice){e->word.p + at, (size_t)(left->bytes + right->bytes)});
+    if (id < 0) return;
+    push(e, (pair){e->t->pieces[id].score, at, id});
+    if (e->t->pieces[id].type == UNUSED) e->left_part[id] = left->bytes;
+}
+
+static void split_into_symbols(encoder *e)
+{
+    int before = -1, at = 0, n = (int)e->word.n;
+    for (; at < n; before = at, at += e->symbols[at].bytes) {
+        slice rest = skip(e->word, (size_t)at);
+        size_t bytes = user_length(e->t, rest);
+        if (!bytes) bytes = utf8_length(rest);
+        e->symbols[at] = (symbol){(int)bytes, before, find_piece(e->t, (slice){rest.p, bytes})};
+    }
+}
+
+static void merge_symbols(encoder *e)
+{
+    e->pairs = 0;
+    for (int at = 0; at < (int)e->word.n; at += e->symbols[at].bytes) offer(e, at);
+    while (e->pairs) {
+        pair p = pop(e);
+        symbol *left = e->symbols + p.at, *right = left + left->bytes;
+        int bytes = (int)e->t->pieces[p.id].text.n, next = p.at + bytes;
+        if (!left->bytes || left->bytes >= bytes || left->bytes + right->bytes != bytes) continue;
+        right->bytes = 0;
+        left->bytes = bytes;
+        left->id = p.id;
+        if ((size_t)next < e->word.n) e->symbols[next].before = p.at;
+        if (left->before >= 0) offer(e, left->before);
+        offer(e, p.at);
+    }
+}
+
+// ---- 8  encoding and decoding ------------------------------------------------------------------------------
+
+// One symbol as ids: its own; those of the two parts of an UNUSED piece; or, if it is no piece, those of its bytes.
+static void emit(encoder *e, slice text, int id)
+{
+    int first = id >= 0 && e->left_part ? e->left_part[id] : 0;
+    if (id < 0 || (e->t->pieces[id].type == UNUSED && !first)) {
+        for (size_t i = 0; i < text.n; i++) e->ids[e->n++] = e->t->byte_id[(unsigned char)text.p[i]];
+    } else if (first) {
+        slice left = {text.p, (size_t)first}, right = skip(text, left.n);
+        emit(e, left, find_piece(e->t, left));
+        emit(e, right, find_piece(e->t, right));
+    } else e->ids[e->n++] = id;
+}
+
+/* Where the first word of the text ends. Between a byte and a ▁ that stand together in no piece nothing can ever merge,
+   so the two sides are encoded on their own: the same ids, with a heap as small as a word. Llama2's pieces have ▁ only
+   in front and in runs. The parts of an UNUSED piece depend on what was merged before it anywhere, so these want it whole. */
+static size_t word_length(const tokenizer *t, slice text)
+{
+    if (t->has_unused) return text.n;
+    for (size_t i = 1; i < text.n; i++)
+        if (text.p[i] == SPACE.p[0] && !t->joins_space[(unsigned char)text.p[i - 1]] && starts_with(skip(text, i), SPACE)) return i;
+    return text.n;
+}
+
+static bool make_room(encoder *e, size_t bytes)
+{
+    if (bytes <= e->room) return true;
+    e->room = bytes > 2 * e->room ? bytes : 2 * e->room;
+    free(e->symbols), free(e->heap);
+    e->symbols = malloc(e->room * sizeof *e->symbols);
+    e->heap = malloc(2 * e->room * sizeof *e->heap);
+    return e->symbols && e->heap;
+}
+
+static bool encode_words(encoder *e, slice text)
+{
+    for (; text.n; text = skip(text, e->word.n)) {
+        e->word = (slice){text.p, word_length(e->t, text)};
+        if (!make_room(e, e->word.n)) return false;
+        split_into_symbols(e);
+        merge_symbols(e);
+        for (int at = 0; at < (int)e->word.n; at += e->symbols[at].bytes)
+            emit(e, (slice){e->word.p + at, (size_t)e->symbols[at].bytes}, e->symbols[at].id);
+    }
+    return true;
+}
+
+int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, size_t *n)
+{
+    encoder e = {.t = t};
+    *n = 0;
+    if (bytes > INT_MAX / 3 - 1) return NULL;
+    char *normal = malloc(3 * bytes + 3);
+    if (t->has_unused) e.left_part = calloc((size_t)t->vocab, sizeof *e.left_part);
+    if (normal && (e.left_part || !t->has_unused)) {
+        slice s = normalise(t, (slice){text, bytes}, normal);
+        e.ids = malloc((s.n + 1) * sizeof *e.ids);
+        if (e.ids && encode_words(&e, s)) *n = e.n;
+        else free(e.ids), e.ids = NULL;
+    }
+    free(normal), free(e.left_part), free(e.symbols), free(e.heap);
+    return e.ids;
+}
+
+// Takes the byte pieces in front of ids that make one character of UTF-8, or one byte that makes none. Returns how many.
+static size_t decode_bytes(const tokenizer *t, const int *ids, size_t n, char **out)
+{
+    char bytes[4];
+    slice s = {bytes, 0};
+    for (; s.n < n && s.n < 4; s.n++) {
+        int id = ids[s.n];
+        if (id < 0 || id >= t->vocab || t->pieces[id].type != BYTE) break;
+        bytes[s.n] = (char)byte_of(t->pieces[id].text);
+    }
+    size_t length = utf8_length(s);
+    *out = append(*out, length ? (slice){bytes, length} : REPLACEMENT);
+    return length ? length : 1;
+}
+
+static char *append_text(char *out, slice piece_text)           // with spaces for ▁
+{
+    for (size_t n; piece_text.n; piece_text = skip(piece_text, n)) {
+        bool space = starts_with(piece_text, SPACE);
+        n = space ? SPACE.n : 1;
+        *out++ = space ? ' ' : piece_text.p[0];
+    }
+    return out;
+}
+
+char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *bytes)
+{
+    size_t room = 1;
+    *bytes = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (ids[i] < 0 || ids[i] >= t->vocab) continue;
+        const piece *p = t->pieces + ids[i];
+        size_t most = p->type == UNKNOWN ? t->unknown.n : p->text.n;        // a byte needs 3 of the 6 in its spelling
+        if (most > SIZE_MAX - room) return NULL;
+        room += most;
+    }
+    char *text = malloc(room), *out = text;
+    if (!text) return NULL;
+
+    bool drop_space = t->space_in_front || t->trim_spaces;                  // until there is text
+    for (size_t i = 0, used; i < n; i += used) {
+        used = 1;
+        if (ids[i] < 0 || ids[i] >= t->vocab) continue;
+        const piece *p = t->pieces + ids[i];
+        if (p->type == UNKNOWN) out = append(out, t->unknown);
+        else if (p->type == BYTE) used = decode_bytes(t, ids + i, n - i, &out);
+        else if (p->type != CONTROL) {
+            bool drop = drop_space && out == text && starts_with(p->text, SPACE);
+            out = append_text(out, drop ? skip(p->text, SPACE.n) : p->text);
+            if (drop && !t->trim_spaces) drop_space = false;                // only one was put there
+        }
+    }
+    *out = 0;
+    *bytes = (size_t)(out - text);
+    return text;
+}

@@ -1,0 +1,1650 @@
+/*  train.c: the ops on the CPU, the data, the options, the one training loop, main.
+
+    Read in this order:
+      1  the matrix product             packed and blocked; its plain oracle beside it
+      2  the other ops                  each forward with its backward
+      3  rows                           .jsonl and .txt to tokens and labels
+      4  options                        one table: parser, --help and the printed settings
+      5  generation                     batched, with a key-value cache
+      6  saving and resuming
+      7  training
+      8  main                                                                                                */
+
+#define _GNU_SOURCE
+#define STB_DS_IMPLEMENTATION
+#include "adapters.h"
+#include <omp.h>
+#include <signal.h>
+#include <time.h>
+
+#ifndef CUDA                            // train.cu defines the same names for a GPU
+
+// ---- 1  the matrix product ---------------------------------------------------------------------------------
+//
+//  y (M, N) = scale · a (M, K) b (K, N).  Three loops, and three copies so that the innermost one runs from cache:
+//
+//    b  is cut into KC rows by NC columns, copied as slivers NR wide, one after the other        (shared, L3)
+//    a  is cut into MC rows by KC columns, copied as panels MR tall                              (per thread, L2)
+//    the kernel multiplies a panel with a sliver: an MR × NR tile of y that stays in registers while k runs
+//
+//  Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008. The copies widen bf16 and f16
+//  on the way, so a weight is never held a second time. Edges are padded with zeros, which makes every tile alike:
+//  an element of y is the same sum in the same order wherever it lies, whatever the number of threads, whatever else
+//  is in the batch. Threads share M × N, never K.
+
+#if defined __AVX512F__
+enum { VECTOR = 64, MR = 12 };          // bytes a vector; 12 × 2 of 32 registers hold the tile
+#elif defined __AVX__
+enum { VECTOR = 32, MR = 6 };           // 6 × 2 of 16
+#else
+enum { VECTOR = 16, MR = 6 };
+#endif
+enum { LANES = VECTOR / sizeof(real), NR = 2 * LANES, KC = 256, MC = 16 * MR, NC = 4096 };
+enum { WIDEST = 32 };                    // of MR and NR
+typedef real vec __attribute__((vector_size(VECTOR)));
+typedef real loose_vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));   // anywhere in memory
+
+// GCC would fold the two loads of b into every multiply-add and so load them MR times: half the speed is lost to that.
+#if defined __x86_64__
+#define IN_REGISTERS(a, b) __asm__("" : "+v"(a), "+v"(b))
+#else
+#define IN_REGISTERS(a, b) (void)0
+#endif
+
+// tile = Σ_k panel[k] sliver[k]ᵀ. The compiler keeps tile in registers and fuses each line into multiply-adds.
+static inline void kernel(vec tile[MR][2], const real *panel, const real *sliver, int K)
+{
+    vec t[MR][2] = {0};
+    for (int k = 0; k < K; k++, panel += MR, sliver += NR) {
+        vec b0 = ((const vec *)sliver)[0], b1 = ((const vec *)sliver)[1];
+        IN_REGISTERS(b0, b1);
+        #pragma GCC unroll 16
+        for (int i = 0; i < MR; i++) t[i][0] += panel[i] * b0, t[i][1] += panel[i] * b1;
+    }
+    memcpy(tile, t, sizeof t);
+}
+
+// y's tile = or += scale · tile, the rows and columns of it that exist.
+static inline void store(real *y, size_t ld, vec tile[MR][2], int rows, int cols, real scale, enum mode mode)
+{
+    for (int i = 0; i < rows; i++, y += ld)
+        if (cols == NR)
+            for (int j = 0; j < 2; j++) {
+                loose_vec *at = (loose_vec *)y + j;
+                if (mode == ADD) *at += scale * tile[i][j];
+                else *at = scale * tile[i][j];
+            }
+        else
+            for (int j = 0; j < cols; j++) y[j] = (mode == ADD ? y[j] : 0) + scale * ((real *)tile[i])[j];
+}
+
+// n numbers of any dtype at p, as reals: where they lie if they are reals already, else converted into buffer.
+static inline const real *widened(const char *p, enum dtype type, size_t n, real *buffer)
+{
+    if (type == TYPE_OF(real) && (uintptr_t)p % sizeof(real) == 0) return (const real *)p;
+    for (size_t i = 0; i < n; i++) {
+        float f;
+        double d;
+        uint16_t h;
+        if (type == F32) memcpy(&f, p + 4 * i, 4), buffer[i] = (real)f;
+        else if (type == F64) memcpy(&d, p + 8 * i, 8), buffer[i] = (real)d;
+        else memcpy(&h, p + 2 * i, 2), buffer[i] = (real)(type == BF16 ? from_bf16(h) : from_f16(h));
+    }
+    return buffer;
+}
+
+static inline char *at(mat m, int row, int col) { return (char *)m.p + ((size_t)row * m.ld + (size_t)col) * dtypes[m.type].size; }
+
+// One panel or sliver of `width` lanes: out[k·width + i] = m[first + i, k0 + k], or across: m[k0 + k, first + i].
+static inline void pack(real *out, mat m, int across, int first, int k0, int K, const int width)
+{
+    int n = (across ? m.cols : m.rows) - first;
+    real buffer[WIDEST][KC];
+    const real *line[WIDEST];
+    if (n > width) n = width;
+    if (across)
+        for (int k = 0; k < K; k++) {
+            const real *row = widened(at(m, k0 + k, first), m.type, (size_t)n, buffer[0]);
+            for (int i = 0; i < n; i++) out[k * width + i] = row[i];
+            for (int i = n; i < width; i++) out[k * width + i] = 0;
+        }
+    else {
+        for (int i = 0; i < width; i++) line[i] = i < n ? widened(at(m, first + i, k0), m.type, (size_t)K, buffer[i]) : memset(buffer[i], 0, (size_t)K * sizeof(real));
+        for (int k = 0; k < K; k++)
+            for (int i = 0; i < width; i++) out[k * width + i] = line[i][k];
+    }
+}
+
+// Work space that a thread grows once and keeps.
+static real *thread_buffer(int which, size_t n)
+{
+    static _Thread_local struct { real *p; size_t n; } buffers[4];
+    if (buffers[which].n < n) {
+        free(buffers[which].p);
+        buffers[which].p = aligned_alloc(64, (n * sizeof(real) + 63) / 64 * 64);
+        if (!buffers[which].p) die("out of memory: %zu numbers of work space", n);
+        buffers[which].n = n;
+    }
+    return buffers[which].p;
+}
+
+static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// One product, and how it is shared: tasks are `blocks` of `rows` rows of a times `parts` of b's slivers.
+typedef struct {
+    mat y, a, b;
+    int a_across, b_across, K, rows, blocks, parts;
+    real scale, *slivers;
+    enum mode mode;
+} product;
+
+static void barrier(int threads)
+{
+    if (threads > 1) {
+        #pragma omp barrier
+    }
+}
+
+// The tasks of one thread, on columns n0 … n0+N-1 of y and the part k0 … k0+K-1 of the sum.
+static void gemm_tasks(const product *p, int n0, int N, int k0, int K, int thread, int threads)
+{
+    real *panels = thread_buffer(0, (size_t)MC * KC);
+    int tasks = p->blocks * p->parts, slivers = ceil_div(N, NR), packed = -1;
+    for (int task = tasks * thread / threads; task < tasks * (thread + 1) / threads; task++) {
+        int block = task / p->parts, part = task % p->parts, i0 = block * p->rows, i1 = i0 + p->rows < p->y.rows ? i0 + p->rows : p->y.rows;
+        for (int i = i0; i < i1 && packed != block; i += MR) pack(panels + (size_t)(i - i0) * (size_t)K, p->a, p->a_across, i, k0, K, MR);
+        packed = block;
+        for (int s = slivers * part / p->parts; s < slivers * (part + 1) / p->parts; s++)
+            for (int i = i0; i < i1; i += MR) {
+                vec tile[MR][2];
+                int left = N - s * NR;
+                kernel(tile, panels + (size_t)(i - i0) * (size_t)K, p->slivers + (size_t)s * NR * (size_t)K, K);
+                store((real *)at(p->y, i, n0 + s * NR), p->y.ld, tile, i1 - i < MR ? i1 - i : MR, left < NR ? left : NR, p->scale, k0 ? ADD : p->mode);
+            }
+    }
+}
+
+static void gemm_thread(const product *p, int thread, int threads)
+{
+    for (int n0 = 0; n0 < p->y.cols; n0 += NC)
+        for (int k0 = 0; k0 < p->K; k0 += KC) {
+            int n = p->y.cols - n0 < NC ? p->y.cols - n0 : NC, k = p->K - k0 < KC ? p->K - k0 : KC;
+            for (int j = thread * NR; j < n; j += threads * NR) pack(p->slivers + (size_t)j * (size_t)k, p->b, p->b_across, n0 + j, k0, k, NR);
+            barrier(threads);                                   // all of b's slivers are there
+            gemm_tasks(p, n0, n, k0, k, thread, threads);
+            barrier(threads);                                   // nobody reads them any more
+        }
+}
+
+static void gemm(mat y, mat a, int a_across, mat b, int b_across, int K, real scale, enum mode mode)
+{
+    int M = y.rows, N = y.cols, threads = omp_in_parallel() || (double)M * N * K < 1e6 ? 1 : omp_get_max_threads();
+    product p = {y, a, b, a_across, b_across, K, MC, ceil_div(M, MC), 1, scale, NULL, mode};
+    p.slivers = thread_buffer(1, (size_t)KC * (size_t)(ceil_div(N < NC ? N : NC, NR) * NR));
+    if (M < 4 * MR * threads) p.parts = threads;                // few rows: the threads share the columns,
+    else p.rows = ceil_div(ceil_div(M, ceil_div(p.blocks, threads) * threads), MR) * MR;     // else the rows, evenly
+    p.blocks = ceil_div(M, p.rows);
+    if (threads == 1) gemm_thread(&p, 0, 1);
+    else {
+        #pragma omp parallel num_threads(threads)
+        gemm_thread(&p, omp_get_thread_num(), omp_get_num_threads());
+    }
+}
+
+// The oracle: what a product is, in one line. The tests hold the fast one to it.
+__attribute__((unused)) static void gemm_plain(mat y, mat a, int a_across, mat b, int b_across, int K, real scale, enum mode mode)
+{
+    for (int i = 0; i < y.rows; i++)
+        for (int j = 0; j < y.cols; j++) {
+            double sum = 0;
+            real u, v;
+            for (int k = 0; k < K; k++)
+                sum += (double)*widened(a_across ? at(a, k, i) : at(a, i, k), a.type, 1, &u) * (double)*widened(b_across ? at(b, k, j) : at(b, j, k), b.type, 1, &v);
+            real *out = (real *)at(y, i, j);
+            *out = (mode == ADD ? *out : 0) + scale * (real)sum;
+        }
+}
+
+static mat nth(mat m, int i)            // matrix i of a batch; a batch of 1 serves every i
+{
+    if (m.batch > 1) m.p = (char *)m.p + (size_t)i * m.stride * dtypes[m.type].size;
+    m.batch = 1;
+    return m;
+}
+
+static void check_shapes(int ok, const char *op, mat y, mat a, mat b)
+{
+    if (!ok || y.type != TYPE_OF(real)) die("%s: shapes (%d, %d), (%d, %d), (%d, %d) do not fit", op, y.rows, y.cols, a.rows, a.cols, b.rows, b.cols);
+}
+
+static void gemm_batch(mat y, mat a, int a_across, mat b, int b_across, int K, double scale, enum mode mode)
+{
+    if (y.batch == 1) { gemm(y, nth(a, 0), a_across, nth(b, 0), b_across, K, (real)scale, mode); return; }
+    #pragma omp parallel for schedule(static) if ((double)y.batch * y.rows * y.cols * K > 1e6 && !omp_in_parallel())
+    for (int i = 0; i < y.batch; i++) gemm(nth(y, i), nth(a, i), a_across, nth(b, i), b_across, K, (real)scale, mode);
+}
+
+void matmul_nt(mat y, mat x, mat w, double scale, enum mode mode)
+{
+    if (!y.p) return;
+    check_shapes(y.rows == x.rows && y.cols == w.rows && x.cols == w.cols, "matmul_nt", y, x, w);
+    gemm_batch(y, x, 0, w, 0, x.cols, scale, mode);
+}
+
+void matmul_nn(mat y, mat x, mat w, double scale, enum mode mode)
+{
+    if (!y.p) return;
+    check_shapes(y.rows == x.rows && y.cols == w.cols && x.cols == w.rows, "matmul_nn", y, x, w);
+    gemm_batch(y, x, 0, w, 1, x.cols, scale, mode);
+}
+
+void matmul_tn(mat y, mat x, mat w, double scale, enum mode mode)
+{
+    if (!y.p) return;
+    check_shapes(y.rows == x.cols && y.cols == w.cols && x.rows == w.rows, "matmul_tn", y, x, w);
+    gemm_batch(y, x, 1, w, 1, x.rows, scale, mode);
+}
+
+// ---- 2  the other ops --------------------------------------------------------------------------------------
+
+#define ROW(m, i) ((real *)at(m, i, 0))
+#define BIG(m) ((double)(m).rows * (m).cols > 1e4 && !omp_in_parallel())      // worth more than one thread
+
+dev dev_alloc(size_t bytes)
+{
+    if (bytes > SIZE_MAX - 64) return NULL;
+    void *p = aligned_alloc(64, (bytes + 64) / 64 * 64);
+    return p ? memset(p, 0, bytes) : NULL;
+}
+
+void dev_free(dev p) { free(p); }
+mat dev_weight(mat host) { return host; }
+void put_ints(dev_ints dst, const int *src, size_t n) { if (n) memcpy(dst, src, n * sizeof *src); }
+
+void copy(mat y, mat x)
+{
+    if (y.rows != x.rows || y.cols != x.cols || y.batch != x.batch) die("copy: (%d, %d) to (%d, %d)", x.rows, x.cols, y.rows, y.cols);
+    for (int b = 0; b < y.batch; b++) {
+        mat to = nth(y, b), from = nth(x, b);
+        #pragma omp parallel for if (BIG(y))
+        for (int n = 0; n < y.rows; n++) {
+            if (y.type == x.type) { memmove(at(to, n, 0), at(from, n, 0), (size_t)y.cols * dtypes[y.type].size); continue; }
+            real buffer[KC];
+            for (int c = 0; c < y.cols; c += KC) {
+                size_t part = (size_t)(y.cols - c < KC ? y.cols - c : KC);
+                narrow(at(to, n, c), y.type, widened(at(from, n, c), x.type, part, buffer), part);
+            }
+        }
+    }
+}
+
+static mat host_mat(const void *p, enum dtype type, mat like)      // contiguous memory in the shape of another matrix
+{
+    mat m = shaped(like, like.batch, like.rows, like.cols);
+    m.p = (dev)(uintptr_t)p, m.type = type;
+    return m;
+}
+
+void put(mat dst, const void *src, enum dtype type) { copy(dst, host_mat(src, type, dst)); }
+void get(wide *dst, mat src) { copy(host_mat(dst, TYPE_OF(wide), src), src); }
+
+void zero(mat x)
+{
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows * x.batch; n++) memset(ROW(nth(x, n / x.rows), n % x.rows), 0, (size_t)x.cols * sizeof(real));
+}
+
+void add(mat y, mat x, double scale)
+{
+    if (!y.p) return;
+    #pragma omp parallel for if (BIG(y))
+    for (int n = 0; n < y.rows; n++) {
+        real *yn = ROW(y, n), *xn = ROW(x, n);
+        for (int c = 0; c < y.cols; c++) yn[c] += (real)scale * xn[c];
+    }
+}
+
+// exp to the last bit or two, in a form that the compiler turns into vector code: 2^n · 2^f with |f| ≤ ½, a polynomial
+// for 2^f (Taylor's coefficients of exp(f ln 2)). Double builds use the C library. NaN stays NaN.
+static inline real exp_real(real x)
+{
+    if (sizeof(real) == 8) return (real)exp((double)x);
+    float y = (float)x, magic = 12582912.f;                       // 1.5 · 2^23: adding it rounds to a whole number
+    y = y < -87.3f ? -87.3f : y > 88.f ? 88.f : y;
+    float shifted = y * 1.44269504f + magic, n = shifted - magic;
+    float f = (y - n * 0.693359375f) + n * 2.12194440e-4f;        // y − n ln 2, with ln 2 in two parts
+    float p = 1.f + f * (1.f + f * (.5f + f * (1.f / 6 + f * (1.f / 24 + f * (1.f / 120 + f * (1.f / 720 + f * (1.f / 5040)))))));
+    int32_t bits;
+    memcpy(&bits, &shifted, 4);
+    bits = (int32_t)((uint32_t)(bits + 127) << 23);                // 2^n: the whole number sits in the low bits
+    float power;
+    memcpy(&power, &bits, 4);
+    return (real)(p * power);
+}
+
+void embedding_forward(mat out, mat table, dev_ints ids)
+{
+    #pragma omp parallel for if (BIG(out))
+    for (int n = 0; n < out.rows; n++) copy(rows_of(out, n, 1), rows_of(table, ids[n], 1));
+}
+
+// Threads share the columns: two tokens may be the same id.
+void embedding_backward(mat dtable, mat dout, dev_ints ids)
+{
+    if (!dtable.p) return;
+    #pragma omp parallel for if (BIG(dout))
+    for (int c0 = 0; c0 < dout.cols; c0 += 32)
+        for (int n = 0; n < dout.rows; n++)
+            for (int c = c0; c < dout.cols && c < c0 + 32; c++) ROW(dtable, ids[n])[c] += ROW(dout, n)[c];
+}
+
+// out = w x ρ,  ρ = 1 / √(mean(x²) + ε)
+static inline real inverse_rms(const real *x, int C, double eps)
+{
+    double sum = 0;
+    #pragma omp simd reduction(+ : sum)
+    for (int c = 0; c < C; c++) sum += (double)x[c] * (double)x[c];
+    return (real)(1 / sqrt(sum / C + eps));
+}
+
+void rmsnorm_forward(mat out, mat x, mat w, double eps)
+{
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++) {
+        const real *xn = ROW(x, n), *wc = ROW(w, 0);
+        real *on = ROW(out, n), rho = inverse_rms(xn, x.cols, eps);
+        for (int c = 0; c < x.cols; c++) on[c] = wc[c] * xn[c] * rho;
+    }
+}
+
+//  dw += Σ_n dout x ρ
+//  dx += ρ (w dout − x ρ² mean(w dout x)),  since dρ/dx_c = −ρ³ x_c / C
+void rmsnorm_backward(mat dx, mat dw, mat dout, mat x, mat w, double eps)
+{
+    int C = x.cols;
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < (dx.p ? x.rows : 0); n++) {
+        const real *xn = ROW(x, n), *wc = ROW(w, 0), *dn = ROW(dout, n);
+        real *dxn = ROW(dx, n), rho = inverse_rms(xn, C, eps);
+        double mean = 0;
+        #pragma omp simd reduction(+ : mean)
+        for (int c = 0; c < C; c++) mean += (double)(wc[c] * dn[c]) * (double)xn[c];
+        real factor = (real)(mean / C) * rho * rho;
+        for (int c = 0; c < C; c++) dxn[c] += rho * (wc[c] * dn[c] - factor * xn[c]);
+    }
+    for (int n = 0; n < (dw.p ? x.rows : 0); n++) {
+        real rho = inverse_rms(ROW(x, n), C, eps);
+        for (int c = 0; c < C; c++) ROW(dw, 0)[c] += ROW(dout, n)[c] * ROW(x, n)[c] * rho;
+    }
+}
+
+// Halves (a, b) of a head turn by the angle of their position: (a cos − b sin, b cos + a sin). A rotation's transpose
+// turns back, so the backward pass is sign = −1.
+void rope(mat x, dev_ints pos, mat table, int sign)
+{
+    int half = table.cols / 2;
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++) {
+        const real *cosine = ROW(table, pos[n]), *sine = cosine + half;
+        for (real *a = ROW(x, n), *end = a + x.cols, *b = a + half; a < end; a += 2 * half, b += 2 * half)
+            for (int i = 0; i < half; i++) {
+                real u = a[i], v = b[i], s = (real)sign * sine[i];
+                a[i] = u * cosine[i] - v * s;
+                b[i] = v * cosine[i] + u * s;
+            }
+    }
+}
+
+// Attention, a block of query rows at a time: only (QUERIES, keys) scores of one head stand in memory per thread.
+//   S = q kᵀ/√d (causal),  P = softmax(S),  out = P v.   Kept: lse = log Σ exp(S), one number a row and head.
+enum { QUERIES = 64 };
+
+static mat part_of(mat m, int row, int rows, int col, int cols)
+{
+    m.p = at(m, row, col), m.rows = rows, m.cols = cols;
+    return m;
+}
+
+static inline real *lse_at(mat lse, int row, int head) { return (real *)at(lse, row, head); }
+
+// What one block works on: head h of query rows q0 … q0+n-1 of a span, and the `keys` they may look at.
+typedef struct { int row, n, keys, kv_col, q_col, before; } attention_part;
+
+static attention_part attention_at(span s, int q0, int h, int group, int d)
+{
+    int n = s.nq - q0 < QUERIES ? s.nq - q0 : QUERIES, before = s.nk - s.nq + q0;     // keys before the block's first row
+    return (attention_part){s.q + q0, n, before + n, h / group * d, h * d, before};
+}
+
+void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, const span *spans, int count)
+{
+    int heads = q.cols / d, group = q.cols / k.cols;
+    #pragma omp parallel for collapse(2) schedule(dynamic) if (BIG(q))
+    for (int i = 0; i < count; i++)
+        for (int h = 0; h < heads; h++)
+            for (int q0 = 0; q0 < spans[i].nq; q0 += QUERIES) {
+                attention_part a = attention_at(spans[i], q0, h, group, d);
+                mat K = part_of(k, spans[i].k, a.keys, a.kv_col, d), V = part_of(v, spans[i].k, a.keys, a.kv_col, d);
+                mat S = mat_of(thread_buffer(2, (size_t)a.n * (size_t)a.keys), TYPE_OF(real), SHAPE(a.n, a.keys));
+                matmul_nt(S, part_of(q, a.row, a.n, a.q_col, d), K, 1 / sqrt(d), SET);          // S = q kᵀ/√d
+                for (int r = 0; r < a.n; r++) {
+                    real *s = ROW(S, r), most = s[0], sum = 0;
+                    int seen = a.before + r + 1;
+                    for (int c = 1; c < seen; c++) most = s[c] > most ? s[c] : most;
+                    #pragma omp simd reduction(+ : sum)
+                    for (int c = 0; c < seen; c++) sum += s[c] = exp_real(s[c] - most);
+                    for (int c = 0; c < seen; c++) s[c] /= sum;                                 // P = softmax(S)
+                    for (int c = seen; c < a.keys; c++) s[c] = 0;
+                    *lse_at(lse, a.row + r, h) = most + (real)log((double)sum);
+                }
+                matmul_nn(part_of(out, a.row, a.n, a.q_col, d), S, V, 1, SET);                  // out = P v
+            }
+}
+
+//  out = P v:         dv += Pᵀ dout,   dP = dout vᵀ
+//  P = softmax(S):    dS = P ⊙ (dP − Δ),   Δ = Σ_c dP P = dout · out, a number a row
+//  S = q kᵀ/√d:       dq += dS k/√d,   dk += dSᵀ q/√d
+//  P is recomputed as exp(S − lse). Heads that share keys are done by the same thread, one after the other.
+static void attention_backward_head(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse, int d, span s, int h)
+{
+    for (int q0 = 0; q0 < s.nq; q0 += QUERIES) {
+        attention_part a = attention_at(s, q0, h, q.cols / k.cols, d);
+        mat K = part_of(k, s.k, a.keys, a.kv_col, d), V = part_of(v, s.k, a.keys, a.kv_col, d);
+        mat Q = part_of(q, a.row, a.n, a.q_col, d), dO = part_of(dout, a.row, a.n, a.q_col, d);
+        mat P = mat_of(thread_buffer(2, (size_t)a.n * (size_t)a.keys), TYPE_OF(real), SHAPE(a.n, a.keys));
+        mat dS = mat_of(thread_buffer(3, (size_t)a.n * (size_t)a.keys), TYPE_OF(real), SHAPE(a.n, a.keys));
+        matmul_nt(P, Q, K, 1 / sqrt(d), SET);
+        matmul_nt(dS, dO, V, 1, SET);                                                           // dP, for now
+        for (int r = 0; r < a.n; r++) {
+            real *p = ROW(P, r), *ds = ROW(dS, r), l = *lse_at(lse, a.row + r, h), delta = 0;
+            const real *o = ROW(out, a.row + r) + a.q_col, *g = ROW(dO, r);
+            int seen = a.before + r + 1;
+            for (int c = 0; c < d; c++) delta += o[c] * g[c];
+            for (int c = 0; c < seen; c++) p[c] = exp_real(p[c] - l), ds[c] = p[c] * (ds[c] - delta);
+            for (int c = seen; c < a.keys; c++) p[c] = ds[c] = 0;
+        }
+        matmul_tn(part_of(dv, s.k, a.keys, a.kv_col, d), P, dO, 1, ADD);
+        matmul_nn(part_of(dq, a.row, a.n, a.q_col, d), dS, K, 1 / sqrt(d), ADD);
+        matmul_tn(part_of(dk, s.k, a.keys, a.kv_col, d), dS, Q, 1 / sqrt(d), ADD);
+    }
+}
+
+void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse, int d, const span *spans, int count)
+{
+    int group = q.cols / k.cols, kv_heads = k.cols / d;
+    #pragma omp parallel for collapse(2) schedule(dynamic) if (BIG(q))
+    for (int i = 0; i < count; i++)
+        for (int g = 0; g < kv_heads; g++)
+            for (int h = g * group; h < (g + 1) * group; h++)
+                attention_backward_head(dq, dk, dv, dout, q, k, v, out, lse, d, spans[i], h);
+}
+
+// out = silu(g) u,  silu(g) = g σ(g),  σ(g) = 1/(1 + e^−g)
+void swiglu_forward(mat out, mat gate, mat up)
+{
+    #pragma omp parallel for if (BIG(out))
+    for (int n = 0; n < out.rows; n++) {
+        real *o = ROW(out, n), *g = ROW(gate, n), *u = ROW(up, n);
+        for (int c = 0; c < out.cols; c++) o[c] = g[c] / (1 + exp_real(-g[c])) * u[c];
+    }
+}
+
+//  dg += dout u σ (1 + g (1 − σ)),   du += dout g σ
+void swiglu_backward(mat dgate, mat dup, mat dout, mat gate, mat up)
+{
+    #pragma omp parallel for if (BIG(dout))
+    for (int n = 0; n < dout.rows; n++) {
+        real *dg = ROW(dgate, n), *du = ROW(dup, n), *d = ROW(dout, n), *g = ROW(gate, n), *u = ROW(up, n);
+        for (int c = 0; c < dout.cols; c++) {
+            real sigma = 1 / (1 + exp_real(-g[c]));
+            dg[c] += d[c] * u[c] * sigma * (1 + g[c] * (1 - sigma));
+            du[c] += d[c] * g[c] * sigma;
+        }
+    }
+}
+
+//  loss = log Σ exp(z) − z[label];   dz = scale (softmax(z) − [label]), in z's place: one pass more while z is in cache
+void cross_entropy(mat losses, mat logits, dev_ints labels, double scale)
+{
+    int V = logits.cols;
+    #pragma omp parallel for if (BIG(logits))
+    for (int n = 0; n < logits.rows; n++) {
+        real *z = ROW(logits, n), most = z[0], at_label = z[labels[n]];
+        double sum = 0;
+        for (int c = 1; c < V; c++) most = z[c] > most ? z[c] : most;
+        for (int c = 0; c < V; c++) z[c] = exp_real(z[c] - most);
+        #pragma omp simd reduction(+ : sum)
+        for (int c = 0; c < V; c++) sum += (double)z[c];
+        *ROW(losses, n) = (real)(log(sum) + (double)(most - at_label));
+        if (!scale) continue;
+        real factor = (real)(scale / sum);
+        for (int c = 0; c < V; c++) z[c] *= factor;
+        z[labels[n]] -= (real)scale;
+    }
+}
+
+void shard_sum(mat s, mat x)
+{
+    int r = s.cols;
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++) {
+        real *sn = ROW(s, n), *xn = ROW(x, n);
+        memset(sn, 0, (size_t)r * sizeof *sn);
+        for (int j = 0; j < x.cols; j += r)
+            for (int c = 0; c < r && j + c < x.cols; c++) sn[c] += xn[j + c];
+    }
+}
+
+void shard_tile(mat x, mat s)
+{
+    if (!x.p) return;
+    int r = s.cols;
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++) {
+        real *sn = ROW(s, n), *xn = ROW(x, n);
+        for (int j = 0; j < x.cols; j += r)
+            for (int c = 0; c < r && j + c < x.cols; c++) xn[j + c] += sn[c];
+    }
+}
+
+void tiled_identity(mat e)
+{
+    int r = e.rows < e.cols ? e.rows : e.cols;
+    for (int i = 0; i < e.rows; i++)
+        for (int j = 0; j < e.cols; j++) ROW(e, i)[j] = i % r == j % r;
+}
+
+// Sums of 64K numbers, then the sum of those: the order does not depend on the threads.
+double sum_of_squares(mat x)
+{
+    enum { PIECE = 1 << 16 };
+    size_t n = elements(x), pieces = (n + PIECE - 1) / PIECE;
+    double *sums = alloc(pieces, sizeof *sums), total = 0;
+    const real *p = x.p;
+    #pragma omp parallel for if (BIG(x))
+    for (size_t i = 0; i < pieces; i++) {
+        double sum = 0;
+        size_t end = (i + 1) * PIECE < n ? (i + 1) * PIECE : n;
+        #pragma omp simd reduction(+ : sum)
+        for (size_t j = i * PIECE; j < end; j++) sum += (double)p[j] * (double)p[j];
+        sums[i] = sum;
+    }
+    for (size_t i = 0; i < pieces; i++) total += sums[i];
+    free(sums);
+    return total;
+}
+
+// PyTorch's AdamW (arXiv 1711.05101): decay apart from the gradient, moments corrected for their start at zero.
+void adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad_scale, int t)
+{
+    const wide c1 = (wide)(1 - 0.9), b2 = (wide)0.999, c2 = (wide)(1 - 0.999), eps = (wide)1e-8;
+    const wide shrink = (wide)(1 - lr * decay), rate = (wide)(lr / (1 - pow(0.9, t))), root = (wide)sqrt(1 - pow(0.999, t));
+    wide *wp = w.p, *dp = dw.p, *mp = m.p, *vp = v.p;
+    size_t n = elements(w);
+    #pragma omp parallel for simd if (BIG(w))
+    for (size_t i = 0; i < n; i++) {
+        wide g = (wide)grad_scale * dp[i];
+        mp[i] += c1 * (g - mp[i]);                                        // m = β₁ m + (1 − β₁) g
+        vp[i] = b2 * vp[i] + c2 * g * g;
+        wp[i] = wp[i] * shrink - rate * mp[i] / ((wide)sqrt(vp[i]) / root + eps);
+    }
+}
+
+#endif // CUDA
+
+// ---- 3  rows -----------------------------------------------------------------------------------------------
+
+typedef struct tokenizer tokenizer;     // tokenizer.c: SentencePiece BPE
+tokenizer *tokenizer_load(const char *path, char *err, size_t err_size);
+void tokenizer_free(tokenizer *t);
+int tokenizer_vocab(const tokenizer *t), tokenizer_bos(const tokenizer *t), tokenizer_eos(const tokenizer *t);
+int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, size_t *n);      // without BOS and EOS
+char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *bytes);
+
+typedef struct {
+    int *ids, n;                // BOS, prompt, answer, EOS
+    int prompt;                 // the first so many are not learnt: BOS and the prompt
+    char *answer;               // what scoring compares with, NULL for plain text
+} row;
+
+typedef struct { row *rows; const char *path; int cut, dropped; } dataset;
+
+static const char prompt_format[] =
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    "\n\n### Instruction:\n%s\n\n### Response:";
+
+static const char *string_field(const cJSON *json, const char *name)
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
+    return cJSON_IsString(item) ? item->valuestring : NULL;
+}
+
+static char *format_prompt(const char *question, const char *input)
+{
+    size_t n = sizeof prompt_format + strlen(question) + (input ? strlen(input) : 0) + 2;
+    char *both = alloc(n, 1), *prompt = alloc(n, 1);
+    snprintf(both, n, "%s%s%s", question, input && *input ? "\n" : "", input ? input : "");
+    snprintf(prompt, n, prompt_format, both);
+    free(both);
+    return prompt;
+}
+
+// BOS + text (+ EOS) as ids. The text is one string to the tokenizer; the prompt's own count masks the labels.
+static row encode_row(const tokenizer *t, const char *prompt, const char *answer, int eos)
+{
+    size_t n, np = 0, length = strlen(prompt) + strlen(answer) + 1;
+    char *text = alloc(length, 1);
+    snprintf(text, length, "%s%s", prompt, answer);
+    int *ids = tokenizer_encode(t, text, strlen(text), &n), *own = tokenizer_encode(t, prompt, strlen(prompt), &np);
+    if (!ids || !own) die("out of memory while tokenising");
+    row r = {.ids = alloc(n + 2, sizeof(int)), .n = (int)n + 1, .prompt = (int)np + 1};
+    r.ids[0] = tokenizer_bos(t);
+    memcpy(r.ids + 1, ids, n * sizeof(int));
+    if (eos) r.ids[r.n++] = tokenizer_eos(t);
+    free(ids), free(own), free(text);
+    return r;
+}
+
+// One line of .jsonl in any of the four shapes. What is wrong with it is said with file and line.
+static row read_row(const tokenizer *t, const char *path, int number, const char *line, size_t bytes)
+{
+    static const char *const shapes[][2] = {{"instruction", "output"}, {"query", "response"}, {"question", "answer"}};
+    cJSON *json = cJSON_ParseWithLength(line, bytes);
+    if (!cJSON_IsObject(json)) die("%s:%d: expected a JSON object, e.g. {\"question\": …, \"answer\": …}", path, number);
+    const char *text = string_field(json, "text");
+    row r = {0};
+    for (int i = 0; i < 3 && !r.ids; i++) {
+        const char *question = string_field(json, shapes[i][0]), *answer = string_field(json, shapes[i][1]);
+        if (!question && !answer) continue;
+        if (!question || !answer) die("%s:%d: has \"%s\" but no text in \"%s\"", path, number, shapes[i][!question], shapes[i][!!question]);
+        if (!*question || !*answer) die("%s:%d: \"%s\" is empty", path, number, shapes[i][!*answer]);
+        char *prompt = format_prompt(question, i == 0 ? string_field(json, "input") : NULL);
+        r = encode_row(t, prompt, answer, 1);
+        r.answer = strdup(answer);
+        free(prompt);
+    }
+    if (!r.ids && !text)
+        die("%s:%d: no \"instruction\"/\"output\", \"query\"/\"response\", \"question\"/\"answer\" or \"text\" here", path, number);
+    if (!r.ids && !*text) die("%s:%d: \"text\" is empty", path, number);
+    if (!r.ids) r = encode_row(t, "", text, 0), r.prompt = 1;
+    cJSON_Delete(json);
+    return r;
+}
+
+static int ends_with(const char *s, const char *end)
+{
+    size_t n = strlen(s), m = strlen(end);
+    return n >= m && !strcmp(s + n - m, end);
+}
+
+// A row as long as --seq allows; one without a token left to learn is dropped. Both are counted and said.
+static void keep_row(dataset *d, row r, int seq)
+{
+    if (r.n > seq) r.n = seq, d->cut++;
+    if (r.n > r.prompt) { arrput(d->rows, r); return; }
+    d->dropped++;
+    free(r.ids), free(r.answer);
+}
+
+// A .txt file is one stream of tokens, cut into windows.
+static void read_text(dataset *d, const tokenizer *t, const char *text, int seq)
+{
+    row all = encode_row(t, "", text, 0);
+    for (int i = 0; i + 1 < all.n; i += seq) {
+        row r = {.n = all.n - i < seq ? all.n - i : seq, .prompt = 1};
+        if (r.n < 2) break;
+        r.ids = alloc((size_t)r.n, sizeof(int));
+        memcpy(r.ids, all.ids + i, (size_t)r.n * sizeof(int));
+        arrput(d->rows, r);
+    }
+    free(all.ids);
+}
+
+static dataset read_rows(const tokenizer *t, const char *path, int seq)
+{
+    dataset d = {.path = path};
+    size_t bytes;
+    char *text = read_file(path, &bytes);
+    if (ends_with(path, ".txt")) read_text(&d, t, text, seq);
+    else if (ends_with(path, ".jsonl")) {
+        int number = 1;
+        for (char *line = text, *end; line < text + bytes; line = end + 1, number++) {
+            end = memchr(line, '\n', (size_t)(text + bytes - line));
+            if (!end) end = text + bytes;
+            if (line + strspn(line, " \t\r") == end) die("%s:%d: empty line, expected a JSON object", path, number);
+            keep_row(&d, read_row(t, path, number, line, (size_t)(end - line)), seq);
+        }
+    } else die("%s: expected a .jsonl or a .txt file", path);
+    free(text);
+    if (!arrlen(d.rows)) die("%s: no row has a token to learn within --seq %d%s", path, seq, d.dropped ? "; a larger --seq keeps them" : "");
+    return d;
+}
+
+static void free_rows(dataset *d)
+{
+    for (int i = 0; i < arrlen(d->rows); i++) free(d->rows[i].ids), free(d->rows[i].answer);
+    arrfree(d->rows);
+}
+
+static batch batch_new(int tokens, int rows)
+{
+    size_t n = (size_t)tokens, ints = sizeof(int);
+    return (batch){.ids = alloc(n, ints), .pos = alloc(n, ints), .target_row = alloc(n, ints), .label = alloc(n, ints), .spans = alloc((size_t)rows, sizeof(span))};
+}
+
+static void batch_free(batch *b) { free(b->ids), free(b->pos), free(b->target_row), free(b->label), free(b->spans); }
+static void batch_clear(batch *b) { b->tokens = b->targets = b->rows = 0; }
+
+// Appends a row: token i predicts token i + 1, so the last one is never fed.
+static void batch_add(batch *b, const row *r)
+{
+    b->spans[b->rows++] = (span){b->tokens, r->n - 1, b->tokens, r->n - 1};
+    for (int i = 0; i + 1 < r->n; i++) {
+        b->ids[b->tokens] = r->ids[i], b->pos[b->tokens] = i;
+        if (i + 1 >= r->prompt) b->target_row[b->targets] = b->tokens, b->label[b->targets++] = r->ids[i + 1];
+        b->tokens++;
+    }
+}
+
+// The order of rows in an epoch depends on seed and epoch alone, so that a resumed run finds its place.
+static void shuffle(int *order, int n, uint64_t seed, int epoch)
+{
+    rng r = rng_named(seed + (uint64_t)epoch, "rows");
+    for (int i = 0; i < n; i++) order[i] = i;
+    for (int i = n - 1; i > 0; i--) {
+        int j = (int)(rng_next(&r) % (uint64_t)(i + 1)), swap = order[i];
+        order[i] = order[j], order[j] = swap;
+    }
+}
+
+// ---- 4  options --------------------------------------------------------------------------------------------
+
+typedef struct {
+    const char *model, *init, *adapter, *data, *val, *out, *log, *resume, *method, *targets, *schedule, *generate, *merge, *tokenize;
+    int eval, list, help, chat, exact_match, no_shuffle;
+    int rank, mini_r, steps, epochs, batch, accum, seq, warmup, seed, threads, eval_every, save_every, max_new;
+    double alpha, plus_ratio, lr, weight_decay, clip, temperature, top_p;
+} options;
+
+static options opt = {
+    .model = "base", .out = "out", .method = "bone", .targets = "q,k,v,o,gate,up,down", .schedule = "cosine",
+    .rank = 16, .mini_r = 8, .epochs = 1, .batch = 16, .accum = 1, .seq = 256, .seed = 1, .max_new = 128,
+    .plus_ratio = 16, .lr = 2e-3, .clip = 1, .top_p = 1,
+};
+
+// kind: s text, i whole number, d number, f flag. Numbers are checked against [least, most].
+static const struct option { const char *name, *value; char kind; void *at; double least, most; const char *help; } option_table[] = {
+    {"--eval",            "",       'f', &opt.eval,          0, 0, "print the loss of --model (and --adapter) on --val"},
+    {"--generate",        "TEXT",   's', &opt.generate,      0, 0, "continue TEXT"},
+    {"--merge",           "DIR",    's', &opt.merge,         0, 0, "write --model with --adapter merged in as a model directory"},
+    {"--tokenize",        "FILE",   's', &opt.tokenize,      0, 0, "print one JSON array of ids per row's \"text\""},
+    {"--list",            "",       'f', &opt.list,          0, 0, "print the methods and what each would train on --model"},
+    {"--help",            "",       'f', &opt.help,          0, 0, "print this page"},
+    {"--model",           "DIR",    's', &opt.model,         0, 0, "base model, a Hugging Face directory"},
+    {"--init",            "CONFIG", 's', &opt.init,          0, 0, "start from random weights of this config.json (with --method full; tokenizer from --model)"},
+    {"--adapter",         "DIR",    's', &opt.adapter,       0, 0, "adapter to use, or to go on training"},
+    {"--data",            "FILE",   's', &opt.data,          0, 0, "rows to train on, .jsonl or .txt (default data/train.jsonl)"},
+    {"--val",             "FILE",   's', &opt.val,           0, 0, "rows to evaluate on (default data/val.jsonl, with the default --data)"},
+    {"--out",             "DIR",    's', &opt.out,           0, 0, "where the result goes"},
+    {"--log",             "FILE",   's', &opt.log,           0, 0, "one JSON object a step"},
+    {"--resume",          "DIR",    's', &opt.resume,        0, 0, "go on from what an earlier run left in DIR"},
+    {"--save-every",      "N",      'i', &opt.save_every,    0, 1e9, "also save every N steps (0: at the end only)"},
+    {"--method",          "M",      's', &opt.method,        0, 0, "see --list"},
+    {"--rank",            "R",      'i', &opt.rank,          1, 1 << 20, "rank of the adapter"},
+    {"--alpha",           "A",      'd', &opt.alpha,         1e-9, 1e9, "LoRA's α (default: the rank, so that α/r = 1)"},
+    {"--mini-r",          "R",      'i', &opt.mini_r,        1, 1 << 20, "columns of mini's D"},
+    {"--targets",         "LIST",   's', &opt.targets,       0, 0, "linear layers that get the adapter"},
+    {"--lora-plus-ratio", "λ",      'd', &opt.plus_ratio,    1e-9, 1e9, "LoRA+: B's learning rate over A's"},
+    {"--steps",           "N",      'i', &opt.steps,         1, 1e9, "optimiser steps (default: by --epochs)"},
+    {"--epochs",          "N",      'i', &opt.epochs,        1, 1e6, "passes over --data"},
+    {"--batch",           "B",      'i', &opt.batch,         1, 1 << 20, "rows a micro-batch"},
+    {"--accum",           "K",      'i', &opt.accum,         1, 1 << 20, "micro-batches a step"},
+    {"--seq",             "T",      'i', &opt.seq,           2, 1 << 20, "tokens a row at most"},
+    {"--lr",              "X",      'd', &opt.lr,            0, 1e9, "learning rate"},
+    {"--schedule",        "S",      's', &opt.schedule,      0, 0, "cosine, linear or constant"},
+    {"--warmup",          "N",      'i', &opt.warmup,        0, 1e9, "steps in which the learning rate rises from 0"},
+    {"--weight-decay",    "X",      'd', &opt.weight_decay,  0, 1e9, "AdamW's decoupled decay"},
+    {"--clip",            "X",      'd', &opt.clip,          0, 1e30, "clip the gradient's norm at X (0: never)"},
+    {"--seed",            "N",      'i', &opt.seed,          0, 2e9, "of the adapter's start, the order of rows, and sampling"},
+    {"--no-shuffle",      "",       'f', &opt.no_shuffle,    0, 0, "rows in the order of the file"},
+    {"--threads",         "N",      'i', &opt.threads,       1, 4096, "CPU threads (default: all); the result is the same for any number"},
+    {"--eval-every",      "N",      'i', &opt.eval_every,    0, 1e9, "evaluate every N steps (0: never); always before the first and after the last"},
+    {"--exact-match",     "",       'f', &opt.exact_match,   0, 0, "score answers to --val, too (training does so by itself with small models)"},
+    {"--chat",            "",       'f', &opt.chat,          0, 0, "wrap --generate's TEXT in the prompt of fine-tuning"},
+    {"--max-new",         "N",      'i', &opt.max_new,       1, 1 << 20, "tokens to generate at most"},
+    {"--temperature",     "X",      'd', &opt.temperature,   0, 1e6, "sample with this temperature (0: the likeliest token)"},
+    {"--top-p",           "X",      'd', &opt.top_p,         1e-9, 1, "sample from the likeliest tokens of this total probability"},
+};
+enum { OPTIONS = sizeof option_table / sizeof *option_table };
+
+static void print_help(void)
+{
+    puts("./train fine-tunes a Llama2 with LoRA, PiSSA, Bone, Bat and their relatives, every gradient by hand.\n");
+    for (int i = 0; i < OPTIONS; i++) {
+        const struct option *o = &option_table[i];
+        char value[64] = "";
+        if (o->kind == 's' && *(char **)o->at) snprintf(value, sizeof value, " [%s]", *(char **)o->at);
+        if (o->kind == 'i' && *(int *)o->at) snprintf(value, sizeof value, " [%d]", *(int *)o->at);
+        if (o->kind == 'd' && *(double *)o->at != 0) snprintf(value, sizeof value, " [%g]", *(double *)o->at);
+        int n = printf("  %s %s", o->name, o->value);
+        printf("%*s%s%s\n", n < 28 ? 28 - n : 1, "", o->help, value);
+    }
+}
+
+static void set_option(const struct option *o, const char *text)
+{
+    char *end;
+    double x = o->kind == 'i' || o->kind == 'd' ? strtod(text, &end) : 0;
+    if (o->kind == 's') { *(const char **)o->at = text; return; }
+    if (end == text || *end || !(x >= o->least && x <= o->most) || (o->kind == 'i' && x != floor(x)))
+        die("%s %s: expected a %snumber from %g to %g", o->name, text, o->kind == 'i' ? "whole " : "", o->least, o->most);
+    if (o->kind == 'i') *(int *)o->at = (int)x;
+    else *(double *)o->at = x;
+}
+
+static void parse_options(int argc, char **argv)
+{
+    for (int a = 1; a < argc; a++) {
+        int i = 0;
+        while (i < OPTIONS && strcmp(argv[a], option_table[i].name)) i++;
+        if (i == OPTIONS) die("unknown option %s; --help lists them", argv[a]);
+        if (option_table[i].kind == 'f') { *(int *)option_table[i].at = 1; continue; }
+        if (a + 1 == argc) die("%s needs a value: %s %s", argv[a], argv[a], option_table[i].value);
+        set_option(&option_table[i], argv[++a]);
+    }
+    if (!opt.val && !opt.data) opt.val = "data/val.jsonl";
+    if (!opt.data) opt.data = "data/train.jsonl";
+    if (strcmp(opt.schedule, "cosine") && strcmp(opt.schedule, "linear") && strcmp(opt.schedule, "constant"))
+        die("--schedule %s: expected cosine, linear or constant", opt.schedule);
+    if (opt.steps && opt.warmup > opt.steps) die("--warmup %d exceeds --steps %d", opt.warmup, opt.steps);
+    if (opt.threads) omp_set_num_threads(opt.threads);
+}
+
+static int parse_targets(const char *list)
+{
+    int targets = 0;
+    while (*list) {
+        size_t n = strcspn(list, ",");
+        int i = 0;
+        while (i < 7 && (strlen(linear_names[i]) != n || strncmp(list, linear_names[i], n))) i++;
+        if (i == 7) die("--targets: there is no linear layer \"%.*s\"; choose from q,k,v,o,gate,up,down", (int)n, list);
+        targets |= 1 << i;
+        list += n + (list[n] == ',');
+    }
+    if (!targets) die("--targets: names no layer; choose from q,k,v,o,gate,up,down");
+    return targets;
+}
+
+static plan plan_from_options(void)
+{
+    const method *m = method_named(opt.method);
+    if (!m) die("--method %s: there is no such method; --list shows them", opt.method);
+    return (plan){
+        .method = m, .rank = opt.rank, .mini_r = opt.mini_r, .targets = parse_targets(opt.targets), .seed = (uint64_t)opt.seed,
+        .alpha = opt.alpha > 0 ? opt.alpha : opt.rank, .plus_ratio = opt.plus_ratio, .tokens = 1, .positions = 1, .train = 1,
+    };
+}
+
+// ---- 5  generation -----------------------------------------------------------------------------------------
+
+typedef struct { int *ids, n, cached, room, done; } sequence;     // ids has space for `room`; the first `cached` are in the cache
+
+// The likeliest token, or with --temperature one at random from the likeliest whose probabilities reach --top-p.
+typedef struct { double p; int id; } candidate;
+static int likelier(const void *a, const void *b)
+{
+    const candidate *x = a, *y = b;
+    return x->p > y->p ? -1 : x->p < y->p ? 1 : x->id - y->id;
+}
+
+static int pick(const wide *logits, int vocab, rng *g)
+{
+    int best = 0;
+    for (int i = 1; i < vocab; i++) if (logits[i] > logits[best]) best = i;
+    if (opt.temperature == 0) return best;
+    candidate *c = alloc((size_t)vocab, sizeof *c);
+    double sum = 0, reached = 0;
+    for (int i = 0; i < vocab; i++) c[i] = (candidate){exp((double)(logits[i] - logits[best]) / opt.temperature), i}, sum += c[i].p;
+    qsort(c, (size_t)vocab, sizeof *c, likelier);
+    int n = 0;
+    while (n < vocab && reached < opt.top_p * sum) reached += c[n++].p;
+    double at = rng_uniform(g) * reached;
+    int i = 0;
+    while (i + 1 < n && (at -= c[i].p) >= 0) i++;
+    int id = c[i].id;
+    free(c);
+    return id;
+}
+
+// One pass: every live sequence that fits feeds the tokens its cache lacks, and gets one more. Returns how many did.
+static int generate_pass(model *m, const tokenizer *t, sequence *s, int count, batch *b, int *who, rng *g)
+{
+    batch_clear(b);
+    for (int i = 0; i < count; i++) {
+        int n = s[i].n - s[i].cached;
+        if (s[i].done || b->tokens + n > m->p.tokens) continue;
+        who[b->rows] = i;
+        b->spans[b->rows++] = (span){b->tokens, n, i * s[i].room, s[i].n};
+        for (int j = s[i].cached; j < s[i].n; j++) b->ids[b->tokens] = s[i].ids[j], b->pos[b->tokens++] = j;
+        b->target_row[b->targets] = b->tokens - 1, b->label[b->targets++] = 0;
+    }
+    if (!b->rows) return 0;
+    model_forward(m, b);
+    wide *logits = alloc((size_t)m->chunk * (size_t)m->c.vocab, sizeof *logits);
+    for (int i = 0; i < b->rows; i++) {
+        sequence *q = &s[who[i]];
+        if (i % m->chunk == 0) {
+            head_forward(m, m->target_row + i, b->rows - i < m->chunk ? b->rows - i : m->chunk);
+            get(logits, m->logits);
+        }
+        int id = pick(logits + (size_t)(i % m->chunk) * (size_t)m->c.vocab, m->c.vocab, g);
+        q->cached = q->n;
+        q->ids[q->n++] = id;
+        q->done = id == tokenizer_eos(t) || q->n == q->room;
+    }
+    free(logits);
+    return b->rows;
+}
+
+static char *decode(const tokenizer *t, const int *ids, int n)
+{
+    size_t bytes;
+    char *text = tokenizer_decode(t, ids, (size_t)n, &bytes);
+    if (!text) die("out of memory while decoding");
+    return text;
+}
+
+// What counts as the answer: the text behind "####" (GSM8K) or "The answer is:" (MetaMathQA), else all of it,
+// without spaces, thousands' commas, dollar signs and a final full stop. In a fresh string.
+static char *final_answer(const char *text)
+{
+    for (const char *const *mark = (const char *const[]){"####", "The answer is:", NULL}; *mark; mark++)
+        for (const char *at = strstr(text, *mark); at; at = strstr(text, *mark)) text = at + strlen(*mark);
+    char *answer = alloc(strlen(text) + 1, 1), *end = answer;
+    for (; *text; text++)
+        if (!strchr(" \t\r\n,$", *text)) *end++ = *text;
+    if (end > answer && end[-1] == '.') end--;
+    *end = 0;
+    return answer;
+}
+
+static int same_answer(const char *a, const char *b)
+{
+    char *x = final_answer(a), *y = final_answer(b);
+    int same = !strcmp(x, y);
+    free(x), free(y);
+    return same;
+}
+
+enum { GROUP = 32, SCORED = 200 };      // sequences generated at once; rows scored while training
+
+static int longest_prompt(const dataset *d)
+{
+    int n = 0;
+    for (int i = 0; i < arrlen(d->rows); i++) if (d->rows[i].prompt > n) n = d->rows[i].prompt;
+    return n;
+}
+
+// How many of the first `rows` answers to the prompts of d match; *sample gets the first one's text.
+static int exact_match(model *m, const tokenizer *t, const dataset *d, int rows, char **sample, void (*progress)(int, int))
+{
+    sequence s[GROUP];
+    batch b = batch_new(m->p.tokens, GROUP);
+    int who[GROUP], hits = 0, room = m->p.cache_rows / GROUP;
+    rng g = {0};
+    for (int first = 0; first < rows; first += GROUP) {
+        int n = rows - first < GROUP ? rows - first : GROUP;
+        for (int i = 0; i < n; i++) {
+            const row *r = &d->rows[first + i];
+            s[i] = (sequence){.ids = alloc((size_t)room, sizeof(int)), .n = r->prompt, .room = room};
+            memcpy(s[i].ids, r->ids, (size_t)r->prompt * sizeof(int));
+        }
+        while (generate_pass(m, t, s, n, &b, who, &g)) {}
+        for (int i = 0; i < n; i++) {
+            const row *r = &d->rows[first + i];
+            char *text = decode(t, s[i].ids + r->prompt, s[i].n - r->prompt);
+            hits += same_answer(text, r->answer);
+            if (first + i == 0 && sample) *sample = text;
+            else free(text);
+            free(s[i].ids);
+        }
+        progress(first + n, rows);
+    }
+    batch_free(&b);
+    return hits;
+}
+
+// ---- 6  saving and resuming --------------------------------------------------------------------------------
+
+static void stage_copy(const char *dir, const char *name)       // where there is one
+{
+    char *path = join(dir, name);
+    size_t bytes;
+    if (!access(path, F_OK)) {
+        char *data = read_file(path, &bytes);
+        stage_file(name, data, bytes);
+        free(data);
+    }
+    free(path);
+}
+
+// A complete model directory: every base tensor (with adapters merged), config.json, the tokenizer's files.
+static void stage_model(model *m, const char *source, enum dtype trained_type)
+{
+    output *list = NULL;
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        tensor *t = &m->tensors[i];
+        if (strncmp(t->name, "model.", 6) && strcmp(t->name, "lm_head.weight")) continue;
+        ptrdiff_t at = shgeti(m->file.tensors, t->name);
+        output o = {.shape = t->shape, .at = *t->at, .type = t->kind == PARAM || at < 0 ? trained_type : m->file.tensors[at].value.at.type};
+        memcpy(o.name, t->name, sizeof o.name);
+        for (int j = 0; j < 7 * m->c.layers; j++) {
+            linear *l = adapter_at(m, j);
+            if (l && t->at == &l->W) o.merge = l;
+        }
+        arrput(list, o);
+    }
+    safetensors_write(m, "model.safetensors", list, (int)arrlen(list));
+    cJSON *json = cJSON_Parse(m->c.text);
+    const char *names[DTYPES] = {"float32", "float64", "bfloat16", "float16"};
+    enum dtype type = arrlen(list) ? list[0].type : trained_type;
+    cJSON_DeleteItemFromObjectCaseSensitive(json, "torch_dtype");
+    cJSON_DeleteItemFromObjectCaseSensitive(json, "dtype");
+    cJSON_AddStringToObject(json, "torch_dtype", names[type]);
+    stage_json("config.json", json);
+    for (const char *const *name = (const char *const[]){"tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", NULL}; *name; name++)
+        stage_copy(source, *name);
+    arrfree(list);
+}
+
+// What must be the same for a run to go on as if it had never stopped.
+static cJSON *run_settings(const model *m, int step)
+{
+    cJSON *json = cJSON_CreateObject();
+    cJSON_AddNumberToObject(json, "step", step);
+    cJSON_AddStringToObject(json, "--method", m->p.method->name);
+    cJSON_AddStringToObject(json, "--data", opt.data);
+    cJSON_AddNumberToObject(json, "--rank", m->p.rank);
+    cJSON_AddNumberToObject(json, "--alpha", m->p.alpha);
+    cJSON_AddNumberToObject(json, "--mini-r", m->p.mini_r);
+    cJSON_AddNumberToObject(json, "--targets", m->p.targets);
+    cJSON_AddNumberToObject(json, "--batch", opt.batch);
+    cJSON_AddNumberToObject(json, "--accum", opt.accum);
+    cJSON_AddNumberToObject(json, "--seq", opt.seq);
+    cJSON_AddNumberToObject(json, "--seed", opt.seed);
+    cJSON_AddNumberToObject(json, "--no-shuffle", opt.no_shuffle);
+    return json;
+}
+
+// state.safetensors: the trained tensors as they are, their start, and AdamW's moments.
+static output *state_tensors(model *m)
+{
+    output *list = NULL;
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        tensor *t = &m->tensors[i];
+        if (t->kind != PARAM && t->kind != START) continue;
+        mat parts[3] = {*t->at, t->m1, t->m2};
+        for (int j = 0; j < (t->kind == PARAM ? 3 : 1); j++) {
+            output o = {.shape = t->shape, .at = parts[j], .type = TYPE_OF(wide)};
+            snprintf(o.name, sizeof o.name, "%.100s%s", t->name, (const char *[]){"", ".m1", ".m2"}[j]);
+            arrput(list, o);
+        }
+    }
+    return list;
+}
+
+static void save_run(model *m, int step)
+{
+    stage_begin(opt.out);
+    if (full_training(m)) stage_model(m, opt.model, F32);
+    else peft_write(m, opt.model);
+    output *state = state_tensors(m);
+    safetensors_write(m, "state.safetensors", state, (int)arrlen(state));
+    stage_json("state.json", run_settings(m, step));
+    arrfree(state);
+    stage_publish(opt.out);
+}
+
+// The step an earlier run had done; its settings must be those of this run.
+static int read_state_json(const model *m, const char *dir)
+{
+    size_t bytes;
+    char *path = join(dir, "state.json"), *text = read_file(path, &bytes);
+    cJSON *then = parse_json(path, text, bytes), *now = run_settings(m, 0), *item;
+    cJSON_ArrayForEach(item, now) {
+        cJSON *old = cJSON_GetObjectItemCaseSensitive(then, item->string);
+        if (strcmp(item->string, "step") && !cJSON_Compare(old, item, 1)) {
+            char *a = cJSON_PrintUnformatted(old), *b = cJSON_PrintUnformatted(item);
+            die("--resume %s: was trained with %s %s, this run has %s", dir, item->string, a ? a : "unset", b);
+        }
+    }
+    int step = config_int(then, path, "step", -1);
+    cJSON_Delete(then), cJSON_Delete(now);
+    free(text), free(path);
+    return step;
+}
+
+static int resume_run(model *m, const char *dir)
+{
+    int step = read_state_json(m, dir);
+    checkpoint c = checkpoint_open(dir, "state");
+    output *state = state_tensors(m);
+    for (int i = 0; i < arrlen(state); i++) {
+        ptrdiff_t at = shgeti(c.tensors, state[i].name);
+        if (at < 0 || memcmp(&c.tensors[at].value.shape, &state[i].shape, sizeof(shape)))
+            die("--resume %s: tensor %s is missing or of another shape", dir, state[i].name);
+        put(state[i].at, c.tensors[at].value.at.p, c.tensors[at].value.at.type);
+    }
+    for (int i = 0; i < 7 * m->c.layers && m->p.method->edits_base; i++) {
+        linear *l = adapter_at(m, i);
+        if (l) give_up_start(m, l);
+    }
+    arrfree(state);
+    checkpoint_close(&c);
+    return step;
+}
+
+// ---- 7  training -------------------------------------------------------------------------------------------
+
+static volatile sig_atomic_t interrupted;
+static void on_interrupt(int signal) { (void)signal; interrupted = 1; }
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// On a terminal, a line that overwrites itself; in a pipe, nothing.
+__attribute__((format(printf, 1, 2)))
+static void show(const char *format, ...)
+{
+    if (!isatty(STDOUT_FILENO)) return;
+    va_list args;
+    va_start(args, format);
+    fputs("\r\033[K", stdout);
+    vprintf(format, args);
+    fflush(stdout);
+    va_end(args);
+}
+
+static void show_start(int done, int of) { show(done < of ? "the adapter's start: layer %d of %d" : "", done, of); }
+static void show_answers(int done, int of) { show(done < of ? "answers: %d of %d" : "", done, of); }
+
+// Learning rate of step s = 0, 1, …: transformers' schedules.
+static double learning_rate(int s, int steps)
+{
+    if (s < opt.warmup) return opt.lr * s / opt.warmup;
+    double left = (double)(steps - s) / (steps > opt.warmup ? steps - opt.warmup : 1);
+    if (!strcmp(opt.schedule, "linear")) return opt.lr * left;
+    if (!strcmp(opt.schedule, "cosine")) return opt.lr * 0.5 * (1 + cos(3.14159265358979323846 * (1 - left)));
+    return opt.lr;
+}
+
+// Mean loss over the target tokens of a data set.
+static double evaluate(model *m, const dataset *d, long *targets)
+{
+    int n = (int)arrlen(d->rows), rows = n < 1024 ? n : 1024;
+    batch b = batch_new(m->p.tokens, rows);
+    double sum = 0;
+    *targets = 0;
+    for (int i = 0; i < n;) {
+        batch_clear(&b);
+        while (i < n && b.rows < rows && b.tokens + d->rows[i].n - 1 <= m->p.tokens) batch_add(&b, &d->rows[i++]);
+        sum += model_step(m, &b, 0);
+        *targets += b.targets;
+        show(i < n ? "evaluating: row %d of %d" : "", i, n);
+    }
+    batch_free(&b);
+    return sum / (double)*targets;
+}
+
+// Stops at the first NaN or Inf, with the step and the tensor. Nothing of it is saved.
+static void check_finite(const model *m, int step, double loss, double norm)
+{
+    if (isfinite(loss) && isfinite(norm)) return;
+    for (int i = 0; i < arrlen(m->tensors); i++)
+        if (m->tensors[i].kind == PARAM && !isfinite(sum_of_squares(*m->tensors[i].grad)))
+            die("step %d: the loss is %g and the gradient of %s is not finite; a smaller --lr may help", step, loss, m->tensors[i].name);
+    die("step %d: the loss is %g; a smaller --lr may help", step, loss);
+}
+
+static double gradient_norm(const model *m)
+{
+    double sum = 0;
+    for (int i = 0; i < arrlen(m->tensors); i++)
+        if (m->tensors[i].kind == PARAM) sum += sum_of_squares(*m->tensors[i].grad);
+    return sqrt(sum);
+}
+
+// AdamW on every trained tensor; clipping by PyTorch's formula.
+static void update(const model *m, int t, double lr, double norm)
+{
+    double scale = opt.clip > 0 && opt.clip / (norm + 1e-6) < 1 ? opt.clip / (norm + 1e-6) : 1;
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        tensor *p = &m->tensors[i];
+        if (p->kind == PARAM) adamw(*p->at, *p->grad, p->m1, p->m2, lr * p->rate, opt.weight_decay, scale, t);
+    }
+}
+
+typedef struct {
+    model m;
+    tokenizer *t;
+    dataset train, val;
+    int steps, step, scored;            // all of them; those done; validation rows that are answered
+    int *order, epoch;                  // of the rows, in this epoch
+    FILE *log;
+    int first;                          // the step this run began with
+    double started;
+} run;
+
+__attribute__((format(printf, 2, 3)))
+static void log_line(run *r, const char *format, ...)
+{
+    if (!r->log) return;
+    va_list args;
+    va_start(args, format);
+    if (vfprintf(r->log, format, args) < 0 || fflush(r->log)) die("cannot write %s: %s", opt.log, strerror(errno));
+    va_end(args);
+}
+
+// One optimiser step: --accum micro-batches of --batch rows. Returns the mean loss; *norm is the gradient's before clipping.
+static double train_step(run *r, batch *b, double *norm, int *tokens)
+{
+    int n = (int)arrlen(r->train.rows), step_rows = opt.batch * opt.accum, per_epoch = ceil_div(n, step_rows);
+    int epoch = r->step / per_epoch, first = r->step % per_epoch * step_rows, last = first + step_rows < n ? first + step_rows : n;
+    if (epoch != r->epoch && !opt.no_shuffle) shuffle(r->order, n, (uint64_t)opt.seed, epoch);
+    r->epoch = epoch;
+    int targets = 0;                    // of the whole step: the loss is the mean over them
+    for (int i = first; i < last; i++) targets += r->train.rows[r->order[i]].n - r->train.rows[r->order[i]].prompt;
+
+    double sum = 0;
+    *tokens = 0;
+    for (int i = 0; i < arrlen(r->m.tensors); i++)
+        if (r->m.tensors[i].kind == PARAM) zero(*r->m.tensors[i].grad);
+    for (int i = first; i < last; i += opt.batch) {
+        batch_clear(b);
+        for (int j = i; j < last && j < i + opt.batch; j++) batch_add(b, &r->train.rows[r->order[j]]);
+        sum += model_step(&r->m, b, 1.0 / targets);
+        *tokens += b->tokens;
+    }
+    *norm = gradient_norm(&r->m);
+    check_finite(&r->m, r->step + 1, sum / targets, *norm);
+    return sum / targets;
+}
+
+static void report_step(run *r, double loss, double norm, double lr, int tokens, double time)
+{
+    int every = ceil_div(r->steps, 20);
+    double left = (seconds() - r->started) / (r->step - r->first) * (r->steps - r->step);
+    log_line(r, "{\"step\":%d,\"loss\":%.9g,\"grad_norm\":%.9g,\"lr\":%.9g,\"tokens\":%d,\"tok_per_s\":%.0f}\n", r->step, loss, norm, lr, tokens, tokens / time);
+    show("step %d/%d  loss %.4f  %.0f tok/s  %d:%02d to go", r->step, r->steps, loss, tokens / time, (int)left / 60, (int)left % 60);
+    if (r->step != 1 && r->step % every && r->step < r->steps) return;
+    show("%s", "");
+    printf("step %4d/%d   loss %.4f   grad norm %7.4f   lr %.2e   %6.0f tok/s\n", r->step, r->steps, loss, norm, lr, tokens / time);
+    fflush(stdout);
+}
+
+// Validation loss and, for small models, answers.
+static void report_eval(run *r, const char *when, int answers)
+{
+    if (!r->val.rows) return;
+    long targets;
+    double loss = evaluate(&r->m, &r->val, &targets);
+    if (!isfinite(loss)) die("step %d: the validation loss is %g; a smaller --lr may help", r->step, loss);
+    log_line(r, "{\"step\":%d,\"eval_loss\":%.9g}\n", r->step, loss);
+    printf("%-10s eval loss %.4f over %ld tokens", when, loss, targets);
+    if (r->scored && answers) {
+        char *sample = NULL;
+        printf(",  exact match %d of %d\n", exact_match(&r->m, r->t, &r->val, r->scored, &sample, show_answers), r->scored);
+        printf("           asked:    ");
+        char *question = decode(r->t, r->val.rows[0].ids, r->val.rows[0].prompt), *at = strstr(question, "### Instruction:\n"), *end = at ? strstr(at, "\n\n### Response:") : NULL;
+        printf("%.*s\n           answered: ", end ? (int)(end - at - 17) : 0, end ? at + 17 : "");
+        for (const char *c = sample; *c; c++) putchar(*c == '\n' ? ' ' : *c);
+        free(sample), free(question);
+    }
+    putchar('\n');
+    fflush(stdout);
+}
+
+static void training_loop(run *r)
+{
+    batch b = batch_new(r->m.p.tokens, opt.batch);
+    r->started = seconds(), r->first = r->step;
+    while (r->step < r->steps && !interrupted) {
+        double norm, start = seconds(), lr = learning_rate(r->step, r->steps);
+        int tokens;
+        double loss = train_step(r, &b, &norm, &tokens);
+        update(&r->m, r->step + 1, lr, norm);
+        r->step++;
+        report_step(r, loss, norm, lr, tokens, seconds() - start);
+        if (r->step == r->steps) break;
+        if (opt.eval_every && r->step % opt.eval_every == 0) report_eval(r, "", 0);
+        if (opt.save_every && r->step % opt.save_every == 0) save_run(&r->m, r->step);
+    }
+    batch_free(&b);
+}
+
+// A resumed run goes on writing the same log: what was logged after the step that was saved is written anew.
+static FILE *open_log(const char *path, int step)
+{
+    size_t bytes = 0;
+    char *old = step && !access(path, F_OK) ? read_file(path, &bytes) : NULL, *keep = old;
+    for (char *line = old; line && line < old + bytes; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : old + bytes) {
+        int at;
+        if (sscanf(line, "{\"step\":%d", &at) == 1 && at <= step && memchr(line, '\n', (size_t)(old + bytes - line))) keep = strchr(line, '\n') + 1;
+    }
+    FILE *f = fopen(path, "w");
+    if (!f) die("--log %s: %s", path, strerror(errno));
+    if (old) write_checked(f, old, (size_t)(keep - old), path);
+    free(old);
+    return f;
+}
+
+// ---- 8  main -----------------------------------------------------------------------------------------------
+
+static tokenizer *open_tokenizer(const char *dir, int vocab)
+{
+    char *path = join(dir, "tokenizer.model"), err[512];
+    tokenizer *t = tokenizer_load(path, err, sizeof err);
+    if (!t) die("%s", err);
+    if (vocab && tokenizer_vocab(t) > vocab) die("%s: has %d pieces, but config.json says vocab_size %d", path, tokenizer_vocab(t), vocab);
+    if (tokenizer_bos(t) < 0 || tokenizer_eos(t) < 0) die("%s: has no BOS or no EOS piece", path);
+    free(path);
+    return t;
+}
+
+static config open_config(void)
+{
+    if (opt.init) return config_read(opt.init);
+    char *path = join(opt.model, "config.json");
+    config c = config_read(path);
+    free(path);
+    return c;
+}
+
+// --init: Hugging Face's start, normal with σ = 0.02 for matrices, ones for norms.
+static void random_weights(model *m)
+{
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        tensor *t = &m->tensors[i];
+        if (t->kind != PARAM) continue;
+        rng g = rng_named(m->p.seed, t->name);
+        size_t n = elements(*t->at);
+        wide *x = alloc(n, sizeof *x);
+        for (size_t j = 0; j < n; j++) x[j] = t->shape.n[1] ? (wide)(0.02 * rng_normal(&g)) : 1;
+        put(*t->at, x, TYPE_OF(wide));
+        free(x);
+    }
+}
+
+// Memory, the base's weights, and the adapter's: from --adapter, from --resume, or its start. Returns the steps done.
+static int fill_model(model *m)
+{
+    model_allocate(m);
+    if (opt.init) random_weights(m);
+    else m->file = checkpoint_open(opt.model, "model"), model_load(m, opt.model);
+    if (m->p.method->edits_base && !opt.adapter) checkpoint_writable(&m->file);
+    if (opt.adapter) peft_read_weights(m, opt.adapter);
+    else if (m->p.train && opt.resume) return resume_run(m, opt.resume);
+    else adapters_init(m, show_start);
+    return 0;
+}
+
+static plan plan_for_use(void)          // evaluation, generation, merging: the base, with --adapter if there is one
+{
+    plan p = plan_from_options();
+    p.method = &methods[0];
+    if (opt.adapter) peft_read_config(&p, opt.adapter);
+    p.train = 0;
+    return p;
+}
+
+static int longest_row(const dataset *d)
+{
+    int n = 0;
+    for (int i = 0; i < arrlen(d->rows); i++) if (d->rows[i].n > n) n = d->rows[i].n;
+    return n;
+}
+
+// Room for micro-batches of the longest rows there are, and for answering `scored` rows.
+static void plan_sizes(plan *p, const dataset *train, const dataset *val, int scored)
+{
+    int longest = longest_row(val) > longest_row(train) ? longest_row(val) : longest_row(train), answer = 0;
+    if ((long)opt.batch * longest > INT_MAX / 4) die("--batch %d times %d tokens is too much; raise --accum instead", opt.batch, longest);
+    p->tokens = opt.batch * (longest - 1), p->positions = longest;
+    if (!scored) return;
+    for (int i = 0; i < arrlen(val->rows); i++) if (val->rows[i].n - val->rows[i].prompt > answer) answer = val->rows[i].n - val->rows[i].prompt;
+    int more = 2 * answer + 8 < opt.max_new ? 2 * answer + 8 : opt.max_new;
+    p->positions = longest_prompt(val) + more > longest ? longest_prompt(val) + more : longest;
+    p->cache_rows = GROUP * (longest_prompt(val) + more);
+}
+
+static double megabytes(const model *m, enum kind k) { return (double)m->used[k] * (double)dtypes[type_of_kind(k)].size / 1e6; }
+
+static double base_parameters(const model *m)
+{
+    const config *c = &m->c;
+    double q = (double)c->heads * c->head_dim, kv = (double)c->kv_heads * c->head_dim, dim = c->dim;
+    return (c->tied ? 1 : 2) * dim * c->vocab + dim + c->layers * (2 * dim * (q + kv) + 3 * dim * c->hidden + 2 * dim);
+}
+
+// What is about to happen, before anything large is allocated.
+static void print_plan(const run *r)
+{
+    const model *m = &r->m;
+    const config *c = &m->c;
+    double base = base_parameters(m), trained = (double)m->trainable, state = megabytes(m, PARAM);
+    printf("model      %s: Llama, %.2fM parameters, %d layers of %d, vocabulary %d\n", opt.init ? opt.init : opt.model, base / 1e6, c->layers, c->dim, c->vocab);
+    printf("method     %s: %s", m->p.method->name, m->p.method->equation);
+    if (!full_training(m)) printf(", rank %d on %s", m->p.rank, opt.targets);
+    printf("\ntrains     %.0f parameters, %.2f %% of the model\n", trained, 100 * trained / base);
+    printf("data       %s: %td rows", r->train.path, arrlen(r->train.rows));
+    if (r->train.cut) printf(", %d cut to --seq %d", r->train.cut, opt.seq);
+    if (r->train.dropped) printf(", %d left out: --seq %d leaves nothing of their answer", r->train.dropped, opt.seq);
+    printf("\nsteps      %d of %d rows, at most %d tokens at a time; lr %g, %s\n", r->steps, opt.batch * opt.accum, m->p.tokens, opt.lr, opt.schedule);
+    printf("memory     trained weights, gradients, AdamW %.1f MB; activations %.1f MB; work space %.1f MB", 4 * state + megabytes(m, START),
+        megabytes(m, ACT) + megabytes(m, STAT), megabytes(m, WORK) + megabytes(m, CACHE));
+    printf(full_training(m) ? "\n\n" : "; the base is mapped\n\n");
+    fflush(stdout);
+}
+
+static void finish_training(run *r)
+{
+    save_run(&r->m, r->step);
+    if (interrupted) {
+        printf("\nstopped after step %d; the same command with --resume %s goes on from there\n", r->step, opt.out);
+        exit(130);
+    }
+    report_eval(r, "after", 1);
+    if (r->log && fclose(r->log)) die("cannot write %s: %s", opt.log, strerror(errno));
+    if (full_training(&r->m)) printf("\nmodel in %s. Next:\n  ./train --generate TEXT --model %s\n", opt.out, opt.out);
+    else printf("\nadapter in %s. Next:\n  ./train --generate \"...\" --chat --model %s --adapter %s\n  ./train --merge merged --model %s --adapter %s\n",
+        opt.out, opt.model, opt.out, opt.model, opt.out);
+}
+
+static void fine_tune(void)
+{
+    run r = {.epoch = -1};
+    plan p = plan_from_options();
+    if (opt.adapter && opt.resume) die("--resume and --adapter: give one of them");
+    if (opt.adapter) peft_read_config(&p, opt.adapter);
+    if (opt.init && p.method != &methods[0]) die("--init starts from nothing, so everything must train: add --method full");
+    config c = open_config();
+    r.t = open_tokenizer(opt.model, c.vocab);
+    r.train = read_rows(r.t, opt.data, opt.seq);
+    if (opt.val) r.val = read_rows(r.t, opt.val, opt.seq);
+    model_measure(&r.m, c, p);
+    int answers = arrlen(r.val.rows) && r.val.rows[0].answer && (opt.exact_match || base_parameters(&r.m) < 50e6);
+    if (answers) r.scored = arrlen(r.val.rows) < SCORED ? (int)arrlen(r.val.rows) : SCORED;
+    plan_sizes(&p, &r.train, &r.val, r.scored);
+    r.m.p = p;
+    layout(&r.m);
+    int n = (int)arrlen(r.train.rows);
+    r.steps = opt.steps ? opt.steps : opt.epochs * ceil_div(n, opt.batch * opt.accum);
+    r.order = alloc((size_t)n, sizeof *r.order);
+    for (int i = 0; i < n; i++) r.order[i] = i;
+    print_plan(&r);
+    check_out(opt.out);
+    r.step = fill_model(&r.m);
+    if (r.step > r.steps) die("--resume %s: has %d steps behind it, --steps asks for %d", opt.resume, r.step, r.steps);
+    if (opt.log) r.log = open_log(opt.log, r.step);
+    sigaction(SIGINT, &(struct sigaction){.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND}, NULL);
+    sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND}, NULL);
+    if (!r.step) report_eval(&r, "before", 1);
+    training_loop(&r);
+    finish_training(&r);
+    model_free(&r.m), tokenizer_free(r.t), free_rows(&r.train), free_rows(&r.val), free(r.order);
+}
+
+static void run_eval(void)
+{
+    if (!opt.val) die("--eval needs --val FILE");
+    model m = {0};
+    config c = open_config();
+    tokenizer *t = open_tokenizer(opt.model, c.vocab);
+    dataset none = {0}, val = read_rows(t, opt.val, opt.seq);
+    plan p = plan_for_use();
+    int rows = opt.exact_match ? (int)arrlen(val.rows) : 0;
+    if (rows && !val.rows[0].answer) die("--exact-match: the rows of %s have no answers", opt.val);
+    plan_sizes(&p, &none, &val, rows);
+    model_measure(&m, c, p);
+    fill_model(&m);
+    if (rows) printf("exact match %d of %d\n", exact_match(&m, t, &val, rows, NULL, show_answers), rows);
+    long targets;
+    double loss = evaluate(&m, &val, &targets);
+    printf("eval loss %.6f over %ld tokens\n", loss, targets);
+    model_free(&m), tokenizer_free(t), free_rows(&val);
+}
+
+// Prints what the ids say beyond what was printed before.
+static void print_more(const tokenizer *t, const int *ids, int n, size_t *printed)
+{
+    char *text = decode(t, ids, n);
+    if (strlen(text) > *printed) fputs(text + *printed, stdout), *printed = strlen(text);
+    fflush(stdout);
+    free(text);
+}
+
+static void run_generate(void)
+{
+    model m = {0};
+    config c = open_config();
+    tokenizer *t = open_tokenizer(opt.model, c.vocab);
+    char *text = opt.chat ? format_prompt(opt.generate, NULL) : strdup(opt.generate);
+    row prompt = encode_row(t, text, "", 0);
+    sequence s = {.ids = alloc((size_t)prompt.n + (size_t)opt.max_new, sizeof(int)), .n = prompt.n, .room = prompt.n + opt.max_new};
+    memcpy(s.ids, prompt.ids, (size_t)prompt.n * sizeof(int));
+    plan p = plan_for_use();
+    p.tokens = prompt.n, p.positions = p.cache_rows = s.room;
+    model_measure(&m, c, p);
+    fill_model(&m);
+    batch b = batch_new(p.tokens, 1);
+    rng g = rng_named((uint64_t)opt.seed, "generate");
+    size_t printed = 0;
+    int who, from = opt.chat ? prompt.n : 1;
+    do print_more(t, s.ids + from, s.n - from, &printed);
+    while (generate_pass(&m, t, &s, 1, &b, &who, &g));
+    putchar('\n');
+    batch_free(&b), model_free(&m), tokenizer_free(t);
+    free(text), free(prompt.ids), free(s.ids);
+}
+
+// On a 16-bit base, rounding swallows the part of an update that is smaller than the base's last bit. Says how much is left:
+// the projection of the rounded update on the true one.
+static double update_survived(model *m, linear *l, enum dtype type)
+{
+    size_t n = elements(l->W);
+    wide *W = alloc(n, sizeof *W), *after = alloc(n, sizeof *after);
+    double both = 0, wanted = 0;
+    get(W, l->W);
+    get(after, merged(m, l));
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h = type == BF16 ? to_bf16((float)after[i]) : to_f16((float)after[i]);
+        double update = (double)after[i] - (double)W[i], kept = (double)(type == BF16 ? from_bf16(h) : from_f16(h)) - (double)W[i];
+        both += update * kept, wanted += update * update;
+    }
+    free(W), free(after);
+    return wanted > 0 ? both / wanted : 1;
+}
+
+static void run_merge(void)
+{
+    if (!opt.adapter) die("--merge needs --adapter DIR");
+    model m = {0};
+    plan p = plan_for_use();
+    model_measure(&m, open_config(), p);
+    check_out(opt.merge);
+    fill_model(&m);
+    for (int i = 0; i < 7 * m.c.layers; i++) {
+        linear *l = adapter_at(&m, i);
+        if (l && (l->W.type == BF16 || l->W.type == F16))
+            printf("layer %2d %-4s  %5.1f %% of the update survive rounding to %s\n", i / 7, linear_names[i % 7], 100 * update_survived(&m, l, l->W.type), dtypes[l->W.type].name);
+    }
+    stage_begin(opt.merge);
+    stage_model(&m, opt.model, F32);
+    stage_publish(opt.merge);
+    printf("model with %s merged in: %s\n", opt.adapter, opt.merge);
+    model_free(&m);
+}
+
+static void run_tokenize(void)
+{
+    tokenizer *t = open_tokenizer(opt.model, 0);
+    size_t bytes, n;
+    char *file = read_file(opt.tokenize, &bytes);
+    int number = 1;
+    for (char *line = file, *end; line < file + bytes; line = end + 1, number++) {
+        end = memchr(line, '\n', (size_t)(file + bytes - line));
+        if (!end) end = file + bytes;
+        cJSON *json = cJSON_ParseWithLength(line, (size_t)(end - line));
+        const char *text = string_field(json, "text");
+        if (!text) die("%s:%d: expected a JSON object with \"text\"", opt.tokenize, number);
+        int *ids = tokenizer_encode(t, text, strlen(text), &n);
+        if (!ids) die("out of memory while tokenising");
+        putchar('[');
+        for (size_t i = 0; i < n; i++) printf("%s%d", i ? "," : "", ids[i]);
+        puts("]");
+        free(ids);
+        cJSON_Delete(json);
+    }
+    free(file);
+    tokenizer_free(t);
+}
+
+static void run_list(void)
+{
+    config c = open_config();
+    plan p = plan_from_options();
+    printf("%-9s %-44s %14s   on %s, rank %d\n", "method", "", "trains", opt.model, opt.rank);
+    for (int i = 0; i < METHODS; i++) {
+        model m = {0};
+        p.method = &methods[i];
+        model_measure(&m, c, p);
+        int wide_chars = 0;
+        for (const char *e = methods[i].equation; *e; e++) wide_chars += (*e & 0xc0) == 0x80;      // bytes that take no column
+        printf("%-9s %-*s ", methods[i].name, 44 + wide_chars, methods[i].equation);
+        if (*m.refused) printf("%14s   %s\n", "-", m.refused);
+        else printf("%14zu   %8.2fM  %6.2f %%\n", m.trainable, (double)m.trainable / 1e6, 100 * (double)m.trainable / base_parameters(&m));
+        arrfree(m.tensors);
+        free(m.layers);
+    }
+    free(c.text);
+}
+
+int main(int argc, char **argv)
+{
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    atexit(stage_discard);
+    parse_options(argc, argv);
+    if (opt.help) print_help();
+    else if (opt.list) run_list();
+    else if (opt.tokenize) run_tokenize();
+    else if (opt.merge) run_merge();
+    else if (opt.generate) run_generate();
+    else if (opt.eval) run_eval();
+    else fine_tune();
+    if (fflush(stdout)) die("cannot write to standard output: %s", strerror(errno));
+    return 0;
+}
