@@ -168,7 +168,7 @@ static char *join(const char *dir, const char *name)
     return path;
 }
 
-// Numbers of two bytes. bf16 is the upper half of a float, rounded to nearest even; f16 goes by the compiler's _Float16.
+// Numbers of two bytes. bf16 is the upper half of a float, rounded to nearest even.
 static inline float from_bf16(uint16_t h)
 {
     uint32_t bits = (uint32_t)h << 16;
@@ -185,8 +185,25 @@ static inline uint16_t to_bf16(float x)
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-static inline float from_f16(uint16_t h) { _Float16 x; memcpy(&x, &h, 2); return (float)x; }
-static inline uint16_t to_f16(float x) { _Float16 h = (_Float16)x; uint16_t bits; memcpy(&bits, &h, 2); return bits; }
+static inline float from_f16(uint16_t h)
+{
+    uint32_t bits = (uint32_t)(h & 0x7fff) << 13 | ((h & 0x7c00) == 0x7c00 ? 0x70000000u : 0);   // Inf and NaN keep a full exponent
+    float x;
+    memcpy(&x, &bits, 4);
+    if ((h & 0x7c00) != 0x7c00) x *= 0x1p112f;                 // the exponents' zeros are 112 apart; exact for subnormals too
+    return h & 0x8000 ? -x : x;
+}
+
+static inline uint16_t to_f16(float x)
+{
+    uint16_t sign = signbit(x) ? 0x8000 : 0;
+    float a = fabsf(x);
+    uint32_t bits;
+    memcpy(&bits, &a, 4);
+    if (!(a < 65520)) return (uint16_t)(sign | (a != a ? 0x7e00 : 0x7c00));
+    if (a < 0x1p-14f) return (uint16_t)(sign | (uint16_t)lrintf(a * 0x1p24f));
+    return (uint16_t)(sign | (uint16_t)(((bits + 0xfff + (bits >> 13 & 1)) >> 13) - (112 << 10)));
+}
 
 // Random numbers: splitmix64 (Steele, Lea, Flood 2014). Each tensor has its own stream, keyed by seed and name, so its
 // start does not depend on what else is trained.

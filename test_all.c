@@ -1,7 +1,7 @@
 /*  test_all.c: what this program claims, and the check of each claim.
 
     ./test_f64 and ./test_f32 are this file compiled with double and with float. No argument runs all tests, an argument
-    those whose name contains it; the exit status is the verdict. Every comparison is `ok = err <= tol`, so NaN fails, and a
+    those whose name contains it, a second one keeps them to one method; the exit status is the verdict. Every comparison is `ok = err <= tol`, so NaN fails, and a
     reference of zeros is an error. dev/mutants.sh breaks the code on purpose and asks that these tests turn red.        */
 
 #define main train_main                 // the program's own
@@ -166,6 +166,10 @@ static mat all_logits(model *m, const batch *b)         // of every target row, 
     return copy_of;
 }
 
+static const char *only_method;         // the second argument: one method instead of all
+
+static int left_out(int i) { return only_method && strcmp(methods[i].name, only_method); }
+
 // ---- gradients --------------------------------------------------------------------------------------------------
 
 // Central differences of f at every number of x against dx: four points, so that the error is h⁴ and h may be large
@@ -197,7 +201,7 @@ static double loss_of(void *context)
 static void test_gradients(void)
 {
     for (int i = 0; i < METHODS; i++)
-        for (int tied = 0; tied < 2; tied++) {
+        for (int tied = 0; tied < 2 && !left_out(i); tied++) {
             model *m = open_small(small_plan(methods[i].name), tied);
             shake(m);
             stepped s = {m, small_batch(0, 3)};
@@ -369,13 +373,14 @@ static double definition(const char *name, const linear *l, const wide *W, const
         return sum + (double)B[o % r * r + i % r];
     }
     for (int c = 0; c < r; c++) sum += (double)P[o * r + c] * (double)A[c * in + i];
-    return l->scale * sum;                                          // s B A
+    return 7 / (strcmp(name, "rslora") ? (double)r : sqrt(r)) * sum;     // s B A, α = 7
 }
 
 // y = x (W + ΔW)ᵀ by plain loops over the definition: Bone's shards, Bat-row's factors and the merges all equal it.
 static void test_definition(void)
 {
     for (int i = 1; i < METHODS; i++) {
+        if (left_out(i)) continue;
         model *m = open_small(small_plan(methods[i].name), 0);
         shake(m);
         for (int j = 0; j < 7; j++) {
@@ -446,10 +451,62 @@ static void test_start_given_up(void)   // W_res + s B A = W, for the methods th
         for (int j = 0; j < 14; j++) {
             mat W = linear_of(&base->layers[j / 7], j % 7)->W;
             check(mat_distance(merged(m, adapter_at(m, j)), W), EXACT, "%s, layer %d %s", methods[i].name, j / 7, linear_names[j % 7]);
-            check(1e-2 / mat_distance(linear_of(&m->layers[j / 7], j % 7)->W, W), 1, "%s gave up nothing of %s", methods[i].name, linear_names[j % 7]);
+            if (strcmp(methods[i].name, "pissa")) continue;
+            svd whole = svd_top(W, m->p.rank + 1, (rng){1}), rest = svd_top(linear_of(&m->layers[j / 7], j % 7)->W, 1, (rng){1});
+            check(fabs((double)(rest.sigma[0] / whole.sigma[m->p.rank]) - 1), 1e3 * EXACT, "what pissa leaves of layer %d %s begins with σ_r+1", j / 7, linear_names[j % 7]);
+            free(whole.U), free(whole.V), free(whole.sigma), free(rest.U), free(rest.V), free(rest.sigma);
         }
         close_small(m), close_small(base);
     }
+}
+
+// ---- attention -----------------------------------------------------------------------------------------------------
+
+// Softmax by plain loops, with the key-value head that each head shares.
+static void test_attention(void)
+{
+    enum { D = 4, HEADS = 4, GROUP_OF = 2, N = 150 };
+    mat q = random_mat(SHAPE(N, HEADS * D)), k = random_mat(SHAPE(N, 2 * D)), v = random_mat(SHAPE(N, 2 * D)), out = like(q), want = like(q), lse = random_mat(SHAPE(N, HEADS));
+    static const span s[2] = {{0, 130, 0, 130}, {130, 3, 130, 20}};     // the second: three new rows behind 17 cached ones
+    attention_forward(out, lse, q, k, v, D, s, 2);
+    for (int i = 0; i < 2; i++)
+        for (int r = 0; r < s[i].nq; r++)
+            for (int h = 0; h < HEADS; h++) {
+                double p[N], sum = 0;
+                int seen = s[i].nk - s[i].nq + r + 1;
+                for (int c = 0; c < seen; c++) {
+                    double score = 0;
+                    for (int e = 0; e < D; e++) score += (double)ROW(q, s[i].q + r)[h * D + e] * (double)ROW(k, s[i].k + c)[h / GROUP_OF * D + e];
+                    sum += p[c] = exp(score / sqrt(D));
+                }
+                for (int e = 0; e < D; e++) {
+                    double o = 0;
+                    for (int c = 0; c < seen; c++) o += p[c] / sum * (double)ROW(v, s[i].k + c)[h / GROUP_OF * D + e];
+                    ROW(want, s[i].q + r)[h * D + e] = (real)o;
+                }
+            }
+    check(mat_distance(out, want), EXACT, "attention");
+    for (mat *m = (mat[]){q, k, v, out, want, lse, {0}}; m->p; m++) dev_free(m->p);
+}
+
+// Token by token with the key-value cache gives the logits of the whole row at once.
+static void test_cache(void)
+{
+    plan p = base_only();
+    p.cache_rows = 16;
+    model *m = open_small(p, 1);
+    batch all = small_batch(1, 2), one = batch_new(32, 3);
+    all.targets = 0;
+    for (int i = 0; i < all.tokens; i++) all.target_row[all.targets] = i, all.label[all.targets++] = 0;
+    mat whole = all_logits(m, &all);
+    for (int i = 0; i < all.tokens; i++) {
+        one.tokens = one.targets = one.rows = 1;
+        one.ids[0] = all.ids[i], one.pos[0] = i, one.spans[0] = (span){0, 1, 0, i + 1};
+        mat step = all_logits(m, &one);
+        check(mat_distance(step, rows_of(whole, i, 1)), EXACT, "token %d", i);
+        dev_free(step.p);
+    }
+    dev_free(whole.p), batch_free(&all), batch_free(&one), close_small(m);
 }
 
 // ---- the matrix product ---------------------------------------------------------------------------------------------
@@ -464,21 +521,25 @@ static mat as_type(mat x, enum dtype type)      // a copy in another dtype
     return y;
 }
 
+// Products into the upper left of a larger matrix, whose other elements must stay.
+static void matmul_case(int form, enum dtype type, int M, int N, int K, enum mode mode)
+{
+    mat a = form == 2 ? random_mat(SHAPE(K, M)) : random_mat(SHAPE(M, K)), b0 = form ? random_mat(SHAPE(K, N)) : random_mat(SHAPE(N, K));
+    mat b = as_type(b0, type), y = random_mat(SHAPE(M + 7, N + 3)), want = like(y);
+    copy(want, y);
+    (form == 0 ? matmul_nt : form == 1 ? matmul_nn : matmul_tn)(part_of(y, 0, M, 0, N), a, b, 0.5, mode);
+    gemm_plain(part_of(want, 0, M, 0, N), a, form == 2, b, form > 0, K, (real)0.5, mode);
+    check(mat_distance(y, want), EXACT, "form %d, %s, %d x %d x %d, %s", form, dtypes[type].name, M, N, K, mode == ADD ? "+=" : "=");
+    dev_free(a.p), dev_free(b0.p), dev_free(b.p), dev_free(y.p), dev_free(want.p);
+}
+
 static void test_matmul(void)
 {
     static const int sizes[][3] = {{1, 1, 1}, {6, 16, 8}, {7, 17, 300}, {5, 33, 1}, {200, 31, 257}, {13, 4100, 20}, {97, 96, 513}, {1, 300, 64}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         for (int form = 0; form < 3; form++)
-            for (int type = 0; type < DTYPES; type++) {
-                int M = sizes[i][0], N = sizes[i][1], K = sizes[i][2];
-                mat a = form == 2 ? random_mat(SHAPE(K, M)) : random_mat(SHAPE(M, K)), b0 = form ? random_mat(SHAPE(K, N)) : random_mat(SHAPE(N, K));
-                mat b = as_type(b0, (enum dtype)type), y = random_mat(SHAPE(M, N)), want = like(y);
-                copy(want, y);
-                (form == 0 ? matmul_nt : form == 1 ? matmul_nn : matmul_tn)(y, a, b, 0.5, ADD);
-                gemm_plain(want, a, form == 2, b, form > 0, K, (real)0.5, ADD);
-                check(mat_distance(y, want), EXACT, "form %d, %s, %d x %d x %d", form, dtypes[type].name, M, N, K);
-                dev_free(a.p), dev_free(b0.p), dev_free(b.p), dev_free(y.p), dev_free(want.p);
-            }
+            for (int type = 0; type < DTYPES; type++)
+                for (int mode = SET; mode <= ADD; mode++) matmul_case(form, (enum dtype)type, sizes[i][0], sizes[i][1], sizes[i][2], (enum mode)mode);
 }
 
 static void test_same_bits(void)        // of a product, for any number of threads
@@ -504,6 +565,21 @@ static void test_exp(void)
     for (double x = -87; x < 87; x += 0.00317) err = fmax(err, fabs((double)exp_real((real)x) / exp((double)(real)x) - 1));
     check(err, sizeof(real) == 8 ? 1e-15 : 2.5e-7, "exp");
     check(isnan((double)exp_real((real)NAN)) ? 0 : 1, 0, "exp(NaN)");
+}
+
+static void test_halves(void)           // every 16-bit number survives, and rounding goes to the nearest, ties to even
+{
+    int wrong_bits = 0;
+    for (int h = 0; h < 1 << 16; h++) {
+        float b = from_bf16((uint16_t)h), f = from_f16((uint16_t)h);
+        wrong_bits += !isnan(b) && to_bf16(b) != h;
+        wrong_bits += !isnan(f) && to_f16(f) != h;
+        wrong_bits += isnan(f) != ((h & 0x7c00) == 0x7c00 && (h & 0x3ff)) || (isnan(f) && !isnan(from_f16(to_f16(f)))) || (isnan(b) && !isnan(from_bf16(to_bf16(b))));
+    }
+    check(wrong_bits, 0, "16-bit numbers that do not survive");
+    check(fabs((double)from_f16(to_f16(1.f + 0x1p-11f)) - 1) + fabs((double)from_f16(to_f16(1.f + 0x1p-10f + 0x1p-11f)) - 1 - 0x1p-9), 0, "f16 ties");
+    check(fabs((double)from_bf16(to_bf16(1.f + 0x1p-8f)) - 1) + fabs((double)from_bf16(to_bf16(1.f + 0x1p-7f + 0x1p-8f)) - 1 - 0x1p-6), 0, "bf16 ties");
+    check(isinf(from_f16(to_f16(65520.f))) && from_f16(to_f16(65519.f)) == 65504.f && from_f16(0x0001) == 0x1p-24f ? 0 : 1, 0, "f16 ends");
 }
 
 // A step of PyTorch's AdamW by hand, third step of a constant gradient with decay (torch.optim.AdamW's documentation).
@@ -579,7 +655,7 @@ static void test_tokenizer_bytes(void)  // any bytes come back, and 4 MB take n 
 
 // ---- the program, from outside ---------------------------------------------------------------------------------------
 
-// Runs ./train with these arguments, its output in scratch/stdout and scratch/stderr; returns the exit status.
+// Runs ./train (or another build of it, $TRAIN) with these arguments, its output in scratch/stdout and scratch/stderr; returns the exit status.
 __attribute__((format(printf, 1, 2)))
 static int train_run(const char *format, ...)
 {
@@ -588,7 +664,7 @@ static int train_run(const char *format, ...)
     va_start(list, format);
     vsnprintf(args, sizeof args, format, list);
     va_end(list);
-    snprintf(command, sizeof command, "%s ./train %s >%s/stdout 2>%s/stderr </dev/null", getenv("TRAIN_UNDER") ? getenv("TRAIN_UNDER") : "", args, scratch, scratch);
+    snprintf(command, sizeof command, "$TRAIN %s >%s/stdout 2>%s/stderr </dev/null", args, scratch, scratch);
     int status = system(command);
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
 }
@@ -674,7 +750,7 @@ static void test_killed(void)
     check(train_run("%s --log %s/whole.log --out %s/whole", options_used, scratch, scratch), 0, "exit status");
     for (const char **signal_name = (const char *[]){"INT", "KILL", NULL}; *signal_name; signal_name++) {
         char command[1000];
-        snprintf(command, sizeof command, "rm -rf %s/part* ; ./train %s --log %s/part.log --out %s/part >%s/stdout 2>&1 & p=$!; "
+        snprintf(command, sizeof command, "rm -rf %s/part* ; $TRAIN %s --log %s/part.log --out %s/part >%s/stdout 2>&1 & p=$!; "
             "while ! grep -q '\"step\":3,\"loss' %s/part.log 2>/dev/null; do sleep 0.01; done; kill -%s $p; wait $p", scratch, options_used, scratch, scratch, scratch, scratch, *signal_name);
         int status = WEXITSTATUS(system(command));
         check(status == (strcmp(*signal_name, "INT") ? 137 : 130) ? 0 : 1, 0, "status %d after SIG%s", status, *signal_name);
@@ -737,7 +813,6 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
 
 static void test_wrong_input(void)
 {
-    setenv("D", scratch, 1);
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         char prepare[1200];
         snprintf(prepare, sizeof prepare, "rm -rf $D/model $D/out $D/mine; cp -r base $D/model && chmod -R u+w $D/model; head -3 data/train.jsonl > $D/rows.jsonl; { %s; }", wrong[i].prepare);
@@ -759,7 +834,7 @@ static void test_full_disk(void)
 {
     check(train_run("--steps 1 --batch 2 --out $D/old"), 0, "first run");
     char command[1000];
-    snprintf(command, sizeof command, "cp %s/old/adapter_model.safetensors %s/before; (trap '' XFSZ; ulimit -f 20; ./train --steps 1 --batch 2 --lr 0.5 --out %s/old >%s/stdout 2>%s/stderr)", scratch, scratch, scratch, scratch, scratch);
+    snprintf(command, sizeof command, "cp %s/old/adapter_model.safetensors %s/before; (trap '' XFSZ; ulimit -f 20; $TRAIN --steps 1 --batch 2 --lr 0.5 --out %s/old >%s/stdout 2>%s/stderr)", scratch, scratch, scratch, scratch, scratch);
     check(WEXITSTATUS(system(command)) == 1 ? 0 : 1, 0, "exit status");
     char *text = output_of("stderr");
     check(strstr(text, "error: cannot write") ? 0 : 1, 0, "says «%s»", text);
@@ -848,9 +923,12 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"frozen-is-full", "frozen's gradient is full fine-tuning's over the same matrices",                  test_frozen_is_full, BOTH},
     {"svd",            "power iteration finds LAPACK's singular values",                                  test_svd, BOTH},
     {"start-given-up", "W_res + s B A is W for pissa and olora",                                          test_start_given_up, BOTH},
+    {"attention",      "attention is softmax(q kᵀ/√d) v by plain loops, grouped heads and cached keys too",  test_attention, BOTH},
+    {"cache",          "generating with the key-value cache gives the logits of the whole row",           test_cache, BOTH},
     {"matmul",         "the fast product equals the plain one, at every edge and dtype",                  test_matmul, BOTH},
     {"same-bits",      "a product has the same bits for 1, 2 and 4 threads and in any batch",             test_same_bits, BOTH},
     {"exp",            "exp is exact to the last bits and keeps NaN",                                     test_exp, BOTH},
+    {"halves",         "bf16 and f16 round to nearest even and keep Inf and NaN",                         test_halves, ONLY_F32},
     {"adamw",          "AdamW is PyTorch's",                                                              test_adamw, BOTH},
     {"expected-ids",   "Llama2's tokenizer gives SentencePiece's ids",                                    test_tokenizer_expected, ONLY_F32},
     {"any-bytes",      "any bytes survive encoding and decoding, long ones too",                          test_tokenizer_bytes, ONLY_F32},
@@ -867,10 +945,12 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
 int main(int argc, char **argv)
 {
     int passed = 0, failed = 0, skips = 0;
+    if (argc > 2) only_method = argv[2];
     options defaults = opt;
     snprintf(scratch, sizeof scratch, "/tmp/test-lora-bone-XXXXXX");
     if (!mkdtemp(scratch)) die("cannot make a directory in /tmp: %s", strerror(errno));
     setenv("D", scratch, 1);
+    setenv("TRAIN", "./train", 0);
     for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
         if (!(tests[i].builds & THIS_BUILD) || (argc > 1 && !strstr(tests[i].name, argv[1]))) continue;
         opt = defaults;

@@ -147,10 +147,10 @@ struct tokenizer {
     piece *pieces;              // (vocab)
     int vocab;
 
-    // what the file says about itself, with SentencePiece's defaults
+    // what the file says about itself
     int kind, bos, eos;
     slice unknown;              // how UNKNOWN is spelled in decoded text
-    bool byte_fallback, spaces_behind, mapped;
+    bool byte_fallback, spaces_behind, has_normaliser, maps_characters;
     bool space_in_front, trim_spaces, escape_spaces;
 
     // made from the pieces
@@ -231,12 +231,12 @@ static bool read_file(tokenizer *t, const report *r)
     FILE *f = fopen(r->path, "rb");
     if (!f) return wrong(r, "%s. Expected the tokenizer.model of the model directory: copy it there", strerror(errno));
     const char *problem = NULL;
-    if (fstat(fileno(f), &st) || !S_ISREG(st.st_mode)) problem = "is not a regular file";
-    else if (st.st_size > INT_MAX) problem = "is larger than 2 GB, the most that a protobuf file may have";
+    if (fstat(fileno(f), &st) || !S_ISREG(st.st_mode)) problem = "is not a regular file. Expected a tokenizer.model: copy it there";
+    else if (st.st_size > INT_MAX) problem = "is over 2 GB. Expected a protobuf, which is never that large: download it again";
     else if (!(t->file = malloc((size_t)st.st_size + 1))) problem = "does not fit into memory";
-    else if ((t->file_bytes = fread(t->file, 1, (size_t)st.st_size, f)) != (size_t)st.st_size) problem = "cannot be read to its end";
+    else if ((t->file_bytes = fread(t->file, 1, (size_t)st.st_size, f)) != (size_t)st.st_size) problem = "cannot be read to its end: copy it there again";
     fclose(f);
-    return !problem || wrong(r, "%s. Expected a SentencePiece tokenizer.model: copy it there again", problem);
+    return !problem || wrong(r, "%s", problem);
 }
 
 static bool read_piece(piece *p, slice message)
@@ -267,9 +267,10 @@ static bool read_trainer(tokenizer *t, slice message)
 
 static bool read_normaliser(tokenizer *t, slice message)
 {
+    t->has_normaliser = true;
     for (field f; next_field(&message, &f);)
         switch (f.key) {
-        case KEY(2, BYTES):  t->mapped |= f.data.n > 0; break;
+        case KEY(2, BYTES):  t->maps_characters |= f.data.n > 0; break;
         case KEY(3, VARINT): t->space_in_front = f.number; break;
         case KEY(4, VARINT): t->trim_spaces = f.number; break;
         case KEY(5, VARINT): t->escape_spaces = f.number; break;
@@ -285,12 +286,10 @@ static bool read_model(tokenizer *t, const report *r)
     size_t count = 0;
     for (field f; next_field(&rest, &f);) count += f.key == KEY(1, BYTES);
     if (file.n && file.p[0] == '{') return wrong(r, "is JSON. Expected the binary tokenizer.model, not tokenizer.json: copy that one there");
-    if (rest.n) return wrong(r, "is not a SentencePiece model, or is cut short (at byte %zu of %zu). Expected a protobuf, not a web page or a git-lfs pointer: download it again", file.n - rest.n, file.n);
-    if (count < 1 || count > 10000000) return wrong(r, "has %zu pieces. Expected 1 to 10000000: download the model's tokenizer.model again", count);
+    if (rest.n) return wrong(r, "is not a SentencePiece model, or is cut short (at byte %zu of %zu). Expected a protobuf, not a web page or "
+                                "a git-lfs pointer: download it again", file.n - rest.n, file.n);
+    if (count < 1 || count > 10000000) return wrong(r, "has %zu pieces. Expected 1 to 10000000: download it again", count);
     if (!(t->pieces = calloc(count, sizeof *t->pieces))) return wrong(r, "has %zu pieces, which do not fit into memory", count);
-
-    *t = (tokenizer){t->file, t->file_bytes, t->pieces, .kind = UNIGRAM, .bos = 1, .eos = 2, .unknown = SLICE(" \xe2\x81\x87 "),
-                     .space_in_front = true, .trim_spaces = true, .escape_spaces = true};
     rest = file;
     for (field f; next_field(&rest, &f);) {
         bool ok = true;
@@ -298,26 +297,28 @@ static bool read_model(tokenizer *t, const report *r)
         case KEY(1, BYTES): ok = read_piece(t->pieces + t->vocab++, f.data); break;
         case KEY(2, BYTES): ok = read_trainer(t, f.data); break;
         case KEY(3, BYTES): ok = read_normaliser(t, f.data); break;
-        case KEY(5, BYTES): t->mapped |= f.data.n > 0; break;     // a normaliser for decoded text
+        case KEY(5, BYTES): t->maps_characters |= f.data.n > 0; break;    // a normaliser for decoded text
         }
-        if (!ok) return wrong(r, "is damaged (in field %d that begins before byte %zu). Expected a SentencePiece model: download it again", (int)(f.key >> 3), file.n - rest.n);
+        if (!ok) return wrong(r, "is damaged before byte %zu. Expected a SentencePiece model: download it again", file.n - rest.n);
     }
     return true;
 }
 
 static bool check_kind(const tokenizer *t, const report *r)
 {
-    const struct { bool refused; const char *what, *expected; } kinds[] = {
-        {t->kind == UNIGRAM,    "is a unigram model",                      "--model_type=bpe"},
-        {t->kind == WORD,       "is a word model",                         "--model_type=bpe"},
-        {t->kind == CHARACTER,  "is a character model",                    "--model_type=bpe"},
-        {t->kind != BPE,        "is of an unknown kind",                   "--model_type=bpe"},
-        {!t->byte_fallback,     "has no bytes for unknown characters",     "--byte_fallback=true"},
-        {t->spaces_behind,      "puts spaces behind words",                "--treat_whitespace_as_suffix=false"},
-        {t->mapped,             "maps characters before or after (NFKC?)", "--normalization_rule_name=identity"},
+    const struct { bool refused; const char *what, *to_do; } kinds[] = {
+        {t->kind == UNIGRAM,   "is a unigram model",                      "train it with --model_type=bpe"},
+        {t->kind == WORD,      "is a word model",                         "train it with --model_type=bpe"},
+        {t->kind == CHARACTER, "is a character model",                    "train it with --model_type=bpe"},
+        {t->kind != BPE,       "does not say that it is BPE",             "download it again, it may be cut short"},
+        {!t->has_normaliser,   "does not say how it treats spaces",       "download it again, it may be cut short"},
+        {!t->byte_fallback,    "has no bytes for unknown characters",     "train it with --byte_fallback=true"},
+        {t->spaces_behind,     "puts spaces behind words",                "train it with --treat_whitespace_as_suffix=false"},
+        {t->maps_characters,   "maps characters before or after (NFKC?)", "train it with --normalization_rule_name=identity"},
     };
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
-        if (kinds[i].refused) return wrong(r, "%s. Expected SentencePiece BPE with byte fallback and no normaliser, as Llama2's: train it with %s", kinds[i].what, kinds[i].expected);
+        if (kinds[i].refused) return wrong(r, "%s. Expected SentencePiece BPE with byte fallback and the identity normaliser, as Llama2's: %s",
+                                           kinds[i].what, kinds[i].to_do);
     return true;
 }
 
@@ -343,7 +344,7 @@ static const char *index_text(tokenizer *t, int id)
 static const char *index_piece(tokenizer *t, int id)
 {
     const piece *p = t->pieces + id;
-    if (!p->text.n) return "is empty";
+    if (!p->text.n || p->text.n >= 8000) return "is empty, or longer than SentencePiece allows";
     for (size_t i = 0, n; i < p->text.n; i += n)
         if (!(n = utf8_length(skip(p->text, i)))) return "is not UTF-8";
     if (p->score != p->score) return "has a score that is not a number";
@@ -366,7 +367,7 @@ static bool index_pieces(tokenizer *t, const report *r)
     for (int b = 0; b < 256; b++) t->byte_id[b] = -1;
     for (int id = 0; id < t->vocab; id++) {
         const char *problem = index_piece(t, id);
-        if (problem) return wrong(r, "piece %d %s. Expected a SentencePiece model: download it again", id, problem);
+        if (problem) return wrong(r, "piece %d %s. Expected SentencePiece's pieces: download it again", id, problem);
     }
     for (int b = 0; b < 256; b++)
         if (t->byte_id[b] < 0) return wrong(r, "has no piece <0x%02X>. Expected all 256 bytes: download it again", (unsigned)b);
@@ -381,8 +382,11 @@ static int control_or_none(const tokenizer *t, int id)
 tokenizer *tokenizer_load(const char *path, char *err, size_t err_size)
 {
     const report r = {path, err, err_size};
-    tokenizer *t = calloc(1, sizeof *t);
+    const tokenizer defaults = {.bos = 1, .eos = 2, .unknown = SLICE(" \xe2\x81\x87 "),
+                                .space_in_front = true, .trim_spaces = true, .escape_spaces = true};     // SentencePiece's
+    tokenizer *t = malloc(sizeof *t);
     if (!t) wrong(&r, "out of memory");
+    else *t = defaults;
     if (t && read_file(t, &r) && read_model(t, &r) && check_kind(t, &r) && index_pieces(t, &r)) {
         t->bos = control_or_none(t, t->bos);
         t->eos = control_or_none(t, t->eos);

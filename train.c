@@ -110,8 +110,9 @@ static inline void pack(real *out, mat m, int across, int first, int k0, int K, 
         }
     else {
         for (int i = 0; i < width; i++) line[i] = i < n ? widened(at(m, first + i, k0), m.type, (size_t)K, buffer[i]) : memset(buffer[i], 0, (size_t)K * sizeof(real));
-        for (int k = 0; k < K; k++)
-            for (int i = 0; i < width; i++) out[k * width + i] = line[i][k];
+        for (int k0_ = 0; k0_ < K; k0_ += 16)
+            for (int i = 0; i < width; i++)
+                for (int k = k0_; k < K && k < k0_ + 16; k++) out[k * width + i] = line[i][k];
     }
 }
 
@@ -158,6 +159,7 @@ static void gemm_tasks(const product *p, int n0, int N, int k0, int K, int threa
             for (int i = i0; i < i1; i += MR) {
                 vec tile[MR][2];
                 int left = N - s * NR;
+                for (int r = i; r < i1 && r < i + MR; r++) __builtin_prefetch(at(p->y, r, n0 + s * NR), 1);
                 kernel(tile, panels + (size_t)(i - i0) * (size_t)K, p->slivers + (size_t)s * NR * (size_t)K, K);
                 store((real *)at(p->y, i, n0 + s * NR), p->y.ld, tile, i1 - i < MR ? i1 - i : MR, left < NR ? left : NR, p->scale, k0 ? ADD : p->mode);
             }
@@ -1169,8 +1171,14 @@ static void show(const char *format, ...)
     va_end(args);
 }
 
-static void show_start(int done, int of) { show(done < of ? "the adapter's start: layer %d of %d" : "", done, of); }
-static void show_answers(int done, int of) { show(done < of ? "answers: %d of %d" : "", done, of); }
+static void show_progress(const char *what, int done, int of)
+{
+    if (done < of) show("%s: %d of %d", what, done, of);
+    else show("%s", "");
+}
+
+static void show_start(int done, int of) { show_progress("the adapter's start, layer", done, of); }
+static void show_answers(int done, int of) { show_progress("answering row", done, of); }
 
 // Learning rate of step s = 0, 1, …: transformers' schedules.
 static double learning_rate(int s, int steps)
@@ -1194,7 +1202,7 @@ static double evaluate(model *m, const dataset *d, long *targets)
         while (i < n && b.rows < rows && b.tokens + d->rows[i].n - 1 <= m->p.tokens) batch_add(&b, &d->rows[i++]);
         sum += model_step(m, &b, 0);
         *targets += b.targets;
-        show(i < n ? "evaluating: row %d of %d" : "", i, n);
+        show_progress("evaluating row", i, n);
     }
     batch_free(&b);
     return sum / (double)*targets;
@@ -1281,7 +1289,7 @@ static void report_step(run *r, double loss, double norm, double lr, int tokens,
     log_line(r, "{\"step\":%d,\"loss\":%.9g,\"grad_norm\":%.9g,\"lr\":%.9g,\"tokens\":%d,\"tok_per_s\":%.0f}\n", r->step, loss, norm, lr, tokens, tokens / time);
     show("step %d/%d  loss %.4f  %.0f tok/s  %d:%02d to go", r->step, r->steps, loss, tokens / time, (int)left / 60, (int)left % 60);
     if (r->step != 1 && r->step % every && r->step < r->steps) return;
-    show("%s", "");
+    show_progress("", 1, 1);
     printf("step %4d/%d   loss %.4f   grad norm %7.4f   lr %.2e   %6.0f tok/s\n", r->step, r->steps, loss, norm, lr, tokens / time);
     fflush(stdout);
 }
@@ -1518,11 +1526,13 @@ static void run_eval(void)
     model_free(&m), tokenizer_free(t), free_rows(&val);
 }
 
-// Prints what the ids say beyond what was printed before.
-static void print_more(const tokenizer *t, const int *ids, int n, size_t *printed)
+// Prints what the ids say beyond what was printed before. A character that still lacks bytes decodes to U+FFFD: it waits.
+static void print_more(const tokenizer *t, const int *ids, int n, int last, size_t *printed)
 {
     char *text = decode(t, ids, n);
-    if (strlen(text) > *printed) fputs(text + *printed, stdout), *printed = strlen(text);
+    size_t length = strlen(text);
+    while (!last && length >= 3 && !memcmp(text + length - 3, "\xef\xbf\xbd", 3)) length -= 3;
+    if (length > *printed) fwrite(text + *printed, 1, length - *printed, stdout), *printed = length;
     fflush(stdout);
     free(text);
 }
@@ -1544,8 +1554,9 @@ static void run_generate(void)
     rng g = rng_named((uint64_t)opt.seed, "generate");
     size_t printed = 0;
     int who, from = opt.chat ? prompt.n : 1;
-    do print_more(t, s.ids + from, s.n - from, &printed);
+    do print_more(t, s.ids + from, s.n - from, 0, &printed);
     while (generate_pass(&m, t, &s, 1, &b, &who, &g));
+    print_more(t, s.ids + from, s.n - from, 1, &printed);
     putchar('\n');
     batch_free(&b), model_free(&m), tokenizer_free(t);
     free(text), free(prompt.ids), free(s.ids);
