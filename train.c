@@ -39,7 +39,7 @@ enum { VECTOR = 32, MR = 6 };           // 6 × 2 of 16
 #else
 enum { VECTOR = 16, MR = 6 };
 #endif
-enum { LANES = VECTOR / sizeof(real), NR = 2 * LANES, KC = 256, MC = 16 * MR, NC = 4096 };
+enum { LANES = VECTOR / sizeof(real), NR = 2 * LANES, KC = 384, MC = 16 * MR, NC = 4096 };
 enum { WIDEST = 32 };                    // of MR and NR
 typedef real vec __attribute__((vector_size(VECTOR)));
 typedef real loose_vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));   // anywhere in memory
@@ -64,18 +64,22 @@ static inline void kernel(vec tile[MR][2], const real *panel, const real *sliver
     memcpy(tile, t, sizeof t);
 }
 
-// y's tile = or += scale · tile, the rows and columns of it that exist.
+// y's tile = or += scale · tile, the rows and columns of it that exist. All of y is read before any of it is written:
+// rows a multiple of 4096 bytes apart would otherwise wait for each other.
 static inline void store(real *y, size_t ld, vec tile[MR][2], int rows, int cols, real scale, enum mode mode)
 {
-    for (int i = 0; i < rows; i++, y += ld)
-        if (cols == NR)
+    if (rows == MR && cols == NR) {
+        for (int i = 0; i < MR; i++)
             for (int j = 0; j < 2; j++) {
-                loose_vec *at = (loose_vec *)y + j;
-                if (mode == ADD) *at += scale * tile[i][j];
-                else *at = scale * tile[i][j];
+                tile[i][j] *= scale;
+                if (mode == ADD) tile[i][j] += ((loose_vec *)(y + (size_t)i * ld))[j];
             }
-        else
-            for (int j = 0; j < cols; j++) y[j] = (mode == ADD ? y[j] : 0) + scale * ((real *)tile[i])[j];
+        for (int i = 0; i < MR; i++)
+            for (int j = 0; j < 2; j++) ((loose_vec *)(y + (size_t)i * ld))[j] = tile[i][j];
+        return;
+    }
+    for (int i = 0; i < rows; i++, y += ld)
+        for (int j = 0; j < cols; j++) y[j] = (mode == ADD ? y[j] : 0) + scale * ((real *)tile[i])[j];
 }
 
 // n numbers of any dtype at p, as reals: where they lie if they are reals already, else converted into buffer.
