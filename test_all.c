@@ -598,6 +598,142 @@ static void test_adamw(void)
     dev_free(w.p), dev_free(g.p), dev_free(m.p), dev_free(v.p);
 }
 
+// ---- goldens of transformers and PEFT -------------------------------------------------------------------------------
+
+static char *golden_text(const char *dir, const char *name)
+{
+    size_t bytes;
+    char *path = join(dir, name), *text = read_file(path, &bytes);
+    free(path);
+    return text;
+}
+
+static mat golden_tensor(checkpoint *c, const char *kind, const char *name)
+{
+    char key[160];
+    snprintf(key, sizeof key, "%s%s", kind, name);
+    ptrdiff_t at = shgeti(c->tensors, key);
+    if (at < 0) die("the golden lacks %s", key);
+    return c->tensors[at].value.at;
+}
+
+// The base in this build's precision, so that what PiSSA leaves of W is not rounded to float.
+static char *golden_base(const char *name)
+{
+    char *from = join("dev/golden", name), *to = in_scratch(name), *path = join(from, "config.json");
+    if (sizeof(real) == 4) { free(to), free(path); return from; }
+    if (access(to, F_OK)) {
+        model m = {0};
+        plan p = plan_from_options();
+        p.method = &methods[0], p.tokens = p.positions = 16;
+        opt.model = from, opt.adapter = NULL;
+        model_measure(&m, config_read(path), p);
+        fill_model(&m);
+        stage_begin(to), stage_model(&m, from, TYPE_OF(wide)), stage_publish(to);
+        model_free(&m);
+    }
+    free(from), free(path);
+    return to;
+}
+
+static batch golden_batch(void)
+{
+    char *text = golden_text("dev/golden", "rows.json");
+    cJSON *rows = cJSON_Parse(text), *item;
+    batch b = batch_new(64, cJSON_GetArraySize(rows));
+    cJSON_ArrayForEach(item, rows) {
+        int ids[32], n = 0;
+        cJSON *id;
+        cJSON_ArrayForEach(id, cJSON_GetObjectItem(item, "ids")) ids[n++] = id->valueint;
+        batch_add(&b, &(row){ids, n, cJSON_GetObjectItem(item, "prompt")->valueint, NULL});
+    }
+    cJSON_Delete(rows);
+    free(text);
+    return b;
+}
+
+// The model of a case. Where the adapter starts inside W, it gets PEFT's start, and its own is held to span the same.
+static void golden_open(model *m, plan p, checkpoint *golden, const char *name)
+{
+    model_measure(m, open_config(), p);
+    fill_model(m);
+    if (!p.method->edits_base) return;
+    for (int i = 0; i < 14; i++) {
+        linear *l = adapter_at(m, i);
+        mat ours = like(l->W), theirs = like(l->W);
+        matmul_nn(ours, l->B0, l->A0, 1, SET);
+        for (int j = 0; j < arrlen(m->tensors); j++) {
+            tensor *t = &m->tensors[j];
+            if (t->at != &l->A && t->at != &l->B) continue;
+            mat start = golden_tensor(golden, "start.", t->name);
+            put(*t->at, start.p, start.type), put(t->at == &l->A ? l->A0 : l->B0, start.p, start.type);
+        }
+        matmul_nn(theirs, l->B0, l->A0, 1, SET);
+        check(mat_distance(ours, theirs), 2e-5, "%s, layer %d %s, own start against PEFT's float32 one", name, i / 7, linear_names[i % 7]);
+        mat W = merged(m, l);                                            // W_res + s B A, with the old W_res and the new B A
+        add(W, ours, l->scale), add(W, theirs, -2 * l->scale);           // = W − s B A
+        copy(l->W, W);
+        dev_free(ours.p), dev_free(theirs.p);
+    }
+}
+
+static void golden_case(const char *name)
+{
+    char *dir = join("dev/golden", name), *text = golden_text(dir, "case.json");
+    cJSON *json = cJSON_Parse(text);
+    const char *method_name = string_field(json, "method");
+    char *base = golden_base(string_field(json, "base"));
+    plan p = plan_from_options();
+    opt.model = base, opt.adapter = method_name ? NULL : dir;
+    if (method_name) p.method = method_named(method_name), p.rank = 4, p.alpha = 6;
+    else peft_read_config(&p, dir);
+    p.tokens = 64, p.positions = 16;
+    checkpoint golden = checkpoint_open(dir, "golden");
+    model m = {0};
+    golden_open(&m, p, &golden, name);
+
+    int f64 = sizeof(real) == 8;
+    double tol = f64 ? 1e-9 : 2e-5;
+    batch b = golden_batch();
+    double loss = model_step(&m, &b, 1.0 / b.targets) / b.targets, want;
+    memcpy(&want, golden_tensor(&golden, "", "loss").p, sizeof want);
+    check(fabs(loss - want) / want, tol, "%s, loss", name);
+    for (int i = 0; i < arrlen(m.tensors); i++)
+        if (m.tensors[i].kind == PARAM) check(mat_distance(*m.tensors[i].grad, golden_tensor(&golden, "grad.", m.tensors[i].name)), tol, "%s, d %s", name, m.tensors[i].name);
+    for (int r = 0, row_at = 0; r < b.rows; row_at += b.spans[r++].nq + 1) {         // the golden has the last token's logits, too
+        int at_row[16], n = b.spans[r].nq;
+        for (int i = 0; i < n; i++) at_row[i] = b.spans[r].q + i;
+        head_forward(&m, at_row, n);
+        check(mat_distance(m.logits, rows_of(golden_tensor(&golden, "", "logits"), row_at, n)), tol, "%s, logits of row %d", name, r);
+    }
+
+    double losses[8];
+    memcpy(losses, golden_tensor(&golden, "", f64 ? "losses64" : "losses32").p, sizeof losses);
+    opt.lr = 5e-3, opt.clip = 0.5, opt.warmup = 2;
+    for (int s = 0; s < 8; s++) {
+        for (int i = 0; i < arrlen(m.tensors); i++) if (m.tensors[i].kind == PARAM) zero(*m.tensors[i].grad);
+        loss = model_step(&m, &b, 1.0 / b.targets) / b.targets;
+        update(&m, s + 1, learning_rate(s, 8), gradient_norm(&m));
+        check(fabs(loss - losses[s]), f64 ? 1e-9 : 1e-5, "%s, loss of step %d", name, s + 1);
+    }
+    batch_free(&b), model_free(&m), checkpoint_close(&golden), cJSON_Delete(json);
+    free(text), free(dir), free(base);
+}
+
+static void test_goldens(void)
+{
+    int cases = 0;
+    DIR *d = opendir("dev/golden");
+    if (!d) die("dev/golden: %s", strerror(errno));
+    for (struct dirent *e; (e = readdir(d));) {
+        char path[400];
+        snprintf(path, sizeof path, "dev/golden/%s/case.json", e->d_name);
+        if (!access(path, F_OK)) golden_case(e->d_name), cases++;
+    }
+    closedir(d);
+    check(cases >= 14 ? 0 : 1, 0, "%d cases in dev/golden", cases);
+}
+
 // ---- the tokenizer ------------------------------------------------------------------------------------------------
 
 static const char *const real_input = "../shared/real";            // real models and data, where there are any
@@ -923,6 +1059,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"frozen-is-full", "frozen's gradient is full fine-tuning's over the same matrices",                  test_frozen_is_full, BOTH},
     {"svd",            "power iteration finds LAPACK's singular values",                                  test_svd, BOTH},
     {"start-given-up", "W_res + s B A is W for pissa and olora",                                          test_start_given_up, BOTH},
+    {"goldens",        "logits, loss, gradients and eight AdamW steps are transformers' and PEFT's",      test_goldens, BOTH},
     {"attention",      "attention is softmax(q kᵀ/√d) v by plain loops, grouped heads and cached keys too",  test_attention, BOTH},
     {"cache",          "generating with the key-value cache gives the logits of the whole row",           test_cache, BOTH},
     {"matmul",         "the fast product equals the plain one, at every edge and dtype",                  test_matmul, BOTH},

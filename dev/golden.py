@@ -1,17 +1,226 @@
-"""Makes the files under dev/golden/ that `make test` holds the program to, with numpy, PyTorch and transformers.
+"""Makes the files under dev/golden/ that `make test` holds the program to, with numpy, PyTorch, transformers and PEFT.
 
-    python3 dev/golden.py --stories DIR     (a Hugging Face Llama directory, for the greedy text)
+    python3 dev/golden.py [--stories DIR]     (DIR: a Hugging Face Llama with its tokenizer, for the greedy text)
 
 singular_values.json   LAPACK's leading singular values of matrices that test_all.c makes by the same formula
 stories260K.txt        256 greedy tokens after "Once upon a time", decoded by SentencePiece
+base-*/                small random Llamas, as transformers saves them
+CASE/                  an adapter as PEFT saves it, and golden.safetensors: in float64 the logits, the loss and every gradient
+                       of one batch of padded rows with masked prompts; in float64 and float32 the losses of eight AdamW steps
+
+float64 means float64 throughout: transformers computes RoPE's angles, RMSNorm and the loss in float32 whatever the model is in,
+so those are replaced here while the float64 goldens are made. The float32 ones are transformers as it is.
 """
 import argparse
 import json
 import os
+import shutil
 
 import numpy
+import peft
+import safetensors.torch
+import torch
+import transformers
+from transformers.models.llama import modeling_llama
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden")
+STEPS, WARMUP, RATE, CLIP = 8, 2, 5e-3, 0.5
+ROWS = [([1, 5, 3, 12, 7, 30, 2], 3), ([1, 9, 4, 4, 11, 22, 0, 8, 6, 17, 2], 4), ([1, 10, 28, 2], 1)]       # ids, prompt
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+BASES = {
+    "base-mha": dict(num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=False, rope_parameters={"rope_type": "default", "rope_theta": 500.0}),
+    "base-gqa": dict(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}),
+    "base-bf16": dict(num_attention_heads=4, num_key_value_heads=1, tie_word_embeddings=False, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}),
+}
+
+
+def lora(**options):
+    return peft.LoraConfig(**{**dict(task_type="CAUSAL_LM", r=4, lora_alpha=4, target_modules=PROJECTIONS), **options})
+
+
+def miss(**options):
+    return peft.MissConfig(**{**dict(task_type="CAUSAL_LM", r=4, target_modules=PROJECTIONS), **options})
+
+
+CASES = {
+    "full-gqa": ("base-gqa", None),
+    "full-bf16": ("base-bf16", None),
+    "lora-mha": ("base-mha", lora()),
+    "lora-alpha": ("base-gqa", lora(r=3, lora_alpha=7)),
+    "lora-bf16": ("base-bf16", lora(lora_alpha=6)),
+    "lora-subset": ("base-gqa", lora(target_modules=["q_proj", "v_proj", "down_proj"])),
+    "rslora": ("base-gqa", lora(lora_alpha=6, use_rslora=True)),
+    "pissa": ("base-mha", lora(lora_alpha=6, init_lora_weights="pissa")),
+    "olora": ("base-gqa", lora(lora_alpha=6, init_lora_weights="olora")),
+    "miss-divides": ("base-mha", miss()),
+    "miss-padded": ("base-gqa", miss(r=5)),
+    "miss-bf16": ("base-bf16", miss(r=5)),
+    "mini": ("base-gqa", miss(mini_r=4, init_weights="mini")),
+    "bat": ("base-gqa", miss(init_weights="bat")),
+}
+
+
+class Norm64(torch.nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.weight, self.eps = norm.weight, norm.variance_epsilon
+
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+
+class Rotary64(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        dim = config.hidden_size // config.num_attention_heads
+        self.frequency = config.rope_parameters["rope_theta"] ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+
+    def forward(self, x, position_ids):
+        angle = position_ids[..., None].double() * self.frequency
+        angle = torch.cat((angle, angle), -1)
+        return angle.cos(), angle.sin()
+
+
+def in_float64(model):
+    for name, module in list(model.named_modules()):
+        if isinstance(module, modeling_llama.LlamaRMSNorm):
+            parent = model.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], Norm64(module))
+    model.model.rotary_emb = Rotary64(model.config)
+    return model
+
+
+def load(base, dtype):
+    model = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(HERE, base), dtype=dtype, attn_implementation="sdpa")
+    return in_float64(model) if dtype == torch.float64 else model
+
+
+def batch():
+    longest = max(len(ids) for ids, _ in ROWS)
+    pad = [longest - len(ids) for ids, _ in ROWS]
+    return dict(input_ids=torch.tensor([ids + [0] * p for (ids, _), p in zip(ROWS, pad)]),
+                attention_mask=torch.tensor([[1] * len(ids) + [0] * p for (ids, _), p in zip(ROWS, pad)]),
+                labels=torch.tensor([[-100] * prompt + ids[prompt:] + [-100] * p for (ids, prompt), p in zip(ROWS, pad)]))
+
+
+def make_base(name, options):
+    folder = os.path.join(HERE, name)
+    config = transformers.LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, rms_norm_eps=1e-5, max_position_embeddings=64,
+                                      initializer_range=0.3, bos_token_id=1, eos_token_id=2, **options)
+    torch.manual_seed(len(name) * 1000 + sum(map(ord, name)))
+    model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.2 * torch.randn_like(parameter)
+    model.to(torch.bfloat16 if "bf16" in name else torch.float32).save_pretrained(folder, **({"max_shard_size": "4KB"} if "bf16" in name else {}))
+    path = os.path.join(folder, "config.json")
+    text = json.load(open(path))
+    text.pop("transformers_version", None)
+    if name == "base-gqa":              # as transformers 4 wrote it
+        text["rope_theta"] = text.pop("rope_parameters")["rope_theta"]
+    json.dump(text, open(path, "w"), indent=1)
+    for extra in ("generation_config.json",):
+        if os.path.exists(os.path.join(folder, extra)):
+            os.remove(os.path.join(folder, extra))
+
+
+def plain(name):                        # PEFT's name in memory to its name in the file
+    return name.replace(".default", "")
+
+
+def trained(model):
+    return {plain(n): p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def shake(model):
+    """Away from the start, where half of the gradients are zero. The same numbers in both precisions."""
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in trained(model).values():
+            parameter += (0.1 * torch.randn(parameter.shape)).to(parameter.dtype)
+
+
+def starts_inside(config):              # PiSSA, OLoRA: the adapter begins as a part of W
+    return config is not None and config.peft_type == "LORA" and config.init_lora_weights in ("pissa", "olora")
+
+
+def adapted(base, config, folder, dtype):
+    if starts_inside(config):           # PEFT wants float32 for that; in float64 W gives up what it found there, in float64
+        torch.manual_seed(5)
+        model = peft.get_peft_model(load(base, torch.float32), config)
+        if dtype == torch.float64:
+            model = model.double()
+            in_float64(model.base_model.model)
+            for name, module in load(base, dtype).named_modules():
+                if name.rpartition(".")[2] in PROJECTIONS:
+                    layer = model.base_model.model.get_submodule(name)
+                    product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+                    layer.base_layer.weight.data = module.weight.data - layer.scaling["default"] * product.data
+        return model
+    model = load(base, dtype)
+    if config is None:
+        return model
+    if folder is None:
+        return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+    return peft.PeftModel.from_pretrained(model, folder, is_trainable=True, autocast_adapter_dtype=False)
+
+
+def loss_of(model):
+    """transformers' own loss, but that turns the logits into float32 first: in float64 it is computed here."""
+    output = model(**batch())
+    if output.logits.dtype == torch.float64:
+        return torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), batch()["labels"][:, 1:].flatten(), ignore_index=-100), output.logits
+    return output.loss, output.logits
+
+
+def eight_steps(model):
+    model.train()
+    parameters = list(trained(model).values())
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, WARMUP, STEPS)
+    losses = []
+    for _ in range(STEPS):
+        loss, _ = loss_of(model)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses
+
+
+def make_case(name, base, config):
+    folder = os.path.join(HERE, name)
+    os.makedirs(folder, exist_ok=True)
+    golden = {}
+    if config is not None and not starts_inside(config):
+        torch.manual_seed(3)
+        model = adapted(base, config, None, torch.float32)
+        shake(model)
+        model.save_pretrained(folder)
+        if os.path.exists(os.path.join(folder, "README.md")):
+            os.remove(os.path.join(folder, "README.md"))
+        path = os.path.join(folder, "adapter_config.json")
+        text = json.load(open(path))
+        text["base_model_name_or_path"] = base
+        json.dump(text, open(path, "w"), indent=1)
+    model = adapted(base, config, folder, torch.float64)
+    if starts_inside(config):                    # the start that PEFT found: A0, B0, of which W gave up s B0 A0
+        golden.update({"start." + n: p.detach().clone() for n, p in trained(model).items()})
+    loss, logits = loss_of(model)
+    loss.backward()
+    golden["logits"] = torch.cat([logits[i, :len(ids)] for i, (ids, _) in enumerate(ROWS)]).detach()
+    golden["loss"] = loss.detach().reshape(1)
+    golden.update({"grad." + n: p.grad.clone() for n, p in trained(model).items()})
+    golden["losses64"] = torch.tensor(eight_steps(adapted(base, config, folder, torch.float64)), dtype=torch.float64)
+    golden["losses32"] = torch.tensor(eight_steps(adapted(base, config, folder, torch.float32)), dtype=torch.float64)
+    assert logits.dtype == loss.dtype == torch.float64
+    safetensors.torch.save_file({n: t.contiguous() for n, t in golden.items()}, os.path.join(folder, "golden.safetensors"))
+    json.dump({"base": base, "method": config.init_lora_weights if starts_inside(config) else None if config else "full", "rank": 4, "alpha": 6}, open(os.path.join(folder, "case.json"), "w"))
+    print(f"{name:14} loss {golden['loss'].item():.6f} falls to {golden['losses64'][-1]:.6f}, float32 off by {(golden['losses64'] - golden['losses32']).abs().max():.1e}")
 
 
 def singular_values():
@@ -20,14 +229,11 @@ def singular_values():
         i, j = numpy.mgrid[0:rows, 0:columns].astype(numpy.float64)
         matrix = numpy.sin(1 + 0.7 * i * i + 1.3 * j) + 2 * (i == j)
         values[f"{rows}x{columns}"] = numpy.linalg.svd(matrix, compute_uv=False)[:rank].tolist()
-    with open(os.path.join(HERE, "singular_values.json"), "w") as file:
-        json.dump(values, file)
+    json.dump(values, open(os.path.join(HERE, "singular_values.json"), "w"))
 
 
 def greedy_text(directory):
     import sentencepiece
-    import torch
-    import transformers
     tokenizer = sentencepiece.SentencePieceProcessor(os.path.join(directory, "tokenizer.model"))
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     prompt = [tokenizer.bos_id()] + tokenizer.encode("Once upon a time")
@@ -36,11 +242,23 @@ def greedy_text(directory):
         file.write(tokenizer.decode([i for i in ids if i not in (1, 2)]) + "\n")
 
 
-if __name__ == "__main__":
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stories", metavar="DIR")
-    os.makedirs(HERE, exist_ok=True)
     arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    os.makedirs(HERE, exist_ok=True)
+    for name in list(BASES) + list(CASES):
+        shutil.rmtree(os.path.join(HERE, name), ignore_errors=True)
+    json.dump([{"ids": ids, "prompt": prompt} for ids, prompt in ROWS], open(os.path.join(HERE, "rows.json"), "w"))
     singular_values()
+    for name, options in BASES.items():
+        make_base(name, options)
+    for name, (base, config) in CASES.items():
+        make_case(name, base, config)
     if arguments.stories:
         greedy_text(arguments.stories)
+
+
+if __name__ == "__main__":
+    main()
