@@ -2,6 +2,7 @@
 #  make test       builds and runs every test this machine can run
 #  make base       makes again what base/ and data/ hold: text, tokenizer, pretraining (half an hour; Python in dev/ only)
 #  make sanitize   the tests under AddressSanitizer and UBSan, then valgrind over the program
+#  make fuzz       every parser under libFuzzer (clang)
 #  make seam       proves with clang that model, adapters and loop never read device memory themselves
 
 CC       ?= gcc
@@ -50,6 +51,16 @@ sanitize: found
 	TRAIN=build/asan_train ASAN_OPTIONS=detect_leaks=0 build/asan_f32
 	TRAIN="valgrind -q --error-exitcode=99 build/valgrind_train" build/test_f32 valgrind
 
+# Every parser under libFuzzer, SECONDS each, from real files as seeds.
+SECONDS_EACH = $(or $(SECONDS),60)
+fuzz:
+	@mkdir -p build; i=0; for seed in dev/golden/base-gqa/model.safetensors base/config.json data/val.jsonl dev/golden/bat/adapter_config.json base/tokenizer.model dev/golden/base-bf16/model.safetensors.index.json; do \
+	    clang -std=gnu11 -O1 -g -w -fopenmp -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -DTARGET=$$i dev/fuzz.c tokenizer.c -o build/fuzz $(LDLIBS) && \
+	    rm -rf build/corpus && mkdir build/corpus && cp $$seed build/corpus/ && \
+	    echo "-- $$seed" && ASAN_OPTIONS=detect_leaks=0 build/fuzz -max_total_time=$(SECONDS_EACH) -max_len=65536 -rss_limit_mb=4096 build/corpus 2>&1 | tail -n 3 || exit 1; \
+	    i=$$((i + 1)); \
+	done
+
 seam:
 	clang -std=gnu11 -fsyntax-only -fopenmp -DCUDA -DSEAM -Werror=noderef train.c
 
@@ -59,4 +70,4 @@ base: train
 clean:
 	rm -rf train build
 
-.PHONY: all found test sanitize seam base clean
+.PHONY: all found test sanitize fuzz seam base clean

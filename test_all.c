@@ -747,10 +747,9 @@ static int need(const char *name)
     return there;
 }
 
-static void test_tokenizer_expected(void)
+// A file of texts and SentencePiece's ids for them.
+static void tokenizer_case(const char *dir, const char *path)
 {
-    if (!need("llama2-tokenizer/expected.json")) return;
-    char *dir = join(real_input, "llama2-tokenizer"), *path = join(dir, "expected.json");
     size_t bytes, n;
     char *text = read_file(path, &bytes);
     cJSON *json = cJSON_ParseWithLength(text, bytes), *item;
@@ -759,25 +758,42 @@ static void test_tokenizer_expected(void)
     cJSON_ArrayForEach(item, json) {
         const char *s = string_field(item, "text");
         cJSON *ids = cJSON_GetObjectItem(item, "ids");
-        int *got = tokenizer_encode(t, s, strlen(s), &n), wrong = (int)n != cJSON_GetArraySize(ids);
-        for (int i = 0; i < (int)n && !wrong; i++) wrong = got[i] != cJSON_GetArrayItem(ids, i)->valueint;
+        int *got = tokenizer_encode(t, s, strlen(s), &n), differs = (int)n != cJSON_GetArraySize(ids);
+        for (int i = 0; i < (int)n && !differs; i++) differs = got[i] != cJSON_GetArrayItem(ids, i)->valueint;
         char *back = decode(t, got, (int)n);
-        check(wrong, 0, "text %d, ids", number);
-        check(strcmp(back, s) && !strstr(s, "▁") ? 1 : 0, 0, "text %d, back to text", number++);     // ▁ itself comes back as a space
+        check(differs, 0, "%s, text %d, ids", path, number);
+        check(strcmp(back, s) && !strstr(s, "▁") ? 1 : 0, 0, "%s, text %d, back to text", path, number++);       // ▁ itself comes back as a space
         free(got), free(back);
     }
-    check(number > 5 ? 0 : 1, 0, "texts in expected.json");
+    check(number > 5 ? 0 : 1, 0, "texts in %s", path);
     cJSON_Delete(json), tokenizer_free(t);
-    free(text), free(path), free(dir);
+    free(text);
 }
 
-static void test_tokenizer_bytes(void)  // any bytes come back, and 4 MB take n log n
+static void test_tokenizer_own(void) { tokenizer_case("base", "dev/golden/tokenizer.json"); }
+
+static void test_tokenizer_expected(void)
+{
+    if (!need("llama2-tokenizer/expected.json")) return;
+    char *dir = join(real_input, "llama2-tokenizer"), *path = join(dir, "expected.json");
+    tokenizer_case(dir, path);
+    free(path), free(dir);
+}
+
+// Any text comes back, and 4 MB of it take n log n: one letter, letters at random, words, characters of one to four bytes.
+static void test_tokenizer_bytes(void)
 {
     tokenizer *t = open_tokenizer("base", 0);
     size_t n, length = 4 << 20;
     char *text = alloc(length + 1, 1);
-    for (int kind = 0; kind < 3; kind++) {
+    static const char *const some[] = {"é", "猫", "🙂", "a", "\n", " "};
+    for (int kind = 0; kind < 4; kind++) {
         for (size_t i = 0; i < length; i++) text[i] = kind == 0 ? 'a' : kind == 1 ? (char)(1 + rng_next(&dice) % 127) : "the cat sat "[i % 12];
+        for (size_t i = 0; kind == 3 && i < length;) {
+            const char *c = some[rng_next(&dice) % 6];
+            if (i + strlen(c) > length) c = "a";
+            memcpy(text + i, c, strlen(c)), i += strlen(c);
+        }
         double start = seconds();
         int *ids = tokenizer_encode(t, text, length, &n);
         check(seconds() - start, 30, "seconds for 4 MB of kind %d", kind);
@@ -892,6 +908,8 @@ static void test_killed(void)
         check(status == (strcmp(*signal_name, "INT") ? 137 : 130) ? 0 : 1, 0, "status %d after SIG%s", status, *signal_name);
         check(train_run("%s --log %s/part.log --resume %s/part --out %s/part", options_used, scratch, scratch, scratch), 0, "resumed after SIG%s", *signal_name);
         compare_runs("bone", "adapter_model.safetensors", *signal_name);
+        snprintf(command, sizeof command, "rm -rf %s/part*", scratch);   // SIGKILL leaves the directory in the making
+        check(system(command), 0, "cannot tidy up");
     }
 }
 
@@ -941,10 +959,14 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"out holds others' files", "mkdir $D/mine; touch $D/mine/thesis.tex",                      "--out $D/mine", "thesis.tex"},
     {"log not writable",    ":",                                                                "--log $D/none/log", "--log"},
     {"log on a full disk",  ":",                                                                "--log /dev/full", "No space left"},
-    {"no adapter",          ":",                                                                "--eval --adapter $D/none", "adapter_config.json"},
+    {"no adapter",          ":",                                                                "--eval --val data/val.jsonl --adapter $D/none", "adapter_config.json"},
     {"merge without adapter", ":",                                                              "--merge $D/out", "needs --adapter"},
+    {"a pattern of ranks",  "cp -r dev/golden/lora-mha $D/mine; sed -i 's/\"rank_pattern\": {}/\"rank_pattern\": {\"q_proj\": 2}/' $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "\"rank_pattern\" is set"},
+    {"another model's adapter", ":",                                                            "--eval --val data/val.jsonl --adapter dev/golden/lora-mha", "has shape"},
+    {"rows in an unknown file", "touch $D/mine.csv",                                            "--data $D/mine.csv", "expected a .jsonl"},
+    {"an array with a bad row", "echo '[{\"text\": \"a b\"}, 3]' > $D/rows.json",              "--data $D/rows.json", "rows.json, row 2: expected a JSON object"},
     {"resume from nothing", ":",                                                                "--resume $D/none", "state.json"},
-    {"a rate that explodes", ":",                                                               "--lr 1e30 --clip 0 --steps 20", "a smaller --lr may help"},
+    {"a rate that explodes", ":",                                                               "--lr 1e9 --clip 0 --steps 20", "a smaller --lr may help"},
 };
 
 static void test_wrong_input(void)
@@ -1068,6 +1090,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"halves",         "bf16 and f16 round to nearest even and keep Inf and NaN",                         test_halves, ONLY_F32},
     {"adamw",          "AdamW is PyTorch's",                                                              test_adamw, BOTH},
     {"expected-ids",   "Llama2's tokenizer gives SentencePiece's ids",                                    test_tokenizer_expected, ONLY_F32},
+    {"own-ids",        "so does the bundled one",                                                         test_tokenizer_own, ONLY_F32},
     {"any-bytes",      "any bytes survive encoding and decoding, long ones too",                          test_tokenizer_bytes, ONLY_F32},
     {"threads",        "adapter and log have the same bytes for 1, 2 and 4 threads",                      test_threads_same_bytes, ONLY_F32},
     {"resume",         "a resumed run leaves the bytes of one that never stopped",                        test_resume, ONLY_F32},

@@ -3,8 +3,8 @@
     Read in this order:
       1  the matrix product             packed and blocked; its plain oracle beside it
       2  the other ops                  each forward with its backward
-      3  rows                           .jsonl and .txt to tokens and labels
-      4  options                        one table: parser, --help and the printed settings
+      3  options                        one table: parser, --help and the printed settings
+      4  rows                           .jsonl, .json and .txt to tokens and labels
       5  generation                     batched, with a key-value cache
       6  saving and resuming
       7  training
@@ -598,172 +598,7 @@ void adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad_sca
 
 #endif // CUDA
 
-// ---- 3  rows -----------------------------------------------------------------------------------------------
-
-typedef struct tokenizer tokenizer;     // tokenizer.c: SentencePiece BPE
-tokenizer *tokenizer_load(const char *path, char *err, size_t err_size);
-void tokenizer_free(tokenizer *t);
-int tokenizer_vocab(const tokenizer *t), tokenizer_bos(const tokenizer *t), tokenizer_eos(const tokenizer *t);
-int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, size_t *n);      // without BOS and EOS
-char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *bytes);
-
-typedef struct {
-    int *ids, n;                // BOS, prompt, answer, EOS
-    int prompt;                 // the first so many are not learnt: BOS and the prompt
-    char *answer;               // what scoring compares with, NULL for plain text
-} row;
-
-typedef struct { row *rows; const char *path; int cut, dropped; } dataset;
-
-static const char prompt_format[] =
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-    "\n\n### Instruction:\n%s\n\n### Response:";
-
-static const char *string_field(const cJSON *json, const char *name)
-{
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
-    return cJSON_IsString(item) ? item->valuestring : NULL;
-}
-
-static char *format_prompt(const char *question, const char *input)
-{
-    size_t n = sizeof prompt_format + strlen(question) + (input ? strlen(input) : 0) + 2;
-    char *both = alloc(n, 1), *prompt = alloc(n, 1);
-    snprintf(both, n, "%s%s%s", question, input && *input ? "\n" : "", input ? input : "");
-    snprintf(prompt, n, prompt_format, both);
-    free(both);
-    return prompt;
-}
-
-// BOS + text (+ EOS) as ids. The text is one string to the tokenizer; the prompt's own count masks the labels.
-static row encode_row(const tokenizer *t, const char *prompt, const char *answer, int eos)
-{
-    size_t n, np = 0, length = strlen(prompt) + strlen(answer) + 1;
-    char *text = alloc(length, 1);
-    snprintf(text, length, "%s%s", prompt, answer);
-    int *ids = tokenizer_encode(t, text, strlen(text), &n), *own = tokenizer_encode(t, prompt, strlen(prompt), &np);
-    if (!ids || !own) die("out of memory while tokenising");
-    row r = {.ids = alloc(n + 2, sizeof(int)), .n = (int)n + 1, .prompt = (int)np + 1};
-    r.ids[0] = tokenizer_bos(t);
-    memcpy(r.ids + 1, ids, n * sizeof(int));
-    if (eos) r.ids[r.n++] = tokenizer_eos(t);
-    free(ids), free(own), free(text);
-    return r;
-}
-
-// One line of .jsonl in any of the four shapes. What is wrong with it is said with file and line.
-static row read_row(const tokenizer *t, const char *path, int number, const char *line, size_t bytes)
-{
-    static const char *const shapes[][2] = {{"instruction", "output"}, {"query", "response"}, {"question", "answer"}};
-    cJSON *json = cJSON_ParseWithLength(line, bytes);
-    if (!cJSON_IsObject(json)) die("%s:%d: expected a JSON object, e.g. {\"question\": …, \"answer\": …}", path, number);
-    const char *text = string_field(json, "text");
-    row r = {0};
-    for (int i = 0; i < 3 && !r.ids; i++) {
-        const char *question = string_field(json, shapes[i][0]), *answer = string_field(json, shapes[i][1]);
-        if (!question && !answer) continue;
-        if (!question || !answer) die("%s:%d: has \"%s\" but no text in \"%s\"", path, number, shapes[i][!question], shapes[i][!!question]);
-        if (!*question || !*answer) die("%s:%d: \"%s\" is empty", path, number, shapes[i][!*answer]);
-        char *prompt = format_prompt(question, i == 0 ? string_field(json, "input") : NULL);
-        r = encode_row(t, prompt, answer, 1);
-        r.answer = strdup(answer);
-        free(prompt);
-    }
-    if (!r.ids && !text)
-        die("%s:%d: no \"instruction\"/\"output\", \"query\"/\"response\", \"question\"/\"answer\" or \"text\" here", path, number);
-    if (!r.ids && !*text) die("%s:%d: \"text\" is empty", path, number);
-    if (!r.ids) r = encode_row(t, "", text, 0), r.prompt = 1;
-    cJSON_Delete(json);
-    return r;
-}
-
-static int ends_with(const char *s, const char *end)
-{
-    size_t n = strlen(s), m = strlen(end);
-    return n >= m && !strcmp(s + n - m, end);
-}
-
-// A row as long as --seq allows; one without a token left to learn is dropped. Both are counted and said.
-static void keep_row(dataset *d, row r, int seq)
-{
-    if (r.n > seq) r.n = seq, d->cut++;
-    if (r.n > r.prompt) { arrput(d->rows, r); return; }
-    d->dropped++;
-    free(r.ids), free(r.answer);
-}
-
-// A .txt file is one stream of tokens, cut into windows.
-static void read_text(dataset *d, const tokenizer *t, const char *text, int seq)
-{
-    row all = encode_row(t, "", text, 0);
-    for (int i = 0; i + 1 < all.n; i += seq) {
-        row r = {.n = all.n - i < seq ? all.n - i : seq, .prompt = 1};
-        if (r.n < 2) break;
-        r.ids = alloc((size_t)r.n, sizeof(int));
-        memcpy(r.ids, all.ids + i, (size_t)r.n * sizeof(int));
-        arrput(d->rows, r);
-    }
-    free(all.ids);
-}
-
-static dataset read_rows(const tokenizer *t, const char *path, int seq)
-{
-    dataset d = {.path = path};
-    size_t bytes;
-    char *text = read_file(path, &bytes);
-    if (ends_with(path, ".txt")) read_text(&d, t, text, seq);
-    else if (ends_with(path, ".jsonl")) {
-        int number = 1;
-        for (char *line = text, *end; line < text + bytes; line = end + 1, number++) {
-            end = memchr(line, '\n', (size_t)(text + bytes - line));
-            if (!end) end = text + bytes;
-            if (line + strspn(line, " \t\r") == end) die("%s:%d: empty line, expected a JSON object", path, number);
-            keep_row(&d, read_row(t, path, number, line, (size_t)(end - line)), seq);
-        }
-    } else die("%s: expected a .jsonl or a .txt file", path);
-    free(text);
-    if (!arrlen(d.rows)) die("%s: no row has a token to learn within --seq %d%s", path, seq, d.dropped ? "; a larger --seq keeps them" : "");
-    return d;
-}
-
-static void free_rows(dataset *d)
-{
-    for (int i = 0; i < arrlen(d->rows); i++) free(d->rows[i].ids), free(d->rows[i].answer);
-    arrfree(d->rows);
-}
-
-static batch batch_new(int tokens, int rows)
-{
-    size_t n = (size_t)tokens, ints = sizeof(int);
-    return (batch){.ids = alloc(n, ints), .pos = alloc(n, ints), .target_row = alloc(n, ints), .label = alloc(n, ints), .spans = alloc((size_t)rows, sizeof(span))};
-}
-
-static void batch_free(batch *b) { free(b->ids), free(b->pos), free(b->target_row), free(b->label), free(b->spans); }
-static void batch_clear(batch *b) { b->tokens = b->targets = b->rows = 0; }
-
-// Appends a row: token i predicts token i + 1, so the last one is never fed.
-static void batch_add(batch *b, const row *r)
-{
-    b->spans[b->rows++] = (span){b->tokens, r->n - 1, b->tokens, r->n - 1};
-    for (int i = 0; i + 1 < r->n; i++) {
-        b->ids[b->tokens] = r->ids[i], b->pos[b->tokens] = i;
-        if (i + 1 >= r->prompt) b->target_row[b->targets] = b->tokens, b->label[b->targets++] = r->ids[i + 1];
-        b->tokens++;
-    }
-}
-
-// The order of rows in an epoch depends on seed and epoch alone, so that a resumed run finds its place.
-static void shuffle(int *order, int n, uint64_t seed, int epoch)
-{
-    rng r = rng_named(seed + (uint64_t)epoch, "rows");
-    for (int i = 0; i < n; i++) order[i] = i;
-    for (int i = n - 1; i > 0; i--) {
-        int j = (int)(rng_next(&r) % (uint64_t)(i + 1)), swap = order[i];
-        order[i] = order[j], order[j] = swap;
-    }
-}
-
-// ---- 4  options --------------------------------------------------------------------------------------------
+// ---- 3  options --------------------------------------------------------------------------------------------
 
 typedef struct {
     const char *model, *init, *adapter, *data, *val, *out, *log, *resume, *method, *targets, *schedule, *generate, *merge, *tokenize;
@@ -789,7 +624,7 @@ static const struct option { const char *name, *value; char kind; void *at; doub
     {"--model",           "DIR",    's', &opt.model,         0, 0, "base model, a Hugging Face directory"},
     {"--init",            "CONFIG", 's', &opt.init,          0, 0, "start from random weights of this config.json (with --method full; tokenizer from --model)"},
     {"--adapter",         "DIR",    's', &opt.adapter,       0, 0, "adapter to use, or to go on training"},
-    {"--data",            "FILE",   's', &opt.data,          0, 0, "rows to train on, .jsonl or .txt (default data/train.jsonl)"},
+    {"--data",            "FILE",   's', &opt.data,          0, 0, "rows to train on: .jsonl, .json or .txt (default data/train.jsonl)"},
     {"--val",             "FILE",   's', &opt.val,           0, 0, "rows to evaluate on (default data/val.jsonl, with the default --data)"},
     {"--out",             "DIR",    's', &opt.out,           0, 0, "where the result goes"},
     {"--log",             "FILE",   's', &opt.log,           0, 0, "one JSON object a step"},
@@ -891,6 +726,190 @@ static plan plan_from_options(void)
     };
 }
 
+// ---- 4  rows -----------------------------------------------------------------------------------------------
+
+typedef struct tokenizer tokenizer;     // tokenizer.c: SentencePiece BPE
+tokenizer *tokenizer_load(const char *path, char *err, size_t err_size);
+void tokenizer_free(tokenizer *t);
+int tokenizer_vocab(const tokenizer *t), tokenizer_bos(const tokenizer *t), tokenizer_eos(const tokenizer *t);
+int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, size_t *n);      // without BOS and EOS
+char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *bytes);
+
+typedef struct {
+    int *ids, n;                // BOS, prompt, answer, EOS
+    int prompt;                 // the first so many are not learnt: BOS and the prompt
+    char *answer;               // what scoring compares with, NULL for plain text
+} row;
+
+typedef struct { row *rows; const char *path; int cut, dropped; } dataset;
+
+static const char prompt_format[] =
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    "\n\n### Instruction:\n%s\n\n### Response:";
+
+static const char *string_field(const cJSON *json, const char *name)
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
+    return cJSON_IsString(item) ? item->valuestring : NULL;
+}
+
+static char *format_prompt(const char *question, const char *input)
+{
+    size_t n = sizeof prompt_format + strlen(question) + (input ? strlen(input) : 0) + 2;
+    char *both = alloc(n, 1), *prompt = alloc(n, 1);
+    snprintf(both, n, "%s%s%s", question, input && *input ? "\n" : "", input ? input : "");
+    snprintf(prompt, n, prompt_format, both);
+    free(both);
+    return prompt;
+}
+
+// BOS + text (+ EOS) as ids. The text is one string to the tokenizer; the prompt's own count masks the labels.
+static row encode_row(const tokenizer *t, const char *prompt, const char *answer, int eos)
+{
+    size_t n, np = 0, length = strlen(prompt) + strlen(answer) + 1;
+    char *text = alloc(length, 1);
+    snprintf(text, length, "%s%s", prompt, answer);
+    int *ids = tokenizer_encode(t, text, strlen(text), &n), *own = tokenizer_encode(t, prompt, strlen(prompt), &np);
+    if (!ids || !own) die("out of memory while tokenising");
+    row r = {.ids = alloc(n + 2, sizeof(int)), .n = (int)n + 1, .prompt = (int)np + 1};
+    r.ids[0] = tokenizer_bos(t);
+    memcpy(r.ids + 1, ids, n * sizeof(int));
+    if (eos) r.ids[r.n++] = tokenizer_eos(t);
+    free(ids), free(own), free(text);
+    return r;
+}
+
+// One object in any of the four shapes. What is wrong with it is said with file and line (.jsonl) or number (.json).
+static row read_row(const tokenizer *t, const char *where, const cJSON *json)
+{
+    static const char *const shapes[][2] = {{"instruction", "output"}, {"query", "response"}, {"question", "answer"}};
+    if (!cJSON_IsObject(json)) die("%s: expected a JSON object, e.g. {\"question\": …, \"answer\": …}", where);
+    const char *text = string_field(json, "text");
+    row r = {0};
+    for (int i = 0; i < 3 && !r.ids; i++) {
+        const char *question = string_field(json, shapes[i][0]), *answer = string_field(json, shapes[i][1]);
+        if (!question && !answer) continue;
+        if (!question || !answer) die("%s: has \"%s\" but no text in \"%s\"", where, shapes[i][!question], shapes[i][!!question]);
+        if (!*question || !*answer) die("%s: \"%s\" is empty", where, shapes[i][!*answer]);
+        char *prompt = format_prompt(question, i == 0 ? string_field(json, "input") : NULL);
+        r = encode_row(t, prompt, answer, 1);
+        r.answer = strdup(answer);
+        free(prompt);
+    }
+    if (!r.ids && !text) die("%s: no \"instruction\"/\"output\", \"query\"/\"response\", \"question\"/\"answer\" or \"text\" here", where);
+    if (!r.ids && !*text) die("%s: \"text\" is empty", where);
+    if (!r.ids) r = encode_row(t, "", text, !!opt.init), r.prompt = 1;      // a model that starts from nothing must learn where a text ends
+    return r;
+}
+
+static int ends_with(const char *s, const char *end)
+{
+    size_t n = strlen(s), m = strlen(end);
+    return n >= m && !strcmp(s + n - m, end);
+}
+
+// A row as long as --seq allows; one without a token left to learn is dropped. Both are counted and said.
+static void keep_row(dataset *d, row r, int seq)
+{
+    if (r.n > seq) r.n = seq, d->cut++;
+    if (r.n > r.prompt) { arrput(d->rows, r); return; }
+    d->dropped++;
+    free(r.ids), free(r.answer);
+}
+
+// A .txt file is one stream of tokens, cut into windows.
+static void read_text(dataset *d, const tokenizer *t, const char *text, int seq)
+{
+    row all = encode_row(t, "", text, 0);
+    for (int i = 0; i + 1 < all.n; i += seq) {
+        row r = {.n = all.n - i < seq ? all.n - i : seq, .prompt = 1};
+        if (r.n < 2) break;
+        r.ids = alloc((size_t)r.n, sizeof(int));
+        memcpy(r.ids, all.ids + i, (size_t)r.n * sizeof(int));
+        arrput(d->rows, r);
+    }
+    free(all.ids);
+}
+
+static void read_lines(dataset *d, const tokenizer *t, char *text, size_t bytes, int seq)
+{
+    int number = 1;
+    for (char *line = text, *end; line < text + bytes; line = end + 1, number++) {
+        char where[PATH_MAX + 32];
+        snprintf(where, sizeof where, "%s:%d", d->path, number);
+        end = memchr(line, '\n', (size_t)(text + bytes - line));
+        if (!end) end = text + bytes;
+        if (line + strspn(line, " \t\r") == end) die("%s: empty line, expected a JSON object", where);
+        cJSON *json = cJSON_ParseWithLength(line, (size_t)(end - line));
+        keep_row(d, read_row(t, where, json), seq);
+        cJSON_Delete(json);
+    }
+}
+
+static void read_array(dataset *d, const tokenizer *t, const char *text, size_t bytes, int seq)
+{
+    cJSON *json = cJSON_ParseWithLength(text, bytes), *item;
+    if (!cJSON_IsArray(json)) die("%s: expected a JSON array of objects; one object a line is .jsonl", d->path);
+    int number = 1;
+    cJSON_ArrayForEach(item, json) {
+        char where[PATH_MAX + 32];
+        snprintf(where, sizeof where, "%s, row %d", d->path, number++);
+        keep_row(d, read_row(t, where, item), seq);
+    }
+    cJSON_Delete(json);
+}
+
+static dataset read_rows(const tokenizer *t, const char *path, int seq)
+{
+    dataset d = {.path = path};
+    size_t bytes;
+    char *text = read_file(path, &bytes);
+    if (ends_with(path, ".txt")) read_text(&d, t, text, seq);
+    else if (ends_with(path, ".jsonl")) read_lines(&d, t, text, bytes, seq);
+    else if (ends_with(path, ".json")) read_array(&d, t, text, bytes, seq);
+    else die("%s: expected a .jsonl, .json or .txt file", path);
+    free(text);
+    if (!arrlen(d.rows)) die("%s: no row has a token to learn within --seq %d%s", path, seq, d.dropped ? "; a larger --seq keeps them" : "");
+    return d;
+}
+
+static void free_rows(dataset *d)
+{
+    for (int i = 0; i < arrlen(d->rows); i++) free(d->rows[i].ids), free(d->rows[i].answer);
+    arrfree(d->rows);
+}
+
+static batch batch_new(int tokens, int rows)
+{
+    size_t n = (size_t)tokens, ints = sizeof(int);
+    return (batch){.ids = alloc(n, ints), .pos = alloc(n, ints), .target_row = alloc(n, ints), .label = alloc(n, ints), .spans = alloc((size_t)rows, sizeof(span))};
+}
+
+static void batch_free(batch *b) { free(b->ids), free(b->pos), free(b->target_row), free(b->label), free(b->spans); }
+static void batch_clear(batch *b) { b->tokens = b->targets = b->rows = 0; }
+
+// Appends a row: token i predicts token i + 1, so the last one is never fed.
+static void batch_add(batch *b, const row *r)
+{
+    b->spans[b->rows++] = (span){b->tokens, r->n - 1, b->tokens, r->n - 1};
+    for (int i = 0; i + 1 < r->n; i++) {
+        b->ids[b->tokens] = r->ids[i], b->pos[b->tokens] = i;
+        if (i + 1 >= r->prompt) b->target_row[b->targets] = b->tokens, b->label[b->targets++] = r->ids[i + 1];
+        b->tokens++;
+    }
+}
+
+// The order of rows in an epoch depends on seed and epoch alone, so that a resumed run finds its place.
+static void shuffle(int *order, int n, uint64_t seed, int epoch)
+{
+    rng r = rng_named(seed + (uint64_t)epoch, "rows");
+    for (int i = 0; i < n; i++) order[i] = i;
+    for (int i = n - 1; i > 0; i--) {
+        int j = (int)(rng_next(&r) % (uint64_t)(i + 1)), swap = order[i];
+        order[i] = order[j], order[j] = swap;
+    }
+}
+
 // ---- 5  generation -----------------------------------------------------------------------------------------
 
 typedef struct { int *ids, n, cached, room, done; } sequence;     // ids has space for `room`; the first `cached` are in the cache
@@ -989,6 +1008,12 @@ static int longest_prompt(const dataset *d)
     int n = 0;
     for (int i = 0; i < arrlen(d->rows); i++) if (d->rows[i].prompt > n) n = d->rows[i].prompt;
     return n;
+}
+
+static int has_answers(const dataset *d)
+{
+    for (int i = 0; i < arrlen(d->rows); i++) if (!d->rows[i].answer) return 0;
+    return arrlen(d->rows) > 0;
 }
 
 // How many of the first `rows` answers to the prompts of d match; *sample gets the first one's text.
@@ -1338,14 +1363,16 @@ static void training_loop(run *r)
     batch_free(&b);
 }
 
-// A resumed run goes on writing the same log: what was logged after the step that was saved is written anew.
+// A resumed run goes on writing the same log: what was logged after the step that was saved is written anew, and so is
+// the evaluation that closed the earlier run.
 static FILE *open_log(const char *path, int step)
 {
     size_t bytes = 0;
     char *old = step && !access(path, F_OK) ? read_file(path, &bytes) : NULL, *keep = old;
     for (char *line = old; line && line < old + bytes; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : old + bytes) {
-        int at;
-        if (sscanf(line, "{\"step\":%d", &at) == 1 && at <= step && memchr(line, '\n', (size_t)(old + bytes - line))) keep = strchr(line, '\n') + 1;
+        int at, value = 0, due = opt.eval_every && step % opt.eval_every == 0;
+        if (sscanf(line, "{\"step\":%d,\"eval_loss%n", &at, &value) != 1 || at > step || (value && at == step && !due)) continue;
+        if (memchr(line, '\n', (size_t)(old + bytes - line))) keep = strchr(line, '\n') + 1;
     }
     FILE *f = fopen(path, "w");
     if (!f) die("--log %s: %s", path, strerror(errno));
@@ -1450,7 +1477,10 @@ static void print_plan(const run *r)
     double base = base_parameters(m), trained = (double)m->trainable, state = megabytes(m, PARAM);
     printf("model      %s: Llama, %.2fM parameters, %d layers of %d, vocabulary %d\n", opt.init ? opt.init : opt.model, base / 1e6, c->layers, c->dim, c->vocab);
     printf("method     %s: %s", m->p.method->name, m->p.method->equation);
-    if (!full_training(m)) printf(", rank %d on %s", m->p.rank, opt.targets);
+    if (!full_training(m)) {
+        printf(", rank %d on", m->p.rank);
+        for (int i = 0; i < 7; i++) if (m->p.targets >> i & 1) printf(" %s", linear_names[i]);
+    }
     printf("\ntrains     %.0f parameters, %.2f %% of the model\n", trained, 100 * trained / base);
     printf("data       %s: %td rows", r->train.path, arrlen(r->train.rows));
     if (r->train.cut) printf(", %d cut to --seq %d", r->train.cut, opt.seq);
@@ -1464,9 +1494,9 @@ static void print_plan(const run *r)
 
 static void finish_training(run *r)
 {
-    save_run(&r->m, r->step);
+    if (r->step) save_run(&r->m, r->step);
     if (interrupted) {
-        printf("\nstopped after step %d; the same command with --resume %s goes on from there\n", r->step, opt.out);
+        if (r->step) printf("\nstopped after step %d; the same command with --resume %s goes on from there\n", r->step, opt.out);
         exit(130);
     }
     report_eval(r, "after", 1);
@@ -1488,7 +1518,7 @@ static void fine_tune(void)
     r.train = read_rows(r.t, opt.data, opt.seq);
     if (opt.val) r.val = read_rows(r.t, opt.val, opt.seq);
     model_measure(&r.m, c, p);
-    int answers = arrlen(r.val.rows) && r.val.rows[0].answer && (opt.exact_match || base_parameters(&r.m) < 50e6);
+    int answers = has_answers(&r.val) && (opt.exact_match || base_parameters(&r.m) < 50e6);
     if (answers) r.scored = arrlen(r.val.rows) < SCORED ? (int)arrlen(r.val.rows) : SCORED;
     plan_sizes(&p, &r.train, &r.val, r.scored);
     r.m.p = p;
@@ -1519,7 +1549,7 @@ static void run_eval(void)
     dataset none = {0}, val = read_rows(t, opt.val, opt.seq);
     plan p = plan_for_use();
     int rows = opt.exact_match ? (int)arrlen(val.rows) : 0;
-    if (rows && !val.rows[0].answer) die("--exact-match: the rows of %s have no answers", opt.val);
+    if (rows && !has_answers(&val)) die("--exact-match: not every row of %s has an answer", opt.val);
     plan_sizes(&p, &none, &val, rows);
     model_measure(&m, c, p);
     fill_model(&m);

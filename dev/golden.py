@@ -3,6 +3,7 @@
     python3 dev/golden.py [--stories DIR]     (DIR: a Hugging Face Llama with its tokenizer, for the greedy text)
 
 singular_values.json   LAPACK's leading singular values of matrices that test_all.c makes by the same formula
+tokenizer.json         texts and SentencePiece's ids for them with the bundled tokenizer
 stories260K.txt        256 greedy tokens after "Once upon a time", decoded by SentencePiece
 base-*/                small random Llamas, as transformers saves them
 CASE/                  an adapter as PEFT saves it, and golden.safetensors: in float64 the logits, the loss and every gradient
@@ -232,6 +233,15 @@ def singular_values():
     json.dump(values, open(os.path.join(HERE, "singular_values.json"), "w"))
 
 
+def bundled_tokenizer():
+    import sentencepiece
+    tokenizer = sentencepiece.SentencePieceProcessor(os.path.join(HERE, "..", "..", "base", "tokenizer.model"))
+    texts = ["Lily had 12 shells.", " two  spaces ", "", "Zürich, 猫 and 🙂!", "tabs\tand\nlines\n\n", "#### 20", "a", "<s> </s> <unk> <0x0A>", "▁", "x" * 50,
+             "Below is an instruction that describes a task.", "1234567890 - 7 + 5 = ?", "CAPITALS and MiXeD", "\u00a0\u2003\u200b"]
+    rows = [{"text": text, "ids": tokenizer.encode(text)} for text in texts if text]
+    json.dump(rows, open(os.path.join(HERE, "tokenizer.json"), "w"), indent=None)
+
+
 def greedy_text(directory):
     import sentencepiece
     tokenizer = sentencepiece.SentencePieceProcessor(os.path.join(directory, "tokenizer.model"))
@@ -252,6 +262,7 @@ def main():
         shutil.rmtree(os.path.join(HERE, name), ignore_errors=True)
     json.dump([{"ids": ids, "prompt": prompt} for ids, prompt in ROWS], open(os.path.join(HERE, "rows.json"), "w"))
     singular_values()
+    bundled_tokenizer()
     for name, options in BASES.items():
         make_base(name, options)
     for name, (base, config) in CASES.items():

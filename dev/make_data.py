@@ -43,6 +43,7 @@ OPENINGS = ["Once there was a child named {N}.", "One day {N} went to the {l}.",
 
 PROMPT = ("Below is an instruction that describes a task. Write a response that appropriately completes the request."
           "\n\n### Instruction:\n{question}\n\n### Response:{answer}")
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 MOST = 20                               # no count is ever larger
 
 
@@ -75,26 +76,41 @@ class Scene:
         return pattern, size, count + size if gain else count - size
 
 
+def counting(scene, rng):
+    """Someone counts things and they change. A result may follow at once, or wait until more has happened."""
+    if rng.random() < 0.1:                                        # two people
+        a, b = rng.randint(1, 10), rng.randint(1, 10)
+        return [scene.say("{N} had {a} {t}.", a), scene.say("{M} had {b} {t}.", b), scene.say("Together they had {c} {t}.", a + b)]
+    count, waiting = rng.randint(1, 14), []
+    text = [scene.say(rng.choice(SETUPS), count)]
+    for _ in range(rng.choice([1, 1, 2, 2, 3])):
+        pattern, size, count = scene.change(count)
+        text.append(scene.say(pattern, size))
+        waiting.append(scene.say(rng.choice(RESULTS), count))
+        if rng.random() < 0.5:
+            text, waiting = text + waiting, []
+        elif rng.random() < 0.5:
+            text.append(scene.say(rng.choice(FILLERS)))
+    return text + waiting
+
+
 def story(rng):
+    """One to three countings, of different things. Some stories have paragraphs, some the headings of a diary."""
     scene = Scene(rng)
-    text = [scene.say(rng.choice(OPENINGS))]
-    for _ in range(rng.choice([1, 1, 2])):                         # one or two countings, of different things
-        kind = rng.random()
-        if kind < 0.1:                                            # two people
-            a, b = rng.randint(1, 10), rng.randint(1, 10)
-            text += [scene.say("{N} had {a} {t}.", a), scene.say("{M} had {b} {t}.", b), scene.say("Together they had {c} {t}.", a + b)]
-        else:
-            count = rng.randint(1, 14)
-            text.append(scene.say(rng.choice(SETUPS), count))
-            for _ in range(rng.choice([1, 1, 2, 2, 3])):
-                if rng.random() < 0.2:
-                    text.append(scene.say(rng.choice(FILLERS)))
-                pattern, size, count = scene.change(count)
-                text += [scene.say(pattern, size), scene.say(rng.choice(RESULTS), count)]
+    parts, form = [], rng.random()
+    for i in range(rng.choice([1, 1, 2, 2, 3])):
+        text = [scene.say(rng.choice(OPENINGS))] if i == 0 else []
+        text += counting(scene, rng)
         if rng.random() < 0.6:
             text.append(scene.say(rng.choice(FILLERS)))
+        parts.append(" ".join(text))
         scene.one, scene.many = rng.choice(THINGS)
-    return " ".join(text)
+    if form < 0.6:
+        return " ".join(parts)
+    if form < 0.8:
+        return "\n".join(parts)
+    heading = "#" * rng.randint(2, 4)
+    return "\n\n".join(f"{heading} {day}:\n{part}" for day, part in zip(rng.sample(DAYS, len(parts)), parts))
 
 
 def templates(rng):
