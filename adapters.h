@@ -223,8 +223,8 @@ static svd svd_assemble(const wide *Y, const wide *Q, double *L, int b, int r, i
 static void times_weight(wide *y, const wide *x, mat W, int transposed, int b)
 {
     shape in = SHAPE(b, transposed ? W.cols : W.rows), out = SHAPE(b, transposed ? W.rows : W.cols);
-    mat a = mat_of(NULL, TYPE_OF(real), in), c = mat_of(NULL, TYPE_OF(real), out);
-    a.p = dev_alloc(elements(a) * sizeof(real)), c.p = dev_alloc(elements(c) * sizeof(real));
+    mat a = mat_of(NULL, TYPE_OF(wide), in), c = mat_of(NULL, TYPE_OF(wide), out);
+    a.p = dev_alloc(elements(a) * sizeof(wide)), c.p = dev_alloc(elements(c) * sizeof(wide));
     if (!a.p || !c.p) die("out of memory in the SVD of a %d by %d weight", W.rows, W.cols);
     put(a, x, TYPE_OF(wide));
     if (transposed) matmul_nt(c, a, W, 1, SET);
@@ -416,10 +416,13 @@ static void mini_merge(model *m, linear *l, mat W)
 //     W'_ij = W_ij + W_ij B_i + B_i,    y = x W'ᵀ,    B (out/r, r, r), one block B_i per block row i
 //
 //  B = 0: W' = W. out·r parameters. A block row W_i (r, in) read front to back is a matrix V_i (in, r) whose row
-//  k·in/r + j is row k of W_ij. So all the products of a block row are one: V'_i = V_i + V_i B_i + tile(B_i).
-//  There is one W' for all layers, rebuilt in forward and backward. After dx is known its memory takes dW' = dyᵀ x.
+//  k·in/r + j is row k of W_ij. So the products W_ij B_i of a block row are one: V_i B_i. The B_i that is added to every
+//  block is Bone's term, Σ_j x_j B_iᵀ = S(x) B_iᵀ, and never enters a weight. With B̂ (out, r), all B_i below each other,
 //
-//  bat: dV_i = dW'_i, W frozen:    dB_i += V_iᵀ dV'_i  (from V_i B_i)   +   Σ_j dW'_ij  (from the tiled B_i)
+//     y = x (W + VB)ᵀ + S(x) B̂ᵀ
+//
+//  This costs N·r·out, and keeps the term in 16 bits, where it would vanish in the rounding of the larger W.
+//  There is one W + VB for all layers, rebuilt in forward and backward. After dx is known its memory takes dW = dyᵀ x.
 
 static void bat_check(model *m, linear *l, const char *name)
 {
@@ -434,34 +437,49 @@ static void bat_layout(model *m, linear *l, const char *name)
     bat_check(m, l, name);
     declare(m, PARAM, &l->B, &l->dB, SHAPE(l->W.rows / r > 0 ? l->W.rows / r : 1, r, r), "%s.miss_block", name);
     reserve(&m->w, l->W.rows, l->W.cols);
-    reserve(&m->s, l->W.rows, r);
+    reserve(&m->s, m->p.tokens, r);
+    reserve(&m->ds, m->p.tokens, r);
 }
 
 static mat block_rows(mat W, int r) { return shaped(W, W.rows / r, W.cols, r); }              // V_i (in, r), i = 0 … out/r-1
-static mat stacked(mat B) { return shaped(B, 1, B.batch * B.rows, B.cols); }                  // all B_i below each other
+static mat stacked(mat B) { return shaped(B, 1, B.batch * B.rows, B.cols); }                  // B̂: all B_i below each other
 
-static void bat_merge(model *m, linear *l, mat W)
+static mat bat_weight(model *m, linear *l)              // W + VB in the work space
 {
-    (void)m;
     int r = l->B.rows;
-    matmul_nn(block_rows(W, r), block_rows(l->W, r), l->B, 1, ADD);     // V'_i = V_i + V_i B_i
-    shard_tile(W, stacked(l->B));                                       // W'_ij += B_i
+    mat W = shaped(m->w, 1, l->W.rows, l->W.cols);
+    copy(W, l->W);
+    matmul_nn(block_rows(W, r), block_rows(l->W, r), l->B, 1, ADD);     // V_i + V_i B_i
+    return W;
 }
 
 static void bat_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    matmul_nt(y, x, merged(m, l), 1, mode);                             // y = x W'ᵀ
+    mat S = shaped(m->s, 1, x.rows, l->B.rows);
+    matmul_nt(y, x, bat_weight(m, l), 1, mode);                         // y  = x (W + VB)ᵀ
+    if (l->first) shard_sum(S, x);                                      // S  = Σ_j x_j            (N, r)
+    matmul_nt(y, S, stacked(l->B), 1, ADD);                             // y += S B̂ᵀ
 }
 
 static void bat_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
     int r = l->B.rows;
-    mat W = merged(m, l), dW = W, sum = shaped(m->s, 1, W.rows, r);
-    matmul_nn(dx, dy, W, 1, ADD);                                       // y = x W'ᵀ:      dx += dy W'
-    matmul_tn(dW, dy, x, 1, SET);                                       //                 dW' = dyᵀ x, over W'
-    matmul_tn(l->dB, block_rows(l->W, r), block_rows(dW, r), 1, ADD);   // V' = V + V B:   dB_i += V_iᵀ dV'_i
-    shard_sum(sum, dW);                                                 // W'_ij += B_i:   dB_i += Σ_j dW'_ij
-    add(stacked(l->dB), sum, 1);
+    mat S = shaped(m->s, 1, x.rows, r), dS = shaped(m->ds, 1, x.rows, r), W = bat_weight(m, l), dW = W;
+    if (l->first) shard_sum(S, x);
+    matmul_tn(stacked(l->dB), dy, S, 1, ADD);                           // y += S B̂ᵀ:         dB̂ += dyᵀ S
+    matmul_nn(dS, dy, stacked(l->B), 1, l->first ? SET : ADD);          //                    dS += dy B̂
+    matmul_nn(dx, dy, W, 1, ADD);                                       // y  = x (W + VB)ᵀ:  dx += dy (W + VB)
+    matmul_tn(dW, dy, x, 1, SET);                                       //                    dW = dyᵀ x, in the same memory
+    matmul_tn(l->dB, block_rows(l->W, r), block_rows(dW, r), 1, ADD);   // V + V B:           dB_i += V_iᵀ dV_i
+    if (l->last) shard_tile(dx, dS);                                    // S  = Σ_j x_j:      dx_j += dS
+}
+
+static void bat_merge(model *m, linear *l, mat W)
+{
+    (void)m;
+    int r = l->B.rows;
+    matmul_nn(block_rows(W, r), block_rows(l->W, r), l->B, 1, ADD);     // W'_ij  = W_ij + W_ij B_i
+    shard_tile(W, stacked(l->B));                                       // W'_ij += B_i
 }
 
 // ---- Bat by columns: bat-row in the paper's table 5 ------------------------------------------------------------
@@ -702,7 +720,7 @@ static void peft_read_weights(model *m, const char *dir)
         stored s = c.tensors[at].value;
         if (memcmp(&s.shape, &t->shape, sizeof(shape)))
             die("%s: tensor %s has shape %s, the base model asks for %s", s.file, t->name, shape_text(s.shape, a), shape_text(t->shape, b));
-        put(*t->at, s.at.p, s.at.type);
+        put_stored(*t->at, s);
         found++;
     }
     for (int i = 0; i < shlen(c.tensors) && found < shlen(c.tensors); i++) {

@@ -21,15 +21,21 @@
 /* ---- 1  types -------------------------------------------------------------------------------------------- */
 
 /* `real` is what activations are stored in, `wide` what trains: adapters, gradients, AdamW's moments.
-   Both are float; finite differences need double (-DDOUBLE).                                                */
-#ifdef DOUBLE
+   Both are float; finite differences need double (-DDOUBLE). A GPU's real is bf16 (-DBFLOAT16): only its ops compute with it. */
+#if defined DOUBLE
 typedef double real, wide;
+#elif defined BFLOAT16 && defined __cplusplus
+typedef __nv_bfloat16 real;
+typedef float wide;
+#elif defined BFLOAT16
+typedef unsigned short real;
+typedef float wide;
 #else
 typedef float real, wide;
 #endif
 
 enum dtype { F32, F64, BF16, F16, DTYPES };
-#define TYPE_OF(type) (sizeof(type) == 8 ? F64 : F32)
+#define TYPE_OF(type) (sizeof(type) == 8 ? F64 : sizeof(type) == 4 ? F32 : BF16)
 
 /* Memory of the device (the CPU's own, or a GPU's) has its own pointer type. Under clang, `make seam` compiles
    model, adapters and loop with it marked noderef: whoever reads it outside an op is told by the compiler.   */
@@ -245,6 +251,8 @@ static void narrow(void *out, enum dtype type, const wide *x, size_t n)
     }
 }
 
+static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
 // Views of a matrix.
 static inline mat rows_of(mat m, int first, int n)             // rows first … first+n-1
 {
@@ -372,6 +380,9 @@ typedef struct {
     struct { char *key; stored value; } *tensors;              // by name
     mapping *maps;
 } checkpoint;
+
+// dst = a tensor of a file. Its matrix points into mapped memory of the host, in spite of the type.
+static void put_stored(mat dst, stored s) { put(dst, (const void *)(uintptr_t)s.at.p, s.at.type); }
 
 static const char *shape_text(shape s, char text[64])
 {
@@ -565,6 +576,7 @@ typedef struct {
     int tokens;                 // the most tokens in a micro-batch
     int positions;              // the longest sequence
     int train;                  // keep what the backward pass needs
+    int recompute;              // 1: but not gate and up; 2: of each layer only x, the residual stream
     int cache_rows;             // generation: sequences × length, 0 for none
 } plan;
 
@@ -683,23 +695,31 @@ static void layer_weights(model *m, layer *L, int i)
     mark_shared((linear *[]){&L->down_proj}, 1);
 }
 
-// What the forward pass leaves for the backward pass. Without training every layer reuses the same memory.
-static void layer_activations(model *m, layer *L, int i)
+// Memory that the next layer reuses: what is declared above the level that is kept.
+typedef struct { size_t act, stat; } level;
+static level level_now(const model *m) { return (level){m->used[ACT], m->used[STAT]}; }
+
+// What the forward pass leaves for the backward pass. Returns from where on the next layer may overwrite it.
+static level layer_activations(model *m, layer *L, int i)
 {
     const config *c = &m->c;
     int N = m->p.tokens, q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, cache = m->p.cache_rows;
     declare(m, ACT, &L->x, NULL, SHAPE(N, c->dim), "layers.%d.x", i);
+    level kept = level_now(m);
     declare(m, ACT, &L->q, NULL, SHAPE(N, q), "layers.%d.q", i);
     declare(m, ACT, &L->k, NULL, SHAPE(N, kv), "layers.%d.k", i);
     declare(m, ACT, &L->v, NULL, SHAPE(N, kv), "layers.%d.v", i);
     declare(m, ACT, &L->att, NULL, SHAPE(N, q), "layers.%d.att", i);
     declare(m, STAT, &L->lse, NULL, SHAPE(N, c->heads), "layers.%d.lse", i);
     declare(m, ACT, &L->mid, NULL, SHAPE(N, c->dim), "layers.%d.mid", i);
+    if (m->p.recompute < 2) kept = level_now(m);
     declare(m, ACT, &L->gate, NULL, SHAPE(N, c->hidden), "layers.%d.gate", i);
     declare(m, ACT, &L->up, NULL, SHAPE(N, c->hidden), "layers.%d.up", i);
-    if (!cache) return;
+    if (m->p.recompute < 1) kept = level_now(m);
+    if (!cache) return kept;
     declare(m, CACHE, &L->k_cache, NULL, SHAPE(cache, kv), "layers.%d.k_cache", i);
     declare(m, CACHE, &L->v_cache, NULL, SHAPE(cache, kv), "layers.%d.v_cache", i);
+    return kept;
 }
 
 enum { LOGITS = 1 << 23 };              // elements of logits that stand in memory at once: 32 MB of floats
@@ -745,10 +765,11 @@ static void layout(model *m)
     m->s = m->ds = m->u = m->du = m->w = (mat){0};
     declare(m, matrix, &m->embed, &m->dembed, SHAPE(c->vocab, c->dim), "model.embed_tokens.weight");
     for (int i = 0; i < c->layers; i++) {
-        size_t act = m->used[ACT], stat = m->used[STAT];
+        level before = level_now(m);
         layer_weights(m, &m->layers[i], i);
-        layer_activations(m, &m->layers[i], i);
-        if (!m->p.train && i + 1 < c->layers) m->used[ACT] = act, m->used[STAT] = stat;
+        level kept = layer_activations(m, &m->layers[i], i);
+        if (!m->p.train) kept = before;
+        if (i + 1 < c->layers) m->used[ACT] = kept.act, m->used[STAT] = kept.stat;
     }
     declare(m, vector, &m->norm, &m->dnorm, SHAPE(c->dim), "model.norm.weight");
     if (c->tied) m->head = m->embed, m->dhead = m->dembed;
@@ -769,6 +790,12 @@ static dev device_block(size_t bytes, const char *what)
     dev p = dev_alloc(bytes);
     if (!p) die("out of memory: %.1f GB for %s; a smaller --batch, --seq or --rank needs less", (double)bytes / 1e9, what);
     return p;
+}
+
+// All that trains, or its gradients, or moments: one block, as one matrix. Tensors are padded to 16 elements by zeros.
+static mat flat(const model *m, dev block)
+{
+    return mat_of(block, TYPE_OF(wide), SHAPE((int)(m->used[PARAM] / 16), 16));
 }
 
 // cos and sin of position × frequency, Hugging Face's order: frequency i rotates elements i and i + head_dim/2.
@@ -820,7 +847,7 @@ static void model_load(model *m, const char *dir)
         if (memcmp(&s.shape, &t->shape, sizeof(shape)))
             die("%s: tensor %s has shape %s, config.json asks for %s", s.file, t->name, shape_text(s.shape, a), shape_text(t->shape, b));
         if (t->kind == BASE) *t->at = dev_weight(s.at);
-        else put(*t->at, s.at.p, s.at.type);
+        else put_stored(*t->at, s);
         found++;
     }
     if (m->c.tied) m->head = m->embed;
@@ -881,8 +908,7 @@ static void cache_append(layer *L, const batch *b)
 }
 
 //  x → mid = x + Wo attention(rope(Wq n), rope(Wk n), Wv n),  n = rmsnorm(x)
-//  mid → next = mid + Wdown (silu(Wgate n) ⊙ Wup n),          n = rmsnorm(mid)
-static void layer_forward(model *m, layer *L, mat next, const batch *b)
+static void attention_block(model *m, layer *L, const batch *b)
 {
     const config *c = &m->c;
     rmsnorm_forward(m->xn, L->x, L->norm1, c->eps);
@@ -896,19 +922,33 @@ static void layer_forward(model *m, layer *L, mat next, const batch *b)
     attention_forward(L->att, L->lse, L->q, k, v, c->head_dim, b->spans, b->rows);
     copy(L->mid, L->x);
     linear_forward(m, &L->o_proj, L->mid, L->att, ADD);                 // mid = x + o(att)
+}
 
-    rmsnorm_forward(m->xn, L->mid, L->norm2, c->eps);
+//  gate = Wgate n,  up = Wup n,  n = rmsnorm(mid)
+static void gate_and_up(model *m, layer *L)
+{
+    rmsnorm_forward(m->xn, L->mid, L->norm2, m->c.eps);
     linear_forward(m, &L->gate_proj, L->gate, m->xn, SET);              // (N, hidden)
     linear_forward(m, &L->up_proj, L->up, m->xn, SET);
+}
+
+//  mid → next = mid + Wdown (silu(gate) ⊙ up)
+static void layer_forward(model *m, layer *L, mat next, const batch *b)
+{
+    attention_block(m, L, b);
+    gate_and_up(m, L);
     swiglu_forward(m->hid, L->gate, L->up);
     copy(next, L->mid);
     linear_forward(m, &L->down_proj, next, m->hid, ADD);                // next = mid + down(hid)
 }
 
-// The same lines from the last to the first. On entry m->dx is d(next), on return dx. xn and hid are recomputed.
+// The same lines from the last to the first. On entry m->dx is d(next), on return dx. xn and hid are recomputed, and with
+// --recompute whatever else the next layer has overwritten.
 static void layer_backward(model *m, layer *L, const batch *b, int dx_wanted)
 {
     const config *c = &m->c;
+    if (m->p.recompute == 2) attention_block(m, L, b);
+    if (m->p.recompute) gate_and_up(m, L);
     swiglu_forward(m->hid, L->gate, L->up);
     zero(m->dhid), zero(m->dgate), zero(m->dup), zero(m->dxn);
     linear_backward(m, &L->down_proj, m->dhid, m->dx, m->hid);          // next = mid + down(hid)

@@ -325,6 +325,30 @@ static void test_accumulation(void)     // three micro-batches of one row = one 
     }
 }
 
+static void test_recompute(void)        // what is not kept is computed again, to the same bits
+{
+    for (int i = 0; i < METHODS; i++) {
+        wide *kept = NULL;
+        size_t used[3];
+        for (int n = 0; n < 3; n++) {
+            plan p = small_plan(methods[i].name);
+            p.recompute = n;
+            model *m = open_small(p, 0);
+            rng before = dice;
+            shake(m), dice = before;
+            batch b = small_batch(0, 3);
+            model_step(m, &b, 0.1);
+            wide *grad = host(flat(m, m->grad));
+            if (n) check(memcmp(grad, kept, m->used[PARAM] * sizeof(wide)) ? 1 : 0, 0, "%s, --recompute %d", methods[i].name, n), free(grad);
+            else kept = grad;
+            used[n] = m->used[ACT];
+            batch_free(&b), close_small(m);
+        }
+        check(used[2] < used[1] && used[1] < used[0] ? 0 : 1, 0, "%s: activations take %zu, %zu, %zu", methods[i].name, used[0], used[1], used[2]);
+        free(kept);
+    }
+}
+
 // ---- identities ---------------------------------------------------------------------------------------------------
 
 static plan base_only(void)
@@ -711,7 +735,7 @@ static void golden_case(const char *name)
     memcpy(losses, golden_tensor(&golden, "", f64 ? "losses64" : "losses32").p, sizeof losses);
     opt.lr = 5e-3, opt.clip = 0.5, opt.warmup = 2;
     for (int s = 0; s < 8; s++) {
-        for (int i = 0; i < arrlen(m.tensors); i++) if (m.tensors[i].kind == PARAM) zero(*m.tensors[i].grad);
+        zero(flat(&m, m.grad));
         loss = model_step(&m, &b, 1.0 / b.targets) / b.targets;
         update(&m, s + 1, learning_rate(s, 8), gradient_norm(&m));
         check(fabs(loss - losses[s]), f64 ? 1e-9 : 1e-5, "%s, loss of step %d", name, s + 1);
@@ -1075,6 +1099,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"ops",            "every op's backward agrees with central differences under a random cotangent",    test_ops, ONLY_F64},
     {"twice",          "running backward twice gives twice the gradient",                                 test_twice, BOTH},
     {"accumulation",   "micro-batches of one row add up to the batch",                                    test_accumulation, BOTH},
+    {"recompute",      "recomputing activations gives the same bits in less memory",                      test_recompute, BOTH},
     {"zero-start",     "step 0 changes no logit, whatever the method",                                    test_zero_start, BOTH},
     {"merge",          "the merged model gives the adapter's logits",                                     test_merge, BOTH},
     {"definition",     "each layer equals the paper's W + ΔW, written as plain loops",                    test_definition, BOTH},

@@ -133,8 +133,6 @@ static real *thread_buffer(int which, size_t n)
     return buffers[which].p;
 }
 
-static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 // One product, and how it is shared: tasks are `blocks` of `rows` rows of a times `parts` of b's slivers.
 typedef struct {
     mat y, a, b;
@@ -603,7 +601,7 @@ void adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad_sca
 typedef struct {
     const char *model, *init, *adapter, *data, *val, *out, *log, *resume, *method, *targets, *schedule, *generate, *merge, *tokenize;
     int eval, list, help, chat, exact_match, no_shuffle;
-    int rank, mini_r, steps, epochs, batch, accum, seq, warmup, seed, threads, eval_every, save_every, max_new;
+    int rank, mini_r, steps, epochs, batch, accum, recompute, seq, warmup, seed, threads, eval_every, save_every, max_new;
     double alpha, plus_ratio, lr, weight_decay, clip, temperature, top_p;
 } options;
 
@@ -640,6 +638,7 @@ static const struct option { const char *name, *value; char kind; void *at; doub
     {"--epochs",          "N",      'i', &opt.epochs,        1, 1e6, "passes over --data"},
     {"--batch",           "B",      'i', &opt.batch,         1, 1 << 20, "rows a micro-batch"},
     {"--accum",           "K",      'i', &opt.accum,         1, 1 << 20, "micro-batches a step"},
+    {"--recompute",       "N",      'i', &opt.recompute,     0, 2, "keep less for the backward pass: 1 not gate and up, 2 only each layer's input"},
     {"--seq",             "T",      'i', &opt.seq,           2, 1 << 20, "tokens a row at most"},
     {"--lr",              "X",      'd', &opt.lr,            0, 1e9, "learning rate"},
     {"--schedule",        "S",      's', &opt.schedule,      0, 0, "cosine, linear or constant"},
@@ -723,6 +722,7 @@ static plan plan_from_options(void)
     return (plan){
         .method = m, .rank = opt.rank, .mini_r = opt.mini_r, .targets = parse_targets(opt.targets), .seed = (uint64_t)opt.seed,
         .alpha = opt.alpha > 0 ? opt.alpha : opt.rank, .plus_ratio = opt.plus_ratio, .tokens = 1, .positions = 1, .train = 1,
+        .recompute = opt.recompute,
     };
 }
 
@@ -1164,7 +1164,7 @@ static int resume_run(model *m, const char *dir)
         ptrdiff_t at = shgeti(c.tensors, state[i].name);
         if (at < 0 || memcmp(&c.tensors[at].value.shape, &state[i].shape, sizeof(shape)))
             die("--resume %s: tensor %s is missing or of another shape", dir, state[i].name);
-        put(state[i].at, c.tensors[at].value.at.p, c.tensors[at].value.at.type);
+        put_stored(state[i].at, c.tensors[at].value);
     }
     for (int i = 0; i < 7 * m->c.layers && m->p.method->edits_base; i++) {
         linear *l = adapter_at(m, i);
@@ -1247,21 +1247,24 @@ static void check_finite(const model *m, int step, double loss, double norm)
     die("step %d: the loss is %g; a smaller --lr may help", step, loss);
 }
 
-static double gradient_norm(const model *m)
-{
-    double sum = 0;
-    for (int i = 0; i < arrlen(m->tensors); i++)
-        if (m->tensors[i].kind == PARAM) sum += sum_of_squares(*m->tensors[i].grad);
-    return sqrt(sum);
-}
+static double gradient_norm(const model *m) { return sqrt(sum_of_squares(flat(m, m->grad))); }
 
-// AdamW on every trained tensor; clipping by PyTorch's formula.
+// AdamW on all that trains, one call for neighbours with the same learning rate (all of them, but for lora+); clipping by
+// PyTorch's formula.
 static void update(const model *m, int t, double lr, double norm)
 {
-    double scale = opt.clip > 0 && opt.clip / (norm + 1e-6) < 1 ? opt.clip / (norm + 1e-6) : 1;
-    for (int i = 0; i < arrlen(m->tensors); i++) {
-        tensor *p = &m->tensors[i];
-        if (p->kind == PARAM) adamw(*p->at, *p->grad, p->m1, p->m2, lr * p->rate, opt.weight_decay, scale, t);
+    double scale = opt.clip > 0 && opt.clip / (norm + 1e-6) < 1 ? opt.clip / (norm + 1e-6) : 1, rate = 0;
+    mat w = flat(m, m->block[PARAM]), dw = flat(m, m->grad), m1 = flat(m, m->moment1), m2 = flat(m, m->moment2);
+    int first = 0, end = 0;             // rows of 16 elements
+    for (int i = 0; i <= arrlen(m->tensors); i++) {
+        const tensor *p = i < arrlen(m->tensors) ? &m->tensors[i] : NULL;
+        if (p && p->kind != PARAM) continue;
+        if ((!p || p->rate != rate) && end > first) {
+            int n = end - first;
+            adamw(rows_of(w, first, n), rows_of(dw, first, n), rows_of(m1, first, n), rows_of(m2, first, n), lr * rate, opt.weight_decay, scale, t);
+            first = end;
+        }
+        if (p) rate = p->rate, end += (int)((elements(*p->at) + 15) / 16);
     }
 }
 
@@ -1298,8 +1301,7 @@ static double train_step(run *r, batch *b, double *norm, int *tokens)
 
     double sum = 0;
     *tokens = 0;
-    for (int i = 0; i < arrlen(r->m.tensors); i++)
-        if (r->m.tensors[i].kind == PARAM) zero(*r->m.tensors[i].grad);
+    zero(flat(&r->m, r->m.grad));
     for (int i = first; i < last; i += opt.batch) {
         batch_clear(b);
         for (int j = i; j < last && j < i + opt.batch; j++) batch_add(b, &r->train.rows[r->order[j]]);

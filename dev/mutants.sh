@@ -28,8 +28,9 @@ mini: scale                  | adapters.h | s/matmul_nt(dS, dz, l->D, 1,/matmul_
 mini: dropped term           | adapters.h | /^static void mini_backward/,/^}/{/shard_tile(dx, dS)/d}          | gradients   | mini
 mini: transposed             | adapters.h | s/matmul_tn(l->dD, S, dz,/matmul_tn(l->dD, dz, S,/                | gradients   | mini
 bat: sign                    | adapters.h | s/matmul_tn(dW, dy, x, 1, SET)/matmul_tn(dW, dy, x, -1, SET)/     | gradients   | bat
-bat: scale                   | adapters.h | s/add(stacked(l->dB), sum, 1)/add(stacked(l->dB), sum, 2)/        | gradients   | bat
-bat: dropped term            | adapters.h | /add(stacked(l->dB), sum, 1)/d                                    | gradients   | bat
+bat: scale                   | adapters.h | s/matmul_nn(dS, dy, stacked(l->B), 1,/matmul_nn(dS, dy, stacked(l->B), 2,/ | gradients | bat
+bat: dropped term            | adapters.h | /matmul_tn(stacked(l->dB), dy, S, 1, ADD)/d                       | gradients   | bat
+recompute: attention left out | model.h   | /recompute == 2) attention_block/d                                | recompute   |
 bat: V dV, not dV V          | adapters.h | s/block_rows(l->W, r), block_rows(dW, r), 1, ADD/block_rows(dW, r), block_rows(l->W, r), 1, ADD/ | gradients | bat
 bat: W for its copy in dx    | adapters.h | /^static void bat_backward/,/^}/s/matmul_nn(dx, dy, W, 1, ADD)/matmul_nn(dx, dy, l->W, 1, ADD)/ | gradients | bat
 bat-row: sign                | adapters.h | s/column_blocks(du, r), column_blocks(x, r), 1, ADD/column_blocks(du, r), column_blocks(x, r), -1, ADD/ | gradients | bat-row
