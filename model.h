@@ -71,10 +71,13 @@ enum mode { SET, ADD };         // out = …  or  out += …
 #ifdef __cplusplus
 extern "C" {
 #endif
-// memory
+// the device, and its memory
+const char *dev_name(void);
+int      dev_tf32(void);                                              // allows products of floats to round their factors to 10 bits; 0 where that cannot be
 dev      dev_alloc(size_t bytes);                                     // zeroed, 64-byte aligned; NULL if there is none
 void     dev_free(dev p);
 mat      dev_weight(mat host);                                        // a mapped weight, made usable by the ops; stays in its dtype
+void     dev_weight_free(mat w);
 void     put(mat dst, const void *src, enum dtype type);              // dst = contiguous host data, converted
 void     get(wide *dst, mat src);                                     // contiguous host data = src, converted
 void     put_ints(dev_ints dst, const int *src, size_t n);
@@ -861,6 +864,8 @@ static void model_load(model *m, const char *dir)
 
 static void model_free(model *m)
 {
+    for (int i = 0; i < arrlen(m->tensors); i++)
+        if (m->tensors[i].kind == BASE && m->tensors[i].at->p) dev_weight_free(*m->tensors[i].at);
     for (int k = 0; k < KINDS; k++) dev_free(m->block[k]);
     dev_free(m->grad), dev_free(m->moment1), dev_free(m->moment2);
     dev_free((dev)m->ids), dev_free((dev)m->pos), dev_free((dev)m->label), dev_free((dev)m->target_row);

@@ -263,6 +263,9 @@ dev dev_alloc(size_t bytes)
 
 void dev_free(dev p) { free(p); }
 mat dev_weight(mat host) { return host; }
+void dev_weight_free(mat w) { (void)w; }
+const char *dev_name(void) { return "CPU"; }
+int dev_tf32(void) { return 0; }
 void put_ints(dev_ints dst, const int *src, size_t n) { if (n) memcpy(dst, src, n * sizeof *src); }
 
 void copy(mat y, mat x)
@@ -607,8 +610,8 @@ typedef struct {
 
 static options opt = {
     .model = "base", .out = "out", .method = "bone", .targets = "q,k,v,o,gate,up,down", .schedule = "cosine",
-    .rank = 16, .mini_r = 8, .epochs = 1, .batch = 16, .accum = 1, .seq = 256, .seed = 1, .max_new = 128,
-    .plus_ratio = 16, .lr = 2e-3, .clip = 1, .top_p = 1,
+    .rank = 32, .mini_r = 8, .epochs = 1, .batch = 16, .accum = 1, .seq = 256, .seed = 1, .max_new = 128,
+    .plus_ratio = 16, .lr = 4e-3, .clip = 1, .top_p = 1,
 };
 
 // kind: s text, i whole number, d number, f flag. Numbers are checked against [least, most].

@@ -1,0 +1,610 @@
+/*  train.cu: the ops of model.h's contract on a GPU. Kernels and cuBLAS, nothing else; model, adapters and loop are the CPU's.
+
+    Read in this order:
+      1  numbers                        real is stored, wide is computed with
+      2  memory
+      3  the matrix product             cuBLAS, told about rows instead of columns
+      4  Llama2                         each forward with its backward
+      5  adapters
+      6  training
+
+    A kernel's comment says what one block does. Kernels are limited by memory, not by arithmetic, so neighbouring threads
+    take neighbouring elements, and a row that must be summed belongs to one block. Sums are trees of fixed shape and no
+    atomic adds numbers of floating point: the same input gives the same bits on every run.
+
+    Without a GPU this file compiles as C++ against dev/cuda_on_cpu.h, which runs blocks and threads on the CPU.            */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#ifdef __CUDACC__
+#include <cublas_v2.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#define LAUNCH(kernel, blocks, threads, ...) (kernel<<<blocks, threads>>>(__VA_ARGS__), check(cudaGetLastError(), #kernel))
+#else
+#include "dev/cuda_on_cpu.h"
+#endif
+#include "model.h"
+
+static void fail(const char *what, const char *why)
+{
+    fflush(stdout);
+    fprintf(stderr, "error: %s on the GPU: %s\n", what, why);
+    exit(1);
+}
+
+static void check(cudaError_t e, const char *what) { if (e != cudaSuccess) fail(what, cudaGetErrorString(e)); }
+static void check(cublasStatus_t s, const char *what) { if (s != CUBLAS_STATUS_SUCCESS) fail(what, cublasGetStatusString(s)); }
+
+// ---- 1  numbers --------------------------------------------------------------------------------------------
+
+// `real` (float, double or bf16) is how activations are stored; every kernel computes in `wide` (float or double).
+__device__ static inline float up(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ static inline float up(float x) { return x; }
+__device__ static inline double up(double x) { return x; }
+__device__ static inline void down(__nv_bfloat16 *p, float x) { *p = __float2bfloat16(x); }
+__device__ static inline void down(float *p, float x) { *p = x; }
+__device__ static inline void down(double *p, double x) { *p = x; }
+
+static const size_t size_of[DTYPES] = {4, 8, 2, 2};
+
+// Element i of memory of any dtype: weights keep the dtype of their file, and what trains is wide.
+__device__ static inline wide load(const void *p, enum dtype type, size_t i)
+{
+    if (type == F32) return (wide)((const float *)p)[i];
+    if (type == F64) return (wide)((const double *)p)[i];
+    if (type == BF16) return (wide)__bfloat162float(((const __nv_bfloat16 *)p)[i]);
+    return (wide)__half2float(((const __half *)p)[i]);
+}
+
+__device__ static inline void store(void *p, enum dtype type, size_t i, wide x)
+{
+    if (type == F32) ((float *)p)[i] = (float)x;
+    else if (type == F64) ((double *)p)[i] = (double)x;
+    else if (type == BF16) ((__nv_bfloat16 *)p)[i] = __float2bfloat16((float)x);
+    else ((__half *)p)[i] = __float2half((float)x);
+}
+
+__device__ static inline size_t index_of(const mat &m, int b, int row, int col) { return (m.batch > 1 ? b * m.stride : 0) + row * m.ld + col; }
+__device__ static inline real *row_of(const mat &m, int row) { return (real *)m.p + row * m.ld; }
+
+enum { THREADS = 256, WARP = 32, MOST_ROWS = 65535 };           // MOST_ROWS: what a grid's y may be
+
+// One thread an element: x runs over columns, y over rows (in strides where there are more than a grid can have), z over the batch.
+static dim3 element_grid(const mat &m)
+{
+    return dim3((m.cols + THREADS - 1) / THREADS, m.rows < MOST_ROWS ? m.rows : MOST_ROWS, m.batch);
+}
+#define FOR_EACH_ELEMENT(m, row, col) \
+    for (int col = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y; col < (m).cols && row < (m).rows; row += gridDim.y)
+
+// The sum (or maximum) over a block, known to all its threads: first in each warp by shuffles, then over the warps.
+template <class T, class Op> __device__ static inline T block_reduce(T x, Op op)
+{
+    __shared__ T of_warp[THREADS / WARP];
+    for (int d = WARP / 2; d; d /= 2) x = op(x, __shfl_xor_sync(0xffffffffu, x, d));
+    __syncthreads();                                            // a reduction before this one may still be read
+    if (threadIdx.x % WARP == 0) of_warp[threadIdx.x / WARP] = x;
+    __syncthreads();
+    x = of_warp[0];
+    for (int w = 1; w < THREADS / WARP; w++) x = op(x, of_warp[w]);
+    return x;
+}
+
+struct plus { template <class T> __device__ T operator()(T a, T b) const { return a + b; } };
+struct larger { template <class T> __device__ T operator()(T a, T b) const { return a > b ? a : b; } };
+template <class T> __device__ static inline T block_sum(T x) { return block_reduce(x, plus()); }
+
+// ---- 2  memory ---------------------------------------------------------------------------------------------
+
+extern "C" const char *dev_name(void)
+{
+    static cudaDeviceProp p;
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess || !count) fail("no device", "there is no GPU that CUDA can use; ./train runs on the CPU");
+    check(cudaGetDeviceProperties(&p, 0), "reading the device's name");
+    return p.name;
+}
+
+extern "C" dev dev_alloc(size_t bytes)
+{
+    dev p = NULL;
+    if (cudaMalloc(&p, bytes ? bytes : 1) != cudaSuccess) { cudaGetLastError(); return NULL; }
+    check(cudaMemset(p, 0, bytes), "clearing memory");
+    return p;
+}
+
+extern "C" void dev_free(dev p) { check(cudaFree(p), "freeing memory"); }
+
+// Work space that is grown once and kept: 0, 1 factors of a product in another dtype; 2 host copies; 3, 4, 5 attention; 6 sums.
+static void *scratch(int which, size_t bytes)
+{
+    static struct { void *p; size_t bytes; } buffers[7];
+    if (buffers[which].bytes < bytes) {
+        check(cudaFree(buffers[which].p), "freeing work space");
+        check(cudaMalloc(&buffers[which].p, bytes), "allocating work space");
+        buffers[which].bytes = bytes;
+    }
+    return buffers[which].p;
+}
+
+static mat contiguous(mat m, void *p, enum dtype type)         // memory of the same shape, front to back
+{
+    m.p = p, m.type = type, m.ld = m.cols, m.stride = (size_t)m.rows * m.cols;
+    return m;
+}
+
+static size_t bytes_of(const mat &m) { return (size_t)m.batch * m.rows * m.cols * size_of[m.type]; }
+
+__global__ static void copy_kernel(mat y, mat x)
+{
+    FOR_EACH_ELEMENT(y, row, col) store(y.p, y.type, index_of(y, blockIdx.z, row, col), load(x.p, x.type, index_of(x, blockIdx.z, row, col)));
+}
+
+extern "C" void copy(mat y, mat x)
+{
+    if (y.rows != x.rows || y.cols != x.cols || y.batch != x.batch) fail("copy", "the shapes differ");
+    LAUNCH(copy_kernel, element_grid(y), THREADS, y, x);
+}
+
+extern "C" void put(mat dst, const void *src, enum dtype type)
+{
+    mat raw = contiguous(dst, NULL, type);
+    raw.p = scratch(2, bytes_of(raw));
+    check(cudaMemcpy(raw.p, src, bytes_of(raw), cudaMemcpyHostToDevice), "copying to the device");
+    copy(dst, raw);
+}
+
+extern "C" void get(wide *dst, mat src)
+{
+    mat raw = contiguous(src, NULL, TYPE_OF(wide));
+    raw.p = scratch(2, bytes_of(raw));
+    copy(raw, src);
+    check(cudaMemcpy(dst, raw.p, bytes_of(raw), cudaMemcpyDeviceToHost), "copying to the host");
+}
+
+extern "C" void put_ints(dev_ints dst, const int *src, size_t n)
+{
+    check(cudaMemcpy(dst, src, n * sizeof(int), cudaMemcpyHostToDevice), "copying to the device");
+}
+
+// A weight keeps the dtype of its file, unless real is narrower: then it is rounded once, here, and not before every product.
+extern "C" mat dev_weight(mat host)
+{
+    enum dtype type = sizeof(real) == 2 ? TYPE_OF(real) : host.type;
+    mat w = contiguous(host, NULL, type);
+    if (!(w.p = dev_alloc(bytes_of(w)))) fail("allocating a base weight", "the base model does not fit into the device's memory");
+    if (type != host.type) put(w, host.p, host.type);
+    else check(cudaMemcpy(w.p, host.p, bytes_of(w), cudaMemcpyHostToDevice), "copying a base weight");
+    return w;
+}
+
+extern "C" void dev_weight_free(mat w) { dev_free(w.p); }
+
+__global__ static void fill_kernel(mat x, wide value)
+{
+    FOR_EACH_ELEMENT(x, row, col) store(x.p, x.type, index_of(x, blockIdx.z, row, col), value);
+}
+
+extern "C" void zero(mat x) { LAUNCH(fill_kernel, element_grid(x), THREADS, x, (wide)0); }
+
+__global__ static void add_kernel(mat y, mat x, wide scale)
+{
+    FOR_EACH_ELEMENT(y, row, col) {
+        size_t i = index_of(y, 0, row, col);
+        store(y.p, y.type, i, load(y.p, y.type, i) + scale * load(x.p, x.type, index_of(x, 0, row, col)));
+    }
+}
+
+extern "C" void add(mat y, mat x, double scale)
+{
+    if (y.p) LAUNCH(add_kernel, element_grid(y), THREADS, y, x, (wide)scale);
+}
+
+// ---- 3  the matrix product ---------------------------------------------------------------------------------
+//
+//  cuBLAS stores by columns: our y (M, N) is its yᵀ, an N × M matrix with the same ld. So y = a b is asked for as
+//  yᵀ = bᵀ aᵀ, and a factor is transposed for cuBLAS exactly where it lies the other way round for us.
+
+static int tf32;                        // products of floats may round their factors to 10 bits
+extern "C" int dev_tf32(void) { return tf32 = sizeof(real) == 4; }
+
+static cublasHandle_t cublas(void)
+{
+    static cublasHandle_t handle;
+    if (!handle) {
+        check(cublasCreate(&handle), "starting cuBLAS");
+        check(cublasSetMathMode(handle, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION), "setting cuBLAS");   // 16-bit sums stay fp32
+    }
+    return handle;
+}
+
+// A factor in the dtype that the product runs in.
+static mat factor(mat m, enum dtype type, int slot)
+{
+    if (m.type == type) return m;
+    mat f = contiguous(m, NULL, type);
+    f.p = scratch(slot, bytes_of(f));
+    copy(f, m);
+    return f;
+}
+
+static cudaDataType_t cuda_type(enum dtype t) { return t == F32 ? CUDA_R_32F : t == F64 ? CUDA_R_64F : t == BF16 ? CUDA_R_16BF : CUDA_R_16F; }
+
+// y (M, N) = or += scale a (M, K) b (K, N). a_across: a lies in memory as (K, M); b_across: b lies as (K, N), else as (N, K).
+// Into a real y both factors are real; a gradient (wide) takes the factors as a has them: bf16 products, added up in fp32.
+static void gemm(mat y, mat a, int a_across, mat b, int b_across, int K, double scale, enum mode mode)
+{
+    enum dtype type = y.type == TYPE_OF(real) ? y.type : a.type;
+    cublasComputeType_t compute = sizeof(wide) == 8 ? CUBLAS_COMPUTE_64F : tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+    wide alpha = (wide)scale, beta = mode == ADD ? 1 : 0;
+    a = factor(a, type, 0), b = factor(b, type, 1);
+    check(cublasGemmStridedBatchedEx(cublas(), b_across ? CUBLAS_OP_N : CUBLAS_OP_T, a_across ? CUBLAS_OP_T : CUBLAS_OP_N, y.cols, y.rows, K,
+        &alpha, b.p, cuda_type(type), (int)b.ld, b.batch > 1 ? (long long)b.stride : 0, a.p, cuda_type(type), (int)a.ld, a.batch > 1 ? (long long)a.stride : 0,
+        &beta, y.p, cuda_type(y.type), (int)y.ld, (long long)y.stride, y.batch, compute, CUBLAS_GEMM_DEFAULT), "a product");
+}
+
+static void check_shapes(int ok, const char *op) { if (!ok) fail(op, "the shapes do not fit"); }
+
+extern "C" void matmul_nt(mat y, mat x, mat w, double scale, enum mode mode)
+{
+    if (!y.p) return;
+    check_shapes(y.rows == x.rows && y.cols == w.rows && x.cols == w.cols, "matmul_nt");
+    gemm(y, x, 0, w, 0, x.cols, scale, mode);
+}
+
+extern "C" void matmul_nn(mat y, mat x, mat w, double scale, enum mode mode)
+{
+    if (!y.p) return;
+    check_shapes(y.rows == x.rows && y.cols == w.cols && x.cols == w.rows, "matmul_nn");
+    gemm(y, x, 0, w, 1, x.cols, scale, mode);
+}
+
+extern "C" void matmul_tn(mat y, mat x, mat w, double scale, enum mode mode)
+{
+    if (!y.p) return;
+    check_shapes(y.rows == x.cols && y.cols == w.cols && x.rows == w.rows, "matmul_tn");
+    gemm(y, x, 1, w, 1, x.rows, scale, mode);
+}
+
+// ---- 4  Llama2 ---------------------------------------------------------------------------------------------
+
+__global__ static void embedding_kernel(mat out, mat table, const int *ids)
+{
+    FOR_EACH_ELEMENT(out, row, col) store(out.p, out.type, index_of(out, 0, row, col), load(table.p, table.type, index_of(table, 0, ids[row], col)));
+}
+
+extern "C" void embedding_forward(mat out, mat table, dev_ints ids) { LAUNCH(embedding_kernel, element_grid(out), THREADS, out, table, ids); }
+
+// dtable[id] += Σ dout[n] over the n with that id. One block a token: the first token of an id does the work of all its
+// repetitions, in their order, and the others leave. Two blocks never write the same row.
+__global__ static void embedding_backward_kernel(mat dtable, mat dout, const int *ids, int N)
+{
+    int n = blockIdx.x, id = ids[n];
+    __shared__ int earlier;
+    if (threadIdx.x == 0) earlier = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        if (ids[i] == id) atomicAdd(&earlier, 1);
+    __syncthreads();
+    if (earlier) return;
+    for (int col = threadIdx.x; col < dout.cols; col += blockDim.x) {
+        wide sum = load(dtable.p, dtable.type, index_of(dtable, 0, id, col));
+        for (int i = n; i < N; i++)
+            if (ids[i] == id) sum += up(row_of(dout, i)[col]);
+        store(dtable.p, dtable.type, index_of(dtable, 0, id, col), sum);
+    }
+}
+
+extern "C" void embedding_backward(mat dtable, mat dout, dev_ints ids)
+{
+    if (dtable.p) LAUNCH(embedding_backward_kernel, dout.rows, THREADS, dtable, dout, ids, dout.rows);
+}
+
+// out = w x ρ,  ρ = 1 / √(mean(x²) + ε).  One block a row: a pass for the sum, a pass for the row.
+__device__ static inline wide inverse_rms(const real *x, int C, wide eps)
+{
+    wide sum = 0;
+    for (int c = threadIdx.x; c < C; c += blockDim.x) sum += up(x[c]) * up(x[c]);
+    return 1 / sqrt(block_sum(sum) / C + eps);
+}
+
+__global__ static void rmsnorm_kernel(mat out, mat x, mat w, wide eps)
+{
+    const real *xn = row_of(x, blockIdx.x);
+    real *on = row_of(out, blockIdx.x);
+    wide rho = inverse_rms(xn, x.cols, eps);
+    for (int c = threadIdx.x; c < x.cols; c += blockDim.x) down(&on[c], load(w.p, w.type, c) * up(xn[c]) * rho);
+}
+
+extern "C" void rmsnorm_forward(mat out, mat x, mat w, double eps) { LAUNCH(rmsnorm_kernel, x.rows, THREADS, out, x, w, (wide)eps); }
+
+//  dx += ρ (w dout − x ρ² mean(w dout x)),  since dρ/dx_c = −ρ³ x_c / C.  One block a row; ρ is left for dw.
+__global__ static void rmsnorm_backward_kernel(mat dx, wide *rhos, mat dout, mat x, mat w, wide eps)
+{
+    int n = blockIdx.x, C = x.cols;
+    const real *xn = row_of(x, n), *dn = row_of(dout, n);
+    wide rho = inverse_rms(xn, C, eps), sum = 0;
+    if (threadIdx.x == 0) rhos[n] = rho;
+    if (!dx.p) return;
+    for (int c = threadIdx.x; c < C; c += blockDim.x) sum += load(w.p, w.type, c) * up(dn[c]) * up(xn[c]);
+    wide factor = block_sum(sum) / C * rho * rho;
+    real *dxn = row_of(dx, n);
+    for (int c = threadIdx.x; c < C; c += blockDim.x) down(&dxn[c], up(dxn[c]) + rho * (load(w.p, w.type, c) * up(dn[c]) - factor * up(xn[c])));
+}
+
+//  dw += Σ_n dout x ρ.  One thread a column, the rows in their order.
+__global__ static void rmsnorm_weight_kernel(mat dw, const wide *rhos, mat dout, mat x)
+{
+    int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= x.cols) return;
+    wide sum = 0;
+    for (int n = 0; n < x.rows; n++) sum += up(row_of(dout, n)[c]) * up(row_of(x, n)[c]) * rhos[n];
+    ((wide *)dw.p)[c] += sum;
+}
+
+extern "C" void rmsnorm_backward(mat dx, mat dw, mat dout, mat x, mat w, double eps)
+{
+    if (!dx.p && !dw.p) return;
+    wide *rhos = (wide *)scratch(6, x.rows * sizeof(wide));
+    LAUNCH(rmsnorm_backward_kernel, x.rows, THREADS, dx, rhos, dout, x, w, (wide)eps);
+    if (dw.p) LAUNCH(rmsnorm_weight_kernel, (x.cols + THREADS - 1) / THREADS, THREADS, dw, rhos, dout, x);
+}
+
+// Halves (a, b) of a head turn by the angle of their position: (a cos − b sin, b cos + a sin); the backward turns by −angle.
+// One block a row; a thread takes pairs i, i + half of any head.
+__global__ static void rope_kernel(mat x, const int *pos, mat table, wide sign)
+{
+    int half = table.cols / 2;
+    const real *cosine = row_of(table, pos[blockIdx.x]), *sine = cosine + half;
+    for (int p = threadIdx.x; p < x.cols / 2; p += blockDim.x) {
+        int i = p % half;
+        real *a = row_of(x, blockIdx.x) + p / half * 2 * half + i, *b = a + half;
+        wide u = up(*a), v = up(*b), c = up(cosine[i]), s = sign * up(sine[i]);
+        down(a, u * c - v * s);
+        down(b, v * c + u * s);
+    }
+}
+
+extern "C" void rope(mat x, dev_ints pos, mat table, int sign) { LAUNCH(rope_kernel, x.rows, THREADS, x, pos, table, (wide)sign); }
+
+// Attention, a block of query rows at a time and all heads at once, by batched products: tensor cores do the work, and only
+// (heads, QUERIES, keys) scores of one span stand in memory.
+//   S = q kᵀ/√d (causal),  P = softmax(S),  out = P v.   Kept: lse = log Σ exp(S), one number a row and head.
+// Scores are wide: in 16 bits a score of 20 would be off by 0.06. Heads that share keys are `group` separate batches.
+enum { QUERIES = 512 };
+
+typedef struct { int row, n, before, keys; } query_block;      // query rows, and the keys before the first of them and before the last's next
+
+static query_block queries_at(span s, int q0)
+{
+    int n = s.nq - q0 < QUERIES ? s.nq - q0 : QUERIES, before = s.nk - s.nq + q0;
+    return {s.q + q0, n, before, before + n};
+}
+
+// Rows of every `step`-th head from `first` on, as a batch: (heads, rows, d).
+static mat heads_of(mat m, int row, int rows, int first, int step, int d)
+{
+    m.p = (char *)m.p + (row * m.ld + (size_t)first * d) * size_of[m.type];
+    m.batch = m.cols / d / step, m.stride = (size_t)step * d, m.rows = rows, m.cols = d;
+    return m;
+}
+
+static mat scores(int which, enum dtype type, int heads, int n, int keys)
+{
+    mat s = {NULL, type, n, keys, (size_t)keys, heads, (size_t)n * keys};
+    s.p = scratch(which, bytes_of(s));
+    return s;
+}
+
+// One block a row of one head: P = softmax over the keys it may see, zero behind them, and lse.
+__global__ static void softmax_kernel(mat P, mat S, mat lse, int row, int before, int head, int step)
+{
+    int r = blockIdx.x, h = blockIdx.y, seen = before + r + 1;
+    const wide *s = (const wide *)S.p + index_of(S, h, r, 0);
+    real *p = (real *)P.p + index_of(P, h, r, 0);
+    wide most = -INFINITY, sum = 0;
+    for (int c = threadIdx.x; c < seen; c += blockDim.x) most = s[c] > most ? s[c] : most;
+    most = block_reduce(most, larger());
+    for (int c = threadIdx.x; c < seen; c += blockDim.x) sum += exp(s[c] - most);
+    sum = block_sum(sum);
+    for (int c = threadIdx.x; c < P.cols; c += blockDim.x) down(&p[c], c < seen ? exp(s[c] - most) / sum : 0);
+    if (threadIdx.x == 0) ((wide *)lse.p)[index_of(lse, 0, row + r, head + h * step)] = most + log(sum);
+}
+
+extern "C" void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, const span *spans, int count)
+{
+    int group = q.cols / k.cols;
+    for (int i = 0; i < count; i++)
+        for (int q0 = 0; q0 < spans[i].nq; q0 += QUERIES) {
+            query_block b = queries_at(spans[i], q0);
+            mat K = heads_of(k, spans[i].k, b.keys, 0, 1, d), V = heads_of(v, spans[i].k, b.keys, 0, 1, d);
+            mat S = scores(3, TYPE_OF(wide), K.batch, b.n, b.keys), P = scores(4, TYPE_OF(real), K.batch, b.n, b.keys);
+            for (int g = 0; g < group; g++) {
+                matmul_nt(S, heads_of(q, b.row, b.n, g, group, d), K, 1 / sqrt((double)d), SET);        // S = q kᵀ/√d
+                LAUNCH(softmax_kernel, dim3(b.n, K.batch), THREADS, P, S, lse, b.row, b.before, g, group);  // P = softmax(S)
+                matmul_nn(heads_of(out, b.row, b.n, g, group, d), P, V, 1, SET);                         // out = P v
+            }
+        }
+}
+
+//  out = P v:         dv += Pᵀ dout,   dP = dout vᵀ
+//  P = softmax(S):    dS = P ⊙ (dP − Δ),   Δ = Σ_c dP P = dout · out, a number a row
+//  S = q kᵀ/√d:       dq += dS k/√d,   dk += dSᵀ q/√d
+// One block a row of one head: P = exp(S − lse) again, and dS in 16 bits only after the subtraction.
+__global__ static void softmax_backward_kernel(mat P, mat dS, mat S, mat dP, mat out, mat dout, mat lse, int row, int before, int head, int step)
+{
+    int r = blockIdx.x, h = blockIdx.y, seen = before + r + 1;
+    const wide *s = (const wide *)S.p + index_of(S, h, r, 0), *dp = (const wide *)dP.p + index_of(dP, h, r, 0);
+    const real *o = (const real *)out.p + index_of(out, h, r, 0), *g = (const real *)dout.p + index_of(dout, h, r, 0);
+    real *p = (real *)P.p + index_of(P, h, r, 0), *ds = (real *)dS.p + index_of(dS, h, r, 0);
+    wide l = ((const wide *)lse.p)[index_of(lse, 0, row + r, head + h * step)], delta = 0;
+    for (int c = threadIdx.x; c < out.cols; c += blockDim.x) delta += up(o[c]) * up(g[c]);
+    delta = block_sum(delta);
+    for (int c = threadIdx.x; c < P.cols; c += blockDim.x) {
+        wide pc = c < seen ? exp(s[c] - l) : 0;
+        down(&p[c], pc);
+        down(&ds[c], c < seen ? pc * (dp[c] - delta) : 0);
+    }
+}
+
+extern "C" void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse, int d, const span *spans, int count)
+{
+    int group = q.cols / k.cols;
+    double scale = 1 / sqrt((double)d);
+    for (int i = 0; i < count; i++)
+        for (int q0 = 0; q0 < spans[i].nq; q0 += QUERIES) {
+            query_block b = queries_at(spans[i], q0);
+            mat K = heads_of(k, spans[i].k, b.keys, 0, 1, d), V = heads_of(v, spans[i].k, b.keys, 0, 1, d);
+            mat S = scores(3, TYPE_OF(wide), K.batch, b.n, b.keys), P = scores(4, TYPE_OF(real), K.batch, b.n, b.keys);
+            mat dP = scores(5, TYPE_OF(wide), K.batch, b.n, b.keys), dS = scores(6, TYPE_OF(real), K.batch, b.n, b.keys);
+            for (int g = 0; g < group; g++) {
+                mat Q = heads_of(q, b.row, b.n, g, group, d), O = heads_of(out, b.row, b.n, g, group, d), dO = heads_of(dout, b.row, b.n, g, group, d);
+                matmul_nt(S, Q, K, scale, SET);
+                matmul_nt(dP, dO, V, 1, SET);
+                LAUNCH(softmax_backward_kernel, dim3(b.n, K.batch), THREADS, P, dS, S, dP, O, dO, lse, b.row, b.before, g, group);
+                matmul_tn(heads_of(dv, spans[i].k, b.keys, 0, 1, d), P, dO, 1, ADD);
+                matmul_nn(heads_of(dq, b.row, b.n, g, group, d), dS, K, scale, ADD);
+                matmul_tn(heads_of(dk, spans[i].k, b.keys, 0, 1, d), dS, Q, scale, ADD);
+            }
+        }
+}
+
+// out = silu(g) u,  silu(g) = g σ(g),  σ(g) = 1/(1 + e^−g)
+__global__ static void swiglu_kernel(mat out, mat gate, mat up_)
+{
+    FOR_EACH_ELEMENT(out, n, c) {
+        wide g = up(row_of(gate, n)[c]);
+        down(&row_of(out, n)[c], g / (1 + exp(-g)) * up(row_of(up_, n)[c]));
+    }
+}
+
+extern "C" void swiglu_forward(mat out, mat gate, mat up_) { LAUNCH(swiglu_kernel, element_grid(out), THREADS, out, gate, up_); }
+
+//  dg += dout u σ (1 + g (1 − σ)),   du += dout g σ
+__global__ static void swiglu_backward_kernel(mat dgate, mat dup, mat dout, mat gate, mat up_)
+{
+    FOR_EACH_ELEMENT(dout, n, c) {
+        wide g = up(row_of(gate, n)[c]), u = up(row_of(up_, n)[c]), d = up(row_of(dout, n)[c]), sigma = 1 / (1 + exp(-g));
+        real *dg = &row_of(dgate, n)[c], *du = &row_of(dup, n)[c];
+        down(dg, up(*dg) + d * u * sigma * (1 + g * (1 - sigma)));
+        down(du, up(*du) + d * g * sigma);
+    }
+}
+
+extern "C" void swiglu_backward(mat dgate, mat dup, mat dout, mat gate, mat up_)
+{
+    LAUNCH(swiglu_backward_kernel, element_grid(dout), THREADS, dgate, dup, dout, gate, up_);
+}
+
+//  loss = log Σ exp(z) − z[label];   dz = scale (softmax(z) − [label]), in z's place.
+// One block a row. One pass finds both: each thread keeps the largest z it saw and the sum of exp(z − largest), and corrects
+// the sum whenever a larger z comes. A second pass writes the gradient.
+__global__ static void cross_entropy_kernel(mat losses, mat logits, const int *labels, wide scale)
+{
+    int n = blockIdx.x, label = labels[n];
+    real *z = row_of(logits, n);
+    wide mine = -INFINITY, sum = 0, at_label = up(z[label]);
+    for (int c = threadIdx.x; c < logits.cols; c += blockDim.x) {
+        wide x = up(z[c]);
+        if (x > mine) sum *= exp(mine - x), mine = x;
+        sum += exp(x - mine);
+    }
+    wide most = block_reduce(mine, larger());
+    sum = block_sum(mine == -INFINITY ? 0 : sum * exp(mine - most));
+    if (threadIdx.x == 0) ((wide *)losses.p)[n * losses.ld] = log(sum) + most - at_label;
+    if (scale == 0) return;
+    for (int c = threadIdx.x; c < logits.cols; c += blockDim.x) down(&z[c], scale * (exp(up(z[c]) - most) / sum - (c == label)));
+}
+
+extern "C" void cross_entropy(mat losses, mat logits, dev_ints labels, double scale)
+{
+    LAUNCH(cross_entropy_kernel, logits.rows, THREADS, losses, logits, labels, (wide)scale);
+}
+
+// ---- 5  adapters -------------------------------------------------------------------------------------------
+
+// s[n, c] = Σ_j x[n, j·r + c].  One thread an element of s; neighbours read neighbours.
+__global__ static void shard_sum_kernel(mat s, mat x)
+{
+    FOR_EACH_ELEMENT(s, n, c) {
+        const real *xn = row_of(x, n);
+        wide sum = 0;
+        for (int i = c; i < x.cols; i += s.cols) sum += up(xn[i]);
+        down(&row_of(s, n)[c], sum);
+    }
+}
+
+extern "C" void shard_sum(mat s, mat x) { LAUNCH(shard_sum_kernel, element_grid(s), THREADS, s, x); }
+
+// x[n, j·r + c] += s[n, c]
+__global__ static void shard_tile_kernel(mat x, mat s)
+{
+    FOR_EACH_ELEMENT(x, n, c) {
+        real *to = &row_of(x, n)[c];
+        down(to, up(*to) + load(s.p, s.type, index_of(s, 0, n, c % s.cols)));
+    }
+}
+
+extern "C" void shard_tile(mat x, mat s)
+{
+    if (x.p) LAUNCH(shard_tile_kernel, element_grid(x), THREADS, x, s);
+}
+
+__global__ static void tiled_identity_kernel(mat e, int r)
+{
+    FOR_EACH_ELEMENT(e, i, j) down(&row_of(e, i)[j], i % r == j % r);
+}
+
+extern "C" void tiled_identity(mat e) { LAUNCH(tiled_identity_kernel, element_grid(e), THREADS, e, e.rows < e.cols ? e.rows : e.cols); }
+
+// ---- 6  training -------------------------------------------------------------------------------------------
+
+// Σ x², in double. SUMS blocks take strides of x each, then one block adds up theirs: always the same tree.
+enum { SUMS = 1024 };
+
+__global__ static void squares_kernel(double *sums, const wide *x, size_t n)
+{
+    double sum = 0;
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) sum += (double)x[i] * (double)x[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+__global__ static void sum_kernel(double *total, const double *sums, int n)
+{
+    double sum = 0;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) sum += sums[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) *total = sum;
+}
+
+extern "C" double sum_of_squares(mat x)
+{
+    double *sums = (double *)scratch(6, (SUMS + 1) * sizeof(double)), total;
+    LAUNCH(squares_kernel, SUMS, THREADS, sums, (const wide *)x.p, (size_t)x.batch * x.rows * x.cols);
+    LAUNCH(sum_kernel, 1, THREADS, sums + SUMS, sums, SUMS);
+    check(cudaMemcpy(&total, sums + SUMS, sizeof total, cudaMemcpyDeviceToHost), "copying to the host");
+    return total;
+}
+
+// PyTorch's AdamW (arXiv 1711.05101), one thread an element of the flat block.
+__global__ static void adamw_kernel(wide *w, const wide *dw, wide *m, wide *v, size_t n, wide shrink, wide rate, wide root, wide grad_scale)
+{
+    const wide c1 = (wide)(1 - 0.9), b2 = (wide)0.999, c2 = (wide)(1 - 0.999), eps = (wide)1e-8;
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
+        wide g = grad_scale * dw[i];
+        m[i] += c1 * (g - m[i]);                                        // m = β₁ m + (1 − β₁) g
+        v[i] = b2 * v[i] + c2 * g * g;
+        w[i] = w[i] * shrink - rate * m[i] / (sqrt(v[i]) / root + eps);
+    }
+}
+
+extern "C" void adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad_scale, int t)
+{
+    size_t n = (size_t)w.batch * w.rows * w.cols, blocks = (n + THREADS - 1) / THREADS;
+    LAUNCH(adamw_kernel, (int)(blocks < 65536 ? blocks : 65536), THREADS, (wide *)w.p, (const wide *)dw.p, (wide *)m.p, (wide *)v.p, n,
+        (wide)(1 - lr * decay), (wide)(lr / (1 - pow(0.9, t))), (wide)sqrt(1 - pow(0.999, t)), (wide)grad_scale);
+}
