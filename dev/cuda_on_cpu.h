@@ -69,7 +69,8 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __shared__ static __attribute__((abi_tag("shared")))    // one copy, since one block runs at a time; section 4 finds it by its tag
-#define LAUNCH(kernel, blocks, threads, ...) cuda_on_cpu::launch(#kernel, kernel, blocks, threads, ##__VA_ARGS__)
+#define LAUNCH(kernel, blocks, threads, ...) \
+    cuda_on_cpu::launch(#kernel, [&](auto... kernel_arguments) { kernel(kernel_arguments...); }, blocks, threads, ##__VA_ARGS__)
 
 struct uint3 { unsigned x, y, z; };
 struct dim3 {
@@ -473,8 +474,7 @@ inline void run_grid(const char *name, void (*bound)(void *), void *args, dim3 g
     kernel_name = NULL;
 }
 
-template <class T> struct as_is { using type = T; };
-template <class... P> void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, typename as_is<P>::type... args)
+template <class F, class... A> void launch(const char *name, F kernel, dim3 grid, dim3 block, A... args)
 {
     auto bound = [&] { kernel(args...); };
     run_grid(name, [](void *b) { (*(decltype(bound) *)b)(); }, &bound, grid, block);
