@@ -1,0 +1,804 @@
+/*  cuda_on_cpu.h: CUDA source, run by the CPU, thread by thread.
+
+    A .cu file that includes this where nvcc is not (`#ifndef __CUDACC__`) compiles as plain C++17:
+
+        g++ -std=c++17 -g -fopenmp -x c++ train.cu …
+
+    and each kernel runs as it is written: the blocks of a grid one after the other, the threads of a block in turns.
+    It is slow (a few nanoseconds a thread) and honest. What a GPU leaves to chance is made to show here:
+      - CUDA_ORDER=forward|reverse|random:SEED in the environment is the order in which threads and blocks take their
+        turns. A kernel that lacks a barrier gives other results in another order.
+      - Shared memory before every block, and fresh device memory, hold 0xff bytes: NaN in every floating-point type.
+      - A barrier or shuffle that only some of its threads reach ends the program and says who waits where.
+      - Built with -fsanitize=address,undefined, a kernel that reads beside its array is reported, with block and thread.
+
+    To walk through a kernel, build with -O0 -g; its threads are functions on stacks of their own, the indices variables:
+
+        gdb --args ./train_emu …
+        (gdb) break rmsnorm_kernel if blockIdx.x == 2 && threadIdx.x == 5      # a template: break 'add_kernel<float>' if …
+        (gdb) run
+        (gdb) next                    # over a __syncthreads, too: it stops again in this thread, not in another
+        (gdb) print threadIdx         # print s shows the whole shared array s, up to which thread the block has come
+
+      1  the language        2  a block and its threads    3  barriers and shuffles    4  shared memory
+      5  launch              6  numbers of 16 bits         7  the runtime              8  cuBLAS
+
+    What is not here: dynamic shared memory, textures, graphs, shuffles of less than a warp, concurrency of streams.        */
+
+#ifndef CUDA_ON_CPU_H
+#define CUDA_ON_CPU_H
+#include <chrono>
+#include <elf.h>
+#include <fcntl.h>
+#include <map>
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <tuple>
+#include <type_traits>
+#include <unistd.h>
+#include <vector>
+
+#if defined __SANITIZE_ADDRESS__                            // g++
+#define CUDA_ASAN 1
+#elif defined __has_feature
+#if __has_feature(address_sanitizer)                        // clang++
+#define CUDA_ASAN 1
+#endif
+#endif
+#ifdef CUDA_ASAN
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+#if !defined __x86_64__ && !defined CUDA_UCONTEXT
+#define CUDA_UCONTEXT 1                                     // no switch of our own for this processor
+#endif
+#ifdef CUDA_UCONTEXT
+#include <ucontext.h>
+#endif
+
+/* ---- 1  the language ----------------------------------------------------------------------------------------- */
+
+#define __global__ __attribute__((noinline))                // a function of its own, for breakpoints
+#define __device__
+#define __host__
+#define __constant__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static __attribute__((abi_tag("shared")))    // one copy, since one block runs at a time; section 4 finds it by its tag
+#define LAUNCH(kernel, blocks, threads, ...) \
+    cuda_on_cpu::launch(#kernel, [&](auto... kernel_arguments) { kernel(kernel_arguments...); }, blocks, threads, ##__VA_ARGS__)
+
+struct uint3 { unsigned x, y, z; };
+struct dim3 {
+    unsigned x, y, z;
+    constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct alignas(8)  float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) int4   { int x, y, z, w; };
+struct alignas(16) uint4  { unsigned x, y, z, w; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+// Of the thread that runs. Plain variables, so that a debugger can read them and a condition can name them.
+inline uint3 threadIdx, blockIdx;
+inline dim3 blockDim, gridDim;
+constexpr int warpSize = 32;
+
+inline float  rsqrtf(float x) { return 1 / sqrtf(x); }
+inline double rsqrt(double x) { return 1 / sqrt(x); }
+inline float  rsqrt(float x)  { return 1 / sqrtf(x); }
+#define __expf expf
+#define __logf logf
+
+template <class A, class B> constexpr auto min(A a, B b) -> std::common_type_t<A, B>
+{
+    if constexpr (std::is_floating_point_v<std::common_type_t<A, B>>) return fmin(a, b);
+    else return (std::common_type_t<A, B>)a < (std::common_type_t<A, B>)b ? a : b;
+}
+template <class A, class B> constexpr auto max(A a, B b) -> std::common_type_t<A, B>
+{
+    if constexpr (std::is_floating_point_v<std::common_type_t<A, B>>) return fmax(a, b);
+    else return (std::common_type_t<A, B>)a < (std::common_type_t<A, B>)b ? b : a;
+}
+
+// One thread runs at a time and none is interrupted: whatever it does is atomic, and every other thread sees it.
+template <class T> T atomicAdd(T *p, std::common_type_t<T> x) { T old = *p; *p += x; return old; }
+template <class T> T __ldg(const T *p) { return *p; }
+inline void __threadfence() {}
+
+/* ---- 2  a block and its threads --------------------------------------------------------------------------------
+   A thread runs until it waits or returns; then the next one has its turn. Where a thread has to wait its stack must
+   be kept, so it stays behind on its fiber and the next thread goes on with another. Threads that never wait run
+   one after the other on a single fiber, with no switch at all.                                                     */
+
+namespace cuda_on_cpu {
+
+enum { MAX_THREADS = 1024, STACK = 256 << 10, GUARD = 4096 };   // a fiber's stack, and the page below it that faults
+enum state : unsigned char { FRESH, READY, AT_BARRIER, AT_WARP, RETURNED };
+
+struct fiber {
+    int thread;                 // whose turn it carries
+    char *stack;
+    const void *bottom;         // what AddressSanitizer calls its stack
+    size_t size;
+    void *fake;
+#ifdef CUDA_UCONTEXT
+    ucontext_t context;
+#else
+    void *sp;                   // where its registers lie while it rests
+#endif
+};
+
+struct thread {
+    uint3 index;
+    fiber *on;
+    const char *what, *file;    // what it waits for, and where
+    int line, lane;             // shuffle: the lane to read from
+    unsigned mask, arrived;     // shuffle: the lanes that take part; in the lowest of them, how many have come
+    uint64_t value;             // shuffle: what it gives, then what it gets
+};
+
+// Of the block that runs.
+inline state   states[MAX_THREADS];
+inline thread  threads[MAX_THREADS];
+inline int     turns[MAX_THREADS], turn;        // the order of turns, and whose comes next
+inline int     count, waiting, returned, me;    // threads; at the barrier; done; the one that runs
+inline bool    moved;                           // has anyone had a turn in this round?
+inline const char *kernel_name;                 // NULL outside kernels
+inline void  (*body)(void *);                   // the kernel, its arguments bound
+inline void   *arguments;
+inline fiber   launcher, fibers[MAX_THREADS], *here = &launcher, *came_from = &launcher;
+inline std::vector<fiber *> resting;            // fibers with no thread
+
+/* Order of turns: CUDA_ORDER, read at every launch. A random order is a new one every round, the same in every run. */
+struct order {
+    enum { FORWARD, REVERSE, RANDOM } kind;
+    uint64_t state;
+    uint64_t random(uint64_t below)             // splitmix64
+    {
+        uint64_t z = state += 0x9e3779b97f4a7c15u;
+        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+        return (z ^ z >> 31) % below;
+    }
+    template <class T> void arrange(T *list, T n)
+    {
+        for (T i = 0; i < n; i++) list[i] = kind == REVERSE ? n - 1 - i : i;
+        if (kind == RANDOM)
+            for (T i = n; i > 1; i--) std::swap(list[i - 1], list[random(i)]);
+    }
+};
+inline order rule;
+
+inline order read_order()
+{
+    static uint64_t launches;
+    const char *s = getenv("CUDA_ORDER"), *seed = s && !strncmp(s, "random:", 7) ? s + 7 : NULL;
+    char *end = NULL;
+    launches++;
+    if (!s || !*s || !strcmp(s, "forward")) return {order::FORWARD, 0};
+    if (!strcmp(s, "reverse")) return {order::REVERSE, 0};
+    uint64_t n = seed ? strtoull(seed, &end, 10) : 0;
+    if (seed && end > seed && !*end) return {order::RANDOM, (n << 32) + launches};
+    fprintf(stderr, "error: CUDA_ORDER=%s: expected forward, reverse or random:SEED\n", s);
+    exit(1);
+}
+
+inline void where(FILE *f)
+{
+    fprintf(f, "cuda_on_cpu: kernel %s, block (%u,%u,%u) of (%u,%u,%u)", kernel_name,
+            blockIdx.x, blockIdx.y, blockIdx.z, gridDim.x, gridDim.y, gridDim.z);
+}
+
+// No thread can move. Say who waits where, a line for each place, and end.
+[[noreturn]] inline void stuck(const char *why)
+{
+    where(stderr);
+    fprintf(stderr, ": %s\n", why);
+    auto together = [](int i, int j) {
+        return states[i] == states[j] && (states[i] == RETURNED || (threads[i].line == threads[j].line && threads[i].mask == threads[j].mask));
+    };
+    for (int i = 0; i < count; i++) {
+        const thread &t = threads[i];
+        int first = 0, n = 0;
+        while (!together(first, i)) first++;
+        if (first < i) continue;
+        for (int j = i; j < count; j++) n += together(i, j);
+        fprintf(stderr, "    %4d of %d threads, the first is (%u,%u,%u): ", n, count, t.index.x, t.index.y, t.index.z);
+        if (states[i] == RETURNED) fprintf(stderr, "returned\n");
+        else if (states[i] <= READY) fprintf(stderr, "not there yet\n");
+        else if (states[i] == AT_WARP) fprintf(stderr, "%s:%d: wait in %s, mask %08x\n", t.file, t.line, t.what, t.mask);
+        else fprintf(stderr, "%s:%d: wait in %s\n", t.file, t.line, t.what);
+    }
+    fflush(NULL);
+    abort();
+}
+
+// The threads in turn; a round ends when all have run or wait. Then the barrier opens, if everyone is there. -1: all have returned.
+inline int next_thread()
+{
+    for (;; turn = 0, moved = false) {
+        while (turn < count) {
+            int t = turns[turn++];
+            if (states[t] <= READY) { moved = true; return t; }
+        }
+        if (returned == count) return -1;
+        if (waiting == count) {
+            for (int t = 1; t < count; t++)
+                if (threads[t].line != threads[0].line) stuck("threads of one block wait at different barriers");
+            memset(states, READY, count);
+            waiting = 0;
+        } else if (!moved) stuck("only a part of the threads reaches a barrier");
+        if (rule.kind == order::RANDOM) rule.arrange(turns, count);
+    }
+}
+
+/* Switch: put this fiber's registers on its stack, take the other's stack, fetch its registers. To the compiler a call
+   of an unknown function, so it keeps no shared variable in a register meanwhile.                                     */
+#ifndef CUDA_UCONTEXT
+extern "C" void cuda_on_cpu_switch(void **save_sp, void *load_sp);
+asm(".text; .weak cuda_on_cpu_switch; .type cuda_on_cpu_switch, @function; cuda_on_cpu_switch:\n"
+    "push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15; mov %rsp, (%rdi)\n"
+    "mov %rsi, %rsp; pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp; ret\n"
+    ".size cuda_on_cpu_switch, . - cuda_on_cpu_switch");
+#endif
+
+inline void arrive(fiber *self)
+{
+    (void)self;
+#ifdef CUDA_ASAN
+    __sanitizer_finish_switch_fiber(self->fake, &came_from->bottom, &came_from->size);
+#endif
+    me = here->thread;
+    threadIdx = threads[me].index;
+}
+
+inline void switch_to(fiber *to)
+{
+    fiber *from = came_from = here;
+    here = to;
+#ifdef CUDA_ASAN
+    __sanitizer_start_switch_fiber(&from->fake, to->bottom, to->size);
+#endif
+#ifdef CUDA_UCONTEXT
+    swapcontext(&from->context, &to->context);
+#else
+    cuda_on_cpu_switch(&from->sp, to->sp);
+#endif
+    arrive(from);
+}
+
+inline fiber *resting_fiber();
+
+// This thread waits, or the launcher does; t goes on.
+inline void give_turn(int t)
+{
+    fiber *to = t < 0 ? &launcher : states[t] == FRESH ? resting_fiber() : threads[t].on;
+    if (t >= 0) to->thread = t, threads[t].on = to;
+    if (to != here) switch_to(to);
+}
+
+inline void fiber_main()
+{
+    for (arrive(here);;) {
+        threadIdx = threads[me = here->thread].index;
+        body(arguments);
+        states[me] = RETURNED;
+        returned++;
+        int t = next_thread();
+        if (t >= 0 && states[t] == FRESH) { here->thread = t, threads[t].on = here; continue; }     // same fiber, no switch
+        resting.push_back(here);
+        give_turn(t);
+    }
+}
+
+inline fiber *resting_fiber()
+{
+    static char *stacks;
+    static int made;
+    if (resting.empty()) {
+        size_t each = STACK + GUARD;
+        if (!stacks) stacks = (char *)mmap(NULL, MAX_THREADS * each, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        fiber *f = &fibers[made];
+        f->stack = stacks + made++ * each + GUARD;
+        if (stacks == MAP_FAILED || mprotect(f->stack, STACK, PROT_READ | PROT_WRITE)) perror("error: no memory for the stacks of the threads"), exit(1);
+        f->bottom = f->stack, f->size = STACK;
+#ifdef CUDA_UCONTEXT
+        getcontext(&f->context);
+        f->context.uc_stack.ss_sp = f->stack, f->context.uc_stack.ss_size = STACK;
+        makecontext(&f->context, fiber_main, 0);
+#else
+        // The first switch pops six registers and returns into fiber_main. Tops differ by a few cache lines: at the same
+        // place in each page they would all compete for the same few lines of the cache.
+        void **top = (void **)(f->stack + STACK - made % 16 * 256) - 2;
+        top[0] = (void *)fiber_main, top[1] = NULL;         // no caller: here a backtrace ends
+        f->sp = top - 6;
+#endif
+        resting.push_back(f);
+    }
+    fiber *f = resting.back();
+    resting.pop_back();
+    return f;
+}
+
+/* ---- 3  barriers and shuffles --------------------------------------------------------------------------------- */
+
+inline void wait(state s, const char *what, const char *file, int line)
+{
+    thread &t = threads[me];
+    states[me] = s, t.what = what, t.file = file, t.line = line;
+}
+
+// The lanes of `mask` meet; each gives a value and gets the one of its source lane. The last to come hands them all out.
+inline uint64_t meet(const char *what, unsigned mask, uint64_t value, int source, const char *file, int line)
+{
+    int first = me & ~31, lanes = count - first < 32 ? count - first : 32;
+    mask &= ~0u >> (32 - lanes);                            // the last warp of a block may be short
+    threads[me].mask = mask, threads[me].value = value, threads[me].lane = source;
+    wait(AT_WARP, what, file, line);
+    if (!(mask >> (me - first) & 1)) stuck("a thread is not in its own mask");
+    unsigned &arrived = threads[first + __builtin_ctz(mask)].arrived;
+    if (++arrived < (unsigned)__builtin_popcount(mask)) {
+        give_turn(next_thread());
+        return threads[me].value;
+    }
+    arrived = 0;
+    uint64_t given[32];
+    for (int i = 0; i < lanes; i++) {
+        const thread &t = threads[first + i];
+        given[i] = t.value;
+        if (mask >> i & 1 && (states[first + i] != AT_WARP || t.mask != mask || t.line != line)) stuck("the lanes of a mask do not meet in one place");
+    }
+    for (int i = 0; i < lanes; i++) {
+        if (!(mask >> i & 1)) continue;
+        if (!(mask >> threads[first + i].lane & 1)) stuck("a shuffle reads a lane that does not take part");
+        threads[first + i].value = given[threads[first + i].lane];
+        states[first + i] = READY;
+    }
+    return threads[me].value;
+}
+
+template <class T> T shuffle(const char *what, unsigned mask, T x, int source, const char *file, int line)
+{
+    static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle carries 8 bytes");
+    uint64_t bits = 0;
+    memcpy(&bits, &x, sizeof x);
+    bits = meet(what, mask, bits, source, file, line);
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+}
+
+#define CUDA_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()      // of the caller
+
+inline void __syncthreads(CUDA_HERE)
+{
+    using namespace cuda_on_cpu;
+    wait(AT_BARRIER, "__syncthreads", file, line);
+    waiting++;
+    give_turn(next_thread());
+}
+inline void __syncwarp(unsigned mask = ~0u, CUDA_HERE) { cuda_on_cpu::meet("__syncwarp", mask, 0, cuda_on_cpu::me & 31, file, line); }
+
+template <class T> T __shfl_sync(unsigned mask, T x, int lane, CUDA_HERE) { return cuda_on_cpu::shuffle("__shfl_sync", mask, x, lane & 31, file, line); }
+template <class T> T __shfl_xor_sync(unsigned mask, T x, int bits, CUDA_HERE)
+{
+    return cuda_on_cpu::shuffle("__shfl_xor_sync", mask, x, (cuda_on_cpu::me ^ bits) & 31, file, line);
+}
+template <class T> T __shfl_down_sync(unsigned mask, T x, int delta, CUDA_HERE)
+{
+    int lane = cuda_on_cpu::me & 31;
+    return cuda_on_cpu::shuffle("__shfl_down_sync", mask, x, lane + delta < 32 ? lane + delta : lane, file, line);
+}
+
+/* ---- 4  shared memory ------------------------------------------------------------------------------------------
+   A __shared__ array is a static one. Its tag becomes a part of its symbol, _ZZ…E4sumsB6shared, so the program's own
+   symbol table says where all of them lie. (A named section would be simpler. But g++ puts no variable of a template
+   there, and AddressSanitizer no red zone.)                                                                         */
+
+namespace cuda_on_cpu {
+
+struct range { char *p; size_t size; };
+inline char anchor;                             // a symbol whose address is known, to learn where the program was loaded
+
+inline std::vector<range> find_shared()
+{
+    std::vector<range> found;
+    int fd = open("/proc/self/exe", O_RDONLY);
+    off_t size = lseek(fd, 0, SEEK_END);
+    char *elf = (char *)mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (fd < 0 || elf == MAP_FAILED) perror("error: cannot read /proc/self/exe"), exit(1);
+    close(fd);
+    auto *head = (Elf64_Ehdr *)elf;
+    auto *sections = (Elf64_Shdr *)(elf + head->e_shoff);
+    char *loaded_at = NULL;
+    for (int s = 0; s < head->e_shnum; s++) {
+        if (sections[s].sh_type != SHT_SYMTAB) continue;
+        auto *symbols = (Elf64_Sym *)(elf + sections[s].sh_offset);
+        const char *names = elf + sections[sections[s].sh_link].sh_offset;
+        for (size_t i = 0; i < sections[s].sh_size / sizeof *symbols; i++) {
+            const char *name = names + symbols[i].st_name, *tag = strstr(name, "B6shared");
+            if (!strcmp(name, "_ZN11cuda_on_cpu6anchorE")) loaded_at = &anchor - symbols[i].st_value;
+            if (tag && !strncmp(name, "_ZZ", 3)) found.push_back({(char *)symbols[i].st_value, symbols[i].st_size});
+        }
+    }
+    munmap(elf, size);
+    if (!loaded_at) fputs("error: cuda_on_cpu needs the program's symbols: do not strip it\n", stderr), exit(1);
+    for (range &r : found) {
+        r.p = loaded_at + (size_t)r.p;
+#ifdef CUDA_ASAN
+        char *red_zone = (char *)__asan_region_is_poisoned(r.p, r.size);       // clang counts it into the symbol's size
+        if (red_zone) r.size = red_zone - r.p;
+#endif
+    }
+    return found;
+}
+
+/* ---- 5  launch ------------------------------------------------------------------------------------------------- */
+
+enum error { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_CONFIGURATION = 9, INVALID_DIRECTION = 21 };
+inline int last_error;                          // what cudaGetLastError will say
+inline int fail(int e) { return e ? last_error = e : e; }
+
+inline void run_block(void)
+{
+    static const std::vector<range> shared = find_shared();
+    for (const range &r : shared) memset(r.p, 0xff, r.size);
+    memset(states, FRESH, count);
+    waiting = returned = turn = 0;
+    rule.arrange(turns, count);
+    give_turn(next_thread());                   // comes back when all have returned
+}
+
+inline void run_grid(const char *name, void (*bound)(void *), void *args, dim3 grid, dim3 block)
+{
+    size_t n = (size_t)block.x * block.y * block.z, blocks = (size_t)grid.x * grid.y * grid.z;
+    if (n < 1 || n > MAX_THREADS || block.z > 64 || blocks < 1 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) {
+        fail(INVALID_CONFIGURATION);
+        return;
+    }
+    kernel_name = name, body = bound, arguments = args, gridDim = grid, blockDim = block, count = n, rule = read_order();
+    for (unsigned i = 0; i < n; i++) threads[i] = {}, threads[i].index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
+    std::vector<size_t> order(rule.kind == order::RANDOM ? blocks : 0);
+    if (!order.empty()) rule.arrange(order.data(), blocks);
+    for (size_t i = 0; i < blocks; i++) {
+        size_t b = rule.kind == order::RANDOM ? order[i] : rule.kind == order::REVERSE ? blocks - 1 - i : i;
+        blockIdx = {(unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y), (unsigned)(b / grid.x / grid.y)};
+        run_block();
+    }
+    kernel_name = NULL;
+}
+
+template <class F, class... A> void launch(const char *name, F kernel, dim3 grid, dim3 block, A... args)
+{
+    auto bound = [&] { kernel(args...); };
+    run_grid(name, [](void *b) { (*(decltype(bound) *)b)(); }, &bound, grid, block);
+}
+}
+
+#ifdef CUDA_ASAN
+// AddressSanitizer calls this before its report.
+extern "C" __attribute__((weak, used)) void __asan_on_error()
+{
+    if (!cuda_on_cpu::kernel_name) return;
+    cuda_on_cpu::where(stderr);
+    fprintf(stderr, ", thread (%u,%u,%u):\n", threadIdx.x, threadIdx.y, threadIdx.z);
+}
+#endif
+
+/* ---- 6  numbers of 16 bits -------------------------------------------------------------------------------------- */
+
+namespace cuda_on_cpu {
+inline uint32_t bits_of(float x) { uint32_t u; memcpy(&u, &x, sizeof u); return u; }
+inline float float_of(uint32_t u) { float x; memcpy(&x, &u, sizeof x); return x; }
+
+// bf16 is the upper half of a float. To nearest, ties to even: add just less than a half, and one more if the last bit kept is odd.
+inline uint16_t to_bf16(float x) { uint32_t u = bits_of(x); return x != x ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16; }
+inline float from_bf16(uint16_t h) { return float_of((uint32_t)h << 16); }
+
+// half: 5 bits of exponent, biased by 15 (a float's by 127), 10 of mantissa; below 2^-14 a multiple of 2^-24.
+inline uint16_t to_half(float x)
+{
+    uint32_t u = bits_of(x), sign = u >> 16 & 0x8000, size = u & 0x7fffffff;
+    if (x != x) return 0x7fff;
+    if (size >= bits_of(65520)) return sign | 0x7c00;                       // rounds to infinity
+    if (size < bits_of(0x1p-14f)) return sign | (uint16_t)lrintf(float_of(size) * 0x1p24f);
+    return sign | (size - (112u << 23) + 0xfff + (size >> 13 & 1)) >> 13;
+}
+inline float from_half(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, size = h & 0x7fff;
+    float x = size < 0x400 ? size * 0x1p-24f : float_of((size << 13) + ((size < 0x7c00 ? 112u : 224u) << 23));
+    return float_of(sign | bits_of(x));
+}
+}
+
+struct __nv_bfloat16 {
+    uint16_t bits;
+    __nv_bfloat16() = default;
+    __nv_bfloat16(float x) : bits(cuda_on_cpu::to_bf16(x)) {}
+    operator float() const { return cuda_on_cpu::from_bf16(bits); }
+};
+struct __half {
+    uint16_t bits;
+    __half() = default;
+    __half(float x) : bits(cuda_on_cpu::to_half(x)) {}
+    operator float() const { return cuda_on_cpu::from_half(bits); }
+};
+inline __nv_bfloat16 __float2bfloat16(float x) { return x; }
+inline float __bfloat162float(__nv_bfloat16 x) { return x; }
+inline __half __float2half(float x) { return x; }
+inline float __half2float(__half x) { return x; }
+
+/* ---- 7  the runtime ---------------------------------------------------------------------------------------------
+   Everything has happened when a call returns, so streams and events have nothing to wait for. Device memory is the
+   program's own; a copy in the wrong direction fails all the same, as it would with a card.                         */
+
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorMemoryAllocation, cudaErrorInvalidConfiguration = 9, cudaErrorInvalidMemcpyDirection = 21, cudaErrorInvalidDevice = 101 };
+enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
+enum cudaDeviceAttr { cudaDevAttrMaxThreadsPerBlock = 1, cudaDevAttrMultiProcessorCount = 16, cudaDevAttrL2CacheSize = 38,
+                      cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76 };
+enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
+
+struct cudaDeviceProp {
+    char name[256];
+    size_t totalGlobalMem, sharedMemPerBlock;
+    int major, minor, multiProcessorCount, warpSize, maxThreadsPerBlock, l2CacheSize;
+};
+typedef struct CUstream_st *cudaStream_t;
+typedef struct CUevent_st { std::chrono::steady_clock::time_point t; } *cudaEvent_t;
+
+namespace cuda_on_cpu {
+inline std::map<const char *, size_t> blocks;   // of device memory: begin and size
+inline size_t allocated;
+
+inline size_t memory() { return (size_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE); }
+
+inline bool on_device(const void *p)
+{
+    auto after = blocks.upper_bound((const char *)p);
+    return after != blocks.begin() && (--after)->first + after->second > p;
+}
+inline cudaError_t result(int e) { return (cudaError_t)fail(e); }
+
+inline cudaError_t copy(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t rows, cudaMemcpyKind kind)
+{
+    if (!width || !rows) return cudaSuccess;
+    if (kind < 0 || kind > cudaMemcpyDefault) return result(INVALID_DIRECTION);
+    bool to_device = kind & 1 || kind == cudaMemcpyDeviceToDevice, from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+    if (width > to_pitch || width > from_pitch) return result(INVALID_VALUE);
+    if (kind != cudaMemcpyDefault && (on_device(to) != to_device || on_device(from) != from_device)) return result(INVALID_VALUE);
+    for (size_t r = 0; r < rows; r++) memmove((char *)to + r * to_pitch, (const char *)from + r * from_pitch, width);
+    return cudaSuccess;
+}
+}
+
+template <class T> cudaError_t cudaMalloc(T **p, size_t bytes)
+{
+    using namespace cuda_on_cpu;
+    *p = NULL;
+    if (!bytes) return cudaSuccess;
+    if (bytes > memory() - allocated || posix_memalign((void **)p, 256, bytes)) return result(OUT_OF_MEMORY);
+    memset((void *)*p, 0xff, bytes);
+    blocks[(const char *)*p] = bytes;
+    allocated += bytes;
+    return cudaSuccess;
+}
+inline cudaError_t cudaFree(void *p)
+{
+    using namespace cuda_on_cpu;
+    if (!p) return cudaSuccess;
+    auto block = blocks.find((const char *)p);
+    if (block == blocks.end()) return result(INVALID_VALUE);
+    allocated -= block->second;
+    blocks.erase(block);
+    free(p);
+    return cudaSuccess;
+}
+template <class T> cudaError_t cudaMallocHost(T **p, size_t bytes) { return cuda_on_cpu::result((*p = (T *)malloc(bytes)) ? 0 : cuda_on_cpu::OUT_OF_MEMORY); }
+inline cudaError_t cudaFreeHost(void *p) { free(p); return cudaSuccess; }
+inline cudaError_t cudaMemGetInfo(size_t *unused, size_t *total)
+{
+    *total = cuda_on_cpu::memory(), *unused = *total - cuda_on_cpu::allocated;
+    return cudaSuccess;
+}
+
+inline cudaError_t cudaMemcpy(void *to, const void *from, size_t n, cudaMemcpyKind kind) { return cuda_on_cpu::copy(to, n, from, n, n, 1, kind); }
+inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind, cudaStream_t = 0) { return cudaMemcpy(to, from, n, kind); }
+inline cudaError_t cudaMemcpy2D(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t rows, cudaMemcpyKind kind)
+{
+    return cuda_on_cpu::copy(to, to_pitch, from, from_pitch, width, rows, kind);
+}
+inline cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t rows, cudaMemcpyKind kind, cudaStream_t = 0)
+{
+    return cudaMemcpy2D(to, to_pitch, from, from_pitch, width, rows, kind);
+}
+inline cudaError_t cudaMemset(void *p, int byte, size_t n)
+{
+    if (n && !cuda_on_cpu::on_device(p)) return cuda_on_cpu::result(cuda_on_cpu::INVALID_VALUE);
+    if (n) memset(p, byte, n);
+    return cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void *p, int byte, size_t n, cudaStream_t = 0) { return cudaMemset(p, byte, n); }
+
+inline cudaError_t cudaPeekAtLastError() { return (cudaError_t)cuda_on_cpu::last_error; }
+inline cudaError_t cudaGetLastError() { int e = cuda_on_cpu::last_error; cuda_on_cpu::last_error = 0; return (cudaError_t)e; }
+inline const char *cudaGetErrorString(cudaError_t e)
+{
+    return e == cudaSuccess ? "no error" : e == cudaErrorInvalidValue ? "invalid argument" : e == cudaErrorMemoryAllocation ? "out of memory"
+         : e == cudaErrorInvalidConfiguration ? "invalid configuration argument" : e == cudaErrorInvalidMemcpyDirection ? "invalid copy direction for memcpy"
+         : e == cudaErrorInvalidDevice ? "invalid device ordinal" : "unrecognized error code";
+}
+
+inline cudaError_t cudaDeviceSynchronize() { return cudaPeekAtLastError(); }
+inline cudaError_t cudaGetDeviceCount(int *n) { *n = 1; return cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) { return cuda_on_cpu::result(device ? cudaErrorInvalidDevice : cudaSuccess); }
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device)
+{
+    *p = {"CPU, emulating CUDA", cuda_on_cpu::memory(), 48 << 10, 8, 0, 4, warpSize, cuda_on_cpu::MAX_THREADS, 1 << 20};
+    return cudaSetDevice(device);
+}
+inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device)
+{
+    cudaDeviceProp p;
+    cudaGetDeviceProperties(&p, 0);
+    switch (attribute) {
+    case cudaDevAttrMaxThreadsPerBlock:     *value = p.maxThreadsPerBlock; break;
+    case cudaDevAttrMultiProcessorCount:    *value = p.multiProcessorCount; break;
+    case cudaDevAttrL2CacheSize:            *value = p.l2CacheSize; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = p.major; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = p.minor; break;
+    default: return cuda_on_cpu::result(cudaErrorInvalidValue);
+    }
+    return cudaSetDevice(device);
+}
+
+inline cudaError_t cudaStreamCreate(cudaStream_t *s) { *s = NULL; return cudaSuccess; }
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) { return cudaStreamCreate(s); }
+inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaPeekAtLastError(); }
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) { return cudaSuccess; }
+inline cudaError_t cudaEventCreate(cudaEvent_t *e) { *e = new CUevent_st(); return cudaSuccess; }
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { return cudaEventCreate(e); }
+inline cudaError_t cudaEventDestroy(cudaEvent_t e) { delete e; return cudaSuccess; }
+inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t = 0) { e->t = std::chrono::steady_clock::now(); return cudaSuccess; }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to)
+{
+    *ms = std::chrono::duration<float, std::milli>(to->t - from->t).count();
+    return cudaSuccess;
+}
+
+/* ---- 8  cuBLAS --------------------------------------------------------------------------------------------------
+   C (m,n) = alpha op(A) (m,k) op(B) (k,n) + beta C, all column-major. Every element is one sum in order of k, in float
+   (double for CUBLAS_COMPUTE_64F), rounded once at the end: the same bits for any number of threads.                */
+
+enum cublasStatus_t { CUBLAS_STATUS_SUCCESS = 0, CUBLAS_STATUS_NOT_INITIALIZED = 1, CUBLAS_STATUS_INVALID_VALUE = 7, CUBLAS_STATUS_NOT_SUPPORTED = 15 };
+enum cublasOperation_t { CUBLAS_OP_N, CUBLAS_OP_T };
+enum cublasMath_t { CUBLAS_DEFAULT_MATH = 0, CUBLAS_PEDANTIC_MATH = 2, CUBLAS_TF32_TENSOR_OP_MATH = 3, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION = 16 };
+enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68, CUBLAS_COMPUTE_32F_PEDANTIC = 69, CUBLAS_COMPUTE_64F = 70, CUBLAS_COMPUTE_32F_FAST_TF32 = 77 };
+enum cublasGemmAlgo_t { CUBLAS_GEMM_DEFAULT = -1, CUBLAS_GEMM_DEFAULT_TENSOR_OP = 99 };
+enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_64F = 1, CUDA_R_16F = 2, CUDA_R_16BF = 14 };
+typedef cudaDataType_t cudaDataType;
+typedef struct cublasContext { int math; } *cublasHandle_t;
+
+inline cublasStatus_t cublasCreate(cublasHandle_t *h) { *h = new cublasContext(); return CUBLAS_STATUS_SUCCESS; }
+inline cublasStatus_t cublasDestroy(cublasHandle_t h) { delete h; return CUBLAS_STATUS_SUCCESS; }
+inline cublasStatus_t cublasSetStream(cublasHandle_t, cudaStream_t) { return CUBLAS_STATUS_SUCCESS; }
+inline cublasStatus_t cublasSetWorkspace(cublasHandle_t, void *, size_t) { return CUBLAS_STATUS_SUCCESS; }
+inline cublasStatus_t cublasSetMathMode(cublasHandle_t h, cublasMath_t mode) { h->math = mode; return CUBLAS_STATUS_SUCCESS; }
+inline const char *cublasGetStatusString(cublasStatus_t s)
+{
+    return s == CUBLAS_STATUS_SUCCESS ? "success" : s == CUBLAS_STATUS_NOT_INITIALIZED ? "the library was not initialized"
+         : s == CUBLAS_STATUS_INVALID_VALUE ? "an unsupported value or parameter was passed to the function" : "the functionality requested is not supported";
+}
+
+#ifdef _OPENMP
+#define CUDA_OMP(what) _Pragma(#what)
+#else
+#define CUDA_OMP(what)
+#endif
+namespace cuda_on_cpu {
+
+#ifdef __AVX512F__
+enum { VECTOR = 64 };
+#else
+enum { VECTOR = 32 };
+#endif
+enum { STRIP = 6 };                             // columns of a tile of C; its rows are two vectors: 12 sums in registers
+
+struct operand { const void *p; cudaDataType type; long step, k_step; bool tf32; };     // element (i, k) is p[i·step + k·k_step]
+
+inline double load(const void *p, cudaDataType type, long i)
+{
+    return type == CUDA_R_32F ? ((float *)p)[i] : type == CUDA_R_64F ? ((double *)p)[i]
+         : type == CUDA_R_16F ? from_half(((uint16_t *)p)[i]) : from_bf16(((uint16_t *)p)[i]);
+}
+inline void store(void *p, cudaDataType type, long i, double x)
+{
+    if (type == CUDA_R_32F) ((float *)p)[i] = x;
+    else if (type == CUDA_R_64F) ((double *)p)[i] = x;
+    else ((uint16_t *)p)[i] = type == CUDA_R_16F ? to_half(x) : to_bf16(x);
+}
+
+// Rows first … first+width-1 of an operand, k by k: out[k][i]. Rows that are not there are zero.
+template <class T> void pack(T *out, int width, operand x, int first, int rows, int k)
+{
+    for (int l = 0; l < k; l++)
+        for (int i = 0; i < width; i++) {
+            T v = first + i < rows ? load(x.p, x.type, (first + i) * x.step + l * x.k_step) : 0;
+            out[(size_t)l * width + i] = x.tf32 ? float_of((bits_of(v) + 0x1000) & 0xffffe000) : v;     // a TF32 keeps 10 bits of the mantissa
+        }
+}
+
+template <class T> void gemm(int m, int n, int k, T alpha, operand a, operand b, T beta, void *c, cudaDataType type, long ldc)
+{
+    typedef T vec __attribute__((vector_size(VECTOR)));
+    constexpr int W = VECTOR / sizeof(T), ROWS = 2 * W;
+    int panels = (m + ROWS - 1) / ROWS, strips = (n + STRIP - 1) / STRIP;
+    T *pa, *pb;                                 // op(A) in panels of ROWS rows, op(B) in strips of STRIP columns, so that the sums read both in order
+    if (posix_memalign((void **)&pa, 64, (size_t)panels * ROWS * k * sizeof(T)) || posix_memalign((void **)&pb, 64, (size_t)strips * STRIP * k * sizeof(T)))
+        fputs("error: no memory for the operands of a product\n", stderr), exit(1);
+    CUDA_OMP(omp parallel)
+    {
+        CUDA_OMP(omp for)
+        for (int p = 0; p < panels; p++) pack(pa + (size_t)p * ROWS * k, ROWS, a, p * ROWS, m, k);
+        CUDA_OMP(omp for)
+        for (int s = 0; s < strips; s++) pack(pb + (size_t)s * STRIP * k, STRIP, b, s * STRIP, n, k);
+        CUDA_OMP(omp for collapse(2))
+        for (int p = 0; p < panels; p++)
+            for (int s = 0; s < strips; s++) {
+                const vec *x = (vec *)(pa + (size_t)p * ROWS * k);
+                const T *y = pb + (size_t)s * STRIP * k;
+                vec sum[STRIP][2] = {};
+                for (int l = 0; l < k; l++, x += 2, y += STRIP)
+                    for (int j = 0; j < STRIP; j++) sum[j][0] += x[0] * y[j], sum[j][1] += x[1] * y[j];
+                for (int j = 0; j < STRIP && s * STRIP + j < n; j++)
+                    for (int i = 0; i < ROWS && p * ROWS + i < m; i++) {
+                        long at = p * ROWS + i + (s * STRIP + j) * ldc;
+                        T v = alpha * sum[j][i / W][i % W];
+                        store(c, type, at, beta ? v + beta * (T)load(c, type, at) : v);      // beta 0: what stands in C is not read
+                    }
+            }
+    }
+    free(pa), free(pb);
+}
+}
+
+inline cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t h, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k, const void *alpha,
+    const void *a, cudaDataType type_a, int lda, long long stride_a, const void *b, cudaDataType type_b, int ldb, long long stride_b,
+    const void *beta, void *c, cudaDataType type_c, int ldc, long long stride_c, int batch, cublasComputeType_t compute, cublasGemmAlgo_t)
+{
+    using namespace cuda_on_cpu;
+    auto at_least = [](int ld, int rows) { return ld >= (rows > 1 ? rows : 1); };
+    auto bytes = [](cudaDataType t) { return t == CUDA_R_64F ? 8 : t == CUDA_R_32F ? 4 : 2; };
+    bool nt[] = {op_a == CUBLAS_OP_N, op_b == CUBLAS_OP_N};
+    if (!h) return CUBLAS_STATUS_NOT_INITIALIZED;
+    if (m < 0 || n < 0 || k < 0 || batch < 0 || !alpha || !beta || (!nt[0] && op_a != CUBLAS_OP_T) || (!nt[1] && op_b != CUBLAS_OP_T) ||
+        !at_least(lda, nt[0] ? m : k) || !at_least(ldb, nt[1] ? k : n) || !at_least(ldc, m)) return CUBLAS_STATUS_INVALID_VALUE;
+    bool f64 = compute == CUBLAS_COMPUTE_64F, tf32 = compute == CUBLAS_COMPUTE_32F_FAST_TF32;
+    if (type_a != type_b || f64 != (type_a == CUDA_R_64F) || (type_c != type_a && (f64 || type_c != CUDA_R_32F)) || (tf32 && type_a != CUDA_R_32F))
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    tf32 |= h->math == CUBLAS_TF32_TENSOR_OP_MATH && compute == CUBLAS_COMPUTE_32F && type_a == CUDA_R_32F;
+    for (long long i = 0; i < batch; i++) {
+        operand x = {(const char *)a + i * stride_a * bytes(type_a), type_a, nt[0] ? 1 : lda, nt[0] ? lda : 1, tf32};
+        operand y = {(const char *)b + i * stride_b * bytes(type_b), type_b, nt[1] ? ldb : 1, nt[1] ? 1 : ldb, tf32};
+        void *z = (char *)c + i * stride_c * bytes(type_c);
+        if (f64) gemm<double>(m, n, k, *(double *)alpha, x, y, *(double *)beta, z, type_c, ldc);
+        else gemm<float>(m, n, k, *(float *)alpha, x, y, *(float *)beta, z, type_c, ldc);
+    }
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+inline cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k, const void *alpha,
+    const void *a, cudaDataType type_a, int lda, const void *b, cudaDataType type_b, int ldb, const void *beta, void *c, cudaDataType type_c, int ldc,
+    cublasComputeType_t compute, cublasGemmAlgo_t algo)
+{
+    return cublasGemmStridedBatchedEx(h, op_a, op_b, m, n, k, alpha, a, type_a, lda, 0, b, type_b, ldb, 0, beta, c, type_c, ldc, 0, 1, compute, algo);
+}
+#endif
