@@ -274,11 +274,11 @@ static void pissa_layout(model *m, linear *l, const char *name)
     declare(m, START, &l->B0, NULL, SHAPE(l->B.rows, l->B.cols), "%s.lora_B0", name);
 }
 
-static void give_up_start(model *m, linear *l)          // W ← W − s B0 A0, rounded to the dtype of its file
+static void give_up_start(model *m, linear *l, int sign) // W ← W ∓ s B0 A0, rounded to the dtype of its file; sign −1 takes it back
 {
     mat W = shaped(m->w, 1, l->W.rows, l->W.cols);
     copy(W, l->W);
-    matmul_nn(W, l->B0, l->A0, -l->scale, ADD);
+    matmul_nn(W, l->B0, l->A0, -sign * l->scale, ADD);
     copy(l->W, W);
 }
 
@@ -294,7 +294,7 @@ static void start_from(model *m, linear *l, const wide *U, const wide *sigma, co
     }
     put(l->A, a, TYPE_OF(wide)), put(l->A0, a, TYPE_OF(wide));
     put(l->B, b, TYPE_OF(wide)), put(l->B0, b, TYPE_OF(wide));
-    give_up_start(m, l);
+    give_up_start(m, l, +1);
     free(a), free(b);
 }
 

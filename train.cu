@@ -41,12 +41,8 @@ static void check(cublasStatus_t s, const char *what) { if (s != CUBLAS_STATUS_S
 // ---- 1  numbers --------------------------------------------------------------------------------------------
 
 // `real` (float, double or bf16) is how activations are stored; every kernel computes in `wide` (float or double).
-__device__ static inline float up(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ static inline float up(float x) { return x; }
-__device__ static inline double up(double x) { return x; }
-__device__ static inline void down(__nv_bfloat16 *p, float x) { *p = __float2bfloat16(x); }
-__device__ static inline void down(float *p, float x) { *p = x; }
-__device__ static inline void down(double *p, double x) { *p = x; }
+__device__ static inline wide up(real x) { return (wide)x; }
+__device__ static inline void down(real *p, wide x) { *p = (real)x; }
 
 static const size_t size_of[DTYPES] = {4, 8, 2, 2};
 
@@ -55,16 +51,16 @@ __device__ static inline wide load(const void *p, enum dtype type, size_t i)
 {
     if (type == F32) return (wide)((const float *)p)[i];
     if (type == F64) return (wide)((const double *)p)[i];
-    if (type == BF16) return (wide)__bfloat162float(((const __nv_bfloat16 *)p)[i]);
-    return (wide)__half2float(((const __half *)p)[i]);
+    if (type == BF16) return (wide)(float)((const __nv_bfloat16 *)p)[i];
+    return (wide)(float)((const __half *)p)[i];
 }
 
 __device__ static inline void store(void *p, enum dtype type, size_t i, wide x)
 {
     if (type == F32) ((float *)p)[i] = (float)x;
     else if (type == F64) ((double *)p)[i] = (double)x;
-    else if (type == BF16) ((__nv_bfloat16 *)p)[i] = __float2bfloat16((float)x);
-    else ((__half *)p)[i] = __float2half((float)x);
+    else if (type == BF16) ((__nv_bfloat16 *)p)[i] = (__nv_bfloat16)(float)x;
+    else ((__half *)p)[i] = (__half)(float)x;
 }
 
 __device__ static inline size_t index_of(const mat &m, int b, int row, int col) { return (m.batch > 1 ? b * m.stride : 0) + row * m.ld + col; }

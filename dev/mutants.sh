@@ -16,7 +16,7 @@ lora: scale                  | adapters.h | s/matmul_nn(dh, dy, l->B, l->scale, 
 lora: dropped term           | adapters.h | /matmul_nn(dx, dh, l->A, 1, ADD)/d                                | gradients   | lora
 lora: transposed             | adapters.h | s/matmul_tn(l->dB, dy, l->h,/matmul_tn(l->dB, l->h, dy,/          | gradients   | lora
 rslora: the scale of lora     | adapters.h | s/l->scale = m->p.alpha \/ sqrt(m->p.rank)/l->scale = m->p.alpha \/ m->p.rank/ | definition | rslora
-pissa: W keeps its start     | adapters.h | s/^    give_up_start(m, l);$/    (void)m;/                        | start-given | pissa
+pissa: W keeps its start     | adapters.h | s/^    give_up_start(m, l, +1);$/    (void)m;/                        | start-given | pissa
 pissa: wrong root            | adapters.h | s/sqrt((double)sigma\[k\] \/ l->scale)/sqrt((double)sigma[k])/    | start-given | pissa
 bone: sign                   | adapters.h | s/matmul_tn(l->dD, S, dy, 1, ADD)/matmul_tn(l->dD, S, dy, -1, ADD)/ | gradients | bone
 bone: scale                  | adapters.h | s/matmul_nt(dS, dy, l->D, 1,/matmul_nt(dS, dy, l->D, 0.5,/        | gradients   | bone
