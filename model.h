@@ -1043,32 +1043,29 @@ typedef struct output {
 
 static char staged[PATH_MAX];   // the directory in the making, removed if the program ends before it is published
 
-static void remove_flat_dir(const char *dir, const char *const *names)
-{
-    for (; *names; names++) {
-        char *path = join(dir, *names);
-        unlink(path);
-        free(path);
-    }
-    rmdir(dir);
-}
-
 // Every file that this program writes into a model or adapter directory.
 static const char *const our_files[] = {
     "config.json", "generation_config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors",
     "state.safetensors", "state.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", NULL
 };
 
+// Runs in signal handlers, too: it calls nothing that they may not.
 static void stage_discard(void)
 {
-    if (*staged) remove_flat_dir(staged, our_files);
+    int dir = *staged ? open(staged, O_RDONLY | O_DIRECTORY) : -1;
+    if (dir < 0) return;
+    for (const char *const *name = our_files; *name; name++) unlinkat(dir, *name, 0);
+    close(dir);
+    rmdir(staged);
     *staged = 0;
 }
 
 static void stage_begin(const char *out)
 {
-    if (snprintf(staged, sizeof staged, "%s.tmp%d", out, (int)getpid()) >= (int)sizeof staged) die("%s: name too long", out);
-    if (mkdir(staged, 0777)) { int e = errno; *staged = 0; die("cannot write %s: %s", out, strerror(e)); }
+    char name[PATH_MAX];
+    if (snprintf(name, sizeof name, "%s.tmp%d", out, (int)getpid()) >= (int)sizeof name) die("%s: name too long", out);
+    if (mkdir(name, 0777)) die("cannot write %s: %s; the folder it goes into must exist and be writable", out, strerror(errno));
+    strcpy(staged, name);
 }
 
 static void sync_path(const char *path)
@@ -1078,13 +1075,18 @@ static void sync_path(const char *path)
     close(fd);
 }
 
-// Moves the finished directory to its place. An older one there is exchanged in one step and then removed.
+// Moves the finished directory to its place. An older one there is exchanged in one step and then removed; where the file
+// system cannot exchange (NFS), it steps aside first.
 static void stage_publish(const char *out)
 {
     sync_path(staged);
     if (rename(staged, out)) {
         if (errno != ENOTEMPTY && errno != EEXIST) die("cannot write %s: %s", out, strerror(errno));
-        if (renameat2(AT_FDCWD, staged, AT_FDCWD, out, RENAME_EXCHANGE)) die("cannot replace %s: %s", out, strerror(errno));
+        if (renameat2(AT_FDCWD, staged, AT_FDCWD, out, RENAME_EXCHANGE)) {
+            char older[PATH_MAX + 8];
+            snprintf(older, sizeof older, "%s.old", staged);
+            if (rename(out, older) || rename(staged, out) || rename(older, staged)) die("cannot replace %s: %s", out, strerror(errno));
+        }
         stage_discard();
     }
     *staged = 0;
@@ -1093,23 +1095,53 @@ static void stage_publish(const char *out)
     free(parent);
 }
 
-// Stops before the work if its result could not be written, or would replace files that are not ours.
-static void check_out(const char *out)
+static int same_file(const char *a, const char *b)
 {
-    struct stat st;
-    if (!stat(out, &st)) {
-        if (!S_ISDIR(st.st_mode)) die("--out %s: exists and is not a directory", out);
-        DIR *d = opendir(out);
-        if (!d) die("--out %s: %s", out, strerror(errno));
-        for (struct dirent *e; (e = readdir(d));) {
-            int ours = e->d_name[0] == '.';
-            for (const char *const *name = our_files; *name; name++) ours |= !strcmp(*name, e->d_name);
-            if (!ours) die("--out %s: holds %s, which this program did not write; name a new directory", out, e->d_name);
-        }
-        closedir(d);
+    struct stat x, y;
+    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+// A file that keeps `dir` from being replaced, in a fresh string. NULL if there is none: the directory is empty, or what an
+// earlier training run wrote and may write again.
+static char *kept_file(const char *dir, int over_a_run)
+{
+    char *kept = NULL, *state = join(dir, "state.json");
+    DIR *d = opendir(dir);
+    if (!d) die("cannot write %s: %s", dir, strerror(errno));
+    int a_run = over_a_run && !access(state, F_OK);
+    for (struct dirent *e; !kept && (e = readdir(d));) {
+        int ours = !strcmp(e->d_name, ".") || !strcmp(e->d_name, "..");
+        for (const char *const *name = our_files; *name && a_run; name++) ours |= !strcmp(*name, e->d_name);
+        if (!ours) kept = strdup(e->d_name);
+    }
+    closedir(d);
+    free(state);
+    return kept;
+}
+
+// Stops before the work if its result could not be put at `path`, or would replace anything but the result of an earlier
+// training run (where over_a_run allows that). Returns the path to write to: links followed, no slash at the end.
+static char *check_out(const char *option, const char *path, const char *base, int over_a_run)
+{
+    struct stat here, above;
+    char *out = realpath(path, NULL);
+    if (!out) {
+        out = strdup(path);
+        for (size_t n = strlen(out); n > 1 && out[n - 1] == '/'; n--) out[n - 1] = 0;
+        if (!*out || !lstat(out, &here)) die("%s %s: expected the name of a directory", option, path);
+    } else {
+        char *parent = join(out, ".."), *kept;
+        if (!stat(out, &here) && !S_ISDIR(here.st_mode)) die("%s %s: exists and is not a directory", option, path);
+        if (stat(out, &here) || stat(parent, &above)) die("%s %s: %s", option, path, strerror(errno));
+        if (here.st_dev != above.st_dev || same_file(out, "/")) die("%s %s: is a mount point, which cannot be replaced; name a directory inside it", option, path);
+        if (same_file(out, ".")) die("%s %s: is the current folder; name a directory inside it", option, path);
+        if (same_file(out, base)) die("%s %s: is --model itself; name a new directory", option, path);
+        if ((kept = kept_file(out, over_a_run))) die("%s %s: holds %s, which would be lost; name a new directory", option, path, kept);
+        free(parent);
     }
     stage_begin(out);
     stage_discard();
+    return out;
 }
 
 static void write_checked(FILE *f, const void *data, size_t bytes, const char *path)

@@ -981,6 +981,12 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"out is a file",       "touch $D/out.txt",                                                 "--out $D/out.txt", "not a directory"},
     {"out in no folder",    ":",                                                                "--out $D/none/out", "cannot write"},
     {"out holds others' files", "mkdir $D/mine; touch $D/mine/thesis.tex",                      "--out $D/mine", "thesis.tex"},
+    {"out is the model",    ":",                                                                "--out $D/model", "is --model itself"},
+    {"out holds a model",   "cp -r base $D/mine",                                               "--out $D/mine", "which would be lost"},
+    {"out is where we are", ":",                                                                "--out .", "is the current folder"},
+    {"out is a broken link", "ln -sfn $D/none $D/link",                                         "--out $D/link", "expected the name of a directory"},
+    {"out is nothing",      ":",                                                                "--out ''", "expected the name of a directory"},
+    {"merge over a model",  "cp -r base $D/mine",                                               "--merge $D/mine --adapter dev/golden/lora-mha", "which would be lost"},
     {"log not writable",    ":",                                                                "--log $D/none/log", "--log"},
     {"log on a full disk",  ":",                                                                "--log /dev/full", "No space left"},
     {"no adapter",          ":",                                                                "--eval --val data/val.jsonl --adapter $D/none", "adapter_config.json"},
@@ -1024,6 +1030,20 @@ static void test_full_disk(void)
     snprintf(command, sizeof command, "! ls -d %s/*.tmp* 2>/dev/null | grep -q .", scratch);
     check(system(command), 0, "something half-written is left");
     free(text);
+}
+
+// A link to a directory stays a link, a slash at the end does not matter, and an output that nobody could read is an error.
+static void test_out(void)
+{
+    char command[1000];
+    snprintf(command, sizeof command, "mkdir %s/place && ln -s place %s/link", scratch, scratch);
+    check(system(command), 0, "cannot make a link");
+    for (int again = 0; again < 2; again++) {
+        check(train_run("--steps 1 --batch 2 --max-new 4 --out $D/link"), 0, "into a link, run %d", again);
+        check(train_run("--steps 1 --batch 2 --max-new 4 --out $D/slash/"), 0, "with a slash, run %d", again);
+        check(!same_files("place/adapter_model.safetensors", "slash/adapter_model.safetensors"), 0, "adapter of run %d", again);
+    }
+    check(WEXITSTATUS(system("$TRAIN --list 2>$D/stderr >/dev/full")) == 1 ? 0 : 1, 0, "exit status with a full standard output");
 }
 
 // ---- real models --------------------------------------------------------------------------------------------------
@@ -1122,6 +1142,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"killed",         "so does one that a signal ended",                                                 test_killed, ONLY_F32},
     {"wrong-input",    "every wrong input gets one clear line, and nothing is left behind",               test_wrong_input, ONLY_F32},
     {"full-disk",      "a full disk is said, and the older result stays",                                 test_full_disk, ONLY_F32},
+    {"output",         "links and slashes lead to the same place; a full standard output is an error",    test_out, ONLY_F32},
     {"counts",         "trainable parameters on Llama2-7B are the paper's",                               test_llama2_counts, ONLY_F32},
     {"stories",        "a real model says what transformers says, 256 tokens long",                       test_stories, ONLY_F32},
     {"gsm8k",          "every method learns GSM8K rows; Bone's first gradient and progress beat LoRA's",  test_gsm8k, ONLY_F32},

@@ -1132,16 +1132,18 @@ static output *state_tensors(model *m)
     return list;
 }
 
+static char *destination;                // --out, as check_out() found it
+
 static void save_run(model *m, int step)
 {
-    stage_begin(opt.out);
+    stage_begin(destination);
     if (full_training(m)) stage_model(m, opt.model, F32);
     else peft_write(m, opt.model);
     output *state = state_tensors(m);
     safetensors_write(m, "state.safetensors", state, (int)arrlen(state));
     stage_json("state.json", run_settings(m, step));
     arrfree(state);
-    stage_publish(opt.out);
+    stage_publish(destination);
 }
 
 // The step an earlier run had done; its settings must be those of this run.
@@ -1185,8 +1187,14 @@ static int resume_run(model *m, const char *dir)
 
 // ---- 7  training -------------------------------------------------------------------------------------------
 
-static volatile sig_atomic_t interrupted;
-static void on_interrupt(int signal) { (void)signal; interrupted = 1; }
+// The first Ctrl-C or SIGTERM lets the loop finish its step and save; the next one, or one outside the loop, ends the program.
+static volatile sig_atomic_t in_loop, interrupted;
+static void on_signal(int signal)
+{
+    if (in_loop && !interrupted) { interrupted = signal; return; }
+    stage_discard();
+    _exit(128 + signal);
+}
 
 static double seconds(void)
 {
@@ -1359,14 +1367,15 @@ static void training_loop(run *r)
 {
     batch b = batch_new(r->m.p.tokens, opt.batch);
     r->started = seconds(), r->first = r->step;
-    while (r->step < r->steps && !interrupted) {
+    in_loop = 1;
+    while (r->step < r->steps) {
         double norm, start = seconds(), lr = learning_rate(r->step, r->steps);
         int tokens;
         double loss = train_step(r, &b, &norm, &tokens);
         update(&r->m, r->step + 1, lr, norm);
         r->step++;
         report_step(r, loss, norm, lr, tokens, seconds() - start);
-        if (r->step == r->steps) break;
+        if (interrupted || r->step == r->steps) break;
         if (opt.eval_every && r->step % opt.eval_every == 0) report_eval(r, "", 0);
         if (opt.save_every && r->step % opt.save_every == 0) save_run(&r->m, r->step);
     }
@@ -1505,10 +1514,11 @@ static void print_plan(const run *r)
 
 static void finish_training(run *r)
 {
-    if (r->step) save_run(&r->m, r->step);
+    save_run(&r->m, r->step);
+    in_loop = 0;
     if (interrupted) {
-        if (r->step) printf("\nstopped after step %d; the same command with --resume %s goes on from there\n", r->step, opt.out);
-        exit(130);
+        printf("\nstopped after step %d; the same command with --resume %s goes on from there\n", r->step, opt.out);
+        exit(128 + interrupted);
     }
     report_eval(r, "after", 1);
     if (r->log && fclose(r->log)) die("cannot write %s: %s", opt.log, strerror(errno));
@@ -1548,16 +1558,15 @@ static void fine_tune(void)
     run r;
     open_run(&r);
     print_plan(&r);
-    check_out(opt.out);
+    destination = check_out("--out", opt.out, opt.model, 1);
     r.step = fill_model(&r.m);
     if (r.step > r.steps) die("--resume %s: has %d steps behind it, --steps asks for %d", opt.resume, r.step, r.steps);
     if (opt.log) r.log = open_log(opt.log, r.step);
-    sigaction(SIGINT, &(struct sigaction){.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND}, NULL);
-    sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND}, NULL);
     if (!r.step) report_eval(&r, "before", 1);
     training_loop(&r);
     finish_training(&r);
     close_run(&r);
+    free(destination);
 }
 
 static void run_eval(void)
@@ -1640,16 +1649,17 @@ static void run_merge(void)
     model m = {0};
     plan p = plan_for_use();
     model_measure(&m, open_config(), p);
-    check_out(opt.merge);
+    char *out = check_out("--merge", opt.merge, opt.model, 0);
     fill_model(&m);
     for (int i = 0; i < 7 * m.c.layers; i++) {
         linear *l = adapter_at(&m, i);
         if (l && (l->W.type == BF16 || l->W.type == F16))
             printf("layer %2d %-4s  %5.1f %% of the update survive rounding to %s\n", i / 7, linear_names[i % 7], 100 * update_survived(&m, l, l->W.type), dtypes[l->W.type].name);
     }
-    stage_begin(opt.merge);
+    stage_begin(out);
     stage_model(&m, opt.model, F32);
-    stage_publish(opt.merge);
+    stage_publish(out);
+    free(out);
     printf("model with %s merged in: %s\n", opt.adapter, opt.merge);
     model_free(&m);
 }
@@ -1836,6 +1846,9 @@ int main(int argc, char **argv)
     setvbuf(stdout, NULL, _IOLBF, 0);
     int status = 0;
     atexit(stage_discard);
+    signal(SIGXFSZ, SIG_IGN);           // a file over the limit is an error of write(), like a full disk
+    sigaction(SIGINT, &(struct sigaction){.sa_handler = on_signal, .sa_flags = SA_RESTART}, NULL);
+    sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal, .sa_flags = SA_RESTART}, NULL);
     parse_options(argc, argv);
     if (opt.help) print_help();
     else if (opt.list) run_list();
@@ -1845,6 +1858,6 @@ int main(int argc, char **argv)
     else if (opt.eval) run_eval();
     else if (opt.check) status = run_check(argc, argv);
     else fine_tune();
-    if (fflush(stdout)) die("cannot write to standard output: %s", strerror(errno));
+    if (fflush(stdout) || ferror(stdout)) die("cannot write all of standard output; is its disk full?");
     return status;
 }

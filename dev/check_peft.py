@@ -97,6 +97,7 @@ def main():
     parser.add_argument("--seq", type=int, default=512)
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     tokenizer = sentencepiece.SentencePieceProcessor(os.path.join(arguments.model, "tokenizer.model"))
     with tempfile.TemporaryDirectory() as folder:
         arguments.subset = os.path.join(folder, "rows.jsonl")

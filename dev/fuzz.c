@@ -5,6 +5,7 @@
 
     -DTARGET=0 safetensors   1 config.json   2 rows .jsonl   3 adapter_config.json   4 tokenizer.model   5 shard index   */
 
+#define _GNU_SOURCE
 #include <setjmp.h>
 #include <stdlib.h>
 static jmp_buf refused;

@@ -1,6 +1,7 @@
 """Makes the files under dev/golden/ that `make test` holds the program to, with numpy, PyTorch, transformers and PEFT.
 
     python3 dev/golden.py [--stories DIR]     (DIR: a Hugging Face Llama with its tokenizer, for the greedy text)
+    python3 dev/golden.py --tokenizer         tokenizer.json alone, after base/tokenizer.model has changed
 
 singular_values.json   LAPACK's leading singular values of matrices that test_all.c makes by the same formula
 tokenizer.json         texts and SentencePiece's ids for them with the bundled tokenizer
@@ -31,7 +32,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 BASES = {
     "base-mha": dict(num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=False, rope_parameters={"rope_type": "default", "rope_theta": 500.0}),
-    "base-gqa": dict(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}),
+    "base-gqa": dict(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 300.0}),
     "base-bf16": dict(num_attention_heads=4, num_key_value_heads=1, tie_word_embeddings=False, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}),
 }
 
@@ -207,6 +208,7 @@ def make_case(name, base, config):
         path = os.path.join(folder, "adapter_config.json")
         text = json.load(open(path))
         text["base_model_name_or_path"] = base
+        text["target_modules"].sort()            # a set: its order differs from run to run
         json.dump(text, open(path, "w"), indent=1)
     model = adapted(base, config, folder, torch.float64)
     if starts_inside(config):                    # the start that PEFT found: A0, B0, of which W gave up s B0 A0
@@ -255,8 +257,13 @@ def greedy_text(directory):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stories", metavar="DIR")
+    parser.add_argument("--tokenizer", action="store_true")
     arguments = parser.parse_args()
+    if arguments.tokenizer:
+        return bundled_tokenizer()
     transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)                     # the same bytes again on the same machine; on another, the same to the last digits
     os.makedirs(HERE, exist_ok=True)
     for name in list(BASES) + list(CASES):
         shutil.rmtree(os.path.join(HERE, name), ignore_errors=True)
