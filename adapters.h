@@ -4,7 +4,7 @@
     equation, why step 0 changes nothing, what it trains, then layout, init, forward, backward, merge. Each backward
     line quotes the forward line it differentiates. The table methods[] at the end is the list of all of them.
 
-      full, frozen · LoRA, rsLoRA, LoRA+ · PiSSA, OLoRA · Bone, mini · Bat · Bat-row                            */
+      full, frozen · LoRA, rsLoRA, LoRA+ · DoRA · PiSSA, OLoRA · LoRA-GA · Bone, mini · Bat · Bat-row           */
 
 #include "model.h"
 
@@ -126,6 +126,99 @@ static void lora_merge(model *m, linear *l, mat W)
 {
     (void)m;
     matmul_nn(W, l->B, l->A, l->scale, ADD);            // W' = W + s B A
+}
+
+// ---- DoRA (arXiv 2402.09353) --------------------------------------------------------------------------------
+//
+//  LoRA for the direction of each row of W, and a number of its own for its length:
+//
+//     y = z ⊙ g,    z = x Vᵀ,    V = W + s B A,    g_o = m_o / ‖V_o‖,    m (out)
+//
+//  B = 0 and m_o = ‖W_o‖: g = 1, so step 0 changes nothing. r (in + out) + out parameters.
+//  V is never built. With V Aᵀ = W Aᵀ + s B A Aᵀ  (out, r), the squared length of a row is
+//
+//     q_o = ‖V_o‖² = ‖W_o‖² + s B_o·(W Aᵀ)_o + s B_o·(V Aᵀ)_o
+//
+//  d:  y = z ⊙ g:        dz = dy ⊙ g,   dg = Σ_n dy z          then z as LoRA's y
+//      g = m q^-½:       dm += dg q^-½,  dq = −½ dg m q^-3/2
+//      q_o = ‖V_o‖²:     dV_o = 2 dq_o V_o                     so with C = 2 s dq ⊙ B:
+//      V = W + s B A:    dB += s dV Aᵀ = 2 s dq ⊙ (V Aᵀ),      dA += s Bᵀ dV = Cᵀ W + s Cᵀ B A
+//
+//  The paper's section 4.3, and PEFT, take the length for a constant (dq = 0): --dora-detach.
+
+static void dora_layout(model *m, linear *l, const char *name)
+{
+    int out = l->W.rows, r = m->p.rank;
+    lora_layout(m, l, name);
+    declare(m, PARAM, &l->mag, &l->dmag, SHAPE(out), "%s.lora_magnitude_vector", name);
+    declare(m, ACT, &l->z, NULL, SHAPE(m->p.tokens, out), "%s.z", name);
+    declare(m, AUX, &l->VA, NULL, SHAPE(out, r), "%s.VA", name);
+    for (mat **v = (mat *[]){&l->gain, &l->squares, &l->dgain, &l->dsquares, NULL}; *v; v++) declare(m, AUX, *v, NULL, SHAPE(out, 1), "%s.norm", name);
+    reserve(&m->s, r, r);
+    reserve(&m->u, m->p.tokens, out);
+    reserve(&m->du, out, r);
+}
+
+static mat across(mat v) { return shaped(v, 1, 1, v.rows); }       // (out, 1) as (1, out)
+
+static void dora_norms(model *m, linear *l)
+{
+    int r = l->A.rows;
+    mat AA = shaped(m->s, 1, r, r);
+    matmul_nt(l->VA, l->W, l->A, 1, SET);                           // W Aᵀ                     (out, r)
+    matmul_nt(AA, l->A, l->A, 1, SET);
+    broadcast_dot(l->squares, l->W, l->W, 1, SET);                  // q  = ‖W_o‖²
+    broadcast_dot(l->squares, l->B, l->VA, l->scale, ADD);          // q += s B_o·(W Aᵀ)_o
+    matmul_nn(l->VA, l->B, AA, l->scale, ADD);                      // V Aᵀ = W Aᵀ + s B A Aᵀ
+    broadcast_dot(l->squares, l->B, l->VA, l->scale, ADD);          // q += s B_o·(V Aᵀ)_o
+    magnitude_forward(l->gain, l->mag, l->squares);                 // g  = m / √q
+}
+
+static void dora_init(model *m, linear *l, const char *name)
+{
+    size_t out = elements(l->mag);
+    wide *length = alloc(out, sizeof *length);
+    lora_init(m, l, name);
+    dora_norms(m, l);
+    get(length, l->squares);
+    for (size_t i = 0; i < out; i++) length[i] = (wide)sqrt(length[i]);
+    put(l->mag, length, TYPE_OF(wide));                             // m = ‖W_o‖
+    free(length);
+}
+
+static void dora_forward(model *m, linear *l, mat y, mat x, enum mode mode)
+{
+    dora_norms(m, l);
+    lora_forward(m, l, l->z, x, SET);                               // z = x Wᵀ + s (x Aᵀ) Bᵀ
+    broadcast_mul(y, l->z, across(l->gain), 1, mode);               // y = z ⊙ g
+}
+
+static void dora_norm_backward(model *m, linear *l)
+{
+    int r = l->A.rows;
+    mat C = shaped(m->du, 1, l->W.rows, r), CB = shaped(m->s, 1, r, r);
+    broadcast_mul(C, l->B, l->dsquares, 2 * l->scale, SET);         // q = ‖V_o‖²:    C   = 2 s dq ⊙ B
+    broadcast_mul(l->dB, l->VA, l->dsquares, 2 * l->scale, ADD);    // V = W + s B A: dB += 2 s dq ⊙ (V Aᵀ)
+    matmul_tn(l->dA, C, l->W, 1, ADD);                              //                dA += Cᵀ W
+    matmul_tn(CB, C, l->B, l->scale, SET);
+    matmul_nn(l->dA, CB, l->A, 1, ADD);                             //                dA += s Cᵀ B A
+}
+
+static void dora_backward(model *m, linear *l, mat dx, mat dy, mat x)
+{
+    mat dz = shaped(m->u, 1, dy.rows, dy.cols);
+    broadcast_dot(across(l->dgain), dy, l->z, 1, SET);              // y = z ⊙ g:     dg  = Σ_n dy z
+    broadcast_mul(dz, dy, across(l->gain), 1, SET);                 //                dz  = dy ⊙ g
+    magnitude_backward(l->dmag, l->dsquares, l->dgain, l->mag, l->squares);     // g = m q^-½:  dm += …, dq = …
+    if (!m->p.dora_detach) dora_norm_backward(m, l);
+    lora_backward(m, l, dx, dz, x);                                 // z = x Wᵀ + s (x Aᵀ) Bᵀ
+}
+
+static void dora_merge(model *m, linear *l, mat W)
+{
+    lora_merge(m, l, W);                                            // V  = W + s B A
+    dora_norms(m, l);
+    broadcast_mul(W, W, l->gain, 1, SET);                           // W' = g ⊙ V, row by row
 }
 
 // ---- a low-rank SVD without a library ----------------------------------------------------------------------
@@ -319,6 +412,43 @@ static void olora_init(model *m, linear *l, const char *name)
     for (int k = 0; k < r; k++) s[k] = (wide)l->scale;      // so that √(σ/s) = 1
     start_from(m, l, Q, s, R);
     free(W), free(Q), free(R), free(s);
+}
+
+// ---- LoRA-GA (arXiv 2407.05000) --------------------------------------------------------------------------------
+//
+//  LoRA that begins where full fine-tuning would go. With dW = U Σ Vᵀ, the gradient of the first step's rows,
+//
+//     A = V[:, :r]ᵀ  (r, in),    B = out^¼/√γ  U[:, r:2r] Σ[r:2r]  (out, r),    γ = 16,    W ← W − s B A
+//
+//  so that step 0 changes nothing. dB = s dW Aᵀ then holds the top r of dW, as much as r columns can. r (in + out)
+//  parameters. Scale and choice of vectors are PEFT's defaults ("stable", "ArB2r"); the paper's own code scales A as B
+//  and leaves Σ out of it. dW = dyᵀ x is added up by the backward pass while l->dW has memory, see adapters_init.
+
+static void lora_ga_layout(model *m, linear *l, const char *name)
+{
+    int small = l->W.rows < l->W.cols ? l->W.rows : l->W.cols;
+    pissa_layout(m, l, name);
+    if (2 * m->p.rank > small) refuse(m, "--rank %d: lora-ga takes 2r singular vectors of %s (%d by %d); at most %d works here", m->p.rank, name, l->W.rows, l->W.cols, small / 2);
+}
+
+static void lora_ga_init(model *m, linear *l, const char *name)
+{
+    int r = m->p.rank, out = l->W.rows;
+    svd f = svd_top(l->dW, 2 * r, rng_named(m->p.seed, name));
+    wide *U = f.U + (size_t)r * (size_t)out, *sigma = alloc((size_t)r, sizeof *sigma);
+    double stable = sqrt(sqrt(out)) / sqrt(16);
+    for (int k = 0; k < r; k++) {
+        sigma[k] = (wide)l->scale;                      // so that start_from's √(σ/s) = 1: A = Vᵀ as it is
+        for (int i = 0; i < out; i++) U[(size_t)k * (size_t)out + (size_t)i] *= (wide)stable * f.sigma[r + k];
+    }
+    start_from(m, l, U, sigma, f.V);
+    free(f.U), free(f.sigma), free(f.V), free(sigma);
+}
+
+static void lora_ga_backward(model *m, linear *l, mat dx, mat dy, mat x)
+{
+    matmul_tn(l->dW, dy, x, 1, ADD);                    // the gradient full fine-tuning would have
+    lora_backward(m, l, dx, dy, x);
 }
 
 // ---- Bone, in PEFT: MiSS (arXiv 2409.15371) ------------------------------------------------------------------
@@ -540,18 +670,20 @@ static void bat_row_merge(model *m, linear *l, mat W)
 // ---- the table -------------------------------------------------------------------------------------------------
 
 static const method methods[] = {
-//   name       equation                                    layout            init        forward          backward          merge          PEFT type     W gives up the start
-    {"full",    "y = x Wᵀ, W itself trains",                NULL,             NULL,       full_forward,    full_backward,    NULL,          NULL,         0},
-    {"frozen",  "y = x (W + ΔW)ᵀ",                          frozen_layout,    NULL,       frozen_forward,  frozen_backward,  frozen_merge,  "FROZEN",     0},
-    {"lora",    "y = x Wᵀ + α/r (x Aᵀ) Bᵀ",                 lora_layout,      lora_init,  lora_forward,    lora_backward,    lora_merge,    "LORA",       0},
-    {"rslora",  "lora with α/√r",                           rslora_layout,    lora_init,  lora_forward,    lora_backward,    lora_merge,    "LORA",       0},
-    {"lora+",   "lora, B learns λ times faster than A",     lora_plus_layout, lora_init,  lora_forward,    lora_backward,    lora_merge,    "LORA",       0},
-    {"pissa",   "lora from the top r of W's SVD",           pissa_layout,     pissa_init, lora_forward,    lora_backward,    lora_merge,    "LORA",       1},
-    {"olora",   "lora from the QR decomposition of W",      pissa_layout,     olora_init, lora_forward,    lora_backward,    lora_merge,    "LORA",       1},
-    {"bone",    "y = x Wᵀ + S(x) D",                        bone_layout,      NULL,       bone_forward,    bone_backward,    bone_merge,    "MISS",       0},
-    {"mini",    "bone, D tiled along the outputs too",      mini_layout,      NULL,       mini_forward,    mini_backward,    mini_merge,    "MISS",       0},
-    {"bat",     "W'_ij = W_ij + W_ij B_i + B_i",            bat_layout,       NULL,       bat_forward,     bat_backward,     bat_merge,     "MISS",       0},
-    {"bat-row", "W'_ij = W_ij + W_ij B_j + B_j, factored",  bat_row_layout,   NULL,       bat_row_forward, bat_row_backward, bat_row_merge, "BAT_ROW",    0},
+//   name       equation                                    layout            init          forward          backward          merge          PEFT type     W gives up the start, which wants a gradient
+    {"full",    "y = x Wᵀ, W itself trains",                NULL,             NULL,         full_forward,    full_backward,    NULL,          NULL,         0, 0},
+    {"frozen",  "y = x (W + ΔW)ᵀ",                          frozen_layout,    NULL,         frozen_forward,  frozen_backward,  frozen_merge,  "FROZEN",     0, 0},
+    {"lora",    "y = x Wᵀ + α/r (x Aᵀ) Bᵀ",                 lora_layout,      lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",       0, 0},
+    {"rslora",  "lora with α/√r",                           rslora_layout,    lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",       0, 0},
+    {"lora+",   "lora, B learns λ times faster than A",     lora_plus_layout, lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",       0, 0},
+    {"dora",    "W + α/r B A, rows of trained length m",    dora_layout,      dora_init,    dora_forward,    dora_backward,    dora_merge,    "LORA",       0, 0},
+    {"pissa",   "lora from the top r of W's SVD",           pissa_layout,     pissa_init,   lora_forward,    lora_backward,    lora_merge,    "LORA",       1, 0},
+    {"olora",   "lora from the QR decomposition of W",      pissa_layout,     olora_init,   lora_forward,    lora_backward,    lora_merge,    "LORA",       1, 0},
+    {"lora-ga", "lora from the SVD of the first gradient",  lora_ga_layout,   lora_ga_init, lora_forward,    lora_ga_backward, lora_merge,    "LORA",       1, 1},
+    {"bone",    "y = x Wᵀ + S(x) D",                        bone_layout,      NULL,         bone_forward,    bone_backward,    bone_merge,    "MISS",       0, 0},
+    {"mini",    "bone, D tiled along the outputs too",      mini_layout,      NULL,         mini_forward,    mini_backward,    mini_merge,    "MISS",       0, 0},
+    {"bat",     "W'_ij = W_ij + W_ij B_i + B_i",            bat_layout,       NULL,         bat_forward,     bat_backward,     bat_merge,     "MISS",       0, 0},
+    {"bat-row", "W'_ij = W_ij + W_ij B_j + B_j, factored",  bat_row_layout,   NULL,         bat_row_forward, bat_row_backward, bat_row_merge, "BAT_ROW",    0, 0},
 };
 enum { METHODS = sizeof methods / sizeof *methods };
 
@@ -562,8 +694,30 @@ static linear *adapter_at(model *m, int i)
     return l->method->layout ? l : NULL;
 }
 
-// The start of every adapter. Shows progress: pissa takes its time.
-static void adapters_init(model *m, void (*progress)(int done, int of))
+// The gradient of the first step for the seven W of a layer, in l->dW. A layer at a time: that of all would be the size of the model.
+static void first_gradient(model *m, int depth, const batch *first, int batches)
+{
+    int targets = 0;
+    for (int i = 7 * depth; i < 7 * depth + 7; i++) {
+        linear *l = adapter_at(m, i);
+        if (!l) continue;
+        l->dW = mat_of(NULL, TYPE_OF(wide), SHAPE(l->W.rows, l->W.cols));
+        l->dW.p = device_block(elements(l->dW) * sizeof(wide), "the first gradient");
+    }
+    for (int i = 0; i < batches; i++) targets += first[i].targets;
+    for (int i = 0; i < batches; i++) model_step(m, &first[i], 1.0 / targets);
+}
+
+static void first_gradient_free(model *m, int depth)
+{
+    for (int i = 7 * depth; i < 7 * depth + 7; i++) {
+        linear *l = adapter_at(m, i);
+        if (l) dev_free(l->dW.p), l->dW.p = NULL;
+    }
+}
+
+// The start of every adapter. `first` are the micro-batches of the first step, which lora-ga looks at. Shows progress: pissa takes its time.
+static void adapters_init(model *m, const batch *first, int batches, void (*progress)(int done, int of))
 {
     int all = 7 * m->c.layers;
     if (m->p.method->edits_base) checkpoint_writable(&m->file);
@@ -571,9 +725,12 @@ static void adapters_init(model *m, void (*progress)(int done, int of))
         linear *l = adapter_at(m, i);
         char name[32];
         snprintf(name, sizeof name, "%d.%s", i / 7, linear_names[i % 7]);
+        if (m->p.method->wants_gradient && i % 7 == 0) first_gradient(m, i / 7, first, batches);
         if (l && l->method->init) l->method->init(m, l, name);
+        if (m->p.method->wants_gradient && i % 7 == 6) first_gradient_free(m, i / 7);
         progress(i + 1, all);
     }
+    if (m->p.method->wants_gradient) zero(flat(m, m->grad));                  // the passes above left theirs here
 }
 
 static const method *method_named(const char *name)
@@ -608,6 +765,7 @@ static cJSON *peft_config(const model *m, const char *base)
         cJSON_AddNumberToObject(json, "lora_alpha", p->alpha * doubled);
         cJSON_AddNumberToObject(json, "lora_dropout", 0);
         cJSON_AddBoolToObject(json, "use_rslora", !strcmp(p->method->name, "rslora"));
+        cJSON_AddBoolToObject(json, "use_dora", !strcmp(p->method->name, "dora"));
         cJSON_AddBoolToObject(json, "init_lora_weights", 1);
     }
     if (!strcmp(p->method->peft_type, "MISS")) {
@@ -619,7 +777,7 @@ static cJSON *peft_config(const model *m, const char *base)
     return json;
 }
 
-// The trained tensors as PEFT wants them: pissa and olora as [A; A0] and [B | −B0] on the untouched base.
+// The trained tensors as PEFT wants them: pissa, olora and lora-ga as [A; A0] and [B | −B0] on the untouched base.
 static output *peft_outputs(model *m)
 {
     output *list = NULL;
@@ -649,7 +807,7 @@ static void peft_write(model *m, const char *base)
 // What PEFT can ask for and is not built here is refused, never ignored.
 static void peft_refuse(const cJSON *json, const char *path)
 {
-    static const char *const unbuilt[] = {"use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
+    static const char *const unbuilt[] = {"rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
         "layer_replication", "fan_in_fan_out", "lora_bias", "exclude_modules", "trainable_token_indices", "target_parameters", "use_qalora", NULL};
     for (const char *const *name = unbuilt; *name; name++) {
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, *name);
@@ -679,7 +837,9 @@ static const char *peft_method(const cJSON *json, const char *path)
 {
     const cJSON *type = cJSON_GetObjectItemCaseSensitive(json, "peft_type"), *init = cJSON_GetObjectItemCaseSensitive(json, "init_weights");
     const char *name = cJSON_IsString(type) ? type->valuestring : "missing";
-    if (!strcmp(name, "LORA")) return cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(json, "use_rslora")) ? "rslora" : "lora";
+    int rslora = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(json, "use_rslora")), dora = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(json, "use_dora"));
+    if (rslora && dora) die("%s: \"use_dora\" and \"use_rslora\" together are not built here", path);
+    if (!strcmp(name, "LORA")) return rslora ? "rslora" : dora ? "dora" : "lora";
     if (!strcmp(name, "MISS") && cJSON_IsString(init)) {
         if (!strcmp(init->valuestring, "bat") || !strcmp(init->valuestring, "mini")) return init->valuestring;
         die("%s: \"init_weights\" is \"%s\", expected true, \"mini\" or \"bat\"", path, init->valuestring);

@@ -107,6 +107,10 @@ void     cross_entropy(mat losses, mat logits, dev_ints labels, double scale);  
 void     shard_sum(mat s, mat x);                                     // s[n,c] = Σ_j x[n, j·r + c], r = s.cols; a short last shard counts as zero-padded
 void     shard_tile(mat x, mat s);                                    // x[n, j·r + c] += s[n,c]: the transpose of shard_sum, hence its backward
 void     tiled_identity(mat e);                                       // e[i,j] = 1 where i - j is a multiple of the shorter side, else 0
+void     broadcast_mul(mat y, mat x, mat g, double scale, enum mode m);  // y = scale x ⊙ g; g is (1, cols) or (rows, 1) and repeated along the other side
+void     broadcast_dot(mat g, mat x, mat y, double scale, enum mode m);  // g = scale Σ x ⊙ y along the side where g is 1: the backward for broadcast_mul's g
+void     magnitude_forward(mat gain, mat m, mat squares);             // gain = m / √squares, number by number
+void     magnitude_backward(mat dm, mat dsquares, mat dgain, mat m, mat squares);   // dm += …, dsquares = …
 
 // training
 double   sum_of_squares(mat x);
@@ -524,17 +528,21 @@ typedef struct method {
     void (*merge)(model *m, linear *l, mat W);                      // W (out, in), a copy of l->W, += the adapter
     const char *peft_type;                                          // adapter_config.json: LORA, MISS, or our own name
     int edits_base;                                                 // init subtracts the start from W
+    int wants_gradient;                                             // init finds in l->dW the gradient of the first step
 } method;
 
 struct linear {
-    mat W, dW;                  // (out, in); dW only where W itself trains
+    mat W, dW;                  // (out, in); dW only where W itself trains, and while lora-ga seeks its start
     const method *method;
     int first, last;            // among the linears that read the same x with this method: q, k, v share what depends on x alone
     double scale;               // s of y += s (x Aᵀ) Bᵀ
     mat A, dA, B, dB;           // lora: (r, in), (out, r). bat: B (out/r, r, r). bat-row: B (in/r, r, r)
-    mat A0, B0;                 // pissa, olora: where they started
+    mat A0, B0;                 // pissa, olora, lora-ga: where they started
     mat D, dD;                  // bone (r, out), mini (r, mini_r), frozen (out, in)
     mat h;                      // lora: x Aᵀ (N, r), kept for the backward pass
+    mat mag, dmag;              // dora: the magnitude m (out)
+    mat z, VA;                  // dora: x Vᵀ (N, out), V Aᵀ (out, r), V = W + s B A
+    mat gain, dgain, squares, dsquares;                             // dora: m/‖V_o‖ and ‖V_o‖², (out, 1)
 };
 
 typedef struct {
@@ -557,6 +565,7 @@ enum kind {
     ACT,                        // real, one row a token
     STAT,                       // wide, one row a token
     WORK,                       // real, anything else that is overwritten all the time
+    AUX,                        // wide, the same: dora's norms
     CACHE,                      // real, keys and values of generation
     KINDS
 };
@@ -579,6 +588,7 @@ typedef struct {
     int tokens;                 // the most tokens in a micro-batch
     int positions;              // the longest sequence
     int train;                  // keep what the backward pass needs
+    int dora_detach;            // dora: the norm counts as a constant in the backward pass
     int recompute;              // 1: but not gate and up; 2: of each layer only x, the residual stream
     int cache_rows;             // generation: sequences × length, 0 for none
 } plan;
@@ -612,7 +622,7 @@ static linear *linear_of(layer *l, int i)
     return (linear *[]){&l->q_proj, &l->k_proj, &l->v_proj, &l->o_proj, &l->gate_proj, &l->up_proj, &l->down_proj}[i];
 }
 
-static enum dtype type_of_kind(enum kind k) { return k == PARAM || k == START || k == STAT ? TYPE_OF(wide) : TYPE_OF(real); }
+static enum dtype type_of_kind(enum kind k) { return k == PARAM || k == START || k == STAT || k == AUX ? TYPE_OF(wide) : TYPE_OF(real); }
 
 // Declares a tensor. The first walk measures, the second points *at (and *grad) into the kind's block.
 __attribute__((format(printf, 6, 7)))
@@ -818,7 +828,7 @@ static void rope_table(model *m)
 
 static void model_allocate(model *m)
 {
-    static const char *const what[KINDS] = {"", "norms", "trained weights", "their start", "activations", "statistics", "work space", "the key-value cache"};
+    static const char *const what[KINDS] = {"", "norms", "trained weights", "their start", "activations", "statistics", "work space", "norms of adapters", "the key-value cache"};
     if (*m->refused) die("%s", m->refused);
     for (int k = NORM; k < KINDS; k++)
         if (m->used[k]) m->block[k] = device_block(m->used[k] * dtypes[type_of_kind((enum kind)k)].size, what[k]);

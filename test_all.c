@@ -112,14 +112,23 @@ static char *small_model(int tied)
     return dir;
 }
 
-// The ranks are chosen so that Bone's last shard is short, Bat's blocks fit and mini's columns fit.
+// The ranks are chosen so that Bone's last shard is short, and Bat's blocks, mini's columns and twice LoRA-GA's fit.
 static plan small_plan(const char *method_name)
 {
     plan p = plan_from_options();
     p.method = method_named(method_name);
-    p.rank = strncmp(method_name, "bat", 3) ? 5 : 4;
+    p.rank = strncmp(method_name, "bat", 3) && strcmp(method_name, "lora-ga") ? 5 : 4;
     p.mini_r = 4, p.alpha = 7, p.tokens = 32, p.positions = 16;
     return p;
+}
+
+static batch small_batch(int from, int to)      // rows from … to-1 of three, with their prompts masked
+{
+    static int ids[3][9] = {{1, 5, 3, 12, 7}, {1, 9, 4, 4, 11, 2, 0, 8, 6}, {1, 10, 2}};
+    static const row rows[3] = {{ids[0], 5, 2, NULL}, {ids[1], 9, 4, NULL}, {ids[2], 3, 1, NULL}};
+    batch b = batch_new(32, 3);
+    for (int i = from; i < to; i++) batch_add(&b, &rows[i]);
+    return b;
 }
 
 static model *open_small(plan p, int tied)
@@ -128,7 +137,9 @@ static model *open_small(plan p, int tied)
     char *dir = small_model(tied);
     opt.model = dir;
     model_measure(m, open_config(), p);
-    fill_model(m);
+    batch b = small_batch(0, 3);
+    fill_model(m, &b, 1);
+    batch_free(&b);
     free(dir);
     return m;
 }
@@ -146,15 +157,6 @@ static void shake(model *m)
         put(*t->at, x, TYPE_OF(wide));
         free(x);
     }
-}
-
-static batch small_batch(int from, int to)      // rows from … to-1 of three, with their prompts masked
-{
-    static int ids[3][9] = {{1, 5, 3, 12, 7}, {1, 9, 4, 4, 11, 2, 0, 8, 6}, {1, 10, 2}};
-    static const row rows[3] = {{ids[0], 5, 2, NULL}, {ids[1], 9, 4, NULL}, {ids[2], 3, 1, NULL}};
-    batch b = batch_new(32, 3);
-    for (int i = from; i < to; i++) batch_add(&b, &rows[i]);
-    return b;
 }
 
 static mat all_logits(model *m, const batch *b)         // of every target row, in memory of their own
@@ -242,6 +244,13 @@ static void sum_backward(void) { shard_tile(op.grad[0], op.cot); }
 static void tile_forward(void) { zero(op.out), shard_tile(op.out, op.in[0]); }
 static void tile_backward(void) { mat s = like(op.in[0]); shard_sum(s, op.cot), add(op.grad[0], s, 1), dev_free(s.p); }
 
+static void mul_forward(void) { broadcast_mul(op.out, op.in[0], op.in[1], 0.7, SET); }
+static void mul_backward(void) { broadcast_mul(op.grad[0], op.cot, op.in[1], 0.7, ADD), broadcast_dot(op.grad[1], op.cot, op.in[0], 0.7, ADD); }
+static void dot_forward(void) { broadcast_dot(op.out, op.in[0], op.in[1], 0.7, SET); }
+static void dot_backward(void) { broadcast_mul(op.grad[0], op.in[1], op.cot, 0.7, ADD), broadcast_mul(op.grad[1], op.in[0], op.cot, 0.7, ADD); }
+static void mag_forward(void) { magnitude_forward(op.out, op.in[0], op.in[1]); }
+static void mag_backward(void) { magnitude_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1]); }
+
 static double op_value(void *context)
 {
     (void)context;
@@ -267,6 +276,11 @@ static void test_ops(void)
         {"cross_entropy", {{6, 1}}, {{{6, 9}}}, ce_forward, ce_backward},
         {"shard_sum", {{6, 4}}, {{{6, 11}}}, sum_forward, sum_backward},
         {"shard_tile", {{6, 11}}, {{{6, 4}}}, tile_forward, tile_backward},
+        {"broadcast_mul, columns", {{6, 5}}, {{{6, 5}}, {{1, 5}}}, mul_forward, mul_backward},
+        {"broadcast_mul, rows", {{6, 5}}, {{{6, 5}}, {{6, 1}}}, mul_forward, mul_backward},
+        {"broadcast_dot, columns", {{1, 500}}, {{{6, 500}}, {{6, 500}}}, dot_forward, dot_backward},
+        {"broadcast_dot, rows", {{6, 1}}, {{{6, 500}}, {{6, 500}}}, dot_forward, dot_backward},
+        {"magnitude", {{6, 1}}, {{{6, 1}}, {{6, 1}}}, mag_forward, mag_backward},
     };
     op_lse = random_mat(SHAPE(6, 4)), op_table = random_mat(SHAPE(3, 4)), op_kept = random_mat(SHAPE(6, 9));
     for (int t = 0; t < 3; t++)
@@ -274,6 +288,7 @@ static void test_ops(void)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         op = (struct op_case){.out = random_mat(cases[i].out), .cot = random_mat(cases[i].out), .forward = cases[i].forward, .backward = cases[i].backward};
         for (int j = 0; j < 3 && cases[i].in[j].n[0]; j++) op.in[j] = random_mat(cases[i].in[j]), op.grad[j] = like(op.in[j]);
+        if (op.forward == mag_forward) for (int n = 0; n < 6; n++) *ROW(op.in[1], n) = 1 + *ROW(op.in[1], n) * *ROW(op.in[1], n);   // squares
         if (op.forward == ce_forward) for (int n = 0; n < 6; n++) *ROW(op.cot, n) = (real)0.3;   // its cotangent is the scale
         op.forward();
         op.backward();
@@ -384,7 +399,7 @@ static void test_merge(void)
 }
 
 // ΔW[o, i] as the paper writes it, one element at a time, from host copies of W and the adapter.
-static double definition(const char *name, const linear *l, const wide *W, const wide *P, const wide *A, int o, int i)
+static double definition(const char *name, const linear *l, const wide *W, const wide *P, const wide *A, const wide *mag, int o, int i)
 {
     int in = l->W.cols, r = l->D.p ? l->D.rows : l->B.cols, j = i / r, k = o / r;
     double sum = 0;
@@ -395,6 +410,11 @@ static double definition(const char *name, const linear *l, const wide *W, const
         const wide *B = P + (strcmp(name, "bat") ? j : k) * r * r;
         for (int c = 0; c < r; c++) sum += (double)W[o * in + j * r + c] * (double)B[c * r + i % r];
         return sum + (double)B[o % r * r + i % r];
+    }
+    if (!strcmp(name, "dora")) {                                    // m_o V_o / ‖V_o‖ − W_o, V = W + s B A
+        double length = 0;
+        for (int e = 0; e < in; e++) length += pow((double)W[o * in + e] + definition("lora", l, W, P, A, NULL, o, e), 2);
+        return (double)mag[o] / sqrt(length) * ((double)W[o * in + i] + definition("lora", l, W, P, A, NULL, o, i)) - (double)W[o * in + i];
     }
     for (int c = 0; c < r; c++) sum += (double)P[o * r + c] * (double)A[c * in + i];
     return 7 / (strcmp(name, "rslora") ? (double)r : sqrt(r)) * sum;     // s B A, α = 7
@@ -411,28 +431,37 @@ static void test_definition(void)
             linear *l = adapter_at(m, j);
             int N = 6, out = l->W.rows, in = l->W.cols;
             mat x = random_mat(SHAPE(N, in)), y = random_mat(SHAPE(N, out)), want = random_mat(SHAPE(N, out)), Wd = random_mat(SHAPE(out, in));
-            wide *W = host(l->W), *P = host(l->D.p ? l->D : l->B), *A = l->A.p ? host(l->A) : NULL;
+            wide *W = host(l->W), *P = host(l->D.p ? l->D : l->B), *A = l->A.p ? host(l->A) : NULL, *mag = l->mag.p ? host(l->mag) : NULL;
             for (int o = 0; o < out; o++)
-                for (int c = 0; c < in; c++) ROW(Wd, o)[c] = (real)((double)W[o * in + c] + definition(methods[i].name, l, W, P, A, o, c));
+                for (int c = 0; c < in; c++) ROW(Wd, o)[c] = (real)((double)W[o * in + c] + definition(methods[i].name, l, W, P, A, mag, o, c));
             gemm_plain(want, x, 0, Wd, 0, in, 1, SET);
-            l->h.rows = N, l->first = 1;
+            l->h.rows = l->z.rows = N, l->first = 1;
             linear_forward(m, l, y, x, SET);
             check(mat_distance(y, want), EXACT, "%s %s, forward", methods[i].name, linear_names[j]);
             check(mat_distance(merged(m, l), Wd), EXACT, "%s %s, merge", methods[i].name, linear_names[j]);
-            free(W), free(P), free(A), dev_free(x.p), dev_free(y.p), dev_free(want.p), dev_free(Wd.p);
+            free(W), free(P), free(A), free(mag), dev_free(x.p), dev_free(y.p), dev_free(want.p), dev_free(Wd.p);
         }
         close_small(m);
     }
 }
 
-static void test_frozen_is_full(void)   // the same gradient, over the same matrices
+static void test_frozen_is_full(void)   // the same gradient over the same matrices, and so the norm that is logged; lora-ga looks at it, too
 {
-    model *frozen = open_small(small_plan("frozen"), 0), *full = open_small(small_plan("full"), 0);
-    batch b = small_batch(0, 3);
-    model_step(frozen, &b, 0.1), model_step(full, &b, 0.1);
-    for (int j = 0; j < 14; j++)
-        check(mat_distance(adapter_at(frozen, j)->dD, linear_of(&full->layers[j / 7], j % 7)->dW), EXACT, "layer %d %s", j / 7, linear_names[j % 7]);
-    batch_free(&b), close_small(frozen), close_small(full);
+    model *frozen = open_small(small_plan("frozen"), 0), *full = open_small(small_plan("full"), 0), *ga = open_small(small_plan("lora-ga"), 0);
+    batch b = small_batch(0, 3), parts[2] = {small_batch(0, 1), small_batch(1, 3)};
+    double squares = 0;
+    model_step(frozen, &b, 1.0 / b.targets), model_step(full, &b, 1.0 / b.targets);
+    for (int j = 0; j < 14; j++) {
+        mat dW = linear_of(&full->layers[j / 7], j % 7)->dW;
+        squares += sum_of_squares(dW);
+        check(mat_distance(adapter_at(frozen, j)->dD, dW), EXACT, "layer %d %s", j / 7, linear_names[j % 7]);
+        if (j % 7 == 0) first_gradient(ga, j / 7, parts, 2);
+        check(mat_distance(adapter_at(ga, j)->dW, dW), 10 * EXACT, "layer %d %s, lora-ga's first gradient", j / 7, linear_names[j % 7]);
+        if (j % 7 == 6) first_gradient_free(ga, j / 7);
+    }
+    check(fabs(gradient_norm(frozen) / sqrt(squares) - 1), EXACT, "norm");
+    for (batch *p = (batch[]){b, parts[0], parts[1], {0}}; p->ids; p++) batch_free(p);
+    close_small(frozen), close_small(full), close_small(ga);
 }
 
 // ---- the SVD ------------------------------------------------------------------------------------------------------
@@ -652,7 +681,7 @@ static char *golden_base(const char *name)
         p.method = &methods[0], p.tokens = p.positions = 16;
         opt.model = from, opt.adapter = NULL;
         model_measure(&m, config_read(path), p);
-        fill_model(&m);
+        fill_model(&m, NULL, 0);
         stage_begin(to), stage_model(&m, from, TYPE_OF(wide)), stage_publish(to);
         model_free(&m);
     }
@@ -676,11 +705,22 @@ static batch golden_batch(void)
     return b;
 }
 
-// The model of a case. Where the adapter starts inside W, it gets PEFT's start, and its own is held to span the same.
-static void golden_open(model *m, plan p, checkpoint *golden, const char *name)
+// A singular vector may point either way, so starts are compared without their signs.
+static double distance_without_signs(mat a, mat b)
+{
+    wide *x = host(a), *y = host(b);
+    size_t n = elements(a);
+    for (size_t i = 0; i < n; i++) x[i] = (wide)fabs((double)x[i]), y[i] = (wide)fabs((double)y[i]);
+    double d = distance(x, y, n);
+    free(x), free(y);
+    return d;
+}
+
+// The model of a case. Where the adapter starts inside W, its own start is held to PEFT's, and then it gets PEFT's.
+static void golden_open(model *m, plan p, const batch *b, checkpoint *golden, const char *name)
 {
     model_measure(m, open_config(), p);
-    fill_model(m);
+    fill_model(m, b, 1);
     if (!p.method->edits_base) return;
     for (int i = 0; i < 14; i++) {
         linear *l = adapter_at(m, i);
@@ -689,11 +729,11 @@ static void golden_open(model *m, plan p, checkpoint *golden, const char *name)
         for (int j = 0; j < arrlen(m->tensors); j++) {
             tensor *t = &m->tensors[j];
             if (t->at != &l->A && t->at != &l->B) continue;
-            mat start = golden_tensor(golden, "start.", t->name);
-            put(*t->at, start.p, start.type), put(t->at == &l->A ? l->A0 : l->B0, start.p, start.type);
+            mat start = golden_tensor(golden, "start.", t->name), own = t->at == &l->A ? l->A0 : l->B0;
+            check(distance_without_signs(own, start), 2e-5, "%s, %s, own start against PEFT's float32 one", name, t->name);
+            put(*t->at, start.p, start.type), put(own, start.p, start.type);
         }
         matmul_nn(theirs, l->B0, l->A0, 1, SET);
-        check(mat_distance(ours, theirs), 2e-5, "%s, layer %d %s, own start against PEFT's float32 one", name, i / 7, linear_names[i % 7]);
         mat W = merged(m, l);                                            // W_res + s B A, with the old W_res and the new B A
         add(W, ours, l->scale), add(W, theirs, -2 * l->scale);           // = W − s B A
         copy(l->W, W);
@@ -711,14 +751,14 @@ static void golden_case(const char *name)
     opt.model = base, opt.adapter = method_name ? NULL : dir;
     if (method_name) p.method = method_named(method_name), p.rank = 4, p.alpha = 6;
     else peft_read_config(&p, dir);
-    p.tokens = 64, p.positions = 16;
+    p.tokens = 64, p.positions = 16, p.dora_detach = 1;        // as PEFT computes DoRA
     checkpoint golden = checkpoint_open(dir, "golden");
     model m = {0};
-    golden_open(&m, p, &golden, name);
+    batch b = golden_batch();
+    golden_open(&m, p, &b, &golden, name);
 
     int f64 = sizeof(real) == 8;
     double tol = f64 ? 1e-9 : 2e-5;
-    batch b = golden_batch();
     double loss = model_step(&m, &b, 1.0 / b.targets) / b.targets, want;
     memcpy(&want, golden_tensor(&golden, "", "loss").p, sizeof want);
     check(fabs(loss - want) / want, tol, "%s, loss", name);
@@ -755,7 +795,7 @@ static void test_goldens(void)
         if (!access(path, F_OK)) golden_case(e->d_name), cases++;
     }
     closedir(d);
-    check(cases >= 14 ? 0 : 1, 0, "%d cases in dev/golden", cases);
+    check(cases >= 16 ? 0 : 1, 0, "%d cases in dev/golden", cases);
 }
 
 // ---- the tokenizer ------------------------------------------------------------------------------------------------
@@ -1123,9 +1163,9 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"zero-start",     "step 0 changes no logit, whatever the method",                                    test_zero_start, BOTH},
     {"merge",          "the merged model gives the adapter's logits",                                     test_merge, BOTH},
     {"definition",     "each layer equals the paper's W + ΔW, written as plain loops",                    test_definition, BOTH},
-    {"frozen-is-full", "frozen's gradient is full fine-tuning's over the same matrices",                  test_frozen_is_full, BOTH},
+    {"frozen-is-full", "frozen's gradient is full fine-tuning's over the same matrices; lora-ga's first, too", test_frozen_is_full, BOTH},
     {"svd",            "power iteration finds LAPACK's singular values",                                  test_svd, BOTH},
-    {"start-given-up", "W_res + s B A is W for pissa and olora",                                          test_start_given_up, BOTH},
+    {"start-given-up", "W_res + s B A is W for pissa, olora and lora-ga",                                          test_start_given_up, BOTH},
     {"goldens",        "logits, loss, gradients and eight AdamW steps are transformers' and PEFT's",      test_goldens, BOTH},
     {"attention",      "attention is softmax(q kᵀ/√d) v by plain loops, grouped heads and cached keys too",  test_attention, BOTH},
     {"cache",          "generating with the key-value cache gives the logits of the whole row",           test_cache, BOTH},

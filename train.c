@@ -563,6 +563,79 @@ void tiled_identity(mat e)
         for (int j = 0; j < e.cols; j++) ROW(e, i)[j] = i % r == j % r;
 }
 
+// A vector g along the rows of x or along its columns. It has a number for each row if it is (rows, 1), for each column
+// if it is (1, cols).
+static int for_rows(mat g, mat x, const char *op)
+{
+    int rows = g.rows == x.rows && g.cols == 1;
+    if (!rows && (g.rows != 1 || g.cols != x.cols)) die("%s: (%d, %d) does not fit (%d, %d)", op, g.rows, g.cols, x.rows, x.cols);
+    return rows;
+}
+
+void broadcast_mul(mat y, mat x, mat g, double scale, enum mode mode)
+{
+    if (!y.p) return;
+    int rows = for_rows(g, x, "broadcast_mul");
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++) {
+        real *yn = ROW(y, n), *xn = ROW(x, n), *gn = ROW(g, rows ? n : 0);
+        for (int c = 0; c < x.cols; c++) yn[c] = (mode == ADD ? yn[c] : 0) + (real)scale * xn[c] * gn[rows ? 0 : c];
+    }
+}
+
+// g[n] = scale x_n · y_n. Both may be weights in the dtype of their file.
+static void row_dots(mat g, mat x, mat y, double scale, enum mode mode)
+{
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++) {
+        real a[KC], b[KC];
+        double sum = 0;
+        for (int c = 0; c < x.cols; c += KC) {
+            int part = x.cols - c < KC ? x.cols - c : KC;
+            const real *u = widened(at(x, n, c), x.type, (size_t)part, a), *v = widened(at(y, n, c), y.type, (size_t)part, b);
+            #pragma omp simd reduction(+ : sum)
+            for (int j = 0; j < part; j++) sum += (double)u[j] * (double)v[j];
+        }
+        *ROW(g, n) = (mode == ADD ? *ROW(g, n) : 0) + (real)(scale * sum);
+    }
+}
+
+// g[c] = scale Σ_n x[n,c] y[n,c]. Threads share the columns.
+static void column_dots(mat g, mat x, mat y, double scale, enum mode mode)
+{
+    enum { COLUMNS = 64 };
+    #pragma omp parallel for if (BIG(x))
+    for (int c0 = 0; c0 < x.cols; c0 += COLUMNS) {
+        double sums[COLUMNS] = {0};
+        int part = x.cols - c0 < COLUMNS ? x.cols - c0 : COLUMNS;
+        for (int n = 0; n < x.rows; n++)
+            for (int j = 0; j < part; j++) sums[j] += (double)ROW(x, n)[c0 + j] * (double)ROW(y, n)[c0 + j];
+        for (int j = 0; j < part; j++) ROW(g, 0)[c0 + j] = (mode == ADD ? ROW(g, 0)[c0 + j] : 0) + (real)(scale * sums[j]);
+    }
+}
+
+void broadcast_dot(mat g, mat x, mat y, double scale, enum mode mode)
+{
+    if (!g.p) return;
+    if (for_rows(g, x, "broadcast_dot")) row_dots(g, x, y, scale, mode);
+    else column_dots(g, x, y, scale, mode);
+}
+
+void magnitude_forward(mat gain, mat m, mat squares)
+{
+    for (size_t i = 0; i < elements(gain); i++) ((wide *)gain.p)[i] = ((wide *)m.p)[i] / (wide)sqrt(((wide *)squares.p)[i]);
+}
+
+//  g = m q^-½:   dm += dg q^-½,   dq = −½ dg m q^-3/2
+void magnitude_backward(mat dm, mat dsquares, mat dgain, mat m, mat squares)
+{
+    for (size_t i = 0; i < elements(dgain); i++) {
+        wide dg = ((wide *)dgain.p)[i], q = ((wide *)squares.p)[i], root = (wide)sqrt(q);
+        ((wide *)dm.p)[i] += dg / root;
+        ((wide *)dsquares.p)[i] = -dg * ((wide *)m.p)[i] / (2 * q * root);
+    }
+}
+
 // Sums of 64K numbers, then the sum of those: the order does not depend on the threads.
 double sum_of_squares(mat x)
 {
@@ -606,7 +679,7 @@ void adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad_sca
 typedef struct {
     const char *model, *init, *adapter, *data, *val, *out, *log, *resume, *method, *targets, *schedule, *generate, *merge, *tokenize;
     int eval, list, help, check, tf32, chat, exact_match, no_shuffle;
-    int rank, mini_r, steps, epochs, batch, accum, recompute, seq, warmup, seed, threads, eval_every, save_every, max_new;
+    int rank, mini_r, dora_detach, steps, epochs, batch, accum, recompute, seq, warmup, seed, threads, eval_every, save_every, max_new;
     double alpha, plus_ratio, lr, weight_decay, clip, temperature, top_p;
 } options;
 
@@ -640,6 +713,7 @@ static const struct option { const char *name, *value; char kind; void *at; doub
     {"--mini-r",          "R",      'i', &opt.mini_r,        1, 1 << 20, "columns of mini's D"},
     {"--targets",         "LIST",   's', &opt.targets,       0, 0, "linear layers that get the adapter"},
     {"--lora-plus-ratio", "λ",      'd', &opt.plus_ratio,    1e-9, 1e9, "LoRA+: B's learning rate over A's"},
+    {"--dora-detach",     "",       'f', &opt.dora_detach,   0, 0, "DoRA: no gradient through the norm, as in PEFT"},
     {"--steps",           "N",      'i', &opt.steps,         1, 1e9, "optimiser steps (default: by --epochs)"},
     {"--epochs",          "N",      'i', &opt.epochs,        1, 1e6, "passes over --data"},
     {"--batch",           "B",      'i', &opt.batch,         1, 1 << 20, "rows a micro-batch"},
@@ -730,7 +804,7 @@ static plan plan_from_options(void)
     return (plan){
         .method = m, .rank = opt.rank, .mini_r = opt.mini_r, .targets = parse_targets(opt.targets), .seed = (uint64_t)opt.seed,
         .alpha = opt.alpha > 0 ? opt.alpha : opt.rank, .plus_ratio = opt.plus_ratio, .tokens = 1, .positions = 1, .train = 1,
-        .recompute = opt.recompute,
+        .dora_detach = opt.dora_detach, .recompute = opt.recompute,
     };
 }
 
@@ -1106,6 +1180,7 @@ static cJSON *run_settings(const model *m, int step)
     cJSON_AddNumberToObject(json, "--rank", m->p.rank);
     cJSON_AddNumberToObject(json, "--alpha", m->p.alpha);
     cJSON_AddNumberToObject(json, "--mini-r", m->p.mini_r);
+    cJSON_AddNumberToObject(json, "--dora-detach", m->p.dora_detach);
     cJSON_AddNumberToObject(json, "--targets", m->p.targets);
     cJSON_AddNumberToObject(json, "--batch", opt.batch);
     cJSON_AddNumberToObject(json, "--accum", opt.accum);
@@ -1305,14 +1380,20 @@ static void log_line(run *r, const char *format, ...)
     va_end(args);
 }
 
+// The rows of the step to come are first … last-1 of r->order.
+static void step_rows(run *r, int *first, int *last)
+{
+    int n = (int)arrlen(r->train.rows), rows = opt.batch * opt.accum, per_epoch = ceil_div(n, rows), epoch = r->step / per_epoch;
+    *first = r->step % per_epoch * rows, *last = *first + rows < n ? *first + rows : n;
+    if (epoch != r->epoch && !opt.no_shuffle) shuffle(r->order, n, (uint64_t)opt.seed, epoch);
+    r->epoch = epoch;
+}
+
 // One optimiser step: --accum micro-batches of --batch rows. Returns the mean loss; *norm is the gradient's before clipping.
 static double train_step(run *r, batch *b, double *norm, int *tokens)
 {
-    int n = (int)arrlen(r->train.rows), step_rows = opt.batch * opt.accum, per_epoch = ceil_div(n, step_rows);
-    int epoch = r->step / per_epoch, first = r->step % per_epoch * step_rows, last = first + step_rows < n ? first + step_rows : n;
-    if (epoch != r->epoch && !opt.no_shuffle) shuffle(r->order, n, (uint64_t)opt.seed, epoch);
-    r->epoch = epoch;
-    int targets = 0;                    // of the whole step: the loss is the mean over them
+    int first, last, targets = 0;       // of the whole step: the loss is the mean over them
+    step_rows(r, &first, &last);
     for (int i = first; i < last; i++) targets += r->train.rows[r->order[i]].n - r->train.rows[r->order[i]].prompt;
 
     double sum = 0;
@@ -1437,8 +1518,9 @@ static void random_weights(model *m)
     }
 }
 
-// Memory, the base's weights, and the adapter's: from --adapter, from --resume, or its start. Returns the steps done.
-static int fill_model(model *m)
+// Memory, the base's weights, and the adapter's: from --adapter, from --resume, or its start, which may look at the first
+// step's micro-batches. Returns the steps done.
+static int fill_model(model *m, const batch *first, int batches)
 {
     model_allocate(m);
     if (opt.init) random_weights(m);
@@ -1446,7 +1528,7 @@ static int fill_model(model *m)
     if (m->p.method->edits_base && !opt.adapter) checkpoint_writable(&m->file);
     if (opt.adapter) peft_read_weights(m, opt.adapter);
     else if (m->p.train && opt.resume) return resume_run(m, opt.resume);
-    else adapters_init(m, show_start);
+    else adapters_init(m, first, batches, show_start);
     return 0;
 }
 
@@ -1527,6 +1609,31 @@ static void finish_training(run *r)
         opt.out, opt.model, opt.out, opt.model, opt.out);
 }
 
+// Of the first step, for a method whose start depends on the gradient.
+static batch *first_batches(run *r)
+{
+    batch *list = NULL;
+    int first, last;
+    if (!r->m.p.method->wants_gradient) return NULL;
+    step_rows(r, &first, &last);
+    for (int i = first; i < last; i += opt.batch) {
+        batch b = batch_new(r->m.p.tokens, opt.batch);
+        for (int j = i; j < last && j < i + opt.batch; j++) batch_add(&b, &r->train.rows[r->order[j]]);
+        arrput(list, b);
+    }
+    return list;
+}
+
+// Fills the model of a run; returns the steps done.
+static int fill_run(run *r)
+{
+    batch *first = first_batches(r);
+    int step = fill_model(&r->m, first, (int)arrlen(first));
+    for (int i = 0; i < arrlen(first); i++) batch_free(&first[i]);
+    arrfree(first);
+    return step;
+}
+
 // Reads everything that a run needs and lays out its memory, but allocates none of it yet.
 static void open_run(run *r)
 {
@@ -1559,7 +1666,7 @@ static void fine_tune(void)
     open_run(&r);
     print_plan(&r);
     destination = check_out("--out", opt.out, opt.model, 1);
-    r.step = fill_model(&r.m);
+    r.step = fill_run(&r);
     if (r.step > r.steps) die("--resume %s: has %d steps behind it, --steps asks for %d", opt.resume, r.step, r.steps);
     if (opt.log) r.log = open_log(opt.log, r.step);
     if (!r.step) report_eval(&r, "before", 1);
@@ -1581,7 +1688,7 @@ static void run_eval(void)
     if (rows && !has_answers(&val)) die("--exact-match: not every row of %s has an answer", opt.val);
     plan_sizes(&p, &none, &val, rows);
     model_measure(&m, c, p);
-    fill_model(&m);
+    fill_model(&m, NULL, 0);
     if (rows) printf("exact match %d of %d\n", exact_match(&m, t, &val, rows, NULL, show_answers), rows);
     long targets;
     double loss = evaluate(&m, &val, &targets);
@@ -1612,7 +1719,7 @@ static void run_generate(void)
     plan p = plan_for_use();
     p.tokens = prompt.n, p.positions = p.cache_rows = s.room;
     model_measure(&m, c, p);
-    fill_model(&m);
+    fill_model(&m, NULL, 0);
     batch b = batch_new(p.tokens, 1);
     rng g = rng_named((uint64_t)opt.seed, "generate");
     size_t printed = 0;
@@ -1650,7 +1757,7 @@ static void run_merge(void)
     plan p = plan_for_use();
     model_measure(&m, open_config(), p);
     char *out = check_out("--merge", opt.merge, opt.model, 0);
-    fill_model(&m);
+    fill_model(&m, NULL, 0);
     for (int i = 0; i < 7 * m.c.layers; i++) {
         linear *l = adapter_at(&m, i);
         if (l && (l->W.type == BF16 || l->W.type == F16))
@@ -1783,10 +1890,11 @@ snapshot *step_tensors(int argc, char **argv, const snapshot *other)
     run r;
     parse_options(argc, argv);
     open_run(&r);
-    fill_model(&r.m);
+    fill_run(&r);
     batch b = batch_new(r.m.p.tokens, opt.batch);
-    if (!opt.no_shuffle) shuffle(r.order, (int)arrlen(r.train.rows), (uint64_t)opt.seed, 0);
-    for (int i = 0; i < opt.batch && i < arrlen(r.train.rows); i++) batch_add(&b, &r.train.rows[r.order[i]]);
+    int first, last;
+    step_rows(&r, &first, &last);
+    for (int i = first; i < last && i < first + opt.batch; i++) batch_add(&b, &r.train.rows[r.order[i]]);
     snapshot *list = snapshots_of_step(&r.m, &b, other);
     batch_free(&b), close_run(&r);
     return list;

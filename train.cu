@@ -93,6 +93,21 @@ struct plus { template <class T> __device__ T operator()(T a, T b) const { retur
 struct larger { template <class T> __device__ T operator()(T a, T b) const { return a > b ? a : b; } };
 template <class T> __device__ static inline T block_sum(T x) { return block_reduce(x, plus()); }
 
+// The sum over rows of term(row), for the column that a thread's lane stands for: a block has WARP columns, its warps take
+// every eighth row, and their sums are added in order. Every lane of every warp gets its column's sum.
+template <class Term> __device__ static inline wide column_sum(int rows, bool there, Term term)
+{
+    __shared__ wide of_warp[THREADS / WARP][WARP];
+    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    wide sum = 0;
+    for (int n = warp; n < rows && there; n += THREADS / WARP) sum += term(n);
+    of_warp[warp][lane] = sum;
+    __syncthreads();
+    sum = 0;
+    for (int w = 0; w < THREADS / WARP; w++) sum += of_warp[w][lane];
+    return sum;
+}
+
 // ---- 2  memory ---------------------------------------------------------------------------------------------
 
 extern "C" const char *dev_name(void)
@@ -331,14 +346,12 @@ __global__ static void rmsnorm_backward_kernel(mat dx, wide *rhos, mat dout, mat
     for (int c = threadIdx.x; c < C; c += blockDim.x) down(&dxn[c], up(dxn[c]) + rho * (load(w.p, w.type, c) * up(dn[c]) - factor * up(xn[c])));
 }
 
-//  dw += Σ_n dout x ρ.  One thread a column, the rows in their order.
+//  dw += Σ_n dout x ρ
 __global__ static void rmsnorm_weight_kernel(mat dw, const wide *rhos, mat dout, mat x)
 {
-    int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= x.cols) return;
-    wide sum = 0;
-    for (int n = 0; n < x.rows; n++) sum += up(row_of(dout, n)[c]) * up(row_of(x, n)[c]) * rhos[n];
-    ((wide *)dw.p)[c] += sum;
+    int c = blockIdx.x * WARP + threadIdx.x % WARP;
+    wide sum = column_sum(x.rows, c < x.cols, [&](int n) { return up(row_of(dout, n)[c]) * up(row_of(x, n)[c]) * rhos[n]; });
+    if (c < x.cols && threadIdx.x < WARP) ((wide *)dw.p)[c] += sum;
 }
 
 extern "C" void rmsnorm_backward(mat dx, mat dw, mat dout, mat x, mat w, double eps)
@@ -346,7 +359,7 @@ extern "C" void rmsnorm_backward(mat dx, mat dw, mat dout, mat x, mat w, double 
     if (!dx.p && !dw.p) return;
     wide *rhos = (wide *)scratch(6, x.rows * sizeof(wide));
     LAUNCH(rmsnorm_backward_kernel, x.rows, THREADS, dx, rhos, dout, x, w, (wide)eps);
-    if (dw.p) LAUNCH(rmsnorm_weight_kernel, (x.cols + THREADS - 1) / THREADS, THREADS, dw, rhos, dout, x);
+    if (dw.p) LAUNCH(rmsnorm_weight_kernel, (x.cols + WARP - 1) / WARP, THREADS, dw, rhos, dout, x);
 }
 
 // Halves (a, b) of a head turn by the angle of their position: (a cos − b sin, b cos + a sin); the backward turns by −angle.
@@ -555,6 +568,79 @@ __global__ static void tiled_identity_kernel(mat e, int r)
 }
 
 extern "C" void tiled_identity(mat e) { LAUNCH(tiled_identity_kernel, element_grid(e), THREADS, e, e.rows < e.cols ? e.rows : e.cols); }
+
+// y = or += scale x ⊙ g; g is (1, cols) or (rows, 1), and repeated along the other side.
+__global__ static void broadcast_mul_kernel(mat y, mat x, mat g, wide scale, enum mode mode)
+{
+    FOR_EACH_ELEMENT(x, n, c) {
+        size_t i = index_of(y, 0, n, c);
+        wide product = scale * load(x.p, x.type, index_of(x, 0, n, c)) * load(g.p, g.type, index_of(g, 0, g.rows > 1 ? n : 0, g.cols > 1 ? c : 0));
+        store(y.p, y.type, i, (mode == ADD ? load(y.p, y.type, i) : 0) + product);
+    }
+}
+
+extern "C" void broadcast_mul(mat y, mat x, mat g, double scale, enum mode mode)
+{
+    if (y.p) LAUNCH(broadcast_mul_kernel, element_grid(x), THREADS, y, x, g, (wide)scale, mode);
+}
+
+__device__ static inline wide product_at(const mat &x, const mat &y, int n, int c)
+{
+    return load(x.p, x.type, index_of(x, 0, n, c)) * load(y.p, y.type, index_of(y, 0, n, c));
+}
+
+// g[n] = or += scale x_n · y_n.  One block a row.
+__global__ static void row_dots_kernel(mat g, mat x, mat y, wide scale, enum mode mode)
+{
+    wide sum = 0;
+    for (int c = threadIdx.x; c < x.cols; c += blockDim.x) sum += product_at(x, y, blockIdx.x, c);
+    sum = scale * block_sum(sum);
+    wide *at = (wide *)g.p + index_of(g, 0, blockIdx.x, 0);
+    if (threadIdx.x == 0) *at = (mode == ADD ? *at : 0) + sum;
+}
+
+// g[c] = or += scale Σ_n x[n, c] y[n, c]
+__global__ static void column_dots_kernel(mat g, mat x, mat y, wide scale, enum mode mode)
+{
+    int c = blockIdx.x * WARP + threadIdx.x % WARP;
+    wide sum = scale * column_sum(x.rows, c < x.cols, [&](int n) { return product_at(x, y, n, c); }), *at = (wide *)g.p + c;
+    if (c < x.cols && threadIdx.x < WARP) *at = (mode == ADD ? *at : 0) + sum;
+}
+
+extern "C" void broadcast_dot(mat g, mat x, mat y, double scale, enum mode mode)
+{
+    if (!g.p) return;
+    if (g.cols == 1 && g.rows == x.rows) LAUNCH(row_dots_kernel, x.rows, THREADS, g, x, y, (wide)scale, mode);
+    else LAUNCH(column_dots_kernel, (x.cols + WARP - 1) / WARP, THREADS, g, x, y, (wide)scale, mode);
+}
+
+__global__ static void magnitude_kernel(wide *gain, const wide *m, const wide *squares, int n)
+{
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) gain[i] = m[i] / sqrt(squares[i]);
+}
+
+extern "C" void magnitude_forward(mat gain, mat m, mat squares)
+{
+    int n = gain.rows * gain.cols;
+    LAUNCH(magnitude_kernel, (n + THREADS - 1) / THREADS, THREADS, (wide *)gain.p, (const wide *)m.p, (const wide *)squares.p, n);
+}
+
+//  g = m q^-½:   dm += dg q^-½,   dq = −½ dg m q^-3/2
+__global__ static void magnitude_backward_kernel(wide *dm, wide *dsquares, const wide *dgain, const wide *m, const wide *squares, int n)
+{
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    wide q = squares[i], root = sqrt(q);
+    dm[i] += dgain[i] / root;
+    dsquares[i] = -dgain[i] * m[i] / (2 * q * root);
+}
+
+extern "C" void magnitude_backward(mat dm, mat dsquares, mat dgain, mat m, mat squares)
+{
+    int n = dgain.rows * dgain.cols;
+    LAUNCH(magnitude_backward_kernel, (n + THREADS - 1) / THREADS, THREADS, (wide *)dm.p, (wide *)dsquares.p, (const wide *)dgain.p, (const wide *)m.p, (const wide *)squares.p, n);
+}
 
 // ---- 6  training -------------------------------------------------------------------------------------------
 

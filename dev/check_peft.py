@@ -19,7 +19,7 @@ import transformers
 
 PROMPT = ("Below is an instruction that describes a task. Write a response that appropriately completes the request."
           "\n\n### Instruction:\n{}\n\n### Response:")
-METHODS = ["lora", "rslora", "lora+", "pissa", "olora", "bone", "mini", "bat"]      # those PEFT has a format for
+METHODS = ["lora", "rslora", "lora+", "dora", "pissa", "olora", "lora-ga", "bone", "mini", "bat"]      # those PEFT has a format for
 TOLERANCE = 1e-5
 
 

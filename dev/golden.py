@@ -23,6 +23,8 @@ import peft
 import safetensors.torch
 import torch
 import transformers
+from peft.tuners.lora.config import LoraGAConfig
+from peft.tuners.lora.loraga import preprocess_loraga
 from transformers.models.llama import modeling_llama
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden")
@@ -55,6 +57,8 @@ CASES = {
     "rslora": ("base-gqa", lora(lora_alpha=6, use_rslora=True)),
     "pissa": ("base-mha", lora(lora_alpha=6, init_lora_weights="pissa")),
     "olora": ("base-gqa", lora(lora_alpha=6, init_lora_weights="olora")),
+    "dora": ("base-gqa", lora(lora_alpha=6, use_dora=True)),
+    "lora-ga": ("base-gqa", lora(lora_alpha=6, init_lora_weights="lora_ga", lora_ga_config=LoraGAConfig())),
     "miss-divides": ("base-mha", miss()),
     "miss-padded": ("base-gqa", miss(r=5)),
     "miss-bf16": ("base-bf16", miss(r=5)),
@@ -129,7 +133,7 @@ def make_base(name, options):
 
 
 def plain(name):                        # PEFT's name in memory to its name in the file
-    return name.replace(".default", "")
+    return name.replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
 
 
 def trained(model):
@@ -144,14 +148,17 @@ def shake(model):
             parameter += (0.1 * torch.randn(parameter.shape)).to(parameter.dtype)
 
 
-def starts_inside(config):              # PiSSA, OLoRA: the adapter begins as a part of W
-    return config is not None and config.peft_type == "LORA" and config.init_lora_weights in ("pissa", "olora")
+def starts_inside(config):              # PiSSA, OLoRA, LoRA-GA: the adapter begins as a part of W
+    return config is not None and config.peft_type == "LORA" and config.init_lora_weights in ("pissa", "olora", "lora_ga")
 
 
 def adapted(base, config, folder, dtype):
     if starts_inside(config):           # PEFT wants float32 for that; in float64 W gives up what it found there, in float64
         torch.manual_seed(5)
-        model = peft.get_peft_model(load(base, torch.float32), config)
+        model = load(base, torch.float32)
+        if config.init_lora_weights == "lora_ga":
+            preprocess_loraga(model, config, lambda: loss_of(model)[0].backward())
+        model = peft.get_peft_model(model, config)
         if dtype == torch.float64:
             model = model.double()
             in_float64(model.base_model.model)
@@ -222,7 +229,7 @@ def make_case(name, base, config):
     golden["losses32"] = torch.tensor(eight_steps(adapted(base, config, folder, torch.float32)), dtype=torch.float64)
     assert logits.dtype == loss.dtype == torch.float64
     safetensors.torch.save_file({n: t.contiguous() for n, t in golden.items()}, os.path.join(folder, "golden.safetensors"))
-    json.dump({"base": base, "method": config.init_lora_weights if starts_inside(config) else None if config else "full", "rank": 4, "alpha": 6}, open(os.path.join(folder, "case.json"), "w"))
+    json.dump({"base": base, "method": config.init_lora_weights.replace("_", "-") if starts_inside(config) else None if config else "full", "rank": 4, "alpha": 6}, open(os.path.join(folder, "case.json"), "w"))
     print(f"{name:14} loss {golden['loss'].item():.6f} falls to {golden['losses64'][-1]:.6f}, float32 off by {(golden['losses64'] - golden['losses32']).abs().max():.1e}")
 
 

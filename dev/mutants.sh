@@ -18,6 +18,15 @@ lora: transposed             | adapters.h | s/matmul_tn(l->dB, dy, l->h,/matmul_
 rslora: the scale of lora     | adapters.h | s/l->scale = m->p.alpha \/ sqrt(m->p.rank)/l->scale = m->p.alpha \/ m->p.rank/ | definition | rslora
 pissa: W keeps its start     | adapters.h | s/^    give_up_start(m, l, +1);$/    (void)m;/                        | start-given | pissa
 pissa: wrong root            | adapters.h | s/sqrt((double)sigma\[k\] \/ l->scale)/sqrt((double)sigma[k])/    | start-given | pissa
+dora: sign                   | adapters.h | s/matmul_tn(CB, C, l->B, l->scale, SET)/matmul_tn(CB, C, l->B, -l->scale, SET)/ | gradients | dora
+dora: scale                  | adapters.h | s/broadcast_mul(C, l->B, l->dsquares, 2 \* l->scale, SET)/broadcast_mul(C, l->B, l->dsquares, l->scale, SET)/ | gradients | dora
+dora: dropped term           | adapters.h | /matmul_tn(l->dA, C, l->W, 1, ADD)/d                              | gradients   | dora
+dora: W Aᵀ for V Aᵀ          | adapters.h | /matmul_nn(l->VA, l->B, AA, l->scale, ADD)/d                      | definition  | dora
+dora: always exact           | adapters.h | s/if (!m->p.dora_detach) dora_norm_backward/dora_norm_backward/   | goldens     |
+lora-ga: U as V              | adapters.h | s/\*U = f.U + (size_t)r \* (size_t)out/*U = f.U/                  | goldens     |
+lora-ga: scale               | adapters.h | s/(wide)stable \* f.sigma\[r + k\]/f.sigma[r + k]/                | goldens     |
+lora-ga: no dx               | adapters.h | /^static void lora_ga_backward/,/^}/s/lora_backward(m, l, dx, dy, x)/lora_backward(m, l, (mat){0}, dy, x)/ | gradients | lora-ga
+lora-ga: last batch alone    | adapters.h | s/for (int i = 0; i < batches; i++) model_step/for (int i = 1; i < batches; i++) model_step/ | frozen-is-full |
 bone: sign                   | adapters.h | s/matmul_tn(l->dD, S, dy, 1, ADD)/matmul_tn(l->dD, S, dy, -1, ADD)/ | gradients | bone
 bone: scale                  | adapters.h | s/matmul_nt(dS, dy, l->D, 1,/matmul_nt(dS, dy, l->D, 0.5,/        | gradients   | bone
 bone: dropped term           | adapters.h | /^static void bone_backward/,/^}/{/shard_tile(dx, dS)/d}          | gradients   | bone
@@ -45,6 +54,8 @@ attention: wrong head        | train.c    | s/h \/ group \* d, h \* d, before/h 
 attention: sees the future   | train.c    | /^void attention_forward/,/^}/s/seen = a.before + r + 1/seen = a.keys/ | attention   |
 swiglu: sign                 | train.c    | s/(1 + g\[c\] \* (1 - sigma))/(1 - g[c] * (1 - sigma))/           | ops         |
 cross-entropy: no label      | train.c    | /z\[labels\[n\]\] -= (real)scale/d                                | ops         |
+magnitude: half of dq        | train.c    | s/(2 \* q \* root)/(4 * q * root)/                                | ops         |
+broadcast: row for column    | train.c    | s/gn\[rows ? 0 : c\]/gn[0]/                                       | ops         |
 matmul: last rows            | train.c    | s/i1 - i < MR ? i1 - i : MR, left/MR, left/                       | matmul      |
 matmul: later parts of K     | train.c    | s/p->scale, k0 ? ADD : p->mode)/p->scale, p->mode)/               | matmul      |
 adamw: no correction         | train.c    | s/root = (wide)sqrt(1 - pow(0.999, t))/root = 1/                  | adamw       |
