@@ -1,4 +1,5 @@
-#  make            builds ./train (and says what this machine has)
+#  make            builds ./train, and ./train_cuda where nvcc is (train_cuda_f32 and train_cuda_f64 compute in more digits)
+#  make train_emu  builds ./train_emu: the GPU's source on the CPU, for --check and gdb
 #  make test       builds and runs every test this machine can run
 #  make base       makes again what base/ and data/ hold: text, tokenizer, pretraining (half an hour; Python in dev/ only)
 #  make sanitize   the tests under AddressSanitizer and UBSan, then valgrind over the program
@@ -14,7 +15,17 @@ LDLIBS    = -lcjson -lm
 SOURCES   = train.c tokenizer.c model.h adapters.h
 PYTHON   ?= python3
 
-all: found train
+# The GPU's ops are compiled by nvcc where it is, and as C++ for the CPU in any case (dev/cuda_on_cpu.h).
+NVCC     := $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
+GPU      := $(if $(NVCC),$(shell nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1))
+ARCH      = -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_120,code=[sm_120,compute_120]
+NVFLAGS   = -std=c++17 -O3 -t 2 $(ARCH) -Xcompiler -Wall,-Wextra
+EMUFLAGS  = -std=c++17 -O2 -g -Wall -Wextra -fopenmp -x c++
+# What train.cu computes in: bf16 with fp32 sums, float, double. The CPU beside it has no bf16.
+REAL_bf16 = -DBFLOAT16
+REAL_f64  = -DDOUBLE
+
+all: found train $(if $(NVCC),train_cuda)
 
 # What is needed, and what to install where it is missing.
 found:
@@ -23,22 +34,77 @@ found:
 	line "compiler with OpenMP ($(CC))" $$(have omp.h && echo 1 || echo 0) gcc; \
 	line "stb_ds.h"  $$(have stb/stb_ds.h && echo 1 || echo 0) libstb-dev; \
 	line "cJSON.h"   $$(have cjson/cJSON.h && echo 1 || echo 0) libcjson-dev; \
+	echo "$(if $(NVCC),✓,-) nvcc $(if $(NVCC),(train_cuda),not here: no train_cuda)"; echo "$(if $(GPU),✓ $(GPU),- no GPU: make train_emu runs train.cu on the CPU)"; \
 	if [ -n "$$missing" ]; then echo "Install what is missing: sudo apt-get install -y$$missing"; exit 1; fi
 
 train: $(SOURCES) Makefile
 	$(CC) $(FLAGS) train.c tokenizer.c -o $@ $(LDLIBS)
 
+# Two halves in one program: train.c with the GPU's ops, and train.c with its own, of which only reference_step is seen.
+build/reference_%.o: $(SOURCES) Makefile
+	@mkdir -p build
+	$(CC) $(FLAGS) $(REAL_$*) -c train.c -o $@
+	objcopy --redefine-sym step_tensors=reference_step $@
+	objcopy --keep-global-symbol=reference_step $@
+
+build/loop_%.o: $(SOURCES) Makefile
+	@mkdir -p build
+	$(CC) $(FLAGS) $(REAL_$*) -DCUDA -c train.c -o $@
+
+build/tokenizer.o: tokenizer.c Makefile
+	@mkdir -p build
+	$(CC) $(FLAGS) -c tokenizer.c -o $@
+
+build/cuda_%.o: train.cu model.h Makefile
+	@mkdir -p build
+	$(NVCC) $(NVFLAGS) $(REAL_$*) -c train.cu -o $@
+
+build/emu_%.o: train.cu model.h dev/cuda_on_cpu.h Makefile
+	@mkdir -p build
+	$(CXX) $(EMUFLAGS) $(REAL_$*) -c train.cu -o $@
+
+train_cuda: build/loop_bf16.o build/cuda_bf16.o build/reference_f32.o build/tokenizer.o
+	$(NVCC) $^ -o $@ -lcublas -lgomp $(LDLIBS)
+
+train_cuda_f32 train_cuda_f64: train_cuda_%: build/loop_%.o build/cuda_%.o build/reference_%.o build/tokenizer.o
+	$(NVCC) $^ -o $@ -lcublas -lgomp $(LDLIBS)
+
+train_emu: build/loop_f32.o build/emu_f32.o build/reference_f32.o build/tokenizer.o
+	$(CXX) -fopenmp $^ -o $@ $(LDLIBS)
+
 build/test_f32 build/test_f64: test_all.c $(SOURCES) Makefile
 	@mkdir -p build
 	$(CC) $(FLAGS) -O2 $(if $(findstring f64,$@),-DDOUBLE) test_all.c tokenizer.c -o $@ $(LDLIBS)
 
-# Each part prints its own count; the last line adds them up.
-test: found train build/test_f32 build/test_f64
+# The tests' two halves: the CPU's keeps everything but main to itself.
+build/cpu_half_%.o: test_all.c $(SOURCES) Makefile
+	@mkdir -p build
+	$(CC) $(FLAGS) -O2 $(filter-out -DBFLOAT16,$(REAL_$*)) -c test_all.c -o $@
+	objcopy --keep-global-symbol=main $@
+
+build/gpu_half_%.o: test_all.c $(SOURCES) Makefile
+	@mkdir -p build
+	$(CC) $(FLAGS) -O2 -Wno-unused-function $(REAL_$*) -DCUDA -c test_all.c -o $@
+
+build/test_emu_%: build/cpu_half_%.o build/gpu_half_%.o build/emu_%.o build/tokenizer.o
+	$(CXX) -fopenmp $^ -o $@ $(LDLIBS)
+
+build/test_cuda_%: build/cpu_half_%.o build/gpu_half_%.o build/cuda_%.o build/tokenizer.o
+	$(NVCC) $^ -o $@ -lcublas -lgomp $(LDLIBS)
+
+build/test_cuda_on_cpu: dev/test_cuda_on_cpu.cpp dev/cuda_on_cpu.h Makefile
+	$(CXX) -std=c++17 -O2 -g -Wall -Wextra -fopenmp $< -o $@
+
+# Each part prints its own count; the last line adds them up. Without a GPU its three tests a precision are skipped.
+PRECISIONS = f64 f32 bf16
+TESTS = build/test_f64 build/test_f32 build/test_cuda_on_cpu $(PRECISIONS:%=build/test_emu_%) $(if $(GPU),$(PRECISIONS:%=build/test_cuda_%))
+test: found train train_emu $(if $(NVCC),train_cuda) $(TESTS)
 	@mkdir -p build; rm -f build/test.log; \
-	for part in build/test_f64 build/test_f32 dev/mutants.sh; do \
+	for part in $(TESTS) dev/mutants.sh; do \
 	    echo "-- $$part"; ./$$part > build/part.log 2>&1; echo $$? > build/part.rc; cat build/part.log; \
 	    if grep -qE '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$$' build/part.log; then tail -n 1 build/part.log; else echo "0 passed, 1 failed, 0 skipped"; fi >> build/test.log; \
 	done; \
+	$(if $(GPU),,for p in $(PRECISIONS); do for t in ops methods bits; do echo "- gpu-$$t in $$p on a GPU: skipped, no GPU here"; done; done; echo "0 passed, 0 failed, 9 skipped" >> build/test.log;) \
 	awk '{p += $$1; f += $$3; s += $$5} END {print p " passed, " f " failed, " s " skipped"; exit f > 0}' build/test.log
 
 sanitize: found
@@ -68,6 +134,6 @@ base: train
 	dev/make_base.sh
 
 clean:
-	rm -rf train build
+	rm -rf train train_cuda train_cuda_f32 train_cuda_f64 train_emu build
 
 .PHONY: all found test sanitize fuzz seam base clean

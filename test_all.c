@@ -9,12 +9,11 @@
 #undef main
 #include <sys/wait.h>
 
-enum { ONLY_F64 = 1, ONLY_F32 = 2, BOTH = 3, THIS_BUILD = sizeof(real) == 8 ? ONLY_F64 : ONLY_F32 };
+enum { ONLY_F64 = 1, ONLY_F32 = 2, BOTH = 3, ON_GPU = 4, THIS_BUILD = sizeof(real) == 8 ? ONLY_F64 : ONLY_F32 };
 #define EXACT (sizeof(real) == 8 ? 1e-12 : 2e-5)        /* rounding of a few hundred additions in this build */
 
 static int failures;                    // of the test that runs
 static double worst;                    // its largest err / tol
-static char skipped[160];               // why it cannot run here
 
 __attribute__((format(printf, 3, 4)))
 static void check(double err, double tol, const char *format, ...)
@@ -62,15 +61,16 @@ static void randomise(mat m, double scale)
     free(x);
 }
 
-static mat random_mat(shape s)
+static mat typed_mat(shape s, enum dtype type)
 {
-    mat m = mat_of(NULL, TYPE_OF(real), s);
-    m.p = dev_alloc(elements(m) * sizeof(real));
+    mat m = mat_of(NULL, type, s);
+    m.p = dev_alloc(elements(m) * dtypes[type].size);
     randomise(m, 1);
     return m;
 }
 
-static mat like(mat m) { mat z = random_mat(SHAPE(m.batch, m.rows, m.cols)); zero(z); return z; }
+static mat random_mat(shape s) { return typed_mat(s, TYPE_OF(real)); }
+static mat like(mat m) { mat z = typed_mat(SHAPE(m.batch, m.rows, m.cols), m.type); zero(z); return z; }
 
 // ---- a small model ----------------------------------------------------------------------------------------------
 //
@@ -172,6 +172,213 @@ static const char *only_method;         // the second argument: one method inste
 
 static int left_out(int i) { return only_method && strcmp(methods[i].name, only_method); }
 
+// ---- every op alone ---------------------------------------------------------------------------------------------
+//
+// Σ cotangent · out, differentiated by each input. In shapes of a few numbers for finite differences, 37 times as wide and
+// high for the GPU's blocks and tiles.
+
+enum { HEAD = 4, FEW = 6 };
+static struct { mat out, cot, in[3], grad[3]; } op;
+static dev_ints op_pos, op_ids;
+static span op_spans[2];
+static mat op_lse, op_table, op_kept;
+
+static void nt_forward(void) { matmul_nt(op.out, op.in[0], op.in[1], 0.7, SET); }
+static void nt_backward(void) { matmul_nn(op.grad[0], op.cot, op.in[1], 0.7, ADD), matmul_tn(op.grad[1], op.cot, op.in[0], 0.7, ADD); }
+static void nn_forward(void) { matmul_nn(op.out, op.in[0], op.in[1], 0.7, SET); }
+static void nn_backward(void) { matmul_nt(op.grad[0], op.cot, op.in[1], 0.7, ADD), matmul_tn(op.grad[1], op.in[0], op.cot, 0.7, ADD); }
+static void tn_forward(void) { matmul_tn(op.out, op.in[0], op.in[1], 0.7, SET); }
+static void tn_backward(void) { matmul_nt(op.grad[0], op.in[1], op.cot, 0.7, ADD), matmul_nn(op.grad[1], op.in[0], op.cot, 0.7, ADD); }
+static void embed_forward(void) { embedding_forward(op.out, op.in[0], op_ids); }
+static void embed_backward(void) { embedding_backward(op.grad[0], op.cot, op_ids); }
+static void norm_forward(void) { rmsnorm_forward(op.out, op.in[0], op.in[1], 1e-5); }
+static void norm_backward(void) { rmsnorm_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1], 1e-5); }
+static void rope_forward(void) { copy(op.out, op.in[0]), rope(op.out, op_pos, op_table, 1); }
+static void rope_backward(void) { mat d = like(op.cot); copy(d, op.cot), rope(d, op_pos, op_table, -1), add(op.grad[0], d, 1), dev_free(d.p); }
+static void att_forward(void) { attention_forward(op.out, op_lse, op.in[0], op.in[1], op.in[2], HEAD, op_spans, 2); }
+static void att_backward(void) { attention_backward(op.grad[0], op.grad[1], op.grad[2], op.cot, op.in[0], op.in[1], op.in[2], op.out, op_lse, HEAD, op_spans, 2); }
+static void glu_forward(void) { swiglu_forward(op.out, op.in[0], op.in[1]); }
+static void glu_backward(void) { swiglu_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1]); }
+static void ce_forward(void) { copy(op_kept, op.in[0]), cross_entropy(op.out, op_kept, op_ids, 0); }
+static void ce_backward(void) { copy(op_kept, op.in[0]), cross_entropy(op.out, op_kept, op_ids, 0.3), add(op.grad[0], op_kept, 1); }
+static void sum_forward(void) { shard_sum(op.out, op.in[0]); }
+static void sum_backward(void) { shard_tile(op.grad[0], op.cot); }
+static void tile_forward(void) { zero(op.out), shard_tile(op.out, op.in[0]); }
+static void tile_backward(void) { mat s = like(op.in[0]); shard_sum(s, op.cot), add(op.grad[0], s, 1), dev_free(s.p); }
+
+static void mul_forward(void) { broadcast_mul(op.out, op.in[0], op.in[1], 0.7, SET); }
+static void mul_backward(void) { broadcast_mul(op.grad[0], op.cot, op.in[1], 0.7, ADD), broadcast_dot(op.grad[1], op.cot, op.in[0], 0.7, ADD); }
+static void dot_forward(void) { broadcast_dot(op.out, op.in[0], op.in[1], 0.7, SET); }
+static void dot_backward(void) { broadcast_mul(op.grad[0], op.in[1], op.cot, 0.7, ADD), broadcast_mul(op.grad[1], op.in[0], op.cot, 0.7, ADD); }
+static void mag_forward(void) { magnitude_forward(op.out, op.in[0], op.in[1]); }
+static void mag_backward(void) { magnitude_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1]); }
+
+enum { OUT = 1, IN0 = 2, IN1 = 4 };     // which of them are wide, not real
+static const struct { const char *name; shape out, in[3]; void (*forward)(void), (*backward)(void); int wide; } op_cases[] = {
+    {"matmul_nt", {{6, 5}}, {{{6, 7}}, {{5, 7}}}, nt_forward, nt_backward, 0},
+    {"matmul_nn", {{6, 7}}, {{{6, 5}}, {{5, 7}}}, nn_forward, nn_backward, IN1},
+    {"matmul_tn", {{5, 7}}, {{{6, 5}}, {{6, 7}}}, tn_forward, tn_backward, OUT},
+    {"batched matmul_nt", {{3, 6, 5}}, {{{3, 6, 7}}, {{3, 5, 7}}}, nt_forward, nt_backward, 0},
+    {"embedding", {{6, 5}}, {{{4, 5}}}, embed_forward, embed_backward, IN0},
+    {"rmsnorm", {{6, 9}}, {{{6, 9}}, {{9}}}, norm_forward, norm_backward, IN1},
+    {"rope", {{6, 12}}, {{{6, 12}}}, rope_forward, rope_backward, 0},
+    {"attention", {{6, 16}}, {{{6, 16}}, {{6, 8}}, {{6, 8}}}, att_forward, att_backward, 0},
+    {"swiglu", {{6, 9}}, {{{6, 9}}, {{6, 9}}}, glu_forward, glu_backward, 0},
+    {"cross_entropy", {{6, 1}}, {{{6, 9}}}, ce_forward, ce_backward, OUT},
+    {"shard_sum", {{6, 4}}, {{{6, 11}}}, sum_forward, sum_backward, 0},
+    {"shard_tile", {{6, 11}}, {{{6, 4}}}, tile_forward, tile_backward, 0},
+    {"broadcast_mul, columns", {{6, 5}}, {{{6, 5}}, {{1, 5}}}, mul_forward, mul_backward, IN1},
+    {"broadcast_mul, rows", {{6, 5}}, {{{6, 5}}, {{6, 1}}}, mul_forward, mul_backward, IN1},
+    {"broadcast_dot, columns", {{1, 50}}, {{{6, 50}}, {{6, 50}}}, dot_forward, dot_backward, OUT},
+    {"broadcast_dot, rows", {{6, 1}}, {{{6, 50}}, {{6, 50}}}, dot_forward, dot_backward, OUT},
+    {"magnitude", {{6, 1}}, {{{6, 1}}, {{6, 1}}}, mag_forward, mag_backward, OUT | IN0 | IN1},
+};
+enum { OP_CASES = sizeof op_cases / sizeof *op_cases };
+
+static mat op_mat(shape s, int f, int is_wide)  // f times the size, but for a batch and for sides of 1
+{
+    for (int d = s.n[2] ? 1 : 0; d < 3; d++) if (s.n[d] > 1) s.n[d] *= f;
+    return typed_mat(s, is_wide ? TYPE_OF(wide) : TYPE_OF(real));
+}
+
+static void put_numbers(mat m, double (*number)(int row, int col, double was))
+{
+    wide *x = host(m);
+    for (int i = 0; i < m.rows; i++)
+        for (int j = 0; j < m.cols; j++) x[i * m.cols + j] = (wide)number(i, j, (double)x[i * m.cols + j]);
+    put(m, x, TYPE_OF(wide));
+    free(x);
+}
+
+static double turned(int t, int i, double was) { (void)was; return i < HEAD / 2 ? cos(t * (i + 0.3)) : sin(t * (i - HEAD / 2 + 0.3)); }
+static double positive(int i, int j, double was) { (void)i, (void)j; return 1 + was * was; }
+static double scale_of_loss(int i, int j, double was) { (void)i, (void)j, (void)was; return 0.3; }
+
+static void op_open(int i, int f)
+{
+    int n = FEW * f, *ids = alloc((size_t)n, sizeof *ids), *pos = alloc((size_t)n, sizeof *pos);
+    for (int k = 0; k < n; k++) ids[k] = (k * k + 3) % 4, pos[k] = k % 3;
+    op_ids = (dev_ints)dev_alloc((size_t)n * sizeof(int)), op_pos = (dev_ints)dev_alloc((size_t)n * sizeof(int));
+    put_ints(op_ids, ids, (size_t)n), put_ints(op_pos, pos, (size_t)n);
+    op_spans[0] = (span){0, 4 * f, 0, 4 * f}, op_spans[1] = (span){4 * f, 2 * f, 4 * f, 2 * f};
+    op_lse = typed_mat(SHAPE(n, 4 * f), TYPE_OF(wide)), op_table = random_mat(SHAPE(3, HEAD)), op_kept = op_mat(SHAPE(6, 9), f, 0);
+    put_numbers(op_table, turned);
+    memset(&op, 0, sizeof op);
+    op.out = op_mat(op_cases[i].out, f, op_cases[i].wide & OUT), op.cot = op_mat(op_cases[i].out, f, op_cases[i].wide & OUT);
+    for (int j = 0; j < 3 && op_cases[i].in[j].n[0]; j++) op.in[j] = op_mat(op_cases[i].in[j], f, op_cases[i].wide & IN0 << j), op.grad[j] = like(op.in[j]);
+    if (op_cases[i].forward == mag_forward) put_numbers(op.in[1], positive);            // squares
+    if (op_cases[i].forward == ce_forward) put_numbers(op.cot, scale_of_loss);
+    free(ids), free(pos);
+    op_cases[i].forward();
+    op_cases[i].backward();
+}
+
+static void op_close(void)
+{
+    for (int j = 0; j < 3; j++) dev_free(op.in[j].p), dev_free(op.grad[j].p);
+    for (mat *m = (mat[]){op.out, op.cot, op_lse, op_table, op_kept, {0}}; m->p; m++) dev_free(m->p);
+    dev_free((dev)op_ids), dev_free((dev)op_pos);
+}
+
+// ---- what a half computes, for the other half to compare -----------------------------------------------------------
+
+static snapshot *give_away(snapshot *list, const char *what, const char *name, mat m)
+{
+    list = take(list, what, name, m);
+    dev_free(m.p);
+    return list;
+}
+
+// Products into part of a larger matrix, with a weight of every dtype.
+static snapshot *matmul_results(snapshot *list)
+{
+    for (int type = 0; type < DTYPES; type++)
+        for (int mode = SET; mode <= ADD; mode++) {
+            mat x = random_mat(SHAPE(70, 45)), w = typed_mat(SHAPE(33, 45), (enum dtype)type), y = random_mat(SHAPE(75, 40)), dx = random_mat(SHAPE(80, 45));
+            mat part = y;
+            part.rows = 70, part.cols = 33;
+            matmul_nt(part, x, w, 0.5, (enum mode)mode);
+            matmul_nn(rows_of(dx, 3, 70), part, w, 0.25, (enum mode)mode);
+            list = give_away(list, "y, weight in ", dtypes[type].name, y), list = give_away(list, "dx, weight in ", dtypes[type].name, dx);
+            dev_free(x.p), dev_free(w.p);
+        }
+    return list;
+}
+
+// More query rows than one block takes, grouped heads, and keys of an earlier pass.
+static snapshot *attention_results(snapshot *list)
+{
+    static const span s[2] = {{0, 700, 0, 700}, {700, 3, 700, 20}};
+    mat q = random_mat(SHAPE(703, 32)), k = random_mat(SHAPE(720, 16)), v = random_mat(SHAPE(720, 16)), out = like(q), lse = typed_mat(SHAPE(703, 4), TYPE_OF(wide));
+    mat dq = like(q), dk = like(k), dv = like(v), dout = random_mat(SHAPE(703, 32));
+    attention_forward(out, lse, q, k, v, 8, s, 2);
+    attention_backward(dq, dk, dv, dout, q, k, v, out, lse, 8, s, 2);
+    list = give_away(list, "long attention, ", "out", out), list = give_away(list, "long attention, ", "lse", lse);
+    list = give_away(list, "long attention, ", "dq", dq), list = give_away(list, "long attention, ", "dk", dk), list = give_away(list, "long attention, ", "dv", dv);
+    for (mat *m = (mat[]){q, k, v, dout, {0}}; m->p; m++) dev_free(m->p);
+    return list;
+}
+
+static snapshot *training_results(snapshot *list)
+{
+    mat w = typed_mat(SHAPE(999, 16), TYPE_OF(wide)), dw = typed_mat(SHAPE(999, 16), TYPE_OF(wide)), m = like(w), v = like(w), e = random_mat(SHAPE(7, 300)), sum = typed_mat(SHAPE(1, 1), TYPE_OF(wide));
+    for (int t = 1; t <= 3; t++) adamw(w, dw, m, v, 0.01, 0.1, 0.5, t);
+    wide squares = (wide)sum_of_squares(dw);
+    put(sum, &squares, TYPE_OF(wide));
+    tiled_identity(e);
+    add(e, e, 0.5);
+    list = give_away(list, "adamw, ", "w", w), list = give_away(list, "adamw, ", "m", m), list = give_away(list, "adamw, ", "v", v);
+    dev_free(dw.p);
+    return give_away(give_away(list, "", "sum_of_squares", sum), "", "tiled_identity", e);
+}
+
+static snapshot *op_results(void)
+{
+    static const char *const grads[3] = {"d in 0", "d in 1", "d in 2"};
+    snapshot *list = NULL;
+    for (int i = 0; i < OP_CASES; i++) {
+        char prefix[64];
+        snprintf(prefix, sizeof prefix, "%s, ", op_cases[i].name);
+        op_open(i, 37);
+        list = take(list, prefix, "out", op.out);
+        for (int j = 0; j < 3 && op.in[j].p; j++) list = take(list, prefix, grads[j], op.grad[j]);
+        op_close();
+    }
+    return training_results(attention_results(matmul_results(list)));
+}
+
+// "ops", or a step of one method on the small model.
+static snapshot *results_of(const char *what, int recompute, const snapshot *other)
+{
+    dice = (rng){42};
+    if (!strcmp(what, "ops")) return op_results();
+    plan p = small_plan(what);
+    p.recompute = recompute;
+    model *m = open_small(p, 0);
+    dice = (rng){42};
+    shake(m);
+    batch b = small_batch(0, 3);
+    snapshot *list = snapshots_of_step(m, &b, other);
+    batch_free(&b), close_small(m);
+    return list;
+}
+
+#ifdef CUDA     // the half that runs on the GPU is this file up to here; the tests call it by this name
+
+snapshot *gpu_results(const char *what, int recompute, const snapshot *other, const char *dir);
+snapshot *gpu_results(const char *what, int recompute, const snapshot *other, const char *dir)
+{
+    snprintf(scratch, sizeof scratch, "%s", dir);
+    return results_of(what, recompute, other);
+}
+
+double gpu_tolerance(int one_op);
+double gpu_tolerance(int one_op) { return sizeof(real) == 2 && one_op ? 1e-2 : check_tolerance(); }    // one op rounds to bf16 once or twice
+
+#else
+
+static char skipped[160];               // why a test cannot run here
+
 // ---- gradients --------------------------------------------------------------------------------------------------
 
 // Central differences of f at every number of x against dx: four points, so that the error is h⁴ and h may be large
@@ -215,46 +422,9 @@ static void test_gradients(void)
         }
 }
 
-// Every op alone: Σ cotangent · out, differentiated by each input.
-static struct op_case { mat out, cot, in[3], grad[3]; void (*forward)(void), (*backward)(void); } op;
-static int op_pos[6] = {0, 1, 2, 0, 1, 2}, op_ids[6] = {3, 0, 3, 2, 1, 3}, op_head = 4;
-static const span op_spans[2] = {{0, 4, 0, 4}, {4, 2, 4, 2}};
-static mat op_lse, op_table, op_kept;
-
-static void nt_forward(void) { matmul_nt(op.out, op.in[0], op.in[1], 0.7, SET); }
-static void nt_backward(void) { matmul_nn(op.grad[0], op.cot, op.in[1], 0.7, ADD), matmul_tn(op.grad[1], op.cot, op.in[0], 0.7, ADD); }
-static void nn_forward(void) { matmul_nn(op.out, op.in[0], op.in[1], 0.7, SET); }
-static void nn_backward(void) { matmul_nt(op.grad[0], op.cot, op.in[1], 0.7, ADD), matmul_tn(op.grad[1], op.in[0], op.cot, 0.7, ADD); }
-static void tn_forward(void) { matmul_tn(op.out, op.in[0], op.in[1], 0.7, SET); }
-static void tn_backward(void) { matmul_nt(op.grad[0], op.in[1], op.cot, 0.7, ADD), matmul_nn(op.grad[1], op.in[0], op.cot, 0.7, ADD); }
-static void embed_forward(void) { embedding_forward(op.out, op.in[0], op_ids); }
-static void embed_backward(void) { embedding_backward(op.grad[0], op.cot, op_ids); }
-static void norm_forward(void) { rmsnorm_forward(op.out, op.in[0], op.in[1], 1e-5); }
-static void norm_backward(void) { rmsnorm_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1], 1e-5); }
-static void rope_forward(void) { copy(op.out, op.in[0]), rope(op.out, op_pos, op_table, 1); }
-static void rope_backward(void) { mat d = like(op.cot); copy(d, op.cot), rope(d, op_pos, op_table, -1), add(op.grad[0], d, 1), dev_free(d.p); }
-static void att_forward(void) { attention_forward(op.out, op_lse, op.in[0], op.in[1], op.in[2], op_head, op_spans, 2); }
-static void att_backward(void) { attention_backward(op.grad[0], op.grad[1], op.grad[2], op.cot, op.in[0], op.in[1], op.in[2], op.out, op_lse, op_head, op_spans, 2); }
-static void glu_forward(void) { swiglu_forward(op.out, op.in[0], op.in[1]); }
-static void glu_backward(void) { swiglu_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1]); }
-static void ce_forward(void) { copy(op_kept, op.in[0]), cross_entropy(op.out, op_kept, op_ids, 0); }
-static void ce_backward(void) { copy(op_kept, op.in[0]), cross_entropy(op.out, op_kept, op_ids, 0.3), add(op.grad[0], op_kept, 1); }
-static void sum_forward(void) { shard_sum(op.out, op.in[0]); }
-static void sum_backward(void) { shard_tile(op.grad[0], op.cot); }
-static void tile_forward(void) { zero(op.out), shard_tile(op.out, op.in[0]); }
-static void tile_backward(void) { mat s = like(op.in[0]); shard_sum(s, op.cot), add(op.grad[0], s, 1), dev_free(s.p); }
-
-static void mul_forward(void) { broadcast_mul(op.out, op.in[0], op.in[1], 0.7, SET); }
-static void mul_backward(void) { broadcast_mul(op.grad[0], op.cot, op.in[1], 0.7, ADD), broadcast_dot(op.grad[1], op.cot, op.in[0], 0.7, ADD); }
-static void dot_forward(void) { broadcast_dot(op.out, op.in[0], op.in[1], 0.7, SET); }
-static void dot_backward(void) { broadcast_mul(op.grad[0], op.in[1], op.cot, 0.7, ADD), broadcast_mul(op.grad[1], op.in[0], op.cot, 0.7, ADD); }
-static void mag_forward(void) { magnitude_forward(op.out, op.in[0], op.in[1]); }
-static void mag_backward(void) { magnitude_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1]); }
-
 static double op_value(void *context)
 {
-    (void)context;
-    op.forward();
+    op_cases[*(int *)context].forward();
     wide *x = host(op.out), *c = host(op.cot);
     double sum = dot(x, c, (int)elements(op.out));
     free(x), free(c);
@@ -263,40 +433,11 @@ static double op_value(void *context)
 
 static void test_ops(void)
 {
-    static const struct { const char *name; shape out, in[3]; void (*forward)(void), (*backward)(void); } cases[] = {
-        {"matmul_nt", {{6, 5}}, {{{6, 7}}, {{5, 7}}}, nt_forward, nt_backward},
-        {"matmul_nn", {{6, 7}}, {{{6, 5}}, {{5, 7}}}, nn_forward, nn_backward},
-        {"matmul_tn", {{5, 7}}, {{{6, 5}}, {{6, 7}}}, tn_forward, tn_backward},
-        {"batched matmul_nt", {{3, 6, 5}}, {{{3, 6, 7}}, {{3, 5, 7}}}, nt_forward, nt_backward},
-        {"embedding", {{6, 5}}, {{{4, 5}}}, embed_forward, embed_backward},
-        {"rmsnorm", {{6, 9}}, {{{6, 9}}, {{9}}}, norm_forward, norm_backward},
-        {"rope", {{6, 12}}, {{{6, 12}}}, rope_forward, rope_backward},
-        {"attention", {{6, 16}}, {{{6, 16}}, {{6, 8}}, {{6, 8}}}, att_forward, att_backward},
-        {"swiglu", {{6, 9}}, {{{6, 9}}, {{6, 9}}}, glu_forward, glu_backward},
-        {"cross_entropy", {{6, 1}}, {{{6, 9}}}, ce_forward, ce_backward},
-        {"shard_sum", {{6, 4}}, {{{6, 11}}}, sum_forward, sum_backward},
-        {"shard_tile", {{6, 11}}, {{{6, 4}}}, tile_forward, tile_backward},
-        {"broadcast_mul, columns", {{6, 5}}, {{{6, 5}}, {{1, 5}}}, mul_forward, mul_backward},
-        {"broadcast_mul, rows", {{6, 5}}, {{{6, 5}}, {{6, 1}}}, mul_forward, mul_backward},
-        {"broadcast_dot, columns", {{1, 500}}, {{{6, 500}}, {{6, 500}}}, dot_forward, dot_backward},
-        {"broadcast_dot, rows", {{6, 1}}, {{{6, 500}}, {{6, 500}}}, dot_forward, dot_backward},
-        {"magnitude", {{6, 1}}, {{{6, 1}}, {{6, 1}}}, mag_forward, mag_backward},
-    };
-    op_lse = random_mat(SHAPE(6, 4)), op_table = random_mat(SHAPE(3, 4)), op_kept = random_mat(SHAPE(6, 9));
-    for (int t = 0; t < 3; t++)
-        for (int i = 0; i < 2; i++) ROW(op_table, t)[i] = (real)cos(t * (i + 0.3)), ROW(op_table, t)[2 + i] = (real)sin(t * (i + 0.3));
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        op = (struct op_case){.out = random_mat(cases[i].out), .cot = random_mat(cases[i].out), .forward = cases[i].forward, .backward = cases[i].backward};
-        for (int j = 0; j < 3 && cases[i].in[j].n[0]; j++) op.in[j] = random_mat(cases[i].in[j]), op.grad[j] = like(op.in[j]);
-        if (op.forward == mag_forward) for (int n = 0; n < 6; n++) *ROW(op.in[1], n) = 1 + *ROW(op.in[1], n) * *ROW(op.in[1], n);   // squares
-        if (op.forward == ce_forward) for (int n = 0; n < 6; n++) *ROW(op.cot, n) = (real)0.3;   // its cotangent is the scale
-        op.forward();
-        op.backward();
-        for (int j = 0; j < 3 && op.in[j].p; j++) check(numeric_error(op_value, NULL, op.in[j], op.grad[j]), 1e-7, "%s, input %d", cases[i].name, j);
-        for (int j = 0; j < 3; j++) dev_free(op.in[j].p), dev_free(op.grad[j].p);
-        dev_free(op.out.p), dev_free(op.cot.p);
+    for (int i = 0; i < OP_CASES; i++) {
+        op_open(i, 1);
+        for (int j = 0; j < 3 && op.in[j].p; j++) check(numeric_error(op_value, &i, op.in[j], op.grad[j]), 1e-7, "%s, input %d", op_cases[i].name, j);
+        op_close();
     }
-    dev_free(op_lse.p), dev_free(op_table.p), dev_free(op_kept.p);
 }
 
 static void test_twice(void)            // every backward accumulates, none overwrites
@@ -1152,6 +1293,42 @@ static void test_llama2_counts(void)    // section 4 of the paper, on the shape 
     free(dir), free(path);
 }
 
+// ---- the GPU -----------------------------------------------------------------------------------------------------------
+
+__attribute__((weak)) snapshot *gpu_results(const char *what, int recompute, const snapshot *other, const char *dir);      // absent where there is no GPU half
+__attribute__((weak)) double gpu_tolerance(int one_op);
+
+static void compare_halves(const char *what, int recompute)
+{
+    snapshot *cpu = results_of(what, recompute, NULL), *gpu = gpu_results(what, recompute, cpu, scratch);
+    check(arrlen(cpu) == arrlen(gpu) ? 0 : 1, 0, "%s: %td tensors on the CPU, %td on the GPU", what, arrlen(cpu), arrlen(gpu));
+    for (int i = 0; i < arrlen(cpu) && i < arrlen(gpu); i++) {
+        compared c = compare(&cpu[i], &gpu[i]);
+        if (!strncmp(cpu[i].name, "start ", 6)) continue;
+        if (strcmp(cpu[i].name, "dxn")) check(c.norm[0] > 0 ? 0 : 1, 0, "%s, %s is zero", what, cpu[i].name);     // dxn of the first layer is not wanted
+        check(c.error, gpu_tolerance(!strcmp(what, "ops")), "%s, %s", what, cpu[i].name);
+    }
+    snapshots_free(cpu), snapshots_free(gpu);
+}
+
+static void test_gpu_ops(void) { compare_halves("ops", 0); }
+
+static void test_gpu_methods(void)
+{
+    for (int i = 0; i < METHODS; i++)
+        for (int recompute = 0; recompute < 3 && !left_out(i); recompute += 2) compare_halves(methods[i].name, recompute);
+}
+
+static void test_gpu_same_bits(void)    // a second run of everything gives the same bits
+{
+    const char *const runs[] = {"ops", "bone", "bat", "full"};
+    for (int i = 0; i < 4; i++) {
+        snapshot *cpu = results_of(runs[i], 0, NULL), *a = gpu_results(runs[i], 0, cpu, scratch), *b = gpu_results(runs[i], 0, cpu, scratch);
+        for (int j = 0; j < arrlen(a); j++) check(a[j].n == b[j].n && !memcmp(a[j].x, b[j].x, a[j].n * sizeof(double)) ? 0 : 1, 0, "%s, %s", runs[i], a[j].name);
+        snapshots_free(cpu), snapshots_free(a), snapshots_free(b);
+    }
+}
+
 // ---- the list of tests -----------------------------------------------------------------------------------------------
 
 static const struct { const char *name, *claim; void (*run)(void); int builds; } tests[] = {
@@ -1186,6 +1363,9 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"counts",         "trainable parameters on Llama2-7B are the paper's",                               test_llama2_counts, ONLY_F32},
     {"stories",        "a real model says what transformers says, 256 tokens long",                       test_stories, ONLY_F32},
     {"gsm8k",          "every method learns GSM8K rows; Bone's first gradient and progress beat LoRA's",  test_gsm8k, ONLY_F32},
+    {"gpu-ops",        "every op gives the same on the GPU as on the CPU",                                test_gpu_ops, ON_GPU},
+    {"gpu-methods",    "so does a step of every method: activations, gradients, updated parameters",      test_gpu_methods, ON_GPU},
+    {"gpu-bits",       "the GPU gives the same bits every time",                                          test_gpu_same_bits, ON_GPU},
 };
 
 int main(int argc, char **argv)
@@ -1198,7 +1378,7 @@ int main(int argc, char **argv)
     setenv("D", scratch, 1);
     setenv("TRAIN", "./train", 0);
     for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
-        if (!(tests[i].builds & THIS_BUILD) || (argc > 1 && !strstr(tests[i].name, argv[1]))) continue;
+        if (!(tests[i].builds & (gpu_results ? ON_GPU : THIS_BUILD)) || (argc > 1 && !strstr(tests[i].name, argv[1]))) continue;
         opt = defaults;
         failures = 0, worst = 0, *skipped = 0;
         tests[i].run();
@@ -1217,3 +1397,5 @@ int main(int argc, char **argv)
     printf("%d passed, %d failed, %d skipped\n", passed, failed, skips);
     return failed > 0 || passed + skips == 0;
 }
+
+#endif // CUDA

@@ -1589,8 +1589,25 @@ static void print_plan(const run *r)
     if (r->train.dropped) printf(", %d left out: --seq %d leaves nothing of their answer", r->train.dropped, opt.seq);
     printf("\nsteps      %d of %d rows, at most %d tokens at a time; lr %g, %s\n", r->steps, opt.batch * opt.accum, m->p.tokens, opt.lr, opt.schedule);
     printf("memory     trained weights, gradients, AdamW %.1f MB; activations %.1f MB; work space %.1f MB", 4 * state + megabytes(m, START),
-        megabytes(m, ACT) + megabytes(m, STAT), megabytes(m, WORK) + megabytes(m, CACHE));
-    printf(full_training(m) ? "\n\n" : "; the base is mapped\n\n");
+        megabytes(m, ACT) + megabytes(m, STAT) + megabytes(m, AUX), megabytes(m, WORK) + megabytes(m, CACHE));
+    putchar('\n');
+    fflush(stdout);
+}
+
+// How the base lies in memory, once it does.
+static void print_base(model *m)
+{
+    double bytes = 0;
+    int copied = 0;
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        const tensor *t = &m->tensors[i];
+        ptrdiff_t at = t->kind == BASE ? shgeti(m->file.tensors, t->name) : -1;
+        if (at < 0) continue;
+        bytes += (double)elements(*t->at) * (double)dtypes[t->at->type].size;
+        copied |= t->at->p != m->file.tensors[at].value.at.p;
+    }
+    if (bytes > 0) printf("base       %.1f MB, %s\n", bytes / 1e6, copied ? "copied to the device" : "mapped from its file");
+    putchar('\n');
     fflush(stdout);
 }
 
@@ -1667,6 +1684,7 @@ static void fine_tune(void)
     print_plan(&r);
     destination = check_out("--out", opt.out, opt.model, 1);
     r.step = fill_run(&r);
+    print_base(&r.m);
     if (r.step > r.steps) die("--resume %s: has %d steps behind it, --steps asks for %d", opt.resume, r.step, r.steps);
     if (opt.log) r.log = open_log(opt.log, r.step);
     if (!r.step) report_eval(&r, "before", 1);

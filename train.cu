@@ -31,7 +31,7 @@
 static void fail(const char *what, const char *why)
 {
     fflush(stdout);
-    fprintf(stderr, "error: %s on the GPU: %s\n", what, why);
+    fprintf(stderr, "error: GPU: %s: %s\n", what, why);
     exit(1);
 }
 
@@ -122,7 +122,9 @@ extern "C" const char *dev_name(void)
 extern "C" dev dev_alloc(size_t bytes)
 {
     dev p = NULL;
-    if (cudaMalloc(&p, bytes ? bytes : 1) != cudaSuccess) { cudaGetLastError(); return NULL; }
+    cudaError_t e = cudaMalloc(&p, bytes ? bytes : 1);
+    if (e == cudaErrorMemoryAllocation) { cudaGetLastError(); return NULL; }
+    check(e, "allocating memory (./train runs on the CPU)");
     check(cudaMemset(p, 0, bytes), "clearing memory");
     return p;
 }
