@@ -77,12 +77,6 @@ struct dim3 {
     unsigned x, y, z;
     constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
-struct alignas(8)  float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(16) int4   { int x, y, z, w; };
-struct alignas(16) uint4  { unsigned x, y, z, w; };
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 // Of the thread that runs. Plain variables, so that a debugger can read them and a condition can name them.
 inline uint3 threadIdx, blockIdx;
@@ -462,6 +456,9 @@ inline void run_grid(const char *name, void (*bound)(void *), void *args, dim3 g
         fail(INVALID_CONFIGURATION);
         return;
     }
+#ifdef CUDA_ASAN
+    __asan_set_error_report_callback([](const char *) { if (kernel_name) where(stderr), fprintf(stderr, ", thread (%u,%u,%u)\n", threadIdx.x, threadIdx.y, threadIdx.z); });
+#endif
     kernel_name = name, body = bound, arguments = args, gridDim = grid, blockDim = block, count = n, rule = read_order();
     for (unsigned i = 0; i < n; i++) threads[i] = {}, threads[i].index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
     std::vector<size_t> order(rule.kind == order::RANDOM ? blocks : 0);
@@ -480,16 +477,6 @@ template <class F, class... A> void launch(const char *name, F kernel, dim3 grid
     run_grid(name, [](void *b) { (*(decltype(bound) *)b)(); }, &bound, grid, block);
 }
 }
-
-#ifdef CUDA_ASAN
-// AddressSanitizer calls this before its report.
-extern "C" __attribute__((weak, used)) void __asan_on_error()
-{
-    if (!cuda_on_cpu::kernel_name) return;
-    cuda_on_cpu::where(stderr);
-    fprintf(stderr, ", thread (%u,%u,%u):\n", threadIdx.x, threadIdx.y, threadIdx.z);
-}
-#endif
 
 /* ---- 6  numbers of 16 bits -------------------------------------------------------------------------------------- */
 
