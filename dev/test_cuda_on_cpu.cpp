@@ -5,6 +5,7 @@
     An argument runs the tests whose name contains it; `speed` measures. The exit status is the verdict.               */
 
 #include "cuda_on_cpu.h"
+#include <float.h>
 #include <string>
 #include <sys/wait.h>
 #ifdef _OPENMP
@@ -75,8 +76,8 @@ __global__ void index_kernel(int *visits, dim3 grid, dim3 block)
 }
 static void test_indices()
 {
-    dim3 grid(3, 4, 2), block(5, 3, 7);
-    array<int> visits(24 * 105);
+    dim3 grid(4, 6, 2), block(6, 4, 10);        // no two of them coprime: a wrong remainder meets another thread
+    array<int> visits(48 * 240);
     cudaMemset(visits.p, 0, visits.n * sizeof(int));
     LAUNCH(index_kernel, grid, block, visits.p, grid, block);
     for (size_t i = 0; i < visits.n; i++) check(visits[i] != 1, 0, "visits of a thread");
@@ -247,7 +248,7 @@ __global__ void deep_kernel(int *out)           // frames on the stacks of fiber
 }
 static void test_asan()
 {
-#ifdef CUDA_ASAN
+#ifdef __SANITIZE_ADDRESS__
     array<int> out(1024);
     LAUNCH(deep_kernel, 2, 1024, out.p);
     for (int t = 0; t < 1024; t++) expect(out[t] == 100 + t, "a kernel inside its bounds");
@@ -262,7 +263,7 @@ static void test_asan()
 
 static void test_gdb()
 {
-#ifndef CUDA_ASAN
+#ifndef __SANITIZE_ADDRESS__
     if (system("gdb --version >/dev/null 2>&1")) { skipped = "no gdb here"; return; }
     int status;
     std::string text = in_child([] {
@@ -283,7 +284,7 @@ static void test_gdb()
 /* ---- numbers of 16 bits -------------------------------------------------------------------------------------------- */
 
 // Every number of 16 bits survives the way to float and back, and what lies between two neighbours goes to the nearer,
-// in the middle to the even one. `step` is the distance of two neighbours in bits of float, where they are normal.
+// in the middle to the even one.
 template <class H> static void round_trips(uint16_t infinity, H (*narrow)(float), float (*widen)(H))
 {
     for (unsigned i = 0; i < 65536; i++) {
@@ -293,15 +294,15 @@ template <class H> static void round_trips(uint16_t infinity, H (*narrow)(float)
         bool nan = (i & 0x7fff) > infinity;
         expect(nan ? isnan(x) && isnan(widen(narrow(x))) : narrow(x).bits == i, "there and back");
         if ((i & 0x7fff) >= infinity) continue;
-        H next;
-        next.bits = (uint16_t)(i + 1);
-        double a = x, b = (i & 0x7fff) + 1 == infinity ? 2 * a - (double)widen({(H)(narrow(x))}) : widen(next);
-        if ((i & 0x7fff) + 1 == infinity) { H before; before.bits = (uint16_t)(i - 1); b = 2 * a - widen(before); }     // where the next number would be
-        float middle = (float)((a + b) / 2);
+        H other;                                // the next number; after the last, where it would be
+        bool last = (i & 0x7fff) + 1 == infinity;
+        other.bits = (uint16_t)(last ? i - 1 : i + 1);
+        float middle = (float)(x + (last ? x - (double)widen(other) : (double)widen(other) - x) / 2);
         expect(narrow(middle).bits == (i & 1 ? i + 1 : i), "a tie goes to the even one");
         expect(narrow(nextafterf(middle, x)).bits == i, "just below the tie");
         expect(narrow(nextafterf(middle, copysignf(INFINITY, x))).bits == i + 1, "just above the tie");
     }
+    for (float x : {INFINITY, FLT_MAX}) expect(narrow(x).bits == infinity && narrow(-x).bits == (infinity | 0x8000), "too large a number");
 }
 static void test_bf16()
 {
@@ -339,6 +340,7 @@ static void test_memory()
     for (int i = 0; i < 6; i++) expect(back[i] == host[i / 2 * 3 + i % 2 + 1], "a part of each row");
     expect(cudaMemset(p, 1, 8) == cudaSuccess && p[0] == 0x01010101 && p[1] == p[0] && p[2] == 2, "set bytes");
     expect(cudaMemcpy(host, p, 4, cudaMemcpyHostToDevice) == cudaErrorInvalidValue, "the wrong direction");
+    expect(cudaMemcpy(back, host, 4, cudaMemcpyHostToDevice) == cudaErrorInvalidValue, "to no device");
     expect(cudaMemcpy(back, host, 4, cudaMemcpyDeviceToHost) == cudaErrorInvalidValue, "from no device");
     expect(cudaFree(p) == cudaSuccess && cudaFree(p) == cudaErrorInvalidValue && cudaFree(NULL) == cudaSuccess, "freed once");
     cudaGetLastError();
