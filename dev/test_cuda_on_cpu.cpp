@@ -246,17 +246,21 @@ __global__ void deep_kernel(int *out)           // frames on the stacks of fiber
     __syncthreads();
     out[threadIdx.x] = x[7] + x[99];
 }
+__global__ void exit_kernel() { __syncthreads(); if (threadIdx.x == 5) _exit(3); __syncthreads(); }
+
 static void test_asan()
 {
 #ifdef __SANITIZE_ADDRESS__
     array<int> out(1024);
     LAUNCH(deep_kernel, 2, 1024, out.p);
     for (int t = 0; t < 1024; t++) expect(out[t] == 100 + t, "a kernel inside its bounds");
+    int status;                                 // it knows on which stack a thread runs: else a call that does not return makes it warn
+    expect(in_child([] { LAUNCH(exit_kernel, 1, 32); }, &status).empty() && WEXITSTATUS(status) == 3, "a kernel may end the program");
     expect_stop([] { array<float> x(64); LAUNCH(beside_kernel, 2, 32, x.p, 64); }, {"AddressSanitizer", "kernel beside_kernel, block (1,0,0) of (2,1,1), thread (5,0,0)"});
     expect_stop([] { array<float> x(64); LAUNCH(beside_kernel, 2, 32, x.p, -1); }, {"AddressSanitizer", "kernel beside_kernel"});
     expect_stop([] { array<int> x(64); LAUNCH(beside_shared_kernel, 2, 32, x.p, 32); }, {"AddressSanitizer", "kernel beside_shared_kernel, block (1,0,0) of (2,1,1), thread (5,0,0)"});
 #else
-    (void)beside_kernel, (void)beside_shared_kernel, (void)deep_kernel;
+    (void)beside_kernel, (void)beside_shared_kernel, (void)deep_kernel, (void)exit_kernel;
     skipped = "this build has no AddressSanitizer";
 #endif
 }
