@@ -5,7 +5,7 @@
         g++ -std=c++17 -g -fopenmp -x c++ train.cu …
 
     and each kernel runs as it is written: the blocks of a grid one after the other, the threads of a block in turns.
-    It is slow (a few nanoseconds a thread) and honest. What a GPU leaves to chance is made to show here:
+    It takes some 5 ns a thread, and 20 more at every barrier. What a GPU leaves to chance is made to show here:
       - CUDA_ORDER=forward|reverse|random:SEED in the environment is the order in which threads and blocks take their
         turns. A kernel that lacks a barrier gives other results in another order.
       - Shared memory before every block, and fresh device memory, hold 0xff bytes: NaN in every floating-point type.
@@ -18,7 +18,7 @@
         (gdb) break rmsnorm_kernel if blockIdx.x == 2 && threadIdx.x == 5      # a template: break 'add_kernel<float>' if …
         (gdb) run
         (gdb) next                    # over a __syncthreads, too: it stops again in this thread, not in another
-        (gdb) print threadIdx         # print s shows the whole shared array s, up to which thread the block has come
+        (gdb) print threadIdx         # a shared array prints as the threads before this one have left it
 
       1  the language        2  a block and its threads    3  barriers and shuffles    4  shared memory
       5  launch              6  numbers of 16 bits         7  the runtime              8  cuBLAS
@@ -30,6 +30,7 @@
 #include <chrono>
 #include <elf.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <map>
 #include <math.h>
 #include <stdint.h>
@@ -37,19 +38,17 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <tuple>
 #include <type_traits>
 #include <unistd.h>
+#include <utility>
 #include <vector>
 
-#if defined __SANITIZE_ADDRESS__                            // g++
-#define CUDA_ASAN 1
-#elif defined __has_feature
-#if __has_feature(address_sanitizer)                        // clang++
-#define CUDA_ASAN 1
+#if defined __has_feature                                   // clang++; g++ says __SANITIZE_ADDRESS__
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
 #endif
 #endif
-#ifdef CUDA_ASAN
+#ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -70,19 +69,13 @@
 #define __launch_bounds__(...)
 #define __shared__ static __attribute__((abi_tag("shared")))    // one copy, since one block runs at a time; section 4 finds it by its tag
 #define LAUNCH(kernel, blocks, threads, ...) \
-    cuda_on_cpu::launch(#kernel, [&](auto... kernel_arguments) { kernel(kernel_arguments...); }, blocks, threads, ##__VA_ARGS__)
+    cuda_on_cpu::launch(#kernel, [&](auto &...kernel_arguments) { kernel(kernel_arguments...); }, blocks, threads, ##__VA_ARGS__)
 
 struct uint3 { unsigned x, y, z; };
 struct dim3 {
     unsigned x, y, z;
     constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
-struct alignas(8)  float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(16) int4   { int x, y, z, w; };
-struct alignas(16) uint4  { unsigned x, y, z, w; };
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 // Of the thread that runs. Plain variables, so that a debugger can read them and a condition can name them.
 inline uint3 threadIdx, blockIdx;
@@ -95,16 +88,10 @@ inline float  rsqrt(float x)  { return 1 / sqrtf(x); }
 #define __expf expf
 #define __logf logf
 
-template <class A, class B> constexpr auto min(A a, B b) -> std::common_type_t<A, B>
-{
-    if constexpr (std::is_floating_point_v<std::common_type_t<A, B>>) return fmin(a, b);
-    else return (std::common_type_t<A, B>)a < (std::common_type_t<A, B>)b ? a : b;
-}
-template <class A, class B> constexpr auto max(A a, B b) -> std::common_type_t<A, B>
-{
-    if constexpr (std::is_floating_point_v<std::common_type_t<A, B>>) return fmax(a, b);
-    else return (std::common_type_t<A, B>)a < (std::common_type_t<A, B>)b ? b : a;
-}
+#define CUDA_PICK(name, less) template <class A, class B, class T = std::common_type_t<A, B>> constexpr T name(A a, B b) \
+    { if constexpr (std::is_floating_point_v<T>) return f##name(a, b); else return (T)a less (T)b ? a : b; }
+CUDA_PICK(min, <)
+CUDA_PICK(max, >)
 
 // One thread runs at a time and none is interrupted: whatever it does is atomic, and every other thread sees it.
 template <class T> T atomicAdd(T *p, std::common_type_t<T> x) { T old = *p; *p += x; return old; }
@@ -123,10 +110,9 @@ enum state : unsigned char { FRESH, READY, AT_BARRIER, AT_WARP, RETURNED };
 
 struct fiber {
     int thread;                 // whose turn it carries
-    char *stack;
-    const void *bottom;         // what AddressSanitizer calls its stack
+    const void *stack;
     size_t size;
-    void *fake;
+    void *fake;                 // AddressSanitizer's
 #ifdef CUDA_UCONTEXT
     ucontext_t context;
 #else
@@ -150,27 +136,25 @@ inline int     turns[MAX_THREADS], turn;        // the order of turns, and whose
 inline int     count, waiting, returned, me;    // threads; at the barrier; done; the one that runs
 inline bool    moved;                           // has anyone had a turn in this round?
 inline const char *kernel_name;                 // NULL outside kernels
-inline void  (*body)(void *);                   // the kernel, its arguments bound
-inline void   *arguments;
-inline fiber   launcher, fibers[MAX_THREADS], *here = &launcher, *came_from = &launcher;
-inline std::vector<fiber *> resting;            // fibers with no thread
+inline void  (*body)(void *), *arguments;       // the kernel, its arguments bound
+inline fiber   launcher, fibers[MAX_THREADS], *here = &launcher, *came_from = &launcher, *resting[MAX_THREADS];
+inline int     made, rest;                      // fibers made so far, and without a thread
 
-/* Order of turns: CUDA_ORDER, read at every launch. A random order is a new one every round, the same in every run. */
+// CUDA_ORDER, read at every launch. A random order is a new one every round, and the same ones in every run.
 struct order {
     enum { FORWARD, REVERSE, RANDOM } kind;
-    uint64_t state;
+    uint64_t seed;
     uint64_t random(uint64_t below)             // splitmix64
     {
-        uint64_t z = state += 0x9e3779b97f4a7c15u;
+        uint64_t z = seed += 0x9e3779b97f4a7c15u;
         z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
         z = (z ^ z >> 27) * 0x94d049bb133111ebu;
         return (z ^ z >> 31) % below;
     }
-    template <class T> void arrange(T *list, T n)
+    template <class T> void arrange(T *list, size_t n)
     {
-        for (T i = 0; i < n; i++) list[i] = kind == REVERSE ? n - 1 - i : i;
-        if (kind == RANDOM)
-            for (T i = n; i > 1; i--) std::swap(list[i - 1], list[random(i)]);
+        for (size_t i = 0; i < n; i++) list[i] = (T)(kind == REVERSE ? n - 1 - i : i);
+        for (size_t i = n; kind == RANDOM && i > 1; i--) std::swap(list[i - 1], list[random(i)]);
     }
 };
 inline order rule;
@@ -178,31 +162,31 @@ inline order rule;
 inline order read_order()
 {
     static uint64_t launches;
-    const char *s = getenv("CUDA_ORDER"), *seed = s && !strncmp(s, "random:", 7) ? s + 7 : NULL;
+    const char *s = getenv("CUDA_ORDER");
     char *end = NULL;
     launches++;
     if (!s || !*s || !strcmp(s, "forward")) return {order::FORWARD, 0};
     if (!strcmp(s, "reverse")) return {order::REVERSE, 0};
-    uint64_t n = seed ? strtoull(seed, &end, 10) : 0;
-    if (seed && end > seed && !*end) return {order::RANDOM, (n << 32) + launches};
+    uint64_t seed = strncmp(s, "random:", 7) ? 0 : strtoull(s + 7, &end, 10);
+    if (end && end > s + 7 && !*end) return {order::RANDOM, (seed << 32) + launches};
     fprintf(stderr, "error: CUDA_ORDER=%s: expected forward, reverse or random:SEED\n", s);
     exit(1);
 }
 
-inline void where(FILE *f)
+inline void say_where()
 {
-    fprintf(f, "cuda_on_cpu: kernel %s, block (%u,%u,%u) of (%u,%u,%u)", kernel_name,
-            blockIdx.x, blockIdx.y, blockIdx.z, gridDim.x, gridDim.y, gridDim.z);
+    fprintf(stderr, "cuda_on_cpu: kernel %s, block (%u,%u,%u) of (%u,%u,%u)", kernel_name, blockIdx.x, blockIdx.y, blockIdx.z, gridDim.x, gridDim.y, gridDim.z);
 }
 
 // No thread can move. Say who waits where, a line for each place, and end.
 [[noreturn]] inline void stuck(const char *why)
 {
-    where(stderr);
-    fprintf(stderr, ": %s\n", why);
     auto together = [](int i, int j) {
-        return states[i] == states[j] && (states[i] == RETURNED || (threads[i].line == threads[j].line && threads[i].mask == threads[j].mask));
+        const thread &a = threads[i], &b = threads[j];
+        return states[i] == states[j] && (states[i] == RETURNED || (a.line == b.line && a.mask == b.mask));
     };
+    say_where();
+    fprintf(stderr, ": %s\n", why);
     for (int i = 0; i < count; i++) {
         const thread &t = threads[i];
         int first = 0, n = 0;
@@ -211,9 +195,8 @@ inline void where(FILE *f)
         for (int j = i; j < count; j++) n += together(i, j);
         fprintf(stderr, "    %4d of %d threads, the first is (%u,%u,%u): ", n, count, t.index.x, t.index.y, t.index.z);
         if (states[i] == RETURNED) fprintf(stderr, "returned\n");
-        else if (states[i] <= READY) fprintf(stderr, "not there yet\n");
-        else if (states[i] == AT_WARP) fprintf(stderr, "%s:%d: wait in %s, mask %08x\n", t.file, t.line, t.what, t.mask);
-        else fprintf(stderr, "%s:%d: wait in %s\n", t.file, t.line, t.what);
+        else if (states[i] <= READY) fprintf(stderr, "on the way\n");
+        else fprintf(stderr, "%s:%d: wait in %s, mask %08x\n", t.file, t.line, t.what, t.mask);
     }
     fflush(NULL);
     abort();
@@ -238,8 +221,8 @@ inline int next_thread()
     }
 }
 
-/* Switch: put this fiber's registers on its stack, take the other's stack, fetch its registers. To the compiler a call
-   of an unknown function, so it keeps no shared variable in a register meanwhile.                                     */
+/* A switch puts this fiber's registers on its stack, takes the other's stack, and fetches its registers. To the compiler
+   it is a call of an unknown function, so it keeps no shared variable in a register meanwhile.                           */
 #ifndef CUDA_UCONTEXT
 extern "C" void cuda_on_cpu_switch(void **save_sp, void *load_sp);
 asm(".text; .weak cuda_on_cpu_switch; .type cuda_on_cpu_switch, @function; cuda_on_cpu_switch:\n"
@@ -248,22 +231,20 @@ asm(".text; .weak cuda_on_cpu_switch; .type cuda_on_cpu_switch, @function; cuda_
     ".size cuda_on_cpu_switch, . - cuda_on_cpu_switch");
 #endif
 
-inline void arrive(fiber *self)
+inline void arrive([[maybe_unused]] fiber *self)
 {
-    (void)self;
-#ifdef CUDA_ASAN
-    __sanitizer_finish_switch_fiber(self->fake, &came_from->bottom, &came_from->size);
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(self->fake, &came_from->stack, &came_from->size);
 #endif
-    me = here->thread;
-    threadIdx = threads[me].index;
+    threadIdx = threads[me = here->thread].index;
 }
 
 inline void switch_to(fiber *to)
 {
     fiber *from = came_from = here;
     here = to;
-#ifdef CUDA_ASAN
-    __sanitizer_start_switch_fiber(&from->fake, to->bottom, to->size);
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_start_switch_fiber(&from->fake, to->stack, to->size);
 #endif
 #ifdef CUDA_UCONTEXT
     swapcontext(&from->context, &to->context);
@@ -273,79 +254,70 @@ inline void switch_to(fiber *to)
     arrive(from);
 }
 
-inline fiber *resting_fiber();
+inline fiber *new_fiber();
 
-// This thread waits, or the launcher does; t goes on.
-inline void give_turn(int t)
+// The next thread has its turn, on the fiber where it waits or, if it is new, on one that rests; after the last, the launcher.
+inline void give_turn()
 {
-    fiber *to = t < 0 ? &launcher : states[t] == FRESH ? resting_fiber() : threads[t].on;
+    int t = next_thread();
+    fiber *to = t < 0 ? &launcher : states[t] != FRESH ? threads[t].on : rest ? resting[--rest] : new_fiber();
     if (t >= 0) to->thread = t, threads[t].on = to;
     if (to != here) switch_to(to);
+    else threadIdx = threads[me = t].index;
 }
 
 inline void fiber_main()
 {
     for (arrive(here);;) {
-        threadIdx = threads[me = here->thread].index;
         body(arguments);
         states[me] = RETURNED;
         returned++;
-        int t = next_thread();
-        if (t >= 0 && states[t] == FRESH) { here->thread = t, threads[t].on = here; continue; }     // same fiber, no switch
-        resting.push_back(here);
-        give_turn(t);
+        resting[rest++] = here;                 // the last to rest is the first to go on: a new thread stays on this fiber
+        give_turn();
     }
 }
 
-inline fiber *resting_fiber()
+inline fiber *new_fiber()
 {
-    static char *stacks;
-    static int made;
-    if (resting.empty()) {
-        size_t each = STACK + GUARD;
-        if (!stacks) stacks = (char *)mmap(NULL, MAX_THREADS * each, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        fiber *f = &fibers[made];
-        f->stack = stacks + made++ * each + GUARD;
-        if (stacks == MAP_FAILED || mprotect(f->stack, STACK, PROT_READ | PROT_WRITE)) perror("error: no memory for the stacks of the threads"), exit(1);
-        f->bottom = f->stack, f->size = STACK;
+    static char *stacks = (char *)mmap(NULL, MAX_THREADS * (size_t)(STACK + GUARD), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    char *stack = stacks + made * (size_t)(STACK + GUARD) + GUARD;
+    if (stacks == MAP_FAILED || mprotect(stack, STACK, PROT_READ | PROT_WRITE)) perror("error: no memory for the stacks of threads"), exit(1);
+    fiber *f = &fibers[made++];
+    f->stack = stack, f->size = STACK;
 #ifdef CUDA_UCONTEXT
-        getcontext(&f->context);
-        f->context.uc_stack.ss_sp = f->stack, f->context.uc_stack.ss_size = STACK;
-        makecontext(&f->context, fiber_main, 0);
+    getcontext(&f->context);
+    f->context.uc_stack.ss_sp = stack, f->context.uc_stack.ss_size = STACK;
+    makecontext(&f->context, fiber_main, 0);
 #else
-        // The first switch pops six registers and returns into fiber_main. Tops differ by a few cache lines: at the same
-        // place in each page they would all compete for the same few lines of the cache.
-        void **top = (void **)(f->stack + STACK - made % 16 * 256) - 2;
-        top[0] = (void *)fiber_main, top[1] = NULL;         // no caller: here a backtrace ends
-        f->sp = top - 6;
+    // The first switch pops six registers and returns into fiber_main. The tops differ by a few cache lines: at the same
+    // place in every page they would compete for the same few lines of the cache.
+    void **top = (void **)(stack + STACK - made % 16 * 256) - 2;
+    top[0] = (void *)fiber_main, top[1] = NULL;                 // no caller: here a backtrace ends
+    f->sp = top - 6;
 #endif
-        resting.push_back(f);
-    }
-    fiber *f = resting.back();
-    resting.pop_back();
     return f;
 }
 
-/* ---- 3  barriers and shuffles --------------------------------------------------------------------------------- */
+/* ---- 3  barriers and shuffles ----------------------------------------------------------------------------------- */
 
-inline void wait(state s, const char *what, const char *file, int line)
+inline void wait_at(state s, const char *what, unsigned mask, const char *file, int line)
 {
     thread &t = threads[me];
-    states[me] = s, t.what = what, t.file = file, t.line = line;
+    states[me] = s, t.what = what, t.mask = mask, t.file = file, t.line = line;
 }
 
 // The lanes of `mask` meet; each gives a value and gets the one of its source lane. The last to come hands them all out.
 inline uint64_t meet(const char *what, unsigned mask, uint64_t value, int source, const char *file, int line)
 {
-    int first = me & ~31, lanes = count - first < 32 ? count - first : 32;
-    mask &= ~0u >> (32 - lanes);                            // the last warp of a block may be short
-    threads[me].mask = mask, threads[me].value = value, threads[me].lane = source;
-    wait(AT_WARP, what, file, line);
+    int first = me & ~31, lanes = count - first < 32 ? count - first : 32, self = me;
+    mask &= ~0u >> (32 - lanes);                                // the last warp of a block may be short
+    threads[me].value = value, threads[me].lane = source;
+    wait_at(AT_WARP, what, mask, file, line);
     if (!(mask >> (me - first) & 1)) stuck("a thread is not in its own mask");
     unsigned &arrived = threads[first + __builtin_ctz(mask)].arrived;
     if (++arrived < (unsigned)__builtin_popcount(mask)) {
-        give_turn(next_thread());
-        return threads[me].value;
+        give_turn();
+        return threads[self].value;
     }
     arrived = 0;
     uint64_t given[32];
@@ -355,12 +327,13 @@ inline uint64_t meet(const char *what, unsigned mask, uint64_t value, int source
         if (mask >> i & 1 && (states[first + i] != AT_WARP || t.mask != mask || t.line != line)) stuck("the lanes of a mask do not meet in one place");
     }
     for (int i = 0; i < lanes; i++) {
+        thread &t = threads[first + i];
         if (!(mask >> i & 1)) continue;
-        if (!(mask >> threads[first + i].lane & 1)) stuck("a shuffle reads a lane that does not take part");
-        threads[first + i].value = given[threads[first + i].lane];
+        if (!(mask >> t.lane & 1)) stuck("a shuffle reads a lane that does not take part");
+        t.value = given[t.lane];
         states[first + i] = READY;
     }
-    return threads[me].value;
+    return threads[self].value;
 }
 
 template <class T> T shuffle(const char *what, unsigned mask, T x, int source, const char *file, int line)
@@ -378,10 +351,9 @@ template <class T> T shuffle(const char *what, unsigned mask, T x, int source, c
 
 inline void __syncthreads(CUDA_HERE)
 {
-    using namespace cuda_on_cpu;
-    wait(AT_BARRIER, "__syncthreads", file, line);
-    waiting++;
-    give_turn(next_thread());
+    cuda_on_cpu::wait_at(cuda_on_cpu::AT_BARRIER, "__syncthreads", ~0u, file, line);
+    cuda_on_cpu::waiting++;
+    cuda_on_cpu::give_turn();
 }
 inline void __syncwarp(unsigned mask = ~0u, CUDA_HERE) { cuda_on_cpu::meet("__syncwarp", mask, 0, cuda_on_cpu::me & 31, file, line); }
 
@@ -403,7 +375,7 @@ template <class T> T __shfl_down_sync(unsigned mask, T x, int delta, CUDA_HERE)
 
 namespace cuda_on_cpu {
 
-struct range { char *p; size_t size; };
+struct range { uintptr_t at; size_t size; };
 inline char anchor;                             // a symbol whose address is known, to learn where the program was loaded
 
 inline std::vector<range> find_shared()
@@ -416,24 +388,25 @@ inline std::vector<range> find_shared()
     close(fd);
     auto *head = (Elf64_Ehdr *)elf;
     auto *sections = (Elf64_Shdr *)(elf + head->e_shoff);
-    char *loaded_at = NULL;
+    uintptr_t loaded_at = 0;
+    bool known = false;
     for (int s = 0; s < head->e_shnum; s++) {
         if (sections[s].sh_type != SHT_SYMTAB) continue;
         auto *symbols = (Elf64_Sym *)(elf + sections[s].sh_offset);
         const char *names = elf + sections[sections[s].sh_link].sh_offset;
         for (size_t i = 0; i < sections[s].sh_size / sizeof *symbols; i++) {
             const char *name = names + symbols[i].st_name, *tag = strstr(name, "B6shared");
-            if (!strcmp(name, "_ZN11cuda_on_cpu6anchorE")) loaded_at = &anchor - symbols[i].st_value;
-            if (tag && !strncmp(name, "_ZZ", 3)) found.push_back({(char *)symbols[i].st_value, symbols[i].st_size});
+            if (!strcmp(name, "_ZN11cuda_on_cpu6anchorE")) known = true, loaded_at = (uintptr_t)&anchor - symbols[i].st_value;
+            if (tag && !strncmp(name, "_ZZ", 3)) found.push_back({symbols[i].st_value, symbols[i].st_size});
         }
     }
     munmap(elf, size);
-    if (!loaded_at) fputs("error: cuda_on_cpu needs the program's symbols: do not strip it\n", stderr), exit(1);
+    if (!known) fputs("error: cuda_on_cpu needs the program's symbols: do not strip it\n", stderr), exit(1);
     for (range &r : found) {
-        r.p = loaded_at + (size_t)r.p;
-#ifdef CUDA_ASAN
-        char *red_zone = (char *)__asan_region_is_poisoned(r.p, r.size);       // clang counts it into the symbol's size
-        if (red_zone) r.size = red_zone - r.p;
+        r.at += loaded_at;
+#ifdef __SANITIZE_ADDRESS__
+        uintptr_t red_zone = (uintptr_t)__asan_region_is_poisoned((void *)r.at, r.size);    // clang counts it into the symbol's size
+        if (red_zone) r.size = red_zone - r.at;
 #endif
     }
     return found;
@@ -445,31 +418,28 @@ enum error { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_CONFIGURATION
 inline int last_error;                          // what cudaGetLastError will say
 inline int fail(int e) { return e ? last_error = e : e; }
 
-inline void run_block(void)
-{
-    static const std::vector<range> shared = find_shared();
-    for (const range &r : shared) memset(r.p, 0xff, r.size);
-    memset(states, FRESH, count);
-    waiting = returned = turn = 0;
-    rule.arrange(turns, count);
-    give_turn(next_thread());                   // comes back when all have returned
-}
-
 inline void run_grid(const char *name, void (*bound)(void *), void *args, dim3 grid, dim3 block)
 {
-    size_t n = (size_t)block.x * block.y * block.z, blocks = (size_t)grid.x * grid.y * grid.z;
-    if (n < 1 || n > MAX_THREADS || block.z > 64 || blocks < 1 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) {
+    static const std::vector<range> shared = find_shared();
+    size_t n = (size_t)block.x * block.y * block.z;
+    if (n < 1 || n > MAX_THREADS || block.z > 64 || !grid.x || !grid.y || !grid.z || grid.x > INT_MAX || grid.y > 65535 || grid.z > 65535) {
         fail(INVALID_CONFIGURATION);
         return;
     }
-    kernel_name = name, body = bound, arguments = args, gridDim = grid, blockDim = block, count = n, rule = read_order();
+#ifdef __SANITIZE_ADDRESS__
+    __asan_set_error_report_callback([](const char *) { if (kernel_name) say_where(), fprintf(stderr, ", thread (%u,%u,%u)\n", threadIdx.x, threadIdx.y, threadIdx.z); });
+#endif
+    kernel_name = name, body = bound, arguments = args, gridDim = grid, blockDim = block, count = (int)n, rule = read_order();
     for (unsigned i = 0; i < n; i++) threads[i] = {}, threads[i].index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
-    std::vector<size_t> order(rule.kind == order::RANDOM ? blocks : 0);
-    if (!order.empty()) rule.arrange(order.data(), blocks);
-    for (size_t i = 0; i < blocks; i++) {
-        size_t b = rule.kind == order::RANDOM ? order[i] : rule.kind == order::REVERSE ? blocks - 1 - i : i;
+    std::vector<size_t> order((size_t)grid.x * grid.y * grid.z);
+    rule.arrange(order.data(), order.size());
+    for (size_t b : order) {
         blockIdx = {(unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y), (unsigned)(b / grid.x / grid.y)};
-        run_block();
+        for (const range &r : shared) memset((void *)r.at, 0xff, r.size);
+        memset(states, FRESH, n);
+        waiting = returned = turn = 0;
+        rule.arrange(turns, n);
+        give_turn();                            // comes back when all have returned
     }
     kernel_name = NULL;
 }
@@ -480,16 +450,6 @@ template <class F, class... A> void launch(const char *name, F kernel, dim3 grid
     run_grid(name, [](void *b) { (*(decltype(bound) *)b)(); }, &bound, grid, block);
 }
 }
-
-#ifdef CUDA_ASAN
-// AddressSanitizer calls this before its report.
-extern "C" __attribute__((weak, used)) void __asan_on_error()
-{
-    if (!cuda_on_cpu::kernel_name) return;
-    cuda_on_cpu::where(stderr);
-    fprintf(stderr, ", thread (%u,%u,%u):\n", threadIdx.x, threadIdx.y, threadIdx.z);
-}
-#endif
 
 /* ---- 6  numbers of 16 bits -------------------------------------------------------------------------------------- */
 
@@ -557,24 +517,12 @@ namespace cuda_on_cpu {
 inline std::map<const char *, size_t> blocks;   // of device memory: begin and size
 inline size_t allocated;
 
-inline size_t memory() { return (size_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE); }
-
+inline cudaError_t result(int e) { return (cudaError_t)fail(e); }
+inline size_t memory() { return (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE); }
 inline bool on_device(const void *p)
 {
     auto after = blocks.upper_bound((const char *)p);
     return after != blocks.begin() && (--after)->first + after->second > p;
-}
-inline cudaError_t result(int e) { return (cudaError_t)fail(e); }
-
-inline cudaError_t copy(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t rows, cudaMemcpyKind kind)
-{
-    if (!width || !rows) return cudaSuccess;
-    if (kind < 0 || kind > cudaMemcpyDefault) return result(INVALID_DIRECTION);
-    bool to_device = kind & 1 || kind == cudaMemcpyDeviceToDevice, from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
-    if (width > to_pitch || width > from_pitch) return result(INVALID_VALUE);
-    if (kind != cudaMemcpyDefault && (on_device(to) != to_device || on_device(from) != from_device)) return result(INVALID_VALUE);
-    for (size_t r = 0; r < rows; r++) memmove((char *)to + r * to_pitch, (const char *)from + r * from_pitch, width);
-    return cudaSuccess;
 }
 }
 
@@ -585,22 +533,20 @@ template <class T> cudaError_t cudaMalloc(T **p, size_t bytes)
     if (!bytes) return cudaSuccess;
     if (bytes > memory() - allocated || posix_memalign((void **)p, 256, bytes)) return result(OUT_OF_MEMORY);
     memset((void *)*p, 0xff, bytes);
-    blocks[(const char *)*p] = bytes;
-    allocated += bytes;
+    allocated += blocks[(const char *)*p] = bytes;
     return cudaSuccess;
 }
 inline cudaError_t cudaFree(void *p)
 {
     using namespace cuda_on_cpu;
-    if (!p) return cudaSuccess;
     auto block = blocks.find((const char *)p);
-    if (block == blocks.end()) return result(INVALID_VALUE);
+    if (block == blocks.end()) return result(p ? INVALID_VALUE : OK);
     allocated -= block->second;
     blocks.erase(block);
     free(p);
     return cudaSuccess;
 }
-template <class T> cudaError_t cudaMallocHost(T **p, size_t bytes) { return cuda_on_cpu::result((*p = (T *)malloc(bytes)) ? 0 : cuda_on_cpu::OUT_OF_MEMORY); }
+template <class T> cudaError_t cudaMallocHost(T **p, size_t bytes) { return cuda_on_cpu::result((*p = (T *)malloc(bytes)) ? cudaSuccess : cudaErrorMemoryAllocation); }
 inline cudaError_t cudaFreeHost(void *p) { free(p); return cudaSuccess; }
 inline cudaError_t cudaMemGetInfo(size_t *unused, size_t *total)
 {
@@ -608,26 +554,34 @@ inline cudaError_t cudaMemGetInfo(size_t *unused, size_t *total)
     return cudaSuccess;
 }
 
-inline cudaError_t cudaMemcpy(void *to, const void *from, size_t n, cudaMemcpyKind kind) { return cuda_on_cpu::copy(to, n, from, n, n, 1, kind); }
-inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind, cudaStream_t = 0) { return cudaMemcpy(to, from, n, kind); }
-inline cudaError_t cudaMemcpy2D(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t rows, cudaMemcpyKind kind)
-{
-    return cuda_on_cpu::copy(to, to_pitch, from, from_pitch, width, rows, kind);
-}
 inline cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t rows, cudaMemcpyKind kind, cudaStream_t = 0)
 {
-    return cudaMemcpy2D(to, to_pitch, from, from_pitch, width, rows, kind);
+    using namespace cuda_on_cpu;
+    bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice, from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+    if (!width || !rows) return cudaSuccess;
+    if (kind < 0 || kind > cudaMemcpyDefault) return result(INVALID_DIRECTION);
+    if (width > to_pitch || width > from_pitch) return result(INVALID_VALUE);
+    if (kind != cudaMemcpyDefault && (on_device(to) != to_device || on_device(from) != from_device)) return result(INVALID_VALUE);
+    for (size_t r = 0; r < rows; r++) memmove((char *)to + r * to_pitch, (const char *)from + r * from_pitch, width);
+    return cudaSuccess;
 }
-inline cudaError_t cudaMemset(void *p, int byte, size_t n)
+inline cudaError_t cudaMemcpy2D(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t rows, cudaMemcpyKind kind)
 {
-    if (n && !cuda_on_cpu::on_device(p)) return cuda_on_cpu::result(cuda_on_cpu::INVALID_VALUE);
+    return cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, width, rows, kind);
+}
+inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind, cudaStream_t = 0) { return cudaMemcpy2D(to, n, from, n, n, 1, kind); }
+inline cudaError_t cudaMemcpy(void *to, const void *from, size_t n, cudaMemcpyKind kind) { return cudaMemcpy2D(to, n, from, n, n, 1, kind); }
+inline cudaError_t cudaMemsetAsync(void *p, int byte, size_t n, cudaStream_t = 0)
+{
+    if (n && !cuda_on_cpu::on_device(p)) return cuda_on_cpu::result(cudaErrorInvalidValue);
     if (n) memset(p, byte, n);
     return cudaSuccess;
 }
-inline cudaError_t cudaMemsetAsync(void *p, int byte, size_t n, cudaStream_t = 0) { return cudaMemset(p, byte, n); }
+inline cudaError_t cudaMemset(void *p, int byte, size_t n) { return cudaMemsetAsync(p, byte, n); }
 
 inline cudaError_t cudaPeekAtLastError() { return (cudaError_t)cuda_on_cpu::last_error; }
-inline cudaError_t cudaGetLastError() { int e = cuda_on_cpu::last_error; cuda_on_cpu::last_error = 0; return (cudaError_t)e; }
+inline cudaError_t cudaGetLastError() { return (cudaError_t)std::exchange(cuda_on_cpu::last_error, 0); }
+inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 inline const char *cudaGetErrorString(cudaError_t e)
 {
     return e == cudaSuccess ? "no error" : e == cudaErrorInvalidValue ? "invalid argument" : e == cudaErrorMemoryAllocation ? "out of memory"
@@ -635,7 +589,6 @@ inline const char *cudaGetErrorString(cudaError_t e)
          : e == cudaErrorInvalidDevice ? "invalid device ordinal" : "unrecognized error code";
 }
 
-inline cudaError_t cudaDeviceSynchronize() { return cudaPeekAtLastError(); }
 inline cudaError_t cudaGetDeviceCount(int *n) { *n = 1; return cudaSuccess; }
 inline cudaError_t cudaSetDevice(int device) { return cuda_on_cpu::result(device ? cudaErrorInvalidDevice : cudaSuccess); }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device)
@@ -643,25 +596,19 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device)
     *p = {"CPU, emulating CUDA", cuda_on_cpu::memory(), 48 << 10, 8, 0, 4, warpSize, cuda_on_cpu::MAX_THREADS, 1 << 20};
     return cudaSetDevice(device);
 }
-inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device)
+inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr a, int device)
 {
     cudaDeviceProp p;
-    cudaGetDeviceProperties(&p, 0);
-    switch (attribute) {
-    case cudaDevAttrMaxThreadsPerBlock:     *value = p.maxThreadsPerBlock; break;
-    case cudaDevAttrMultiProcessorCount:    *value = p.multiProcessorCount; break;
-    case cudaDevAttrL2CacheSize:            *value = p.l2CacheSize; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = p.major; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = p.minor; break;
-    default: return cuda_on_cpu::result(cudaErrorInvalidValue);
-    }
-    return cudaSetDevice(device);
+    if (cudaGetDeviceProperties(&p, device)) return cudaErrorInvalidDevice;
+    *value = a == cudaDevAttrMaxThreadsPerBlock ? p.maxThreadsPerBlock : a == cudaDevAttrMultiProcessorCount ? p.multiProcessorCount
+           : a == cudaDevAttrL2CacheSize ? p.l2CacheSize : a == cudaDevAttrComputeCapabilityMajor ? p.major : a == cudaDevAttrComputeCapabilityMinor ? p.minor : -1;
+    return cuda_on_cpu::result(*value < 0 ? cudaErrorInvalidValue : cudaSuccess);
 }
 
 inline cudaError_t cudaStreamCreate(cudaStream_t *s) { *s = NULL; return cudaSuccess; }
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) { return cudaStreamCreate(s); }
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) { *s = NULL; return cudaSuccess; }
 inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaPeekAtLastError(); }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) { return cudaSuccess; }
 inline cudaError_t cudaEventCreate(cudaEvent_t *e) { *e = new CUevent_st(); return cudaSuccess; }
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { return cudaEventCreate(e); }
