@@ -1,6 +1,7 @@
 #  make            builds ./train, and ./train_cuda where nvcc is (train_cuda_f32 and train_cuda_f64 compute in more digits)
 #  make train_emu  builds ./train_emu: the GPU's source on the CPU, for --check and gdb
 #  make test       builds and runs every test this machine can run
+#  make bench      how fast, how large, where the time goes: a row a method on two shapes with random weights
 #  make base       makes again what base/ and data/ hold: text, tokenizer, pretraining (half an hour; Python in dev/ only)
 #  make sanitize   the tests under AddressSanitizer and UBSan, then valgrind over the program
 #  make fuzz       every parser under libFuzzer (clang)
@@ -130,10 +131,27 @@ fuzz:
 seam:
 	clang -std=gnu11 -fsyntax-only -fopenmp -DCUDA -DSEAM -Werror=noderef train.c
 
+# The program without ops, and the ops beside it: the linker leads every call through the stopwatch of dev/bench.c.
+TIMED = $(shell sed -n 's/^TIMED.\([a-z_]*\).*/-Wl,--wrap=\1/p' dev/bench.c)
+build/bench: dev/bench.c $(SOURCES) Makefile
+	@mkdir -p build
+	$(CC) $(FLAGS) -Dmain=train_main -c train.c -o build/bench_ops.o
+	$(CC) $(FLAGS) dev/bench.c build/bench_ops.o tokenizer.c -o $@ -Wl,--allow-multiple-definition $(TIMED) $(LDLIBS)
+
+build/random_model: dev/random_model.c $(SOURCES) Makefile
+	@mkdir -p build
+	$(CC) $(FLAGS) dev/random_model.c tokenizer.c -o $@ $(LDLIBS)
+
+build/15m build/110m: build/random_model
+	[ -d $@ ] || build/random_model $(notdir $@) $@
+
+bench: build/bench build/15m build/110m
+	build/bench
+
 base: train
 	dev/make_base.sh
 
 clean:
 	rm -rf train train_cuda train_cuda_f32 train_cuda_f64 train_emu build
 
-.PHONY: all found test sanitize fuzz seam base clean
+.PHONY: all found test bench sanitize fuzz seam base clean

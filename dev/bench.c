@@ -1,0 +1,299 @@
+/*  bench.c: how fast, how large, and where the time goes. `make bench`, or
+
+        build/bench [--model DIR] [--method M --rank R] [--batch B --seq T …]      options of ./train
+
+    Every op is called across a seam that the linker closes (model.h, section 2). Here the linker puts a stopwatch into
+    it: this file is the program without ops (train.c with -DCUDA), train.c itself lies beside it as an object, and
+    --wrap leads each call through a TIMED line below. Products inside an op, attention's, count as that op.
+
+    Each row runs in a process of its own, so that its peak memory is its own.                                    */
+
+#define CUDA
+#define main train_main
+#include "../train.c"
+#undef main
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+// ---- the stopwatch -----------------------------------------------------------------------------------------
+
+enum group { MATMUL, ADAPTER, ATTENTION, ROWWISE, LOSS, MOVES, ADAMW, GROUPS };
+static const char *const group_names[GROUPS] = {"matmul", "adapter", "attention", "row ops", "loss", "moves", "adamw"};
+
+// Seconds spent, and the least that had to be done: multiply-adds, and bytes between op and memory, each operand once.
+typedef struct { double seconds, flops, bytes; } cost;
+static cost spent[GROUPS];
+
+static double size_of(mat m) { return m.p ? (double)elements(m) * (double)dtypes[m.type].size : 0; }
+static int inner(mat x, int transposed) { return transposed ? x.rows : x.cols; }
+static double product_flops(mat y, mat x, int xt) { return y.p ? 2. * y.batch * y.rows * y.cols * inner(x, xt) : 0; }
+static double product_bytes(mat y, mat x, mat w, enum mode mode) { return y.p ? size_of(y) * (mode == ADD ? 2 : 1) + size_of(x) + size_of(w) : 0; }
+
+// A product belongs to the adapter when it is one of many small ones, or one of its three dimensions is the rank.
+static enum group of_product(mat y, mat x, int xt)
+{
+    int r = opt.rank;
+    return y.batch > 1 || y.rows == r || y.cols == r || inner(x, xt) == r ? ADAPTER : MATMUL;
+}
+
+// One product of queries and keys, all heads, over the half that is not masked.
+static double attention_flops(const span *s, int spans, mat q)
+{
+    double flops = 0;
+    for (int i = 0; i < spans; i++) flops += 2. * q.cols * s[i].nq * (s[i].nk - (s[i].nq - 1) / 2.);
+    return flops;
+}
+
+#define TIMED(op, parameters, arguments, group, flop_count, byte_count)         \
+    void __real_##op parameters;                                                \
+    void __wrap_##op parameters;                                                \
+    void __wrap_##op parameters                                                 \
+    {                                                                           \
+        double start = seconds();                                               \
+        __real_##op arguments;                                                  \
+        cost *spent_on = &spent[group];                                         \
+        spent_on->seconds += seconds() - start;                                 \
+        spent_on->flops += flop_count, spent_on->bytes += byte_count;           \
+    }
+
+TIMED(matmul_nt, (mat y, mat x, mat w, double scale, enum mode mode), (y, x, w, scale, mode), of_product(y, x, 0), product_flops(y, x, 0), product_bytes(y, x, w, mode))
+TIMED(matmul_nn, (mat y, mat x, mat w, double scale, enum mode mode), (y, x, w, scale, mode), of_product(y, x, 0), product_flops(y, x, 0), product_bytes(y, x, w, mode))
+TIMED(matmul_tn, (mat y, mat x, mat w, double scale, enum mode mode), (y, x, w, scale, mode), of_product(y, x, 1), product_flops(y, x, 1), product_bytes(y, x, w, mode))
+TIMED(attention_forward, (mat out, mat lse, mat q, mat k, mat v, int d, const span *s, int n), (out, lse, q, k, v, d, s, n),
+      ATTENTION, 2 * attention_flops(s, n, q), size_of(out) + size_of(q) + size_of(k) + size_of(v))
+TIMED(attention_backward, (mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse, int d, const span *s, int n), (dq, dk, dv, dout, q, k, v, out, lse, d, s, n),
+      ATTENTION, 5 * attention_flops(s, n, q), 3 * (size_of(dq) + size_of(dk) + size_of(dv)) + size_of(dout) + size_of(out))
+TIMED(rmsnorm_forward, (mat out, mat x, mat w, double eps), (out, x, w, eps), ROWWISE, 0, size_of(out) + size_of(x))
+TIMED(rmsnorm_backward, (mat dx, mat dw, mat dout, mat x, mat w, double eps), (dx, dw, dout, x, w, eps), ROWWISE, 0, 2 * size_of(dx) + size_of(dout) + size_of(x))
+TIMED(rope, (mat x, dev_ints pos, mat table, int sign), (x, pos, table, sign), ROWWISE, 0, 2 * size_of(x))
+TIMED(swiglu_forward, (mat out, mat gate, mat up), (out, gate, up), ROWWISE, 0, 3 * size_of(out))
+TIMED(swiglu_backward, (mat dgate, mat dup, mat dout, mat gate, mat up), (dgate, dup, dout, gate, up), ROWWISE, 0, 7 * size_of(dout))
+TIMED(cross_entropy, (mat losses, mat logits, dev_ints labels, double scale), (losses, logits, labels, scale), LOSS, 0, (scale ? 2 : 1) * size_of(logits))
+TIMED(shard_sum, (mat s, mat x), (s, x), ADAPTER, 0, size_of(s) + size_of(x))
+TIMED(shard_tile, (mat x, mat s), (x, s), ADAPTER, 0, size_of(s) + 2 * size_of(x))
+TIMED(add, (mat y, mat x, double scale), (y, x, scale), ADAPTER, 0, 3 * size_of(x))
+TIMED(embedding_forward, (mat out, mat table, dev_ints ids), (out, table, ids), MOVES, 0, 2 * size_of(out))
+TIMED(embedding_backward, (mat dtable, mat dout, dev_ints ids), (dtable, dout, ids), MOVES, 0, dtable.p ? 3 * size_of(dout) : 0)
+TIMED(copy, (mat y, mat x), (y, x), MOVES, 0, size_of(x) + size_of(y))
+TIMED(zero, (mat x), (x), MOVES, 0, size_of(x))
+TIMED(adamw, (mat w, mat dw, mat m, mat v, double lr, double decay, double g, int t), (w, dw, m, v, lr, decay, g, t), ADAMW, 0, 7 * size_of(w))
+
+// ---- what the machine can do -------------------------------------------------------------------------------
+
+#if defined __AVX512F__
+typedef float lanes __attribute__((vector_size(64)));
+#elif defined __AVX__
+typedef float lanes __attribute__((vector_size(32)));
+#else
+typedef float lanes __attribute__((vector_size(16)));
+#endif
+enum { CHAINS = 12 };                   // independent multiply-adds in flight: two units of four or five cycles each
+
+// Multiply-adds a second from registers alone, all threads together, best of five.
+static double machine_flops(int threads)
+{
+    enum { ROUNDS = 1 << 22 };
+    double best = 0;
+    for (int turn = 0; turn < 5; turn++) {
+        double start = seconds();
+        #pragma omp parallel num_threads(threads)
+        {
+            lanes a[CHAINS], x = (lanes){0} + 0.999f, y = (lanes){0} + 1e-3f;
+            for (int j = 0; j < CHAINS; j++) a[j] = (lanes){0} + (float)j;
+            for (int i = 0; i < ROUNDS; i++) {
+                #pragma GCC unroll 16
+                for (int j = 0; j < CHAINS; j++) a[j] = a[j] * x + y;
+            }
+            for (int j = 0; j < CHAINS; j++) __asm__ volatile("" : : "x"(a[j]));
+        }
+        best = fmax(best, 2. * ROUNDS * CHAINS * (sizeof(lanes) / 4) * threads / (seconds() - start));
+    }
+    return best;
+}
+
+// Bytes a second of y += x on arrays far larger than any cache: two read, one written.
+static double machine_bandwidth(int threads)
+{
+    enum { N = 1 << 25 };
+    float *x = alloc(N, 4), *y = alloc(N, 4);
+    double best = 0;
+    for (int turn = 0; turn < 5; turn++) {
+        double start = seconds();
+        #pragma omp parallel for simd num_threads(threads)
+        for (int i = 0; i < N; i++) y[i] += 0.5f * x[i];
+        if (turn) best = fmax(best, 12. * N / (seconds() - start));
+    }
+    free(x), free(y);
+    return best;
+}
+
+static mat filled(int rows, int cols)
+{
+    mat m = mat_of(dev_alloc((size_t)rows * (size_t)cols * sizeof(real)), TYPE_OF(real), SHAPE(rows, cols));
+    rng g = {1};
+    if (!m.p) die("out of memory");
+    for (size_t i = 0; i < elements(m); i++) ((real *)m.p)[i] = (real)(rng_uniform(&g) - 0.5);
+    return m;
+}
+
+static double product_rate(void (*f)(mat, mat, mat, double, enum mode), int n)
+{
+    mat y = filled(n, n), x = filled(n, n), w = filled(n, n);
+    double best = 0;
+    for (int turn = 0; turn < 10; turn++) {
+        double start = seconds();
+        f(y, x, w, 1, SET);
+        best = fmax(best, 2. * n * n * n / (seconds() - start));
+    }
+    dev_free(y.p), dev_free(x.p), dev_free(w.p);
+    return best;
+}
+
+// Runs f in a process of its own. It leaves its findings in *shared; the peak of its resident memory is returned, in bytes.
+static double in_child(void (*f)(void))
+{
+    fflush(stdout);
+    pid_t child = fork();
+    if (child < 0) die("fork: %s", strerror(errno));
+    if (!child) f(), fflush(stdout), _exit(0);
+    int status;
+    struct rusage usage;
+    if (wait4(child, &status, 0, &usage) != child || status) exit(1);
+    return (double)usage.ru_maxrss * 1024;
+}
+
+static struct found { double flops, bandwidth, step, load, init, plan, tokens; cost spent[GROUPS]; } *shared;
+
+static void measure_machine(void)
+{
+    int threads = omp_get_max_threads();
+    printf("multiply-add peak from registers, float:");
+    for (int t = 1; t <= threads; t++) printf("  %d thread%s %.1f GFLOP/s", t, t > 1 ? "s" : "", (shared->flops = machine_flops(t)) / 1e9);
+    shared->bandwidth = machine_bandwidth(threads);
+    printf(";  memory %.1f GB/s\n", shared->bandwidth / 1e9);
+    printf("1024 x 1024 x 1024 with %d threads:", threads);
+    const char *names[] = {"nt", "nn", "tn"};
+    void (*const products[])(mat, mat, mat, double, enum mode) = {matmul_nt, matmul_nn, matmul_tn};
+    for (int i = 0; i < 3; i++) {
+        double rate = product_rate(products[i], 1024);
+        printf("  matmul_%s %.1f GFLOP/s, %.0f %% of the peak", names[i], rate / 1e9, 100 * rate / shared->flops);
+    }
+    puts("\n");
+}
+
+// ---- one row: some steps of one method ---------------------------------------------------------------------
+
+static dataset random_rows(int vocab)
+{
+    dataset d = {.path = "random rows"};
+    rng g = {7};
+    for (int i = 0; i < opt.batch; i++) {
+        row r = {.ids = alloc((size_t)opt.seq + 1, sizeof(int)), .n = opt.seq + 1, .prompt = 1};     // --seq of them are fed
+        for (int j = 0; j < r.n; j++) r.ids[j] = (int)(rng_next(&g) % (uint64_t)vocab);
+        arrput(d.rows, r);
+    }
+    return d;
+}
+
+// All that will be resident: the mapped file, and every block.
+static double planned_bytes(const model *m)
+{
+    double bytes = 3 * (double)m->used[PARAM] * sizeof(wide);
+    for (int k = NORM; k < KINDS; k++) bytes += (double)m->used[k] * (double)dtypes[type_of_kind((enum kind)k)].size;
+    for (int i = 0; i < arrlen(m->file.maps); i++) bytes += (double)m->file.maps[i].bytes;
+    return bytes;
+}
+
+static void no_progress(int done, int of) { (void)done, (void)of; }
+
+static int by_size(const void *a, const void *b) { return *(const double *)a < *(const double *)b ? -1 : 1; }
+
+static void measure_steps(void)
+{
+    enum { MOST = 200 };
+    run r = {.epoch = -1, .steps = MOST};
+    plan p = plan_from_options();
+    double start = seconds(), times[MOST];
+    int n = 0, tokens;
+    config c = open_config();
+    r.train = random_rows(c.vocab);
+    model_measure(&r.m, c, p);
+    plan_sizes(&p, &r.train, &r.val, 0);
+    r.m.p = p;
+    layout(&r.m);
+    r.order = alloc((size_t)opt.batch, sizeof *r.order);
+    model_allocate(&r.m);
+    r.m.file = checkpoint_open(opt.model, "model");
+    model_load(&r.m, opt.model);
+    shared->load = seconds() - start, start = seconds();
+    adapters_init(&r.m, no_progress);
+    shared->init = seconds() - start;
+    shared->plan = planned_bytes(&r.m);
+
+    batch b = batch_new(r.m.p.tokens, opt.batch);
+    int least = opt.steps ? opt.steps : 5;
+    double all = 0;
+    for (int step = 0; step <= least || (!opt.steps && all < 3 && n < MOST); step++) {
+        double norm, began = seconds();
+        train_step(&r, &b, &norm, &tokens);
+        update(&r.m, step + 1, 1e-4, norm);
+        double time = seconds() - began;
+        if (step || opt.steps == 1) times[n++] = time, all += time;
+        else memset(spent, 0, sizeof spent);                       // the first step faults its pages in: not counted
+        if (opt.steps == 1) break;
+    }
+    qsort(times, (size_t)n, sizeof *times, by_size);
+    shared->step = times[n / 2], shared->tokens = tokens;
+    for (int g = 0; g < GROUPS; g++) shared->spent[g] = (cost){spent[g].seconds / n, spent[g].flops / n, spent[g].bytes / n};
+}
+
+static void print_heading(void)
+{
+    printf("%-8s %4s %8s |", "method", "rank", "ms/step");
+    for (int g = 0; g < GROUPS; g++) printf(" %9s", group_names[g]);
+    printf(" %7s | %6s %6s | %7s %7s %7s | %6s %6s\n", "rest", "tok/s", "peak%", "RSS MB", "plan MB", "file MB", "load s", "init s");
+}
+
+static void print_row(double rss, double file)
+{
+    double all = 0, flops = 0;
+    printf("%-8s %4d %8.1f |", opt.method, opt.rank, 1e3 * shared->step);
+    for (int g = 0; g < GROUPS; g++) printf(" %9.1f", 1e3 * shared->spent[g].seconds), all += shared->spent[g].seconds, flops += shared->spent[g].flops;
+    printf(" %7.1f | %6.0f %6.1f | %7.0f %7.0f %7.0f | %6.2f %6.2f\n", 1e3 * (shared->step - all), shared->tokens / shared->step,
+        100 * flops / shared->step / shared->flops, rss / 1e6, shared->plan / 1e6, file / 1e6, shared->load, shared->init);
+    printf("%-8s %4s %8s |", "", "", "floor");
+    for (int g = 0; g < GROUPS; g++) printf(" %9.1f", 1e3 * fmax(shared->spent[g].flops / shared->flops, shared->spent[g].bytes / shared->bandwidth));
+    puts("");
+}
+
+static void measure_row(const char *method_name, int rank)
+{
+    opt.method = method_name, opt.rank = rank;
+    double rss = in_child(measure_steps);
+    print_row(rss, 0);
+}
+
+static const struct { const char *method; int rank; } rows[] = {
+    {"lora", 18}, {"lora", 36}, {"pissa", 18}, {"pissa", 36}, {"bone", 32}, {"bone", 64}, {"bat", 32}, {"bat", 64}, {"bat-row", 32}, {"bat-row", 64}, {"full", 1},
+};
+
+int main(int argc, char **argv)
+{
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    opt.batch = 4, opt.method = NULL, opt.model = NULL;
+    parse_options(argc, argv);
+    shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared == MAP_FAILED) die("mmap: %s", strerror(errno));
+    in_child(measure_machine);
+    const char *only = opt.method, *one[] = {opt.model, NULL}, *both[] = {"build/15m", "build/110m", NULL};
+    int rank = opt.rank;
+    for (const char **dir = opt.model ? one : both; *dir; dir++) {
+        opt.model = *dir;
+        printf("%s, batch %d, %d tokens a row, %d threads\n", *dir, opt.batch, opt.seq, omp_get_max_threads());
+        print_heading();
+        if (only) measure_row(only, rank);
+        else for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) measure_row(rows[i].method, rows[i].rank);
+        puts("");
+    }
+    return 0;
+}

@@ -1,0 +1,124 @@
+"""Beside PEFT: the same steps by ./train and by transformers + PEFT, one after the other on the same machine.
+
+    python3 dev/bench_peft.py MODEL_DIR... [--batch 4 --seq 256 --threads 2 --steps 6]     (needs torch, transformers, peft)
+
+Both read the same model directory and the same rows in the same order, feed --seq tokens of each of --batch rows, and do
+the whole step: forward, backward, clipping, AdamW. Losses of the first step stand beside each other, so that it is seen
+that both do the same work. Speed is that of the median step after the first, memory the peak of resident memory.
+Each run has a process of its own.
+"""
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+METHODS = [("lora", 18), ("lora", 36), ("pissa", 18), ("pissa", 36), ("bone", 32), ("bone", 64), ("bat", 32), ("bat", 64),
+           ("bat-row", 32), ("bat-row", 64), ("full", 1)]
+
+
+def adapter(name, rank):
+    import peft
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    if name in ("lora", "pissa"):
+        return peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=True if name == "lora" else "pissa", task_type="CAUSAL_LM")
+    return peft.MissConfig(r=rank, target_modules=targets, init_weights=True if name == "bone" else "bat", task_type="CAUSAL_LM")
+
+
+def peer(args):
+    """The steps by transformers + PEFT; prints one line of JSON."""
+    import peft
+    import torch
+    import transformers
+    torch.set_num_threads(args.threads)
+    rows = torch.tensor(json.load(open(args.rows)))
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_pretrained(args.model[0], dtype=torch.float32)
+    if args.method != "full":
+        model = peft.get_peft_model(model, adapter(args.method, args.rank))
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0)
+    seconds, losses = [], []
+    for step in range(args.steps):
+        start = time.perf_counter()
+        ids = rows[step * args.batch:(step + 1) * args.batch]
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(loss.item())
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"tok_per_s": args.batch * args.seq / statistics.median(seconds[1:]), "peak": peak, "loss": losses[0],
+                      "trained": sum(p.numel() for p in trained)}))
+
+
+def peak_of(command, **options):
+    """Runs a command; its standard output, and the peak of its resident memory in bytes."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)} failed:\n{output}")
+    return output, usage.ru_maxrss * 1024
+
+
+def ours(args, model, method, rank, text, folder):
+    log = os.path.join(folder, "log")
+    _, peak = peak_of(["./train", "--model", model, "--data", text, "--method", method, "--rank", str(rank), "--batch", str(args.batch),
+                       "--seq", str(args.seq + 1), "--steps", str(args.steps), "--lr", "1e-4", "--schedule", "constant", "--no-shuffle",
+                       "--threads", str(args.threads), "--log", log, "--out", os.path.join(folder, "out")])
+    steps = [json.loads(line) for line in open(log)]
+    return {"tok_per_s": statistics.median(s["tok_per_s"] for s in steps[1:]), "peak": peak, "loss": steps[0]["loss"]}
+
+
+def write_rows(args, model, folder):
+    """--steps batches of long texts for ./train, and the ids that its tokenizer makes of them for the peer."""
+    words = open("README.md").read().split()
+    text, ids = os.path.join(folder, "rows.jsonl"), os.path.join(folder, "ids.json")
+    with open(text, "w") as f:
+        for i in range(args.steps * args.batch):
+            f.write(json.dumps({"text": " ".join(words[(37 * i + j) % len(words)] for j in range(2 * args.seq))}) + "\n")
+    lines = subprocess.run(["./train", "--tokenize", text, "--model", model], capture_output=True, text=True, check=True).stdout.splitlines()
+    json.dump([[1] + json.loads(line)[:args.seq] for line in lines], open(ids, "w"))
+    return text, ids
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", nargs="+")
+    for name, default in (("batch", 4), ("seq", 256), ("threads", 2), ("steps", 6), ("rank", 0)):
+        parser.add_argument("--" + name, type=int, default=default)
+    parser.add_argument("--method")
+    parser.add_argument("--rows")
+    args = parser.parse_args()
+    if args.rows:
+        return peer(args)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment.pop("OPENBLAS_CORETYPE", None)
+    print(f"batch {args.batch}, {args.seq} tokens a row, {args.threads} threads, float32; each ratio is ours over PEFT's")
+    for model in args.model:
+        print(f"{model}\n{'method':8} {'rank':>4} {'tok/s':>8} {'PEFT':>8} {'ratio':>6}   {'peak MB':>8} {'PEFT':>8} {'ratio':>6}   {'loss':>9} {'PEFT':>9}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            text, ids = write_rows(args, model, folder)
+            for method, rank in METHODS:
+                if args.method and (method, rank) != (args.method, args.rank or rank):
+                    continue
+                # bat-row has no peer: it stands beside PEFT's bat of the same rank
+                command = [sys.executable, __file__, model, "--rows", ids, "--method", method.removesuffix("-row"), "--rank", str(rank)]
+                for name in ("batch", "seq", "threads", "steps"):
+                    command += ["--" + name, str(getattr(args, name))]
+                b = json.loads(peak_of(command, env=environment)[0].splitlines()[-1])
+                a = ours(args, model, method, rank, text, folder)
+                print(f"{method:8} {rank:4} {a['tok_per_s']:8.0f} {b['tok_per_s']:8.0f} {a['tok_per_s'] / b['tok_per_s']:6.2f}   "
+                      f"{a['peak'] / 1e6:8.0f} {b['peak'] / 1e6:8.0f} {a['peak'] / b['peak']:6.2f}   {a['loss']:9.5f} {b['loss']:9.5f}", flush=True)
+
+
+main()
