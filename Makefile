@@ -3,6 +3,7 @@
 #  make test       builds and runs every test this machine can run
 #  make bench      how fast, how large, where the time goes: a row a method on two shapes with random weights
 #  make base       makes again what base/ and data/ hold: text, tokenizer, pretraining (half an hour; Python in dev/ only)
+#  make bench-gpu  the same on a GPU, with Llama2-7B's shape; PEER=1 runs transformers + PEFT beside it
 #  make sanitize   the tests under AddressSanitizer and UBSan, then valgrind over the program
 #  make fuzz       every parser under libFuzzer (clang)
 #  make seam       proves with clang that model, adapters and loop never read device memory themselves
@@ -96,6 +97,17 @@ build/test_cuda_%: build/cpu_half_%.o build/gpu_half_%.o build/cuda_%.o build/to
 build/test_cuda_on_cpu: dev/test_cuda_on_cpu.cpp dev/cuda_on_cpu.h Makefile
 	$(CXX) -std=c++17 -O2 -g -Wall -Wextra -fopenmp $< -o $@
 
+build/bench_gpu: dev/bench_gpu.c build/cuda_bf16.o build/tokenizer.o $(SOURCES) Makefile
+	$(CC) $(FLAGS) -Wno-unused-function -DBFLOAT16 -DCUDA -c dev/bench_gpu.c -o build/bench_gpu.o
+	$(NVCC) build/bench_gpu.o build/cuda_bf16.o build/tokenizer.o -o $@ -lcublas -lgomp $(LDLIBS)
+
+build/bench_emu: dev/bench_gpu.c build/emu_bf16.o build/tokenizer.o $(SOURCES) Makefile
+	$(CC) $(FLAGS) -Wno-unused-function -DBFLOAT16 -DCUDA -c dev/bench_gpu.c -o build/bench_emu.o
+	$(CXX) -fopenmp build/bench_emu.o build/emu_bf16.o build/tokenizer.o -o $@ $(LDLIBS)
+
+bench-gpu: build/bench_gpu
+	build/bench_gpu $(if $(PEER),--peer)
+
 # Each part prints its own count; the last line adds them up. Without a GPU its three tests a precision are skipped.
 PRECISIONS = f64 f32 bf16
 TESTS = build/test_f64 build/test_f32 build/test_cuda_on_cpu $(PRECISIONS:%=build/test_emu_%) $(if $(GPU),$(PRECISIONS:%=build/test_cuda_%))
@@ -154,4 +166,4 @@ base: train
 clean:
 	rm -rf train train_cuda train_cuda_f32 train_cuda_f64 train_emu build
 
-.PHONY: all found test bench sanitize fuzz seam base clean
+.PHONY: all found test bench bench-gpu sanitize fuzz seam base clean

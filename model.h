@@ -73,6 +73,7 @@ extern "C" {
 #endif
 // the device, and its memory
 const char *dev_name(void);
+void     dev_memory(double *used, double *all);                       // bytes of the device
 int      dev_tf32(void);                                              // allows products of floats to round their factors to 10 bits; 0 where that cannot be
 dev      dev_alloc(size_t bytes);                                     // zeroed, 64-byte aligned; NULL if there is none
 void     dev_free(dev p);

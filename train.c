@@ -17,6 +17,7 @@
 #include "adapters.h"
 #include <omp.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <time.h>
 
 #ifndef CUDA                            // train.cu defines the same names for a GPU
@@ -267,7 +268,14 @@ void dev_free(dev p) { free(p); }
 mat dev_weight(mat host) { return host; }
 void dev_weight_free(mat w) { (void)w; }
 const char *dev_name(void) { return "CPU"; }
-int dev_tf32(void) { return 0; }
+
+void dev_memory(double *used, double *all)
+{
+    struct rusage u = {0};
+    getrusage(RUSAGE_SELF, &u);
+    *used = (double)u.ru_maxrss * 1024, *all = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+}
+
 void put_ints(dev_ints dst, const int *src, size_t n) { if (n) memcpy(dst, src, n * sizeof *src); }
 
 void copy(mat y, mat x)

@@ -119,6 +119,13 @@ extern "C" const char *dev_name(void)
     return p.name;
 }
 
+extern "C" void dev_memory(double *used, double *all)
+{
+    size_t left, total;
+    check(cudaMemGetInfo(&left, &total), "asking for the memory in use");
+    *used = (double)(total - left), *all = (double)total;
+}
+
 extern "C" dev dev_alloc(size_t bytes)
 {
     dev p = NULL;
