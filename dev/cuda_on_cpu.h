@@ -5,7 +5,7 @@
         g++ -std=c++17 -g -fopenmp -x c++ train.cu …
 
     and each kernel runs as it is written: the blocks of a grid one after the other, the threads of a block in turns.
-    It takes some 5 ns a thread, and 20 more at every barrier. What a GPU leaves to chance is made to show here:
+    It takes 5 to 10 ns a thread, and 20 to 40 more at a barrier. What a GPU leaves to chance is made to show here:
       - CUDA_ORDER=forward|reverse|random:SEED in the environment is the order in which threads and blocks take their
         turns. A kernel that lacks a barrier gives other results in another order.
       - Shared memory before every block, and fresh device memory, hold 0xff bytes: NaN in every floating-point type.
