@@ -268,6 +268,7 @@ void dev_free(dev p) { free(p); }
 mat dev_weight(mat host) { return host; }
 void dev_weight_free(mat w) { (void)w; }
 const char *dev_name(void) { return "CPU"; }
+int dev_tf32(void) { return 0; }
 
 void dev_memory(double *used, double *all)
 {

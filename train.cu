@@ -22,10 +22,11 @@
 #include <cublas_v2.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#define LAUNCH(kernel, blocks, threads, ...) (kernel<<<blocks, threads>>>(__VA_ARGS__), check(cudaGetLastError(), #kernel))
+#define LAUNCH(kernel, blocks, threads, ...) kernel<<<blocks, threads>>>(__VA_ARGS__)
 #else
 #include "dev/cuda_on_cpu.h"
 #endif
+#define RUN(kernel, ...) (LAUNCH(kernel, __VA_ARGS__), check(cudaGetLastError(), #kernel))      // RUN(kernel, blocks, threads, arguments …)
 #include "model.h"
 
 static void fail(const char *what, const char *why)
@@ -166,7 +167,7 @@ __global__ static void copy_kernel(mat y, mat x)
 extern "C" void copy(mat y, mat x)
 {
     if (y.rows != x.rows || y.cols != x.cols || y.batch != x.batch) fail("copy", "the shapes differ");
-    LAUNCH(copy_kernel, element_grid(y), THREADS, y, x);
+    RUN(copy_kernel, element_grid(y), THREADS, y, x);
 }
 
 extern "C" void put(mat dst, const void *src, enum dtype type)
@@ -208,7 +209,7 @@ __global__ static void fill_kernel(mat x, wide value)
     FOR_EACH_ELEMENT(x, row, col) store(x.p, x.type, index_of(x, blockIdx.z, row, col), value);
 }
 
-extern "C" void zero(mat x) { LAUNCH(fill_kernel, element_grid(x), THREADS, x, (wide)0); }
+extern "C" void zero(mat x) { RUN(fill_kernel, element_grid(x), THREADS, x, (wide)0); }
 
 __global__ static void add_kernel(mat y, mat x, wide scale)
 {
@@ -220,7 +221,7 @@ __global__ static void add_kernel(mat y, mat x, wide scale)
 
 extern "C" void add(mat y, mat x, double scale)
 {
-    if (y.p) LAUNCH(add_kernel, element_grid(y), THREADS, y, x, (wide)scale);
+    if (y.p) RUN(add_kernel, element_grid(y), THREADS, y, x, (wide)scale);
 }
 
 // ---- 3  the matrix product ---------------------------------------------------------------------------------
@@ -296,7 +297,7 @@ __global__ static void embedding_kernel(mat out, mat table, const int *ids)
     FOR_EACH_ELEMENT(out, row, col) store(out.p, out.type, index_of(out, 0, row, col), load(table.p, table.type, index_of(table, 0, ids[row], col)));
 }
 
-extern "C" void embedding_forward(mat out, mat table, dev_ints ids) { LAUNCH(embedding_kernel, element_grid(out), THREADS, out, table, ids); }
+extern "C" void embedding_forward(mat out, mat table, dev_ints ids) { RUN(embedding_kernel, element_grid(out), THREADS, out, table, ids); }
 
 // dtable[id] += Σ dout[n] over the n with that id. One block a token: the first token of an id does the work of all its
 // repetitions, in their order, and the others leave. Two blocks never write the same row.
@@ -320,7 +321,7 @@ __global__ static void embedding_backward_kernel(mat dtable, mat dout, const int
 
 extern "C" void embedding_backward(mat dtable, mat dout, dev_ints ids)
 {
-    if (dtable.p) LAUNCH(embedding_backward_kernel, dout.rows, THREADS, dtable, dout, ids, dout.rows);
+    if (dtable.p) RUN(embedding_backward_kernel, dout.rows, THREADS, dtable, dout, ids, dout.rows);
 }
 
 // out = w x ρ,  ρ = 1 / √(mean(x²) + ε).  One block a row: a pass for the sum, a pass for the row.
@@ -339,7 +340,7 @@ __global__ static void rmsnorm_kernel(mat out, mat x, mat w, wide eps)
     for (int c = threadIdx.x; c < x.cols; c += blockDim.x) down(&on[c], load(w.p, w.type, c) * up(xn[c]) * rho);
 }
 
-extern "C" void rmsnorm_forward(mat out, mat x, mat w, double eps) { LAUNCH(rmsnorm_kernel, x.rows, THREADS, out, x, w, (wide)eps); }
+extern "C" void rmsnorm_forward(mat out, mat x, mat w, double eps) { RUN(rmsnorm_kernel, x.rows, THREADS, out, x, w, (wide)eps); }
 
 //  dx += ρ (w dout − x ρ² mean(w dout x)),  since dρ/dx_c = −ρ³ x_c / C.  One block a row; ρ is left for dw.
 __global__ static void rmsnorm_backward_kernel(mat dx, wide *rhos, mat dout, mat x, mat w, wide eps)
@@ -367,8 +368,8 @@ extern "C" void rmsnorm_backward(mat dx, mat dw, mat dout, mat x, mat w, double 
 {
     if (!dx.p && !dw.p) return;
     wide *rhos = (wide *)scratch(6, x.rows * sizeof(wide));
-    LAUNCH(rmsnorm_backward_kernel, x.rows, THREADS, dx, rhos, dout, x, w, (wide)eps);
-    if (dw.p) LAUNCH(rmsnorm_weight_kernel, (x.cols + WARP - 1) / WARP, THREADS, dw, rhos, dout, x);
+    RUN(rmsnorm_backward_kernel, x.rows, THREADS, dx, rhos, dout, x, w, (wide)eps);
+    if (dw.p) RUN(rmsnorm_weight_kernel, (x.cols + WARP - 1) / WARP, THREADS, dw, rhos, dout, x);
 }
 
 // Halves (a, b) of a head turn by the angle of their position: (a cos − b sin, b cos + a sin); the backward turns by −angle.
@@ -386,7 +387,7 @@ __global__ static void rope_kernel(mat x, const int *pos, mat table, wide sign)
     }
 }
 
-extern "C" void rope(mat x, dev_ints pos, mat table, int sign) { LAUNCH(rope_kernel, x.rows, THREADS, x, pos, table, (wide)sign); }
+extern "C" void rope(mat x, dev_ints pos, mat table, int sign) { RUN(rope_kernel, x.rows, THREADS, x, pos, table, (wide)sign); }
 
 // Attention, a block of query rows at a time and all heads at once, by batched products: tensor cores do the work, and only
 // (heads, QUERIES, keys) scores of one span stand in memory.
@@ -442,7 +443,7 @@ extern "C" void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, 
             mat S = scores(3, TYPE_OF(wide), K.batch, b.n, b.keys), P = scores(4, TYPE_OF(real), K.batch, b.n, b.keys);
             for (int g = 0; g < group; g++) {
                 matmul_nt(S, heads_of(q, b.row, b.n, g, group, d), K, 1 / sqrt((double)d), SET);        // S = q kᵀ/√d
-                LAUNCH(softmax_kernel, dim3(b.n, K.batch), THREADS, P, S, lse, b.row, b.before, g, group);  // P = softmax(S)
+                RUN(softmax_kernel, dim3(b.n, K.batch), THREADS, P, S, lse, b.row, b.before, g, group);  // P = softmax(S)
                 matmul_nn(heads_of(out, b.row, b.n, g, group, d), P, V, 1, SET);                         // out = P v
             }
         }
@@ -482,7 +483,7 @@ extern "C" void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat 
                 mat Q = heads_of(q, b.row, b.n, g, group, d), O = heads_of(out, b.row, b.n, g, group, d), dO = heads_of(dout, b.row, b.n, g, group, d);
                 matmul_nt(S, Q, K, scale, SET);
                 matmul_nt(dP, dO, V, 1, SET);
-                LAUNCH(softmax_backward_kernel, dim3(b.n, K.batch), THREADS, P, dS, S, dP, O, dO, lse, b.row, b.before, g, group);
+                RUN(softmax_backward_kernel, dim3(b.n, K.batch), THREADS, P, dS, S, dP, O, dO, lse, b.row, b.before, g, group);
                 matmul_tn(heads_of(dv, spans[i].k, b.keys, 0, 1, d), P, dO, 1, ADD);
                 matmul_nn(heads_of(dq, b.row, b.n, g, group, d), dS, K, scale, ADD);
                 matmul_tn(heads_of(dk, spans[i].k, b.keys, 0, 1, d), dS, Q, scale, ADD);
@@ -499,7 +500,7 @@ __global__ static void swiglu_kernel(mat out, mat gate, mat up_)
     }
 }
 
-extern "C" void swiglu_forward(mat out, mat gate, mat up_) { LAUNCH(swiglu_kernel, element_grid(out), THREADS, out, gate, up_); }
+extern "C" void swiglu_forward(mat out, mat gate, mat up_) { RUN(swiglu_kernel, element_grid(out), THREADS, out, gate, up_); }
 
 //  dg += dout u σ (1 + g (1 − σ)),   du += dout g σ
 __global__ static void swiglu_backward_kernel(mat dgate, mat dup, mat dout, mat gate, mat up_)
@@ -514,7 +515,7 @@ __global__ static void swiglu_backward_kernel(mat dgate, mat dup, mat dout, mat 
 
 extern "C" void swiglu_backward(mat dgate, mat dup, mat dout, mat gate, mat up_)
 {
-    LAUNCH(swiglu_backward_kernel, element_grid(dout), THREADS, dgate, dup, dout, gate, up_);
+    RUN(swiglu_backward_kernel, element_grid(dout), THREADS, dgate, dup, dout, gate, up_);
 }
 
 //  loss = log Σ exp(z) − z[label];   dz = scale (softmax(z) − [label]), in z's place.
@@ -539,7 +540,7 @@ __global__ static void cross_entropy_kernel(mat losses, mat logits, const int *l
 
 extern "C" void cross_entropy(mat losses, mat logits, dev_ints labels, double scale)
 {
-    LAUNCH(cross_entropy_kernel, logits.rows, THREADS, losses, logits, labels, (wide)scale);
+    RUN(cross_entropy_kernel, logits.rows, THREADS, losses, logits, labels, (wide)scale);
 }
 
 // ---- 5  adapters -------------------------------------------------------------------------------------------
@@ -555,7 +556,7 @@ __global__ static void shard_sum_kernel(mat s, mat x)
     }
 }
 
-extern "C" void shard_sum(mat s, mat x) { LAUNCH(shard_sum_kernel, element_grid(s), THREADS, s, x); }
+extern "C" void shard_sum(mat s, mat x) { RUN(shard_sum_kernel, element_grid(s), THREADS, s, x); }
 
 // x[n, j·r + c] += s[n, c]
 __global__ static void shard_tile_kernel(mat x, mat s)
@@ -568,7 +569,7 @@ __global__ static void shard_tile_kernel(mat x, mat s)
 
 extern "C" void shard_tile(mat x, mat s)
 {
-    if (x.p) LAUNCH(shard_tile_kernel, element_grid(x), THREADS, x, s);
+    if (x.p) RUN(shard_tile_kernel, element_grid(x), THREADS, x, s);
 }
 
 __global__ static void tiled_identity_kernel(mat e, int r)
@@ -576,7 +577,7 @@ __global__ static void tiled_identity_kernel(mat e, int r)
     FOR_EACH_ELEMENT(e, i, j) down(&row_of(e, i)[j], i % r == j % r);
 }
 
-extern "C" void tiled_identity(mat e) { LAUNCH(tiled_identity_kernel, element_grid(e), THREADS, e, e.rows < e.cols ? e.rows : e.cols); }
+extern "C" void tiled_identity(mat e) { RUN(tiled_identity_kernel, element_grid(e), THREADS, e, e.rows < e.cols ? e.rows : e.cols); }
 
 // y = or += scale x ⊙ g; g is (1, cols) or (rows, 1), and repeated along the other side.
 __global__ static void broadcast_mul_kernel(mat y, mat x, mat g, wide scale, enum mode mode)
@@ -590,7 +591,7 @@ __global__ static void broadcast_mul_kernel(mat y, mat x, mat g, wide scale, enu
 
 extern "C" void broadcast_mul(mat y, mat x, mat g, double scale, enum mode mode)
 {
-    if (y.p) LAUNCH(broadcast_mul_kernel, element_grid(x), THREADS, y, x, g, (wide)scale, mode);
+    if (y.p) RUN(broadcast_mul_kernel, element_grid(x), THREADS, y, x, g, (wide)scale, mode);
 }
 
 __device__ static inline wide product_at(const mat &x, const mat &y, int n, int c)
@@ -619,8 +620,8 @@ __global__ static void column_dots_kernel(mat g, mat x, mat y, wide scale, enum 
 extern "C" void broadcast_dot(mat g, mat x, mat y, double scale, enum mode mode)
 {
     if (!g.p) return;
-    if (g.cols == 1 && g.rows == x.rows) LAUNCH(row_dots_kernel, x.rows, THREADS, g, x, y, (wide)scale, mode);
-    else LAUNCH(column_dots_kernel, (x.cols + WARP - 1) / WARP, THREADS, g, x, y, (wide)scale, mode);
+    if (g.cols == 1 && g.rows == x.rows) RUN(row_dots_kernel, x.rows, THREADS, g, x, y, (wide)scale, mode);
+    else RUN(column_dots_kernel, (x.cols + WARP - 1) / WARP, THREADS, g, x, y, (wide)scale, mode);
 }
 
 __global__ static void magnitude_kernel(wide *gain, const wide *m, const wide *squares, int n)
@@ -632,7 +633,7 @@ __global__ static void magnitude_kernel(wide *gain, const wide *m, const wide *s
 extern "C" void magnitude_forward(mat gain, mat m, mat squares)
 {
     int n = gain.rows * gain.cols;
-    LAUNCH(magnitude_kernel, (n + THREADS - 1) / THREADS, THREADS, (wide *)gain.p, (const wide *)m.p, (const wide *)squares.p, n);
+    RUN(magnitude_kernel, (n + THREADS - 1) / THREADS, THREADS, (wide *)gain.p, (const wide *)m.p, (const wide *)squares.p, n);
 }
 
 //  g = m q^-½:   dm += dg q^-½,   dq = −½ dg m q^-3/2
@@ -648,7 +649,7 @@ __global__ static void magnitude_backward_kernel(wide *dm, wide *dsquares, const
 extern "C" void magnitude_backward(mat dm, mat dsquares, mat dgain, mat m, mat squares)
 {
     int n = dgain.rows * dgain.cols;
-    LAUNCH(magnitude_backward_kernel, (n + THREADS - 1) / THREADS, THREADS, (wide *)dm.p, (wide *)dsquares.p, (const wide *)dgain.p, (const wide *)m.p, (const wide *)squares.p, n);
+    RUN(magnitude_backward_kernel, (n + THREADS - 1) / THREADS, THREADS, (wide *)dm.p, (wide *)dsquares.p, (const wide *)dgain.p, (const wide *)m.p, (const wide *)squares.p, n);
 }
 
 // ---- 6  training -------------------------------------------------------------------------------------------
@@ -675,8 +676,8 @@ __global__ static void sum_kernel(double *total, const double *sums, int n)
 extern "C" double sum_of_squares(mat x)
 {
     double *sums = (double *)scratch(6, (SUMS + 1) * sizeof(double)), total;
-    LAUNCH(squares_kernel, SUMS, THREADS, sums, (const wide *)x.p, (size_t)x.batch * x.rows * x.cols);
-    LAUNCH(sum_kernel, 1, THREADS, sums + SUMS, sums, SUMS);
+    RUN(squares_kernel, SUMS, THREADS, sums, (const wide *)x.p, (size_t)x.batch * x.rows * x.cols);
+    RUN(sum_kernel, 1, THREADS, sums + SUMS, sums, SUMS);
     check(cudaMemcpy(&total, sums + SUMS, sizeof total, cudaMemcpyDeviceToHost), "copying to the host");
     return total;
 }
@@ -696,6 +697,6 @@ __global__ static void adamw_kernel(wide *w, const wide *dw, wide *m, wide *v, s
 extern "C" void adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad_scale, int t)
 {
     size_t n = (size_t)w.batch * w.rows * w.cols, blocks = (n + THREADS - 1) / THREADS;
-    LAUNCH(adamw_kernel, (int)(blocks < 65536 ? blocks : 65536), THREADS, (wide *)w.p, (const wide *)dw.p, (wide *)m.p, (wide *)v.p, n,
+    RUN(adamw_kernel, (int)(blocks < 65536 ? blocks : 65536), THREADS, (wide *)w.p, (const wide *)dw.p, (wide *)m.p, (wide *)v.p, n,
         (wide)(1 - lr * decay), (wide)(lr / (1 - pow(0.9, t))), (wide)sqrt(1 - pow(0.999, t)), (wide)grad_scale);
 }
