@@ -411,11 +411,11 @@ static mat heads_of(mat m, int row, int rows, int first, int step, int d)
     return m;
 }
 
+// A row of scores begins at a multiple of 16 bytes, which tensor cores ask for.
 static mat scores(int which, enum dtype type, int heads, int n, int keys)
 {
-    mat s = {NULL, type, n, keys, (size_t)keys, heads, (size_t)n * keys};
-    s.p = scratch(which, bytes_of(s));
-    return s;
+    size_t ld = ((size_t)keys + 7) / 8 * 8, stride = n * ld;
+    return {scratch(which, heads * stride * size_of[type]), type, n, keys, ld, heads, stride};
 }
 
 // One block a row of one head: P = softmax over the keys it may see, zero behind them, and lse.
