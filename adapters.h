@@ -808,7 +808,8 @@ static void peft_write(model *m, const char *base)
 static void peft_refuse(const cJSON *json, const char *path)
 {
     static const char *const unbuilt[] = {"rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
-        "layer_replication", "fan_in_fan_out", "lora_bias", "exclude_modules", "trainable_token_indices", "target_parameters", "use_qalora", NULL};
+        "layer_replication", "fan_in_fan_out", "lora_bias", "exclude_modules", "trainable_token_indices", "target_parameters", "use_qalora",
+        "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config", "monteclora_config", NULL};
     for (const char *const *name = unbuilt; *name; name++) {
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, *name);
         int empty = !item || cJSON_IsNull(item) || cJSON_IsFalse(item) || ((cJSON_IsObject(item) || cJSON_IsArray(item)) && !item->child);
@@ -832,14 +833,27 @@ static int peft_targets(const cJSON *json, const char *path)
     return targets;
 }
 
+// Which of our methods a LoRA of PEFT's is. A start inside W ("pissa", "olora") is made again, and W gives it up, before the
+// adapter is read: that is how PEFT reads it. Where the start left W as it was, it no longer matters.
+static const char *peft_lora(const cJSON *json, const char *path)
+{
+    const cJSON *init = cJSON_GetObjectItemCaseSensitive(json, "init_lora_weights");
+    const char *start = cJSON_IsString(init) ? init->valuestring : "gaussian";
+    int rslora = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(json, "use_rslora")), dora = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(json, "use_dora"));
+    if (rslora && dora) die("%s: \"use_dora\" and \"use_rslora\" together are not built here", path);
+    if (!rslora && !dora && (!strcmp(start, "pissa") || !strcmp(start, "olora"))) return start;
+    if (strcmp(start, "gaussian") && strcmp(start, "eva") && strcmp(start, "orthogonal"))
+        die("%s: \"init_lora_weights\" is \"%s\"%s, which changes the base and is not built; save it from PEFT with path_initial_model_for_weight_conversion",
+            path, start, rslora ? " with \"use_rslora\"" : dora ? " with \"use_dora\"" : "");
+    return rslora ? "rslora" : dora ? "dora" : "lora";
+}
+
 // Which of our methods a PEFT configuration is.
 static const char *peft_method(const cJSON *json, const char *path)
 {
     const cJSON *type = cJSON_GetObjectItemCaseSensitive(json, "peft_type"), *init = cJSON_GetObjectItemCaseSensitive(json, "init_weights");
     const char *name = cJSON_IsString(type) ? type->valuestring : "missing";
-    int rslora = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(json, "use_rslora")), dora = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(json, "use_dora"));
-    if (rslora && dora) die("%s: \"use_dora\" and \"use_rslora\" together are not built here", path);
-    if (!strcmp(name, "LORA")) return rslora ? "rslora" : dora ? "dora" : "lora";
+    if (!strcmp(name, "LORA")) return peft_lora(json, path);
     if (!strcmp(name, "MISS") && cJSON_IsString(init)) {
         if (!strcmp(init->valuestring, "bat") || !strcmp(init->valuestring, "mini")) return init->valuestring;
         die("%s: \"init_weights\" is \"%s\", expected true, \"mini\" or \"bat\"", path, init->valuestring);
@@ -862,6 +876,9 @@ static void peft_read_config(plan *p, const char *dir)
     p->rank = strcmp(p->method->peft_type, "FROZEN") ? config_int(json, path, "r", -1) : 1;
     p->mini_r = config_int(json, path, "mini_r", 1);
     p->alpha = config_number(json, path, "lora_alpha", 8);
+    const cJSON *dropout = cJSON_GetObjectItemCaseSensitive(json, "lora_dropout");
+    if (p->train && cJSON_IsNumber(dropout) && dropout->valuedouble > 0)
+        fprintf(stderr, "note: %s: \"lora_dropout\" is %g; here it trains without dropout\n", path, dropout->valuedouble);
     cJSON_Delete(json);
     free(text), free(path);
 }
@@ -881,6 +898,7 @@ static void peft_read_weights(model *m, const char *dir)
         if (memcmp(&s.shape, &t->shape, sizeof(shape)))
             die("%s: tensor %s has shape %s, the base model asks for %s", s.file, t->name, shape_text(s.shape, a), shape_text(t->shape, b));
         put_stored(*t->at, s);
+        if (!isfinite(sum_of_squares(*t->at))) die("%s: tensor %s holds NaN or Inf", s.file, t->name);
         found++;
     }
     for (int i = 0; i < shlen(c.tensors) && found < shlen(c.tensors); i++) {

@@ -284,14 +284,27 @@ static inline mat shaped(mat m, int batch, int rows, int cols) // the same memor
 /* ---- 4  config.json ---------------------------------------------------------------------------------------- */
 
 typedef struct {
-    int dim, hidden, layers, heads, kv_heads, head_dim, vocab, max_pos, bos, eos, tied;
+    int dim, hidden, layers, heads, kv_heads, head_dim, vocab, max_pos, tied;
     double eps, theta;
     char *text;                 // the file itself: a merged model is written with the same config
 } config;
 
+// One JSON value and nothing behind it, else NULL. A NUL, raw or as \u0000, would end cJSON's strings early: refused.
+static cJSON *json_value(const char *text, size_t bytes)
+{
+    const char *end = text;
+    for (const char *c = text; c + 6 <= text + bytes; c += *c == '\\' ? 2 : 1)
+        if (!memcmp(c, "\\u0000", 6)) return NULL;
+    cJSON *json = memchr(text, 0, bytes) ? NULL : cJSON_ParseWithLengthOpts(text, bytes, &end, 0);
+    while (end < text + bytes && strchr(" \t\r\n", *end)) end++;
+    if (json && end == text + bytes) return json;
+    cJSON_Delete(json);
+    return NULL;
+}
+
 static cJSON *parse_json(const char *path, const char *text, size_t bytes)
 {
-    cJSON *json = cJSON_ParseWithLength(text, bytes);
+    cJSON *json = json_value(text, bytes);
     if (!json) die("%s: not valid JSON", path);
     if (!cJSON_IsObject(json)) die("%s: expected a JSON object { … }", path);
     return json;
@@ -315,14 +328,6 @@ static double config_number(const cJSON *json, const char *path, const char *nam
     if (!cJSON_IsNumber(item) || !(item->valuedouble > 0) || !isfinite(item->valuedouble))
         die("%s: \"%s\" must be a positive number", path, name);
     return item->valuedouble;
-}
-
-// bos and eos may be a number, a list (the first counts) or null.
-static int config_token(const cJSON *json, const char *name, int missing)
-{
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
-    if (cJSON_IsArray(item)) item = cJSON_GetArrayItem(item, 0);
-    return cJSON_IsNumber(item) ? item->valueint : missing;
 }
 
 // What would change the arithmetic and is not built here is refused, never ignored.
@@ -366,8 +371,6 @@ static config config_read(const char *path)
     c.theta = config_number(json, path, "rope_theta", 10000);
     c.theta = config_number(cJSON_GetObjectItemCaseSensitive(json, "rope_parameters"), path, "rope_theta", c.theta);
     c.tied = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(json, "tie_word_embeddings"));
-    c.bos = config_token(json, "bos_token_id", 1);
-    c.eos = config_token(json, "eos_token_id", 2);
     if (c.heads % c.kv_heads) die("%s: %d heads cannot share %d key-value heads evenly", path, c.heads, c.kv_heads);
     if (c.head_dim % 2) die("%s: head_dim %d is odd, RoPE rotates halves", path, c.head_dim);
     if ((long)c.heads * c.head_dim > 1 << 24) die("%s: %d heads of %d are too wide", path, c.heads, c.head_dim);
@@ -446,10 +449,11 @@ static void safetensors_open(checkpoint *c, const char *path)
     struct stat st;
     if (fd < 0 || fstat(fd, &st)) die("%s: %s", path, strerror(errno));
     size_t bytes = (size_t)st.st_size;
-    if (!S_ISREG(st.st_mode) || bytes < 8) die("%s: %zu bytes are no safetensors file", path, bytes);
-    char *file = mmap(NULL, bytes, PROT_READ, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
-    if (file == MAP_FAILED) die("%s: cannot map %zu bytes: %s", path, bytes, strerror(errno));
+    int usable = S_ISREG(st.st_mode) && bytes >= 8;
+    char *file = usable ? mmap(NULL, bytes, PROT_READ, MAP_PRIVATE | MAP_NORESERVE, fd, 0) : MAP_FAILED;
     close(fd);
+    if (!usable) die("%s: %zu bytes are no safetensors file", path, bytes);
+    if (file == MAP_FAILED) die("%s: cannot map %zu bytes: %s", path, bytes, strerror(errno));
     arrput(c->maps, ((mapping){file, bytes}));
 
     uint64_t header = 0;
@@ -476,7 +480,7 @@ static checkpoint checkpoint_open(const char *dir, const char *base)
     if (!access(path, F_OK)) { safetensors_open(&c, path); free(path); return c; }
     snprintf(name, sizeof name, "%s.safetensors.index.json", base);
     char *index = join(dir, name);
-    if (access(index, F_OK)) die("%s: no %s.safetensors and no %s here", dir, base, name);
+    if (access(index, F_OK)) die("%s: no %s.safetensors and no %s here; expected one of them (.bin and .gguf are not read)", dir, base, name);
 
     size_t bytes;
     char *text = read_file(index, &bytes);

@@ -862,9 +862,9 @@ static void golden_open(model *m, plan p, const batch *b, checkpoint *golden, co
 {
     model_measure(m, open_config(), p);
     fill_model(m, b, 1);
-    if (!p.method->edits_base) return;
-    for (int i = 0; i < 14; i++) {
+    for (int i = 0; i < 14 && p.method->edits_base; i++) {
         linear *l = adapter_at(m, i);
+        if (!l) continue;
         mat ours = like(l->W), theirs = like(l->W);
         matmul_nn(ours, l->B0, l->A0, 1, SET);
         for (int j = 0; j < arrlen(m->tensors); j++) {
@@ -872,13 +872,15 @@ static void golden_open(model *m, plan p, const batch *b, checkpoint *golden, co
             if (t->at != &l->A && t->at != &l->B) continue;
             mat start = golden_tensor(golden, "start.", t->name), own = t->at == &l->A ? l->A0 : l->B0;
             check(distance_without_signs(own, start), 2e-5, "%s, %s, own start against PEFT's float32 one", name, t->name);
-            put(*t->at, start.p, start.type), put(own, start.p, start.type);
+            put(own, start.p, start.type);
+            if (!opt.adapter) put(*t->at, start.p, start.type);
         }
         matmul_nn(theirs, l->B0, l->A0, 1, SET);
-        mat W = merged(m, l);                                            // W_res + s B A, with the old W_res and the new B A
-        add(W, ours, l->scale), add(W, theirs, -2 * l->scale);           // = W − s B A
+        mat W = like(l->W);
+        copy(W, l->W);                                                   // W gives up their start in place of ours
+        add(W, ours, l->scale), add(W, theirs, -l->scale);
         copy(l->W, W);
-        dev_free(ours.p), dev_free(theirs.p);
+        dev_free(ours.p), dev_free(theirs.p), dev_free(W.p);
     }
 }
 
@@ -1010,6 +1012,26 @@ static void test_tokenizer_bytes(void)
     free(text), tokenizer_free(t);
 }
 
+// ---- scoring -----------------------------------------------------------------------------------------------------
+
+static void test_answers(void)
+{
+    static const struct { const char *given, *right; int same; } cases[] = {
+        {"So 40 + 2 = <<40+2=42>>42.\n#### 42", "#### 42", 1},
+        {"#### 42\n\n### Instruction:\nAnother.\n#### 7", "#### 42", 1},          // the model talks on
+        {"#### 42 apples are left. That is #### 43", "#### 42", 1},
+        {"####42", "#### 42", 1}, {"#### $1,234.50.", "#### 1234.5", 1}, {"#### -3", "#### -3", 1},
+        {"#### 3", "#### -3", 0}, {"#### 420", "#### 42", 0}, {"#### 4 2", "#### 42", 0}, {"42", "#### 42", 0}, {"####", "#### 42", 0}, {"", "#### 0", 0},
+        {"… 18.\n#### 18\nThe answer is: 18", "It is 9 * 2.\n#### 18\nThe answer is: 18", 1},   // MetaMathQA has both
+        {"The answer is: 18. I am sure.", "#### 18\nThe answer is: 18", 1},
+        {"The answer is: 42", "The answer is: 42", 1}, {"The answer is: 42.0", "The answer is: 42", 1}, {"The answer is: 42/7", "The answer is: 42", 0},
+        {"The answer is: \\frac{1}{2}\nNext", "The answer is: $\\frac{1}{2}$.", 1}, {"The answer is: 3/4", "The answer is: 3/5", 0},
+        {"The answer is: 2x", "The answer is: 2", 0}, {"The answer is: 2x+1", "The answer is: 2x+1", 1}, {"Paris", " Paris.", 1}, {"Paris, I think", "Paris", 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        check(same_answer(cases[i].given, cases[i].right) == cases[i].same ? 0 : 1, 0, "«%s» for «%s»", cases[i].given, cases[i].right);
+}
+
 // ---- the program, from outside ---------------------------------------------------------------------------------------
 
 // Runs ./train (or another build of it, $TRAIN) with these arguments, its output in scratch/stdout and scratch/stderr; returns the exit status.
@@ -1062,7 +1084,8 @@ static int same_logs(const char *a, const char *b)
     return same;
 }
 
-#define SHORT_RUN "--steps 6 --batch 4 --accum 2 --seq 128 --warmup 2 --max-new 4"
+#define FEW_ROWS "--data data/train.jsonl --val $D/few.jsonl --batch 4 --seq 128 --max-new 4"       /* the first of data/val.jsonl: evaluating takes the time */
+#define SHORT_RUN FEW_ROWS " --steps 6 --accum 2 --warmup 2"
 
 static void test_threads_same_bytes(void)
 {
@@ -1090,9 +1113,9 @@ static void test_resume(void)
         const char *M = methods_tried[i], *file = strcmp(M, "full") ? "adapter_model.safetensors" : "model.safetensors";
         check(train_run(SHORT_RUN " --schedule constant --method %s --rank 8 --log %s/whole.log --out %s/whole", M, scratch, scratch), 0, "%s, exit status", M);
         for (int stop = 2; stop < 6; stop++) {
-            char what[32], short_run[128] = SHORT_RUN;
+            char what[32], short_run[160] = SHORT_RUN;
             snprintf(what, sizeof what, "stopping at step %d", stop);
-            *strchr(short_run, '6') = (char)('0' + stop);
+            *strchr(strstr(short_run, "--steps"), '6') = (char)('0' + stop);
             check(train_run("%s --schedule constant --method %s --rank 8 --log %s/part.log --out %s/part", short_run, M, scratch, scratch), 0, "%s, %s", M, what);
             check(train_run(SHORT_RUN " --schedule constant --method %s --rank 8 --resume %s/part --log %s/part.log --out %s/part", M, scratch, scratch, scratch), 0, "%s resumed after %s", M, what);
             if (stop == 2) compare_runs(M, file, what);
@@ -1103,7 +1126,7 @@ static void test_resume(void)
 // Whatever a signal does to a run in mid-flight, the next one goes on from the last step saved.
 static void test_killed(void)
 {
-    static const char *const options_used = "--steps 60 --batch 4 --seq 128 --max-new 4 --save-every 1";
+    static const char *const options_used = FEW_ROWS " --steps 60 --save-every 1";
     check(train_run("%s --log %s/whole.log --out %s/whole", options_used, scratch, scratch), 0, "exit status");
     for (const char **signal_name = (const char *[]){"INT", "KILL", NULL}; *signal_name; signal_name++) {
         char command[1000];
@@ -1148,6 +1171,8 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"half a row",          "echo '{\"question\": \"a\"}' >> $D/rows.jsonl",                    "", "rows.jsonl:4: has \"question\" but no text in \"answer\""},
     {"no known field",      "echo '{\"prompt\": \"a\"}' >> $D/rows.jsonl",                      "", "rows.jsonl:4: no \"instruction\""},
     {"no answer within seq", ":",                                                               "--seq 16", "within --seq 16"},
+    {"text behind a row",   "sed -i '2s/$/ and more/' $D/rows.jsonl",                            "", "rows.jsonl:2: expected a JSON object"},
+    {"a NUL in a row",      "sed -i '2s/Now/\\\\u0000/' $D/rows.jsonl",                         "", "rows.jsonl:2: expected a JSON object"},
     {"unknown option",      ":",                                                                "--rnak 4", "unknown option --rnak"},
     {"an option's value",   ":",                                                                "--rank four", "--rank four"},
     {"a missing value",     ":",                                                                "--rank", "--rank needs a value"},
@@ -1159,6 +1184,11 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"mini-r",              ":",                                                                "--method mini --mini-r 7", "--mini-r 7 does not divide"},
     {"rank for pissa",      ":",                                                                "--method pissa --rank 5000", "--rank 5000 exceeds"},
     {"init of an adapter",  ":",                                                                "--init $D/model/config.json", "--method full"},
+    {"use of an init",      ":",                                                                "--eval --val data/val.jsonl --init $D/model/config.json", "--init starts from random"},
+    {"two things at once",  ":",                                                                "--eval --list", "give one of them"},
+    {"rows without end",    ":",                                                                "--batch 1000000 --accum 1000", "--accum 1000 is too much"},
+    {"warm-up without end", ":",                                                                "--warmup 100", "--warmup 100 exceeds"},
+    {"eval goes on",        ":",                                                                "--eval --val data/val.jsonl --resume $D/none", "--adapter"},
     {"out is a file",       "touch $D/out.txt",                                                 "--out $D/out.txt", "not a directory"},
     {"out in no folder",    ":",                                                                "--out $D/none/out", "cannot write"},
     {"out holds others' files", "mkdir $D/mine; touch $D/mine/thesis.tex",                      "--out $D/mine", "thesis.tex"},
@@ -1172,10 +1202,16 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"log on a full disk",  ":",                                                                "--log /dev/full", "No space left"},
     {"no adapter",          ":",                                                                "--eval --val data/val.jsonl --adapter $D/none", "adapter_config.json"},
     {"merge without adapter", ":",                                                              "--merge $D/out", "needs --adapter"},
+    {"an adapter with a NaN", "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null; printf '\\377\\377\\377\\377' | dd of=$D/mine/adapter_model.safetensors bs=1 seek=100000 conv=notrunc 2>/dev/null", "--eval --val data/val.jsonl --adapter $D/mine", "holds NaN or Inf"},
+    {"a model with a NaN",  "dd if=/dev/zero bs=1024 count=1000 2>/dev/null | tr '\\0' '\\377' | dd of=$D/model/model.safetensors bs=1024 seek=100 conv=notrunc 2>/dev/null", "--eval --val data/val.jsonl", "holds NaN or Inf"},
+    {"another method's adapter", ":",                                                           "--method bat --adapter dev/golden/lora-mha", "--method bat: --adapter"},
+    {"a start that is not built", "cp -r dev/golden/lora-mha $D/mine; sed -i 's/\"init_lora_weights\": true/\"init_lora_weights\": \"corda\"/' $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "\"corda\", which changes the base"},
     {"a pattern of ranks",  "cp -r dev/golden/lora-mha $D/mine; sed -i 's/\"rank_pattern\": {}/\"rank_pattern\": {\"q_proj\": 2}/' $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "\"rank_pattern\" is set"},
     {"another model's adapter", ":",                                                            "--eval --val data/val.jsonl --adapter dev/golden/lora-mha", "has shape"},
     {"rows in an unknown file", "touch $D/mine.csv",                                            "--data $D/mine.csv", "expected a .jsonl"},
     {"an array with a bad row", "echo '[{\"text\": \"a b\"}, 3]' > $D/rows.json",              "--data $D/rows.json", "rows.json, row 2: expected a JSON object"},
+    {"resume at another rate", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null", "--resume $D/mine --lr 1", "--lr 0.004, this run has 1"},
+    {"resume on another base", "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null", "--resume $D/mine", "--model \"base\", this run has"},
     {"resume from nothing", ":",                                                                "--resume $D/none", "state.json"},
     {"a rate that explodes", ":",                                                               "--lr 1e9 --clip 0 --steps 20", "a smaller --lr may help"},
 };
@@ -1201,9 +1237,9 @@ static void test_wrong_input(void)
 // A disk that fills up while the result is written, by a limit on the size of files. The older result stays.
 static void test_full_disk(void)
 {
-    check(train_run("--steps 1 --batch 2 --out $D/old"), 0, "first run");
+    check(train_run(FEW_ROWS " --steps 1 --out $D/old"), 0, "first run");
     char command[1000];
-    snprintf(command, sizeof command, "cp %s/old/adapter_model.safetensors %s/before; (trap '' XFSZ; ulimit -f 20; $TRAIN --steps 1 --batch 2 --lr 0.5 --out %s/old >%s/stdout 2>%s/stderr)", scratch, scratch, scratch, scratch, scratch);
+    snprintf(command, sizeof command, "cp %s/old/adapter_model.safetensors %s/before; (trap '' XFSZ; ulimit -f 20; $TRAIN " FEW_ROWS " --steps 1 --lr 0.5 --out %s/old >%s/stdout 2>%s/stderr)", scratch, scratch, scratch, scratch, scratch);
     check(WEXITSTATUS(system(command)) == 1 ? 0 : 1, 0, "exit status");
     char *text = output_of("stderr");
     check(strstr(text, "error: cannot write") ? 0 : 1, 0, "says «%s»", text);
@@ -1220,8 +1256,8 @@ static void test_out(void)
     snprintf(command, sizeof command, "mkdir %s/place && ln -s place %s/link", scratch, scratch);
     check(system(command), 0, "cannot make a link");
     for (int again = 0; again < 2; again++) {
-        check(train_run("--steps 1 --batch 2 --max-new 4 --out $D/link"), 0, "into a link, run %d", again);
-        check(train_run("--steps 1 --batch 2 --max-new 4 --out $D/slash/"), 0, "with a slash, run %d", again);
+        check(train_run(FEW_ROWS " --steps 1 --out $D/link"), 0, "into a link, run %d", again);
+        check(train_run(FEW_ROWS " --steps 1 --out $D/slash/"), 0, "with a slash, run %d", again);
         check(!same_files("place/adapter_model.safetensors", "slash/adapter_model.safetensors"), 0, "adapter of run %d", again);
     }
     check(WEXITSTATUS(system("$TRAIN --list 2>$D/stderr >/dev/full")) == 1 ? 0 : 1, 0, "exit status with a full standard output");
@@ -1354,6 +1390,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"expected-ids",   "Llama2's tokenizer gives SentencePiece's ids",                                    test_tokenizer_expected, ONLY_F32},
     {"own-ids",        "so does the bundled one",                                                         test_tokenizer_own, ONLY_F32},
     {"any-bytes",      "any bytes survive encoding and decoding, long ones too",                          test_tokenizer_bytes, ONLY_F32},
+    {"answers",        "an answer is the number behind #### or The answer is:, whatever follows it",     test_answers, ONLY_F32},
     {"threads",        "adapter and log have the same bytes for 1, 2 and 4 threads",                      test_threads_same_bytes, ONLY_F32},
     {"resume",         "a resumed run leaves the bytes of one that never stopped",                        test_resume, ONLY_F32},
     {"killed",         "so does one that a signal ended",                                                 test_killed, ONLY_F32},
@@ -1377,6 +1414,7 @@ int main(int argc, char **argv)
     if (!mkdtemp(scratch)) die("cannot make a directory in /tmp: %s", strerror(errno));
     setenv("D", scratch, 1);
     setenv("TRAIN", "./train", 0);
+    if (system("head -8 data/val.jsonl > $D/few.jsonl")) die("data/val.jsonl: cannot be read");
     for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
         if (!(tests[i].builds & (gpu_results ? ON_GPU : THIS_BUILD)) || (argc > 1 && !strstr(tests[i].name, argv[1]))) continue;
         opt = defaults;

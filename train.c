@@ -15,6 +15,7 @@
 #define _GNU_SOURCE
 #define STB_DS_IMPLEMENTATION
 #include "adapters.h"
+#include <ctype.h>
 #include <omp.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -692,8 +693,10 @@ typedef struct {
     double alpha, plus_ratio, lr, weight_decay, clip, temperature, top_p;
 } options;
 
+static const char default_method[] = "bone";
+
 static options opt = {
-    .model = "base", .out = "out", .method = "bone", .targets = "q,k,v,o,gate,up,down", .schedule = "cosine",
+    .model = "base", .out = "out", .method = default_method, .targets = "q,k,v,o,gate,up,down", .schedule = "cosine",
     .rank = 32, .mini_r = 8, .epochs = 1, .batch = 16, .accum = 1, .seq = 256, .seed = 1, .max_new = 128,
     .plus_ratio = 16, .lr = 4e-3, .clip = 1, .top_p = 1,
 };
@@ -767,7 +770,7 @@ static void set_option(const struct option *o, const char *text)
     double x = o->kind == 'i' || o->kind == 'd' ? strtod(text, &end) : 0;
     if (o->kind == 's') { *(const char **)o->at = text; return; }
     if (end == text || *end || !(x >= o->least && x <= o->most) || (o->kind == 'i' && x != floor(x)))
-        die("%s %s: expected a %snumber from %g to %g", o->name, text, o->kind == 'i' ? "whole " : "", o->least, o->most);
+        die("%s %s: expected a %snumber from %.10g to %.10g", o->name, text, o->kind == 'i' ? "whole " : "", o->least, o->most);
     if (o->kind == 'i') *(int *)o->at = (int)x;
     else *(double *)o->at = x;
 }
@@ -786,7 +789,8 @@ static void parse_options(int argc, char **argv)
     if (!opt.data) opt.data = "data/train.jsonl";
     if (strcmp(opt.schedule, "cosine") && strcmp(opt.schedule, "linear") && strcmp(opt.schedule, "constant"))
         die("--schedule %s: expected cosine, linear or constant", opt.schedule);
-    if (opt.steps && opt.warmup > opt.steps) die("--warmup %d exceeds --steps %d", opt.warmup, opt.steps);
+    if ((long)opt.batch * opt.accum > 1 << 24) die("--batch %d times --accum %d is too much; at most %d rows a step", opt.batch, opt.accum, 1 << 24);
+    if (opt.eval + opt.list + !!opt.generate + !!opt.merge + !!opt.tokenize > 1) die("--eval, --generate, --merge, --tokenize, --list: give one of them");
     if (opt.threads) omp_set_num_threads(opt.threads);
     if (opt.tf32 && !dev_tf32()) die("--tf32 is for floats on a GPU; this program computes otherwise");
 }
@@ -931,7 +935,7 @@ static void read_lines(dataset *d, const tokenizer *t, char *text, size_t bytes,
         end = memchr(line, '\n', (size_t)(text + bytes - line));
         if (!end) end = text + bytes;
         if (line + strspn(line, " \t\r") == end) die("%s: empty line, expected a JSON object", where);
-        cJSON *json = cJSON_ParseWithLength(line, (size_t)(end - line));
+        cJSON *json = json_value(line, (size_t)(end - line));
         keep_row(d, read_row(t, where, json), seq);
         cJSON_Delete(json);
     }
@@ -939,7 +943,7 @@ static void read_lines(dataset *d, const tokenizer *t, char *text, size_t bytes,
 
 static void read_array(dataset *d, const tokenizer *t, const char *text, size_t bytes, int seq)
 {
-    cJSON *json = cJSON_ParseWithLength(text, bytes), *item;
+    cJSON *json = json_value(text, bytes), *item;
     if (!cJSON_IsArray(json)) die("%s: expected a JSON array of objects; one object a line is .jsonl", d->path);
     int number = 1;
     cJSON_ArrayForEach(item, json) {
@@ -1017,6 +1021,7 @@ static int pick(const wide *logits, int vocab, rng *g)
 {
     int best = 0;
     for (int i = 1; i < vocab; i++) if (logits[i] > logits[best]) best = i;
+    if (!isfinite((double)logits[best])) die("the logits are not finite: the model or its adapter holds NaN or Inf");
     if (opt.temperature == 0) return best;
     candidate *c = alloc((size_t)vocab, sizeof *c);
     double sum = 0, reached = 0;
@@ -1070,25 +1075,46 @@ static char *decode(const tokenizer *t, const int *ids, int n)
     return text;
 }
 
-// What counts as the answer: the text behind "####" (GSM8K) or "The answer is:" (MetaMathQA), else all of it,
-// without spaces, thousands' commas, dollar signs and a final full stop. In a fresh string.
-static char *final_answer(const char *text)
+// What counts as the answer: the line behind the first "####" (GSM8K) or else "The answer is:" (MetaMathQA), so that what a
+// model goes on to say does not count; all of a text without either. In a fresh string, with a mark's number in *mark.
+static char *final_answer(const char *text, int *mark)
 {
-    for (const char *const *mark = (const char *const[]){"####", "The answer is:", NULL}; *mark; mark++)
-        for (const char *at = strstr(text, *mark); at; at = strstr(text, *mark)) text = at + strlen(*mark);
-    char *answer = alloc(strlen(text) + 1, 1), *end = answer;
-    for (; *text; text++)
-        if (!strchr(" \t\r\n,$", *text)) *end++ = *text;
-    if (end > answer && end[-1] == '.') end--;
-    *end = 0;
+    static const char *const marks[] = {"####", "The answer is:"};
+    size_t n = strlen(text);
+    *mark = 0;
+    for (int i = 0; i < 2 && !*mark; i++) {
+        const char *at = strstr(text, marks[i]);
+        if (at) text = at + strlen(marks[i]), n = strcspn(text, "\n"), *mark = i + 1;
+    }
+    while (n && strchr(" \t\r\n$", *text)) text++, n--;
+    while (n && strchr(" \t\r\n$.", text[n - 1])) n--;
+    char *answer = strndup(text, n);
+    if (!answer) die("out of memory");
     return answer;
 }
 
-static int same_answer(const char *a, const char *b)
+// The number that the text begins with by GSM8K's pattern -?[0-9.,]+, its commas left out; NAN if there is none, or if it is
+// part of a formula such as 3/4 or 2x. *rest is what stands behind it.
+static double leading_number(const char *text, const char **rest)
 {
-    char *x = final_answer(a), *y = final_answer(b);
-    int same = !strcmp(x, y);
-    free(x), free(y);
+    char digits[64] = "", *end;
+    size_t n = 0;
+    if (*text == '-') digits[n++] = *text++;
+    for (; n < sizeof digits - 1 && *text && strchr("0123456789.,", *text); text++) if (*text != ',') digits[n++] = *text;
+    double x = strtod(digits, &end);
+    *rest = text;
+    return end == digits || isalpha((unsigned char)*text) || (*text && strchr("/\\^", *text)) ? NAN : x;
+}
+
+// Is the model's answer the right one? A number is compared as a number: 42, 42.0 and "42 apples" are 42.
+static int same_answer(const char *given, const char *right)
+{
+    int mark, right_mark;
+    const char *rest, *right_rest;
+    char *a = final_answer(given, &mark), *b = final_answer(right, &right_mark);
+    double x = leading_number(a, &rest), y = leading_number(b, &right_rest);
+    int same = !mark == !right_mark && (isnan(y) || *right_rest ? !strcmp(a, b) : x == y);
+    free(a), free(b);
     return same;
 }
 
@@ -1185,6 +1211,7 @@ static cJSON *run_settings(const model *m, int step)
     cJSON *json = cJSON_CreateObject();
     cJSON_AddNumberToObject(json, "step", step);
     cJSON_AddStringToObject(json, "--method", m->p.method->name);
+    cJSON_AddStringToObject(json, "--model", opt.model);
     cJSON_AddStringToObject(json, "--data", opt.data);
     cJSON_AddNumberToObject(json, "--rank", m->p.rank);
     cJSON_AddNumberToObject(json, "--alpha", m->p.alpha);
@@ -1196,6 +1223,12 @@ static cJSON *run_settings(const model *m, int step)
     cJSON_AddNumberToObject(json, "--seq", opt.seq);
     cJSON_AddNumberToObject(json, "--seed", opt.seed);
     cJSON_AddNumberToObject(json, "--no-shuffle", opt.no_shuffle);
+    cJSON_AddNumberToObject(json, "--lr", opt.lr);
+    cJSON_AddStringToObject(json, "--schedule", opt.schedule);
+    cJSON_AddNumberToObject(json, "--warmup", opt.warmup);
+    cJSON_AddNumberToObject(json, "--weight-decay", opt.weight_decay);
+    cJSON_AddNumberToObject(json, "--clip", opt.clip);
+    cJSON_AddNumberToObject(json, "--lora-plus-ratio", m->p.plus_ratio);
     return json;
 }
 
@@ -1220,6 +1253,7 @@ static char *destination;                // --out, as check_out() found it
 
 static void save_run(model *m, int step)
 {
+    if (!isfinite(sum_of_squares(flat(m, m->block[PARAM])))) die("step %d: the weights are not finite and are not saved; a smaller --lr may help", step);
     stage_begin(destination);
     if (full_training(m)) stage_model(m, opt.model, F32);
     else peft_write(m, opt.model);
@@ -1240,7 +1274,8 @@ static int read_state_json(const model *m, const char *dir)
         cJSON *old = cJSON_GetObjectItemCaseSensitive(then, item->string);
         if (strcmp(item->string, "step") && !cJSON_Compare(old, item, 1)) {
             char *a = cJSON_PrintUnformatted(old), *b = cJSON_PrintUnformatted(item);
-            die("--resume %s: was trained with %s %s, this run has %s", dir, item->string, a ? a : "unset", b);
+            die("--resume %s: was trained with %s %s, this run has %s; give the same, or start anew from it with %s %s",
+                dir, item->string, a ? a : "unset", b, full_training(m) ? "--model" : "--adapter", dir);
         }
     }
     int step = config_int(then, path, "step", -1);
@@ -1534,19 +1569,20 @@ static int fill_model(model *m, const batch *first, int batches)
     model_allocate(m);
     if (opt.init) random_weights(m);
     else m->file = checkpoint_open(opt.model, "model"), model_load(m, opt.model);
-    if (m->p.method->edits_base && !opt.adapter) checkpoint_writable(&m->file);
+    if (m->p.method->edits_base) checkpoint_writable(&m->file);
+    if (opt.resume) return resume_run(m, opt.resume);
+    if (!opt.adapter || m->p.method->edits_base) adapters_init(m, first, batches, show_start);
     if (opt.adapter) peft_read_weights(m, opt.adapter);
-    else if (m->p.train && opt.resume) return resume_run(m, opt.resume);
-    else adapters_init(m, first, batches, show_start);
     return 0;
 }
 
 static plan plan_for_use(void)          // evaluation, generation, merging: the base, with --adapter if there is one
 {
+    if (opt.init) die("--init starts from random weights, which can only be trained; name a --model");
+    if (opt.resume) die("--resume goes on with training; to use what was trained, give --adapter %s", opt.resume);
     plan p = plan_from_options();
-    p.method = &methods[0];
+    p.method = &methods[0], p.train = 0;
     if (opt.adapter) peft_read_config(&p, opt.adapter);
-    p.train = 0;
     return p;
 }
 
@@ -1579,6 +1615,14 @@ static double base_parameters(const model *m)
     return (c->tied ? 1 : 2) * dim * c->vocab + dim + c->layers * (2 * dim * (q + kv) + 3 * dim * c->hidden + 2 * dim);
 }
 
+static void print_rows(const char *label, const dataset *d)
+{
+    printf("%-10s %s: %td rows", label, d->path, arrlen(d->rows));
+    if (d->cut) printf(", %d cut to --seq %d", d->cut, opt.seq);
+    if (d->dropped) printf(", %d left out: --seq %d leaves nothing of their answer", d->dropped, opt.seq);
+    putchar('\n');
+}
+
 // What is about to happen, before anything large is allocated.
 static void print_plan(const run *r)
 {
@@ -1593,10 +1637,10 @@ static void print_plan(const run *r)
         for (int i = 0; i < 7; i++) if (m->p.targets >> i & 1) printf(" %s", linear_names[i]);
     }
     printf("\ntrains     %.0f parameters, %.2f %% of the model\n", trained, 100 * trained / base);
-    printf("data       %s: %td rows", r->train.path, arrlen(r->train.rows));
-    if (r->train.cut) printf(", %d cut to --seq %d", r->train.cut, opt.seq);
-    if (r->train.dropped) printf(", %d left out: --seq %d leaves nothing of their answer", r->train.dropped, opt.seq);
-    printf("\nsteps      %d of %d rows, at most %d tokens at a time; lr %g, %s\n", r->steps, opt.batch * opt.accum, m->p.tokens, opt.lr, opt.schedule);
+    print_rows("data", &r->train);
+    if (r->val.rows) print_rows("validation", &r->val);
+    if (m->p.positions > c->max_pos) printf("note       rows of up to %d tokens, but the model was made for %d; --seq %d cuts them\n", m->p.positions, c->max_pos, c->max_pos);
+    printf("steps      %d of %d rows, at most %d tokens at a time; lr %g, %s\n", r->steps, opt.batch * opt.accum, m->p.tokens, opt.lr, opt.schedule);
     printf("memory     trained weights, gradients, AdamW %.1f MB; activations %.1f MB; work space %.1f MB", 4 * state + megabytes(m, START),
         megabytes(m, ACT) + megabytes(m, STAT) + megabytes(m, AUX), megabytes(m, WORK) + megabytes(m, CACHE));
     putchar('\n');
@@ -1635,6 +1679,16 @@ static void finish_training(run *r)
         opt.out, opt.model, opt.out, opt.model, opt.out);
 }
 
+// --adapter brings its method; --method may only say the same, or turn lora into lora+.
+static void read_adapter_plan(plan *p)
+{
+    const method *asked = p->method;
+    peft_read_config(p, opt.adapter);
+    int plus = !strcmp(asked->name, "lora+") && !strcmp(p->method->name, "lora");
+    if (opt.method != default_method && asked != p->method && !plus) die("--method %s: --adapter %s is %s", asked->name, opt.adapter, p->method->name);
+    if (plus) p->method = asked;
+}
+
 // Of the first step, for a method whose start depends on the gradient.
 static batch *first_batches(run *r)
 {
@@ -1666,7 +1720,7 @@ static void open_run(run *r)
     *r = (run){.epoch = -1};
     plan p = plan_from_options();
     if (opt.adapter && opt.resume) die("--resume and --adapter: give one of them");
-    if (opt.adapter) peft_read_config(&p, opt.adapter);
+    if (opt.adapter) read_adapter_plan(&p);
     if (opt.init && p.method != &methods[0]) die("--init starts from nothing, so everything must train: add --method full");
     config c = open_config();
     r->t = open_tokenizer(opt.model, c.vocab);
@@ -1679,7 +1733,10 @@ static void open_run(run *r)
     r->m.p = p;
     layout(&r->m);
     int n = (int)arrlen(r->train.rows);
-    r->steps = opt.steps ? opt.steps : opt.epochs * ceil_div(n, opt.batch * opt.accum);
+    long steps = opt.steps ? opt.steps : (long)opt.epochs * ceil_div(n, opt.batch * opt.accum);
+    if (steps > 1000000000) die("--epochs %d: makes %ld steps, at most 1000000000", opt.epochs, steps);
+    if (opt.warmup > steps) die("--warmup %d exceeds the %ld steps of this run", opt.warmup, steps);
+    r->steps = (int)steps;
     r->order = alloc((size_t)n, sizeof *r->order);
     for (int i = 0; i < n; i++) r->order[i] = i;
 }
@@ -1716,9 +1773,14 @@ static void run_eval(void)
     plan_sizes(&p, &none, &val, rows);
     model_measure(&m, c, p);
     fill_model(&m, NULL, 0);
-    if (rows) printf("exact match %d of %d\n", exact_match(&m, t, &val, rows, NULL, show_answers), rows);
+    print_rows("rows", &val);
+    if (rows) {
+        int hits = exact_match(&m, t, &val, rows, NULL, show_answers);
+        printf("exact match %d of %d, %.1f %%\n", hits, rows, 100.0 * hits / rows);
+    }
     long targets;
     double loss = evaluate(&m, &val, &targets);
+    if (!isfinite(loss)) die("the loss on %s is %g: the model or its adapter holds NaN or Inf", opt.val, loss);
     printf("eval loss %.6f over %ld tokens\n", loss, targets);
     model_free(&m), tokenizer_free(t), free_rows(&val);
 }
@@ -1807,7 +1869,7 @@ static void run_tokenize(void)
     for (char *line = file, *end; line < file + bytes; line = end + 1, number++) {
         end = memchr(line, '\n', (size_t)(file + bytes - line));
         if (!end) end = file + bytes;
-        cJSON *json = cJSON_ParseWithLength(line, (size_t)(end - line));
+        cJSON *json = json_value(line, (size_t)(end - line));
         const char *text = string_field(json, "text");
         if (!text) die("%s:%d: expected a JSON object with \"text\"", opt.tokenize, number);
         int *ids = tokenizer_encode(t, text, strlen(text), &n);

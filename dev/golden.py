@@ -59,6 +59,8 @@ CASES = {
     "olora": ("base-gqa", lora(lora_alpha=6, init_lora_weights="olora")),
     "dora": ("base-gqa", lora(lora_alpha=6, use_dora=True)),
     "lora-ga": ("base-gqa", lora(lora_alpha=6, init_lora_weights="lora_ga", lora_ga_config=LoraGAConfig())),
+    "pissa-saved": ("base-mha", lora(lora_alpha=6, init_lora_weights="pissa", target_modules=["k_proj", "down_proj"])),     # … as PEFT
+    "olora-saved": ("base-gqa", lora(lora_alpha=6, init_lora_weights="olora", target_modules=["k_proj", "down_proj"])),     # saves them
     "miss-divides": ("base-mha", miss()),
     "miss-padded": ("base-gqa", miss(r=5)),
     "miss-bf16": ("base-bf16", miss(r=5)),
@@ -152,7 +154,11 @@ def starts_inside(config):              # PiSSA, OLoRA, LoRA-GA: the adapter beg
     return config is not None and config.peft_type == "LORA" and config.init_lora_weights in ("pissa", "olora", "lora_ga")
 
 
-def adapted(base, config, folder, dtype):
+def saved(config, folder):              # does the case read an adapter that PEFT saved?
+    return config is not None and (not starts_inside(config) or folder.endswith("-saved"))
+
+
+def adapted(base, config, folder, dtype, at_start=False):
     if starts_inside(config):           # PEFT wants float32 for that; in float64 W gives up what it found there, in float64
         torch.manual_seed(5)
         model = load(base, torch.float32)
@@ -165,8 +171,11 @@ def adapted(base, config, folder, dtype):
             for name, module in load(base, dtype).named_modules():
                 if name.rpartition(".")[2] in PROJECTIONS:
                     layer = model.base_model.model.get_submodule(name)
-                    product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-                    layer.base_layer.weight.data = module.weight.data - layer.scaling["default"] * product.data
+                    if hasattr(layer, "lora_B"):
+                        product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+                        layer.base_layer.weight.data = module.weight.data - layer.scaling["default"] * product.data
+        if saved(config, folder) and not at_start:
+            peft.set_peft_model_state_dict(model, safetensors.torch.load_file(os.path.join(folder, "adapter_model.safetensors")))
         return model
     model = load(base, dtype)
     if config is None:
@@ -205,9 +214,9 @@ def make_case(name, base, config):
     folder = os.path.join(HERE, name)
     os.makedirs(folder, exist_ok=True)
     golden = {}
-    if config is not None and not starts_inside(config):
+    if saved(config, folder):
         torch.manual_seed(3)
-        model = adapted(base, config, None, torch.float32)
+        model = adapted(base, config, folder if starts_inside(config) else None, torch.float32, at_start=True)
         shake(model)
         model.save_pretrained(folder)
         if os.path.exists(os.path.join(folder, "README.md")):
@@ -217,9 +226,9 @@ def make_case(name, base, config):
         text["base_model_name_or_path"] = base
         text["target_modules"].sort()            # a set: its order differs from run to run
         json.dump(text, open(path, "w"), indent=1)
-    model = adapted(base, config, folder, torch.float64)
     if starts_inside(config):                    # the start that PEFT found: A0, B0, of which W gave up s B0 A0
-        golden.update({"start." + n: p.detach().clone() for n, p in trained(model).items()})
+        golden.update({"start." + n: p.detach().clone() for n, p in trained(adapted(base, config, folder, torch.float64, at_start=True)).items()})
+    model = adapted(base, config, folder, torch.float64)
     loss, logits = loss_of(model)
     loss.backward()
     golden["logits"] = torch.cat([logits[i, :len(ids)] for i, (ids, _) in enumerate(ROWS)]).detach()
@@ -229,7 +238,7 @@ def make_case(name, base, config):
     golden["losses32"] = torch.tensor(eight_steps(adapted(base, config, folder, torch.float32)), dtype=torch.float64)
     assert logits.dtype == loss.dtype == torch.float64
     safetensors.torch.save_file({n: t.contiguous() for n, t in golden.items()}, os.path.join(folder, "golden.safetensors"))
-    json.dump({"base": base, "method": config.init_lora_weights.replace("_", "-") if starts_inside(config) else None if config else "full", "rank": 4, "alpha": 6}, open(os.path.join(folder, "case.json"), "w"))
+    json.dump({"base": base, "method": None if saved(config, folder) else config.init_lora_weights.replace("_", "-") if config else "full", "rank": 4, "alpha": 6}, open(os.path.join(folder, "case.json"), "w"))
     print(f"{name:14} loss {golden['loss'].item():.6f} falls to {golden['losses64'][-1]:.6f}, float32 off by {(golden['losses64'] - golden['losses32']).abs().max():.1e}")
 
 
