@@ -46,6 +46,7 @@ enum { VECTOR = 16, MR = 6 };
 enum { LANES = VECTOR / sizeof(real), NR = 2 * LANES, KC = 384, MC = 16 * MR, NC = 4096 };
 enum { WIDEST = 32 };                    // of MR and NR
 typedef real vec __attribute__((vector_size(VECTOR)));
+typedef __typeof__((vec){0} == (vec){0}) lanes;         // whole numbers, one a lane
 typedef real loose_vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));   // anywhere in memory
 
 // GCC would fold the two loads of b into every multiply-add and so load them MR times: half the speed is lost to that.
@@ -53,6 +54,18 @@ typedef real loose_vec __attribute__((vector_size(VECTOR), aligned(sizeof(real))
 #define IN_REGISTERS(a, b) __asm__("" : "+v"(a), "+v"(b))
 #else
 #define IN_REGISTERS(a, b) (void)0
+#endif
+
+// Lanes of a, then of b, by number. clang knows only numbers written out.
+#if defined __clang__
+static inline vec pick_lanes(vec a, vec b, lanes from)
+{
+    vec y;
+    for (int l = 0; l < LANES; l++) y[l] = from[l] < LANES ? a[from[l]] : b[from[l] - LANES];
+    return y;
+}
+#else
+#define pick_lanes(a, b, from) __builtin_shuffle(a, b, from)
 #endif
 
 // tile = Σ_k panel[k] sliver[k]ᵀ. The compiler keeps tile in registers and fuses each line into multiply-adds.
@@ -68,22 +81,25 @@ static inline void kernel(vec tile[MR][2], const real *panel, const real *sliver
     memcpy(tile, t, sizeof t);
 }
 
-// y's tile = or += scale · tile, the rows and columns of it that exist. All of y is read before any of it is written:
-// rows a multiple of 4096 bytes apart would otherwise wait for each other.
-static inline void store(real *y, size_t ld, vec tile[MR][2], int rows, int cols, real scale, enum mode mode)
+// y's tile = or += scale · tile, the rows and columns of it that exist; `row` and `col` lead from one to the next. All of y
+// is read before any of it is written: rows a multiple of 4096 bytes apart would otherwise wait for each other.
+static inline void store(real *y, size_t row, size_t col, vec tile[MR][2], int rows, int cols, real scale, enum mode mode)
 {
-    if (rows == MR && cols == NR) {
+    if (rows == MR && cols == NR && col == 1) {
         for (int i = 0; i < MR; i++)
             for (int j = 0; j < 2; j++) {
                 tile[i][j] *= scale;
-                if (mode == ADD) tile[i][j] += ((loose_vec *)(y + (size_t)i * ld))[j];
+                if (mode == ADD) tile[i][j] += ((loose_vec *)(y + (size_t)i * row))[j];
             }
         for (int i = 0; i < MR; i++)
-            for (int j = 0; j < 2; j++) ((loose_vec *)(y + (size_t)i * ld))[j] = tile[i][j];
+            for (int j = 0; j < 2; j++) ((loose_vec *)(y + (size_t)i * row))[j] = tile[i][j];
         return;
     }
-    for (int i = 0; i < rows; i++, y += ld)
-        for (int j = 0; j < cols; j++) y[j] = (mode == ADD ? y[j] : 0) + scale * ((real *)tile[i])[j];
+    for (int j = 0; j < cols; j++)
+        for (int i = 0; i < rows; i++) {
+            real *out = y + (size_t)i * row + (size_t)j * col;
+            *out = (mode == ADD ? *out : 0) + scale * ((real *)tile[i])[j];
+        }
 }
 
 // n numbers of any dtype at p, as reals: where they lie if they are reals already, else converted into buffer.
@@ -103,25 +119,52 @@ static inline const real *widened(const char *p, enum dtype type, size_t n, real
 
 static inline char *at(mat m, int row, int col) { return (char *)m.p + ((size_t)row * m.ld + (size_t)col) * dtypes[m.type].size; }
 
+// m[i][j] ↔ m[j][i], by halves: row i gives its upper half for the lower one of row i + h, with h = LANES/2 … 1.
+static inline void transpose(vec m[LANES])
+{
+    #pragma GCC unroll 4
+    for (int h = LANES / 2; h; h /= 2) {
+        lanes lower, upper;
+        #pragma GCC unroll 16
+        for (int l = 0; l < LANES; l++) lower[l] = l & h ? LANES + l - h : l, upper[l] = l & h ? LANES + l : l + h;
+        #pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) {
+            if (i & h) continue;
+            vec a = m[i], b = m[i + h];
+            m[i] = pick_lanes(a, b, lower), m[i + h] = pick_lanes(a, b, upper);
+        }
+    }
+}
+
 // One panel or sliver of `width` lanes: out[k·width + i] = m[first + i, k0 + k], or across: m[k0 + k, first + i].
+// Lanes beyond the matrix are zero. `out` has room for a vector more: whole ones are stored, the next overwrites the excess.
 static inline void pack(real *out, mat m, int across, int first, int k0, int K, const int width)
 {
     int n = (across ? m.cols : m.rows) - first;
     real buffer[WIDEST][KC];
     const real *line[WIDEST];
     if (n > width) n = width;
-    if (across)
+    if (across) {
+        if (n < width) memset(out, 0, (size_t)K * (size_t)width * sizeof(real));
         for (int k = 0; k < K; k++) {
             const real *row = widened(at(m, k0 + k, first), m.type, (size_t)n, buffer[0]);
-            for (int i = 0; i < n; i++) out[k * width + i] = row[i];
-            for (int i = n; i < width; i++) out[k * width + i] = 0;
+            memcpy(out + k * width, row, (size_t)(n == width ? width : n) * sizeof(real));
         }
-    else {
-        for (int i = 0; i < width; i++) line[i] = i < n ? widened(at(m, first + i, k0), m.type, (size_t)K, buffer[i]) : memset(buffer[i], 0, (size_t)K * sizeof(real));
-        for (int k0_ = 0; k0_ < K; k0_ += 16)
-            for (int i = 0; i < width; i++)
-                for (int k = k0_; k < K && k < k0_ + 16; k++) out[k * width + i] = line[i][k];
+        return;
     }
+    for (int i = 0; i < width; i++) line[i] = i < n ? widened(at(m, first + i, k0), m.type, (size_t)K, buffer[i]) : memset(buffer[i], 0, (size_t)K * sizeof(real));
+    int k = 0;
+    for (; k + LANES <= K; k += LANES)
+        for (int i = (width - 1) / LANES * LANES; i >= 0; i -= LANES) {
+            vec square[LANES];
+            #pragma GCC unroll 16
+            for (int j = 0; j < LANES; j++) square[j] = *(const loose_vec *)(line[i + j < width ? i + j : i] + k);
+            transpose(square);
+            #pragma GCC unroll 16
+            for (int j = 0; j < LANES; j++) *(loose_vec *)(out + (k + j) * width + i) = square[j];
+        }
+    for (; k < K; k++)
+        for (int i = 0; i < width; i++) out[k * width + i] = line[i][k];
 }
 
 // Work space that a thread grows once and keeps.
@@ -139,8 +182,10 @@ static real *thread_buffer(int which, size_t n)
 
 // One product, and how it is shared: tasks are `blocks` of `rows` rows of a times `parts` of b's slivers.
 typedef struct {
-    mat y, a, b;
-    int a_across, b_across, K, rows, blocks, parts;
+    real *y;
+    size_t row, col;                    // elements of y from one row, one column to the next
+    mat a, b;
+    int a_across, b_across, M, N, K, rows, blocks, parts;
     real scale, *slivers;
     enum mode mode;
 } product;
@@ -155,28 +200,29 @@ static void barrier(int threads)
 // The tasks of one thread, on columns n0 … n0+N-1 of y and the part k0 … k0+K-1 of the sum.
 static void gemm_tasks(const product *p, int n0, int N, int k0, int K, int thread, int threads)
 {
-    real *panels = thread_buffer(0, (size_t)MC * KC);
+    real *panels = thread_buffer(0, (size_t)MC * KC + LANES);
     int tasks = p->blocks * p->parts, slivers = ceil_div(N, NR), packed = -1;
     for (int task = tasks * thread / threads; task < tasks * (thread + 1) / threads; task++) {
-        int block = task / p->parts, part = task % p->parts, i0 = block * p->rows, i1 = i0 + p->rows < p->y.rows ? i0 + p->rows : p->y.rows;
+        int block = task / p->parts, part = task % p->parts, i0 = block * p->rows, i1 = i0 + p->rows < p->M ? i0 + p->rows : p->M;
         for (int i = i0; i < i1 && packed != block; i += MR) pack(panels + (size_t)(i - i0) * (size_t)K, p->a, p->a_across, i, k0, K, MR);
         packed = block;
         for (int s = slivers * part / p->parts; s < slivers * (part + 1) / p->parts; s++)
             for (int i = i0; i < i1; i += MR) {
                 vec tile[MR][2];
                 int left = N - s * NR;
-                for (int r = i; r < i1 && r < i + MR; r++) __builtin_prefetch(at(p->y, r, n0 + s * NR), 1);
+                real *y = p->y + (size_t)i * p->row + (size_t)(n0 + s * NR) * p->col;
+                for (int r = 0; r < i1 - i && r < MR; r++) __builtin_prefetch(y + (size_t)r * p->row, 1);
                 kernel(tile, panels + (size_t)(i - i0) * (size_t)K, p->slivers + (size_t)s * NR * (size_t)K, K);
-                store((real *)at(p->y, i, n0 + s * NR), p->y.ld, tile, i1 - i < MR ? i1 - i : MR, left < NR ? left : NR, p->scale, k0 ? ADD : p->mode);
+                store(y, p->row, p->col, tile, i1 - i < MR ? i1 - i : MR, left < NR ? left : NR, p->scale, k0 ? ADD : p->mode);
             }
     }
 }
 
 static void gemm_thread(const product *p, int thread, int threads)
 {
-    for (int n0 = 0; n0 < p->y.cols; n0 += NC)
+    for (int n0 = 0; n0 < p->N; n0 += NC)
         for (int k0 = 0; k0 < p->K; k0 += KC) {
-            int n = p->y.cols - n0 < NC ? p->y.cols - n0 : NC, k = p->K - k0 < KC ? p->K - k0 : KC;
+            int n = p->N - n0 < NC ? p->N - n0 : NC, k = p->K - k0 < KC ? p->K - k0 : KC;
             for (int j = thread * NR; j < n; j += threads * NR) pack(p->slivers + (size_t)j * (size_t)k, p->b, p->b_across, n0 + j, k0, k, NR);
             barrier(threads);                                   // all of b's slivers are there
             gemm_tasks(p, n0, n, k0, k, thread, threads);
@@ -184,14 +230,21 @@ static void gemm_thread(const product *p, int thread, int threads)
         }
 }
 
+// What (M, N) takes when it is cut into whole tiles.
+static double padded(int M, int N) { return (double)(ceil_div(M, MR) * MR) * (ceil_div(N, NR) * NR); }
+
+// An adapter's y can be narrow, 36 columns in slivers of 32. Where padding would waste much, yᵀ = bᵀ aᵀ is computed in
+// y's place: the same sums, with the short side in panels.
 static void gemm(mat y, mat a, int a_across, mat b, int b_across, int K, real scale, enum mode mode)
 {
-    int M = y.rows, N = y.cols, threads = omp_in_parallel() || (double)M * N * K < 1e6 ? 1 : omp_get_max_threads();
-    product p = {y, a, b, a_across, b_across, K, MC, ceil_div(M, MC), 1, scale, NULL, mode};
-    p.slivers = thread_buffer(1, (size_t)KC * (size_t)(ceil_div(N < NC ? N : NC, NR) * NR));
-    if (M < 4 * MR * threads) p.parts = threads;                // few rows: the threads share the columns,
-    else p.rows = ceil_div(ceil_div(M, ceil_div(p.blocks, threads) * threads), MR) * MR;     // else the rows, evenly
-    p.blocks = ceil_div(M, p.rows);
+    int threads = omp_in_parallel() || (double)y.rows * y.cols * K < 1e6 ? 1 : omp_get_max_threads();
+    product p = {y.p, y.ld, 1, a, b, a_across, b_across, y.rows, y.cols, K, MC, 1, 1, scale, NULL, mode};
+    if (padded(y.cols, y.rows) < 0.9 * padded(y.rows, y.cols))
+        p = (product){y.p, 1, y.ld, b, a, b_across, a_across, y.cols, y.rows, K, MC, 1, 1, scale, NULL, mode};
+    p.slivers = thread_buffer(1, (size_t)KC * (size_t)(ceil_div(p.N < NC ? p.N : NC, NR) * NR) + LANES);
+    if (p.M < 4 * MR * threads) p.parts = threads;              // few rows: the threads share the columns,
+    else p.rows = ceil_div(ceil_div(p.M, ceil_div(ceil_div(p.M, MC), threads) * threads), MR) * MR;     // else the rows, evenly
+    p.blocks = ceil_div(p.M, p.rows);
     if (threads == 1) gemm_thread(&p, 0, 1);
     else {
         #pragma omp parallel num_threads(threads)
@@ -449,6 +502,7 @@ void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, const span 
                 for (int r = 0; r < a.n; r++) {
                     real *s = ROW(S, r), most = s[0], sum = 0;
                     int seen = a.before + r + 1;
+                    #pragma omp simd reduction(max : most)
                     for (int c = 1; c < seen; c++) most = s[c] > most ? s[c] : most;
                     #pragma omp simd reduction(+ : sum)
                     for (int c = 0; c < seen; c++) sum += s[c] = exp_real(s[c] - most);
@@ -530,6 +584,7 @@ void cross_entropy(mat losses, mat logits, dev_ints labels, double scale)
     for (int n = 0; n < logits.rows; n++) {
         real *z = ROW(logits, n), most = z[0], at_label = z[labels[n]];
         double sum = 0;
+        #pragma omp simd reduction(max : most)
         for (int c = 1; c < V; c++) most = z[c] > most ? z[c] : most;
         for (int c = 0; c < V; c++) z[c] = exp_real(z[c] - most);
         #pragma omp simd reduction(+ : sum)
@@ -549,8 +604,10 @@ void shard_sum(mat s, mat x)
     for (int n = 0; n < x.rows; n++) {
         real *sn = ROW(s, n), *xn = ROW(x, n);
         memset(sn, 0, (size_t)r * sizeof *sn);
-        for (int j = 0; j < x.cols; j += r)
-            for (int c = 0; c < r && j + c < x.cols; c++) sn[c] += xn[j + c];
+        for (int j = 0, part; j < x.cols; j += part) {
+            part = x.cols - j < r ? x.cols - j : r;
+            for (int c = 0; c < part; c++) sn[c] += xn[j + c];
+        }
     }
 }
 
@@ -561,8 +618,10 @@ void shard_tile(mat x, mat s)
     #pragma omp parallel for if (BIG(x))
     for (int n = 0; n < x.rows; n++) {
         real *sn = ROW(s, n), *xn = ROW(x, n);
-        for (int j = 0; j < x.cols; j += r)
-            for (int c = 0; c < r && j + c < x.cols; c++) xn[j + c] += sn[c];
+        for (int j = 0, part; j < x.cols; j += part) {
+            part = x.cols - j < r ? x.cols - j : r;
+            for (int c = 0; c < part; c++) xn[j + c] += sn[c];
+        }
     }
 }
 
