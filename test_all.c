@@ -1253,12 +1253,12 @@ static void test_full_disk(void)
 static void test_out(void)
 {
     char command[1000];
-    snprintf(command, sizeof command, "mkdir %s/place && ln -s place %s/link", scratch, scratch);
+    snprintf(command, sizeof command, "mkdir %s/there && ln -s there %s/alias", scratch, scratch);
     check(system(command), 0, "cannot make a link");
     for (int again = 0; again < 2; again++) {
-        check(train_run(FEW_ROWS " --steps 1 --out $D/link"), 0, "into a link, run %d", again);
+        check(train_run(FEW_ROWS " --steps 1 --out $D/alias"), 0, "into a link, run %d", again);
         check(train_run(FEW_ROWS " --steps 1 --out $D/slash/"), 0, "with a slash, run %d", again);
-        check(!same_files("place/adapter_model.safetensors", "slash/adapter_model.safetensors"), 0, "adapter of run %d", again);
+        check(!same_files("there/adapter_model.safetensors", "slash/adapter_model.safetensors"), 0, "adapter of run %d", again);
     }
     check(WEXITSTATUS(system("$TRAIN --list 2>$D/stderr >/dev/full")) == 1 ? 0 : 1, 0, "exit status with a full standard output");
 }
