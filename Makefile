@@ -133,15 +133,15 @@ sanitize: found
 # Every parser under libFuzzer, SECONDS each, from a real file as seed, which must pass. A refusal leaks what it had, so the
 # jobs are short-lived (-fork). Not array-bounds: stb_ds ends a struct in char[8] and means more.
 SECONDS_EACH = $(or $(SECONDS),60)
-FUZZ_SEEDS = dev/golden/base-gqa/model.safetensors base/config.json data/val.jsonl dev/golden/bat/adapter_config.json base/tokenizer.model \
+FUZZ_SEEDS = dev/golden/base-gqa/model.safetensors base/config.json build/rows.jsonl dev/golden/bat/adapter_config.json base/tokenizer.model \
              dev/golden/base-bf16/model.safetensors.index.json
 FUZZ_FLAGS = -std=gnu11 -O1 -g -w -fopenmp -fsanitize=fuzzer,address,undefined -fno-sanitize=array-bounds -fno-sanitize-recover=all
 fuzz: export ASAN_OPTIONS = detect_leaks=0
 fuzz:
-	@mkdir -p build; i=0; for seed in $(FUZZ_SEEDS); do \
-	    rm -rf build/corpus; mkdir build/corpus; head -c 65536 $$seed >build/corpus/seed; echo "-- $$seed"; \
+	@mkdir -p build; head -n 3 data/val.jsonl >build/rows.jsonl; i=0; for seed in $(FUZZ_SEEDS); do \
+	    rm -rf build/corpus; mkdir build/corpus; cp $$seed build/corpus/seed; echo "-- $$seed"; \
 	    clang $(FUZZ_FLAGS) -DTARGET=$$i dev/fuzz.c tokenizer.c -o build/fuzz $(LDLIBS) || exit 1; \
-	    build/fuzz build/corpus/seed >build/fuzz.log 2>&1 && build/fuzz -fork=1 -max_total_time=$(SECONDS_EACH) -max_len=65536 -timeout=20 \
+	    build/fuzz build/corpus/seed >build/fuzz.log 2>&1 && build/fuzz -fork=1 -max_total_time=$(SECONDS_EACH) -max_len=$$(wc -c <$$seed) -timeout=20 \
 	        -rss_limit_mb=4096 -close_fd_mask=2 -artifact_prefix=build/ build/corpus >build/fuzz.log 2>&1 || { tail -n 40 build/fuzz.log; exit 1; }; \
 	    grep '^#' build/fuzz.log | tail -n 1; i=$$((i + 1)); \
 	done

@@ -1012,7 +1012,41 @@ static void test_tokenizer_bytes(void)
     free(text), tokenizer_free(t);
 }
 
-// ---- scoring -----------------------------------------------------------------------------------------------------
+// ---- rows and answers -----------------------------------------------------------------------------------------------------
+
+// Rows as Alpaca, MetaMathQA and GSM8K are published, one a line and as an array: BOS, prompt, answer, EOS; the prompt is masked.
+static void test_rows(void)
+{
+    static const struct { const char *json, *question, *answer; } published[] = {
+        {"{\"instruction\": \"Add.\", \"input\": \"1 and 1\", \"output\": \"2\"}", "Add.\n1 and 1", "2"},
+        {"{\"instruction\": \"Add 1 and 1.\", \"input\": \"\", \"output\": \"2\", \"text\": \"Below is …\"}", "Add 1 and 1.", "2"},
+        {"{\"type\": \"GSM_Rephrased\", \"query\": \"What is 1 + 1?\", \"original_question\": \"1 + 1?\", \"response\": \"2.\\n#### 2\\nThe answer is: 2\"}",
+            "What is 1 + 1?", "2.\n#### 2\nThe answer is: 2"},
+        {"{\"question\": \"1 + 1?\", \"answer\": \"1 + 1 = <<1+1=2>>2\\n#### 2\"}", "1 + 1?", "1 + 1 = <<1+1=2>>2\n#### 2"},
+    };
+    enum { N = sizeof published / sizeof *published };
+    tokenizer *t = open_tokenizer("base", 0);
+    for (int array = 0; array < 2; array++) {
+        char *path = in_scratch(array ? "published.json" : "published.jsonl"), file[2000] = "";
+        for (int i = 0; i < N; i++)
+            snprintf(file + strlen(file), sizeof file - strlen(file), "%s%s%s", !array ? "" : i ? ",\n" : "[", published[i].json, array && i + 1 < N ? "" : array ? "]" : "\n");
+        write_text(path, file);
+        dataset d = read_rows(t, path, 1024);
+        check(arrlen(d.rows) == N ? 0 : 1, 0, "%s: %td rows", path, arrlen(d.rows));
+        for (int i = 0; i < N && i < arrlen(d.rows); i++) {
+            const row *r = &d.rows[i];
+            char *prompt = format_prompt(published[i].question, NULL), *whole = decode(t, r->ids, r->n), want[1000];
+            size_t n;
+            free(tokenizer_encode(t, prompt, strlen(prompt), &n));
+            snprintf(want, sizeof want, "%s%s", prompt, published[i].answer);
+            check(strcmp(whole, want) ? 1 : 0, 0, "%s, row %d is «%s»", path, i, whole);
+            check(r->prompt == (int)n + 1 && r->ids[0] == tokenizer_bos(t) && r->ids[r->n - 1] == tokenizer_eos(t) && !strcmp(r->answer, published[i].answer) ? 0 : 1, 0, "%s, row %d", path, i);
+            free(prompt), free(whole);
+        }
+        free_rows(&d), free(path);
+    }
+    tokenizer_free(t);
+}
 
 static void test_answers(void)
 {
@@ -1030,6 +1064,56 @@ static void test_answers(void)
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         check(same_answer(cases[i].given, cases[i].right) == cases[i].same ? 0 : 1, 0, "«%s» for «%s»", cases[i].given, cases[i].right);
+}
+
+// ---- generation ----------------------------------------------------------------------------------------------------
+
+// How often each of four tokens comes against softmax(logits/temperature), cut at top-p.
+static void test_sampling(void)
+{
+    static const wide logits[4] = {1, 3, 0, 2};
+    static const struct { double temperature, top_p, p[4]; } cases[] = {
+        {0,   1,    {0, 1, 0, 0}},
+        {1,   1,    {0.08714432, 0.64391426, 0.03205860, 0.23688282}},
+        {2,   1,    {0.16742923, 0.45511791, 0.10155054, 0.27604231}},
+        {1,   0.64, {0, 1, 0, 0}},                                                  // the likeliest reaches it alone
+        {1,   0.7,  {0, 0.73105858, 0, 0.26894142}},                                // the second is needed
+    };
+    enum { DRAWS = 40000 };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        rng g = rng_named(1, "sampling");
+        int count[4] = {0};
+        opt.temperature = cases[i].temperature, opt.top_p = cases[i].top_p;
+        for (int n = 0; n < DRAWS; n++) count[pick(logits, 4, &g)]++;
+        for (int k = 0; k < 4; k++)
+            check(fabs((double)count[k] / DRAWS - cases[i].p[k]), 4.5 * sqrt(cases[i].p[k] * (1 - cases[i].p[k]) / DRAWS), "temperature %g, top-p %g, token %d", opt.temperature, opt.top_p, k);
+    }
+}
+
+// Sequences of different length answered together say what each says alone.
+static void test_together(void)
+{
+    enum { N = 3, ROOM = 14 };
+    static const int starts[N][4] = {{1, 5, 3, 12}, {1, 9}, {1, 7, 7}}, lengths[N] = {4, 2, 3};
+    int together[N][ROOM], alone[N][ROOM], who[N], lengths_alone[N];
+    tokenizer *t = open_tokenizer("base", 0);
+    plan p = base_only();
+    p.cache_rows = N * ROOM;
+    model *m = open_small(p, 1);
+    batch b = batch_new(32, N);
+    sequence s[N];
+    rng g = {0};
+    for (int i = 0; i < N; i++) {
+        memcpy(alone[i], starts[i], sizeof starts[i]), memcpy(together[i], starts[i], sizeof starts[i]);
+        sequence one = {.ids = alone[i], .n = lengths[i], .room = ROOM};
+        while (generate_pass(m, t, &one, 1, &b, who, &g)) {}
+        s[i] = (sequence){.ids = together[i], .n = lengths[i], .room = ROOM};
+        lengths_alone[i] = one.n;
+    }
+    while (generate_pass(m, t, s, N, &b, who, &g)) {}
+    for (int i = 0; i < N; i++)
+        check(s[i].n == lengths_alone[i] && !memcmp(together[i], alone[i], (size_t)s[i].n * sizeof(int)) ? 0 : 1, 0, "sequence %d of %d tokens", i, s[i].n);
+    batch_free(&b), close_small(m), tokenizer_free(t);
 }
 
 // ---- the program, from outside ---------------------------------------------------------------------------------------
@@ -1390,6 +1474,9 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"expected-ids",   "Llama2's tokenizer gives SentencePiece's ids",                                    test_tokenizer_expected, ONLY_F32},
     {"own-ids",        "so does the bundled one",                                                         test_tokenizer_own, ONLY_F32},
     {"any-bytes",      "any bytes survive encoding and decoding, long ones too",                          test_tokenizer_bytes, ONLY_F32},
+    {"rows",           "Alpaca's, MetaMathQA's and GSM8K's rows work as they are published",              test_rows, ONLY_F32},
+    {"sampling",       "tokens come as often as softmax(logits/temperature), cut at top-p, says",         test_sampling, ONLY_F32},
+    {"together",       "sequences that are answered together say what each says alone",                   test_together, BOTH},
     {"answers",        "an answer is the number behind #### or The answer is:, whatever follows it",     test_answers, ONLY_F32},
     {"threads",        "adapter and log have the same bytes for 1, 2 and 4 threads",                      test_threads_same_bytes, ONLY_F32},
     {"resume",         "a resumed run leaves the bytes of one that never stopped",                        test_resume, ONLY_F32},
