@@ -2,8 +2,10 @@
 
     python3 dev/check_peft.py --model DIR --rows FILE.jsonl     (needs torch, transformers, peft, sentencepiece)
 
-For every method: a few steps of ./train, then the loss on the rows by ./train --eval, by transformers + PEFT with the
-adapter, by transformers with the merged model; then PEFT trains the adapter a step further and ./train reads it back.
+Two tables. Adapters of ./train: a few steps of every method, then the loss on the rows by ./train --eval, by transformers +
+PEFT with the adapter, by transformers with the merged model; then PEFT trains the adapter a step further and ./train reads it
+back. Adapters of PEFT's, each from PEFT's own start and a step of its own: the loss here, the same greedy text (=), the loss
+of what ./train merged by transformers; then ./train trains it further and PEFT reads it back.
 """
 import argparse
 import json
@@ -89,6 +91,53 @@ def check(method, arguments, rows, folder):
     return ok
 
 
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def lora(**options):
+    return peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, **{"target_modules": PROJECTIONS, **options})
+
+
+def miss(**options):
+    return peft.MissConfig(task_type="CAUSAL_LM", target_modules=PROJECTIONS, **{"r": 4, **options})
+
+
+THEIRS = {
+    "lora": lora(), "dropout": lora(lora_dropout=0.1), "rslora": lora(use_rslora=True), "q, v": lora(target_modules=["q_proj", "v_proj"]), "dora": lora(use_dora=True),
+    "pissa": lora(init_lora_weights="pissa"), "olora": lora(init_lora_weights="olora"),
+    "miss": miss(), "miss r6": miss(r=6), "mini": miss(mini_r=4, init_weights="mini"), "bat": miss(init_weights="bat"),
+}
+
+
+def same_text(model, tokenizer, *arguments):
+    text = "Once upon a time"
+    ids = torch.tensor([[tokenizer.bos_id()] + tokenizer.encode(text)])
+    with torch.no_grad():
+        said = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24, eos_token_id=tokenizer.eos_id(), pad_token_id=0)
+    return tokenizer.decode(said[0].tolist()) == train("--generate", text, "--max-new", 24, *arguments)[:-1]
+
+
+def check_theirs(name, config, arguments, tokenizer, rows, folder):
+    adapter, merged, back = (os.path.join(folder, f"theirs-{name}-{part}") for part in ("adapter", "merged", "back"))
+    base = ["--model", arguments.model]
+    common = [*base, "--val", arguments.subset, "--seq", arguments.seq]
+    torch.manual_seed(1)
+    model = peft.get_peft_model(base_model(arguments.model), config)
+    step_further(model, rows)
+    model.save_pretrained(adapter)
+    theirs, ours = loss_of(model, rows), eval_loss(*common, "--adapter", adapter)
+    same = same_text(model, tokenizer, *base, "--adapter", adapter)
+    train("--merge", merged, *base, "--adapter", adapter)
+    in_transformers = loss_of(base_model(merged), rows)
+    train(*common, "--data", arguments.subset, "--adapter", adapter, "--steps", 3, "--batch", 4, "--lr", 1e-3, "--max-new", 1, "--out", back)
+    ours_further = eval_loss(*common, "--adapter", back)
+    further = loss_of(peft.PeftModel.from_pretrained(base_model(arguments.model), back).eval(), rows)
+    errors = [abs(theirs - ours), abs(in_transformers - theirs), abs(further - ours_further)]
+    ok = same and max(errors) <= TOLERANCE and abs(further - theirs) > 10 * TOLERANCE
+    print(f"{'✓' if ok else '✗'} {name:8} {theirs:10.6f} {ours:10.6f} {'=' if same else '≠'} {in_transformers:12.6f} {ours_further:12.6f} {further:10.6f}   {max(errors):.1e}", flush=True)
+    return ok
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="base")
@@ -107,6 +156,9 @@ def main():
         print("  method      ./train       PEFT  transformers    PEFT after     ./train   largest")
         print("             adapter    adapter        merged   its own step  reads it     error")
         good = [check(method, arguments, rows, folder) for method in METHODS]
+        print("\n  config         PEFT    ./train  transformers  ./train after      PEFT   largest")
+        print("              adapter    adapter        merged    three steps  reads it     error")
+        good += [check_theirs(name, config, arguments, tokenizer, rows, folder) for name, config in THEIRS.items()]
     print(f"{sum(good)} of {len(good)} within {TOLERANCE}")
     sys.exit(not all(good))
 
