@@ -238,23 +238,30 @@ static double dot(const wide *x, const wide *y, int n)
 
 // x (b, n) = L Q: rows of x made orthonormal in place by Gram-Schmidt, done twice so that they stay so to the last bit.
 // L (b, b), lower triangle, may be NULL. A row that depends on the earlier ones is replaced by zeros: L has a zero there.
+// Threads share the earlier rows, then the columns: no sum is cut, so the bits do not depend on how many there are.
 static void orthonormal_rows(wide *x, int b, int n, double *L)
 {
+    double *c = alloc((size_t)b, sizeof *c);
     for (int i = 0; i < b; i++) {
         wide *xi = x + (size_t)i * (size_t)n;
         double before = sqrt(dot(xi, xi, n));
-        for (int pass = 0; pass < 2; pass++)
+        for (int pass = 0; pass < 2; pass++) {
+            #pragma omp parallel for if ((double)i * n > 1e5)
             for (int j = 0; j < i; j++) {
-                wide *xj = x + (size_t)j * (size_t)n;
-                double c = dot(xi, xj, n);
-                for (int k = 0; k < n; k++) xi[k] -= (wide)c * xj[k];
-                if (L) L[i * b + j] += c;
+                c[j] = dot(xi, x + (size_t)j * (size_t)n, n);
+                if (L) L[i * b + j] += c[j];
             }
+            #pragma omp parallel for if ((double)i * n > 1e5)
+            for (int k0 = 0; k0 < n; k0 += 512)
+                for (int j = 0; j < i; j++)
+                    for (int k = k0; k < n && k < k0 + 512; k++) xi[k] -= (wide)c[j] * x[(size_t)j * (size_t)n + (size_t)k];
+        }
         double norm = sqrt(dot(xi, xi, n));
         int independent = norm > 8 * before * (sizeof(wide) == 8 ? 2.2e-16 : 1.2e-7);
         for (int k = 0; k < n; k++) xi[k] = independent ? (wide)((double)xi[k] / norm) : 0;
         if (L) L[i * b + i] = independent ? norm : 0;
     }
+    free(c);
 }
 
 // One-sided Jacobi (Hestenes 1958): rotates pairs of rows of L (b, b) until all are orthogonal; J L = Σ Vᵀ.
@@ -329,11 +336,13 @@ static void times_weight(wide *y, const wide *x, mat W, int transposed, int b)
 static svd svd_top(mat W, int r, rng g)
 {
     int out = W.rows, in = W.cols, small = out < in ? out : in, b = r + 8 + r / 2 < small ? r + 8 + r / 2 : small;
+    // In float 32 rounds find a random matrix's values, the slowest kind, to 1e-4, and any that fall faster to the last bits.
+    int most = sizeof(wide) == 8 ? 200 : 32;
     wide *Q = alloc((size_t)b * (size_t)in, sizeof *Q), *Y = alloc((size_t)b * (size_t)out, sizeof *Y);
     double *L = alloc((size_t)b * (size_t)b, sizeof *L), last = 0, sum = 0;
     for (size_t i = 0; i < (size_t)b * (size_t)in; i++) Q[i] = (wide)rng_normal(&g);
     orthonormal_rows(Q, b, in, NULL);
-    for (int round = 0; round < 200; round++, last = sum) {
+    for (int round = 0; round < most; round++, last = sum) {
         times_weight(Y, Q, W, 1, b);                    // Y = orth(Q Wᵀ)   (b, out)
         orthonormal_rows(Y, b, out, NULL);
         times_weight(Q, Y, W, 0, b);                    // Z = Y W = L Q    (b, in)
