@@ -1225,6 +1225,35 @@ static void test_killed(void)
     }
 }
 
+// --compare: a cell is an ordinary run, every method has its row, what is done is not done again, a stop loses one cell at most.
+static void test_compare(void)
+{
+    static const char *const options_used = "--batch 2 --seq 96 --max-new 2 --data $D/rows.jsonl --val $D/rows.jsonl";
+    char command[1000], line[64];
+    check(system("rm -rf $D/compare; head -4 data/val.jsonl > $D/rows.jsonl"), 0, "cannot prepare");
+    snprintf(command, sizeof command, "$TRAIN --compare --quick --steps 2 %s --out $D/compare >$D/stdout 2>&1 & p=$!; "
+        "while ! grep -q '3 of ' $D/stdout; do sleep 0.01; done; kill -INT $p; wait $p", options_used);
+    check(WEXITSTATUS(system(command)) == 130 ? 0 : 1, 0, "status when stopped");
+    for (int again = 0; again < 2; again++) {
+        snprintf(command, sizeof command, "%s $TRAIN --compare --quick --steps 2 %s --out $D/compare >$D/stdout 2>$D/stderr", again ? "PATH=/none" : "", options_used);
+        check(system(command), 0, "exit status, run %d", again);
+        int done = 0, all = 0;
+        char *text = output_of("stdout"), *first = strstr(text, " runs of up to");
+        while (first && first > text && first[-1] != '\n') first--;
+        sscanf(first ? first : "", "%d runs", &all);
+        for (const char *at = text; (at = strstr(at, "(done before)")); at++) done++;
+        check(again ? done != all || done < 20 : done < 2 || done >= all, 0, "run %d found %d of %d done", again, done, all);
+        check(again && !strstr(text, "gnuplot is not here"), 0, "says that there is no gnuplot");
+        free(text);
+    }
+    char *table = output_of("compare/table.md");
+    for (int i = 0; i < METHODS; i++) snprintf(line, sizeof line, "\n| %s |", methods[i].name), check(!strstr(table, line), 0, "%s has a row", methods[i].name);
+    check(strstr(table, "–") || strstr(table, "nan"), 0, "every result is there: %s", table);
+    check(train_run("--method bone --lr 0.004 --steps 2 %s --log $D/alone.log --out $D/alone", options_used), 0, "a run alone");
+    check(!same_logs("alone.log", "compare/runs/bone-rank32-lr0.004-seed1-steps2.log"), 0, "bone's log");
+    free(table);
+}
+
 // ---- wrong input ---------------------------------------------------------------------------------------------------
 
 // Each makes one thing wrong in a copy of base/ (in $D/model) or of the rows ($D/rows.jsonl), runs $ARGS, and wants a
@@ -1296,6 +1325,8 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"an array with a bad row", "echo '[{\"text\": \"a b\"}, 3]' > $D/rows.json",              "--data $D/rows.json", "rows.json, row 2: expected a JSON object"},
     {"resume at another rate", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null", "--resume $D/mine --lr 1", "--lr 0.004, this run has 1"},
     {"resume on another base", "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null", "--resume $D/mine", "--model \"base\", this run has"},
+    {"compare an adapter",  ":",                                                                "--compare --adapter dev/golden/lora-mha", "--compare starts from --model alone"},
+    {"compare into a file", "touch $D/out.txt",                                                 "--compare --out $D/out.txt", "File exists"},
     {"resume from nothing", ":",                                                                "--resume $D/none", "state.json"},
     {"a rate that explodes", ":",                                                               "--lr 1e9 --clip 0 --steps 20", "a smaller --lr may help"},
 };
@@ -1481,6 +1512,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"threads",        "adapter and log have the same bytes for 1, 2 and 4 threads",                      test_threads_same_bytes, ONLY_F32},
     {"resume",         "a resumed run leaves the bytes of one that never stopped",                        test_resume, ONLY_F32},
     {"killed",         "so does one that a signal ended",                                                 test_killed, ONLY_F32},
+    {"compare",        "--compare gives every method a row, continues, and its runs are ordinary ones",   test_compare, ONLY_F32},
     {"wrong-input",    "every wrong input gets one clear line, and nothing is left behind",               test_wrong_input, ONLY_F32},
     {"full-disk",      "a full disk is said, and the older result stays",                                 test_full_disk, ONLY_F32},
     {"output",         "links and slashes lead to the same place; a full standard output is an error",    test_out, ONLY_F32},
