@@ -756,8 +756,9 @@ static void work_layout(model *m)
     declare(m, WORK, &m->hn, NULL, SHAPE(chunk, c->dim), "head.xn");
     declare(m, WORK, &m->logits, NULL, SHAPE(chunk, c->vocab), "logits");
     declare(m, STAT, &m->losses, NULL, SHAPE(N, 1), "losses");
-    for (mat **w = (mat *[]){&m->s, &m->ds, &m->u, &m->du, &m->w, NULL}; *w; w++)
+    for (mat **w = (mat *[]){&m->s, &m->ds, &m->u, &m->du, NULL}; *w; w++)
         if (elements(**w)) declare(m, WORK, *w, NULL, SHAPE((*w)->rows, (*w)->cols), "work");
+    if (elements(m->w)) declare(m, m->p.train ? WORK : AUX, &m->w, NULL, SHAPE(m->w.rows, m->w.cols), "work");     // merging is wide
     if (!m->p.train) return;
     declare(m, WORK, &m->dhs, NULL, SHAPE(chunk, c->dim), "head.dx");
     declare(m, WORK, &m->dhn, NULL, SHAPE(chunk, c->dim), "head.dxn");

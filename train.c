@@ -1906,6 +1906,17 @@ static double update_survived(model *m, linear *l, enum dtype type)
     return wanted > 0 ? both / wanted : 1;
 }
 
+// A GPU that computes in bf16 holds a float base rounded; merging it would write that into every weight.
+static void refuse_rounded(model *m)
+{
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        const tensor *t = &m->tensors[i];
+        ptrdiff_t at = t->kind == BASE ? shgeti(m->file.tensors, t->name) : -1;
+        enum dtype file = at < 0 ? t->at->type : m->file.tensors[at].value.at.type;
+        if (file != t->at->type) die("--merge: %s is %s and would be rounded to %s here; ./train --merge keeps it", t->name, dtypes[file].name, dtypes[t->at->type].name);
+    }
+}
+
 static void run_merge(void)
 {
     if (!opt.adapter) die("--merge needs --adapter DIR");
@@ -1914,6 +1925,7 @@ static void run_merge(void)
     model_measure(&m, open_config(), p);
     char *out = check_out("--merge", opt.merge, opt.model, 0);
     fill_model(&m, NULL, 0);
+    refuse_rounded(&m);
     for (int i = 0; i < 7 * m.c.layers; i++) {
         linear *l = adapter_at(&m, i);
         if (l && (l->W.type == BF16 || l->W.type == F16))

@@ -562,8 +562,8 @@ extern "C" void shard_sum(mat s, mat x) { RUN(shard_sum_kernel, element_grid(s),
 __global__ static void shard_tile_kernel(mat x, mat s)
 {
     FOR_EACH_ELEMENT(x, n, c) {
-        real *to = &row_of(x, n)[c];
-        down(to, up(*to) + load(s.p, s.type, index_of(s, 0, n, c % s.cols)));
+        size_t i = index_of(x, 0, n, c);
+        store(x.p, x.type, i, load(x.p, x.type, i) + load(s.p, s.type, index_of(s, 0, n, c % s.cols)));
     }
 }
 
