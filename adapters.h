@@ -885,9 +885,10 @@ static void peft_read_config(plan *p, const char *dir)
     p->rank = strcmp(p->method->peft_type, "FROZEN") ? config_int(json, path, "r", -1) : 1;
     p->mini_r = config_int(json, path, "mini_r", 1);
     p->alpha = config_number(json, path, "lora_alpha", 8);
-    const cJSON *dropout = cJSON_GetObjectItemCaseSensitive(json, "lora_dropout");
-    if (p->train && cJSON_IsNumber(dropout) && dropout->valuedouble > 0)
-        fprintf(stderr, "note: %s: \"lora_dropout\" is %g; here it trains without dropout\n", path, dropout->valuedouble);
+    for (const char **name = (const char *[]){"lora_dropout", "miss_dropout", NULL}; *name && p->train; name++) {
+        const cJSON *dropout = cJSON_GetObjectItemCaseSensitive(json, *name);
+        if (cJSON_IsNumber(dropout) && dropout->valuedouble > 0) fprintf(stderr, "note: %s: \"%s\" is %g; here it trains without dropout\n", path, *name, dropout->valuedouble);
+    }
     cJSON_Delete(json);
     free(text), free(path);
 }
