@@ -13,15 +13,13 @@ set format x "%.0f"
 set xtics rotate by 0 scale 0.5
 do for [panel in "time memory"] {
     do for [s in sweeps] {
-        stats csv using (strcol(1) eq s ? $2 : NaN) nooutput
-        set xrange [STATS_min * 0.8 : STATS_max * 1.25]
-        set xtics STATS_min, 4
+        set xrange [*:*]; set yrange [*:*]
+        first = NaN; last = NaN; rate = NaN      # of this sweep: its ends, and ms per 10⁹ operations at the first
+        stats csv using (strcol(1) eq s ? (last = $2, rate == rate ? 0 : (first = $2, rate = $3 / $5), 1) : 0):(1) nooutput
+        set xrange [first * 0.8 : last * 1.25]
+        set xtics first, 4
         set xlabel s offset 0,0.6
         if (panel eq "time") {
-            rate = NaN
-            stats csv using (strcol(1) eq s && $2 == STATS_min ? $3 / $5 : NaN) nooutput
-            rate = STATS_min
-            set title ""
             set ylabel (s eq "rows of 128 tokens" ? "ms a step" : "") offset 1,0
             set yrange [3:6000]
             plot csv using (strcol(1) eq s ? $2 : NaN):($5 * rate) with lines lw 2 lc rgb "#999999" title "formula", \
