@@ -1,6 +1,7 @@
 /*  bench.c: how fast, how large, and where the time goes. `make bench`, or
 
         build/bench [--model DIR] [--method M --rank R] [--batch B --seq T …]      options of ./train
+        build/bench scaling [--threads 1]       a CSV: time and memory against each thing that they grow with
 
     Every op is called across a seam that the linker closes (model.h, section 2). Here the linker puts a stopwatch into
     it: this file is the program without ops (train.c with -DCUDA), train.c itself lies beside it as an object, and
@@ -29,10 +30,11 @@ static int inner(mat x, int transposed) { return transposed ? x.rows : x.cols; }
 static double product_flops(mat y, mat x, int xt) { return y.p ? 2. * y.batch * y.rows * y.cols * inner(x, xt) : 0; }
 static double product_bytes(mat y, mat x, mat w, enum mode mode) { return y.p ? size_of(y) * (mode == ADD ? 2 : 1) + size_of(x) + size_of(w) : 0; }
 
-// A product belongs to the adapter when it is one of many small ones, or one of its three dimensions is the rank.
+// A product belongs to the adapter when it is one of many small ones, or one of its three dimensions is the rank (which cannot
+// be told where the rank is the number of tokens).
 static enum group of_product(mat y, mat x, int xt)
 {
-    int r = opt.rank;
+    int r = opt.rank == opt.batch * opt.seq ? 0 : opt.rank;
     return y.batch > 1 || y.rows == r || y.cols == r || inner(x, xt) == r ? ADAPTER : MATMUL;
 }
 
@@ -44,15 +46,23 @@ static double attention_flops(const span *s, int spans, mat q)
     return flops;
 }
 
+// With --threads 1 the clock is the processor's own, so that neighbours on the machine do not count.
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(omp_get_max_threads() == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 #define TIMED(op, parameters, arguments, group, flop_count, byte_count)         \
     void __real_##op parameters;                                                \
     void __wrap_##op parameters;                                                \
     void __wrap_##op parameters                                                 \
     {                                                                           \
-        double start = seconds();                                               \
+        double start = now();                                               \
         __real_##op arguments;                                                  \
         cost *spent_on = &spent[group];                                         \
-        spent_on->seconds += seconds() - start;                                 \
+        spent_on->seconds += now() - start;                                 \
         spent_on->flops += flop_count, spent_on->bytes += byte_count;           \
     }
 
@@ -95,7 +105,7 @@ static double machine_flops(int threads)
     enum { ROUNDS = 1 << 22 };
     double best = 0;
     for (int turn = 0; turn < 5; turn++) {
-        double start = seconds();
+        double start = now();
         #pragma omp parallel num_threads(threads)
         {
             lanes a[CHAINS], x = (lanes){0} + 0.999f, y = (lanes){0} + 1e-3f;
@@ -106,7 +116,7 @@ static double machine_flops(int threads)
             }
             for (int j = 0; j < CHAINS; j++) __asm__ volatile("" : : "x"(a[j]));
         }
-        best = fmax(best, 2. * ROUNDS * CHAINS * (sizeof(lanes) / 4) * threads / (seconds() - start));
+        best = fmax(best, 2. * ROUNDS * CHAINS * (sizeof(lanes) / 4) * threads / (now() - start));
     }
     return best;
 }
@@ -118,10 +128,10 @@ static double machine_bandwidth(int threads)
     float *x = alloc(N, 4), *y = alloc(N, 4);
     double best = 0;
     for (int turn = 0; turn < 5; turn++) {
-        double start = seconds();
+        double start = now();
         #pragma omp parallel for simd num_threads(threads)
         for (int i = 0; i < N; i++) y[i] += 0.5f * x[i];
-        if (turn) best = fmax(best, 12. * N / (seconds() - start));
+        if (turn) best = fmax(best, 12. * N / (now() - start));
     }
     free(x), free(y);
     return best;
@@ -141,9 +151,9 @@ static double product_rate(void (*f)(mat, mat, mat, double, enum mode), int n)
     mat y = filled(n, n), x = filled(n, n), w = filled(n, n);
     double best = 0;
     for (int turn = 0; turn < 10; turn++) {
-        double start = seconds();
+        double start = now();
         f(y, x, w, 1, SET);
-        best = fmax(best, 2. * n * n * n / (seconds() - start));
+        best = fmax(best, 2. * n * n * n / (now() - start));
     }
     dev_free(y.p), dev_free(x.p), dev_free(w.p);
     return best;
@@ -206,18 +216,16 @@ static double planned_bytes(const model *m)
 
 static void no_progress(int done, int of) { (void)done, (void)of; }
 
-static int by_size(const void *a, const void *b) { return *(const double *)a < *(const double *)b ? -1 : 1; }
-
 static void measure_steps(void)
 {
-    enum { MOST = 200 };
-    run r = {.epoch = -1, .steps = MOST};
+    run r = {.epoch = -1, .steps = 1};
     plan p = plan_from_options();
-    double start = seconds(), times[MOST];
-    int n = 0, tokens;
+    double start = now();
     config c = open_config();
     r.train = random_rows(c.vocab);
     model_measure(&r.m, c, p);
+    shared->step = 0;
+    if (*r.m.refused) return;
     plan_sizes(&p, &r.train, &r.val, 0);
     r.m.p = p;
     layout(&r.m);
@@ -225,42 +233,43 @@ static void measure_steps(void)
     model_allocate(&r.m);
     r.m.file = checkpoint_open(opt.model, "model");
     model_load(&r.m, opt.model);
-    shared->load = seconds() - start, start = seconds();
+    shared->load = now() - start, start = now();
     adapters_init(&r.m, no_progress);
-    shared->init = seconds() - start;
+    shared->init = now() - start;
     shared->plan = planned_bytes(&r.m);
 
+    // The fastest step counts: neighbours on the machine only ever slow one down. The first, which faults its pages in, does
+    // not count where there are others.
     batch b = batch_new(r.m.p.tokens, opt.batch);
-    int least = opt.steps ? opt.steps : 5;
+    int least = opt.steps ? opt.steps : 6, tokens;
     double all = 0;
-    for (int step = 0; step <= least || (!opt.steps && all < 3 && n < MOST); step++) {
-        double norm, began = seconds();
+    for (int step = 0; step < least || (!opt.steps && all < 3); step++) {
+        double norm, began = now();
+        memset(spent, 0, sizeof spent);
         train_step(&r, &b, &norm, &tokens);
         update(&r.m, step + 1, 1e-4, norm);
-        double time = seconds() - began;
-        if (step || opt.steps == 1) times[n++] = time, all += time;
-        else memset(spent, 0, sizeof spent);                       // the first step faults its pages in: not counted
-        if (opt.steps == 1) break;
+        double time = now() - began;
+        all += time;
+        if (step > 1 && time > shared->step) continue;
+        shared->step = time, shared->tokens = tokens;
+        memcpy(shared->spent, spent, sizeof spent);
     }
-    qsort(times, (size_t)n, sizeof *times, by_size);
-    shared->step = times[n / 2], shared->tokens = tokens;
-    for (int g = 0; g < GROUPS; g++) shared->spent[g] = (cost){spent[g].seconds / n, spent[g].flops / n, spent[g].bytes / n};
 }
 
 static void print_heading(void)
 {
     printf("%-8s %4s %8s |", "method", "rank", "ms/step");
     for (int g = 0; g < GROUPS; g++) printf(" %9s", group_names[g]);
-    printf(" %7s | %6s %6s | %7s %7s %7s | %6s %6s\n", "rest", "tok/s", "peak%", "RSS MB", "plan MB", "file MB", "load s", "init s");
+    printf(" %7s | %6s %6s | %7s %7s | %6s %6s\n", "rest", "tok/s", "peak%", "RSS MB", "plan MB", "load s", "init s");
 }
 
-static void print_row(double rss, double file)
+static void print_row(double rss)
 {
     double all = 0, flops = 0;
     printf("%-8s %4d %8.1f |", opt.method, opt.rank, 1e3 * shared->step);
     for (int g = 0; g < GROUPS; g++) printf(" %9.1f", 1e3 * shared->spent[g].seconds), all += shared->spent[g].seconds, flops += shared->spent[g].flops;
-    printf(" %7.1f | %6.0f %6.1f | %7.0f %7.0f %7.0f | %6.2f %6.2f\n", 1e3 * (shared->step - all), shared->tokens / shared->step,
-        100 * flops / shared->step / shared->flops, rss / 1e6, shared->plan / 1e6, file / 1e6, shared->load, shared->init);
+    printf(" %7.1f | %6.0f %6.1f | %7.0f %7.0f | %6.2f %6.2f\n", 1e3 * (shared->step - all), shared->tokens / shared->step,
+        100 * flops / shared->step / shared->flops, rss / 1e6, shared->plan / 1e6, shared->load, shared->init);
     printf("%-8s %4s %8s |", "", "", "floor");
     for (int g = 0; g < GROUPS; g++) printf(" %9.1f", 1e3 * fmax(shared->spent[g].flops / shared->flops, shared->spent[g].bytes / shared->bandwidth));
     puts("");
@@ -270,20 +279,52 @@ static void measure_row(const char *method_name, int rank)
 {
     opt.method = method_name, opt.rank = rank;
     double rss = in_child(measure_steps);
-    print_row(rss, 0);
+    if (shared->step > 0) print_row(rss);
+    else printf("%-8s %4d  the rank does not divide this model's weights\n", method_name, rank);
 }
 
 static const struct { const char *method; int rank; } rows[] = {
     {"lora", 18}, {"lora", 36}, {"pissa", 18}, {"pissa", 36}, {"bone", 32}, {"bone", 64}, {"bat", 32}, {"bat", 64}, {"bat-row", 32}, {"bat-row", 64}, {"full", 1},
 };
 
+// ---- how cost grows ----------------------------------------------------------------------------------------
+//
+//  One number of a small model at a time, all else as it is. gflop is what the products of a step count up to: time may
+//  not grow faster, nor memory faster than its plan.
+
+static void measure_scaling(void)
+{
+    enum { LAYERS, VOCAB, RANK, BATCH, SEQ, NUMBERS };
+    static const struct { const char *name; int number, values[7]; } sweeps[] = {
+        {"rows of 128 tokens", BATCH, {1, 2, 4, 8, 16, 32}}, {"tokens a row (2048 in all)", SEQ, {64, 128, 256, 512, 1024, 2048}},
+        {"layers", LAYERS, {1, 2, 4, 8, 16, 32}}, {"vocabulary", VOCAB, {1000, 2000, 4000, 8000, 16000, 32000, 64000}}, {"rank", RANK, {4, 8, 16, 32, 64, 128, 256}},
+    };
+    opt.steps = 6;
+    puts("swept,value,ms,tok_per_s,gflop,peak_mb,plan_mb");
+    for (size_t i = 0; i < sizeof sweeps / sizeof *sweeps; i++)
+        for (const int *value = sweeps[i].values; value < sweeps[i].values + 7 && *value; value++) {
+            int n[NUMBERS] = {4, 4000, 32, 8, 128};
+            char command[200];
+            n[sweeps[i].number] = *value;
+            if (sweeps[i].number == SEQ) n[BATCH] = 2048 / *value;
+            snprintf(command, sizeof command, "rm -rf build/scaling && build/random_model 256,704,%d,4,%d build/scaling", n[LAYERS], n[VOCAB]);
+            if (system(command)) die("%s failed", command);
+            opt.model = "build/scaling", opt.method = "bone", opt.rank = n[RANK], opt.batch = n[BATCH], opt.seq = n[SEQ];
+            double flops = 0, peak = in_child(measure_steps);
+            for (int g = 0; g < GROUPS; g++) flops += shared->spent[g].flops;
+            printf("%s,%d,%.2f,%.0f,%.3f,%.1f,%.1f\n", sweeps[i].name, *value, 1e3 * shared->step, shared->tokens / shared->step, flops / 1e9, peak / 1e6, shared->plan / 1e6);
+        }
+}
+
 int main(int argc, char **argv)
 {
     setvbuf(stdout, NULL, _IOLBF, 0);
     opt.batch = 4, opt.method = NULL, opt.model = NULL;
-    parse_options(argc, argv);
+    int scaling = argc > 1 && !strcmp(argv[1], "scaling");
+    parse_options(argc - scaling, argv + scaling);
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED) die("mmap: %s", strerror(errno));
+    if (scaling) { measure_scaling(); return 0; }
     in_child(measure_machine);
     const char *only = opt.method, *one[] = {opt.model, NULL}, *both[] = {"build/15m", "build/110m", NULL};
     int rank = opt.rank;
