@@ -12,7 +12,7 @@ is(part, m) = strcol(1) eq part && strcol(2) eq m
 set datafile separator ","
 set datafile columnheaders
 set datafile missing NaN             # rows of other methods do not cut a line in two
-set terminal pngcairo size 840,470 font "sans,12"
+set terminal pngcairo size 800,440 font "sans,12"
 set border 3 lc rgb "#444444"
 set grid lc rgb "#dddddd" lw 1
 set tics nomirror
@@ -28,7 +28,7 @@ window(step) = (floor((step - 1) / width) + 0.5) * width
 set xlabel "step"
 set ylabel "training loss"
 set logscale y
-set ytics (0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 5, 7, 10, 20, 30, 50, 70, 100)
+set ytics (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100)
 plot for [m in "full lora dora pissa olora lora-ga bone bat"] \
     steps using (is("main", m) ? window($8) : NaN):9 smooth unique with lines lw 2.5 lc rgb colour(m) title m
 
@@ -51,8 +51,8 @@ unset logscale
 set logscale x
 set xrange [*:*]
 set ytics auto
-stats cells using 11 nooutput
-y = STATS_records ? 11 : 10
+stats cells using (strstrt(strcol(11), "nan") ? -1 : 1) nooutput
+y = STATS_max >= 0 ? 11 : 10
 set xlabel "trained parameters, thousands"
 set ylabel y == 11 ? "exact match, %" : "eval loss"
 plot for [m in "lora pissa bone bat bat-row"] cells using (is("ranks", m) ? $4 / 1000 : NaN):y smooth unique with lines lw 2 lc rgb colour(m) notitle, \
