@@ -333,6 +333,9 @@ inline uint64_t meet(const char *what, unsigned mask, uint64_t value, int source
         t.value = given[t.lane];
         states[first + i] = READY;
     }
+    // A warp goes on as far as it can before the next has its turn, or, in a random order, only sometimes: if all took one step
+    // a round, a warp that no barrier holds back would never be seen to run ahead.
+    if (rule.kind != order::RANDOM || rule.random(2)) turn = 0;
     return threads[self].value;
 }
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Would the tests notice? Each line below breaks the code in one place (a sign, a scale, a dropped term, a transposed
 # index) and names the test that must turn red. A mutant that does not change the file, does not compile, or goes
-# unnoticed is a failure.
+# unnoticed is a failure. An argument keeps it to the mutants whose description has that word. Mutants of train.cu run as dev/cuda_on_cpu.h emulates it, with threads and blocks in the order named.
 #
-#   what                     | file       | sed expression                                                    | test        | method
+#   what                     | file       | sed expression                                                    | test        | method, or order
 mutants='
 full: sign                   | adapters.h | s/matmul_tn(l->dW, dy, x, 1, ADD)/matmul_tn(l->dW, dy, x, -1, ADD)/ | gradients | full
 full: dropped term           | adapters.h | /^static void full_backward/,/^}/{/matmul_nn(dx/d}                 | gradients   | full
@@ -60,29 +60,61 @@ matmul: last rows            | train.c    | s/i1 - i < MR ? i1 - i : MR, left/MR
 matmul: later parts of K     | train.c    | s/p->scale, k0 ? ADD : p->mode)/p->scale, p->mode)/               | matmul      |
 adamw: no correction         | train.c    | s/root = (wide)sqrt(1 - pow(0.999, t))/root = 1/                  | adamw       |
 overwrite, not accumulate    | adapters.h | s/matmul_tn(l->dA, dh, x, 1, ADD)/matmul_tn(l->dA, dh, x, 1, SET)/ | twice      |
+GPU reduction: no barrier before | train.cu | /__syncthreads.*may still be read/d                              | gpu-ops     | reverse
+GPU reduction: no barrier within | train.cu | /= x;$/{n;s/__syncthreads();//}                                  | gpu-ops     | forward
+GPU column sum: no barrier   | train.cu   | /of_warp\[warp\]\[lane\] = sum/{n;s/__syncthreads();//}            | gpu-ops     | random:1
+GPU embedding: no first barrier | train.cu | /earlier = 0;/{n;s/__syncthreads();//}                            | gpu-ops     | reverse
+GPU embedding: no second barrier | train.cu | /atomicAdd/{n;s/__syncthreads();//}                              | gpu-ops     | forward
+GPU embedding: every token adds | train.cu | s/if (earlier) return/if (0) return/                              | gpu-ops     | forward
+GPU embedding: once an id, the second time | train.cu | s/if (earlier) return/if (earlier != 1) return/           | gpu-ops     | forward
+GPU batch stride             | train.cu   | s/b \* m.stride : 0) + row/b * m.rows * m.ld : 0) + row/          | gpu-ops     | forward
+GPU leading dimension        | train.cu   | s/(int)b.ld, b.batch/b.cols, b.batch/                             | gpu-ops     | forward
+GPU column tail              | train.cu   | s/(m.cols + THREADS - 1) \/ THREADS/(m.cols + THREADS - 2) \/ THREADS/ | gpu-ops | forward
+GPU warp tail                | train.cu   | s/(x.cols + WARP - 1) \/ WARP, THREADS, g/x.cols \/ WARP, THREADS, g/ | gpu-ops | forward
+GPU product: not added       | train.cu   | s/beta = mode == ADD ? 1 : 0/beta = 0/                            | gpu-ops     | forward
+GPU product: stride of one weight for all | train.cu | s/b.batch > 1 ? (long long)b.stride : 0/(long long)b.stride/ | gpu-ops | forward
+GPU softmax: sees one less   | train.cu   | /softmax_kernel(mat P, mat S/,/^}/s/before + r + 1/before + r/    | gpu-ops     | forward
+GPU softmax: sees the future | train.cu   | /softmax_backward_kernel/,/^}/s/before + r + 1/before + r + 2/    | gpu-ops     | forward
+GPU attention: dropped Δ     | train.cu   | s/pc \* (dp\[c\] - delta)/pc * dp[c]/                             | gpu-ops     | forward
+GPU attention: wrong head of a group | train.cu | s/head + h \* step/head * step + h/                          | gpu-ops     | forward
+GPU attention: keys of the first block | train.cu   | s/before = s.nk - s.nq + q0/before = s.nk - s.nq/                 | gpu-ops     | forward
+GPU attention: last rows     | train.cu   | s/s.nq - q0 < QUERIES ? s.nq - q0 : QUERIES, before/s.nq < QUERIES ? s.nq : QUERIES, before/ | gpu-ops | forward
+GPU attention: scores twice in one slot | train.cu | s/dP = scores(5,/dP = scores(3,/                           | gpu-ops     | forward
+GPU cross-entropy: no label  | train.cu   | s/ - (c == label)//                                               | gpu-ops     | forward
+GPU cross-entropy: sum not corrected | train.cu | s/if (x > mine) sum \*= exp(mine - x), mine = x/if (x > mine) mine = x/ | gpu-ops | forward
+GPU rope: neighbours, not halves | train.cu | s/+ i, \*b = a + half/+ 2 * i, *b = a + 1/                       | gpu-ops     | forward
+GPU shard sum: last shard    | train.cu   | s/i < x.cols; i += s.cols/i + s.cols < x.cols; i += s.cols/       | gpu-ops     | forward
+GPU norm: a stride too short | train.cu   | /squares_kernel/,/^}/s/i += (size_t)gridDim.x \* blockDim.x/i += (size_t)gridDim.x * (blockDim.x - 1)/ | gpu-ops | forward
+GPU AdamW: no decay          | train.cu   | s/w\[i\] \* shrink/w[i]/                                           | gpu-ops     | forward
 '
 
-build() { # directory: compiles the double tests of the sources in it
-    ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DDOUBLE "$1/test_all.c" "$1/tokenizer.c" -o "$1/test" -lcjson -lm
+build() { # directory, file: compiles the double tests of the sources in it; where train.cu is changed, that file alone
+    if [ "$2" = train.cu ]; then
+        ${CXX:-c++} -std=c++17 -O1 -w -fopenmp -DDOUBLE -I. -x c++ -c "$1/train.cu" -o "$1/emu.o" &&
+        ${CXX:-c++} -fopenmp build/cpu_half_f64.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -lcjson -lm
+    else
+        ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DDOUBLE "$1/test_all.c" "$1/tokenizer.c" -o "$1/test" -lcjson -lm
+    fi
 }
 
-try() { # index, what, file, expression, test, method
-    local dir=build/mutant.$1
+try() { # index, what, file, expression, test, method or order
+    local dir=build/mutant.$1 method=$6 order=
+    [ "$3" != train.cu ] || { order=$6; method=; }
     rm -rf "$dir"; mkdir -p "$dir"
-    cp model.h adapters.h train.c tokenizer.c test_all.c "$dir"
+    cp model.h adapters.h train.c train.cu tokenizer.c test_all.c "$dir"
     sed -i "$4" "$dir/$3"
     if cmp -s "$3" "$dir/$3"; then echo "✗ $2: the expression changes nothing"
-    elif ! build "$dir" 2>"$dir/errors"; then echo "✗ $2: does not compile"; head -3 "$dir/errors"
-    elif OMP_NUM_THREADS=1 timeout 120 "$dir/test" $5 $6 >"$dir/log" 2>&1; then echo "✗ $2: $5 stays green"
+    elif ! build "$dir" "$3" 2>"$dir/errors"; then echo "✗ $2: does not compile"; head -3 "$dir/errors"
+    elif CUDA_ORDER=$order OMP_NUM_THREADS=1 timeout 120 "$dir/test" "$5" ${method:+"$method"} >"$dir/log" 2>&1; then echo "✗ $2: $5 stays green"
     else echo "✓ $2: $5 turns red"; fi
     rm -rf "$dir"
 }
 
-mkdir -p build
+make -s build/cpu_half_f64.o build/gpu_half_f64.o build/tokenizer.o
 trim() { local s="${1#"${1%%[! ]*}"}"; echo "${s%"${s##*[! ]}"}"; }
 i=0
 while IFS='|' read -r what file expression test method; do
-    [ -n "$(trim "$what")" ] || continue
+    [[ "$what" == *[a-z]* && "$what" == *"$1"* ]] || continue
     i=$((i + 1))
     try "$i" "$(trim "$what")" "$(trim "$file")" "$(trim "$expression")" "$(trim "$test")" "$(trim "$method")" >"build/mutant.$i.log" &
     while [ "$(jobs -r | wc -l)" -ge "$(nproc)" ]; do wait -n; done

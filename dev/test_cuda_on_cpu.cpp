@@ -124,8 +124,32 @@ static int wrong_after_broadcast(void (*kernel)(float *))
     for (size_t i = 0; i < out.n; i++) wrong += out[i] != 42;
     return wrong;
 }
+
+// Two sums over a block, by shuffles and one shared array: the second may not be written while the first is read.
+template <bool BARRIER> __global__ void two_sums_kernel(int *first, int *second)
+{
+    __shared__ int of_warp[3];
+    for (int round = 1; round <= 2; round++) {
+        int x = round;
+        for (int d = 16; d; d /= 2) x += __shfl_xor_sync(0xffffffff, x, d);
+        if (BARRIER) __syncthreads();
+        if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+        __syncthreads();
+        (round == 1 ? first : second)[blockIdx.x * 96 + threadIdx.x] = of_warp[0] + of_warp[1] + of_warp[2];
+    }
+}
+static int wrong_sums(void (*kernel)(int *, int *))
+{
+    array<int> first(20 * 96), second(20 * 96);
+    int wrong = 0;
+    LAUNCH(kernel, 20, 96, first.p, second.p);
+    for (size_t i = 0; i < first.n; i++) wrong += first[i] != 96 || second[i] != 192;
+    return wrong;
+}
 static void test_missing_barrier()
 {
+    expect(wrong_sums(two_sums_kernel<true>) == 0, "two sums are right in every order");
+    expect(wrong_sums(two_sums_kernel<false>) > 0, "without a barrier between them, a warp runs ahead and spoils the first");
     expect(wrong_after_broadcast(broadcast_kernel<true>) == 0, "with its barrier it is right in every order");
     if (strcmp(getenv("CUDA_ORDER"), "forward")) expect(wrong_after_broadcast(broadcast_kernel<false>) > 0, "without, it is wrong in this order");
     else expect(wrong_after_broadcast(broadcast_kernel<false>) == 0, "without, chance makes it right in this order");
