@@ -18,7 +18,7 @@
 
 // ---- the stopwatch -----------------------------------------------------------------------------------------
 
-enum group { MATMUL, ADAPTER, ATTENTION, ROWWISE, LOSS, MOVES, ADAMW, GROUPS };
+enum group { MATMUL, ADAPTER, ATTENTION, ROWWISE, ENTROPY, MOVES, ADAMW, GROUPS };
 static const char *const group_names[GROUPS] = {"matmul", "adapter", "attention", "row ops", "loss", "moves", "adamw"};
 
 // Seconds spent, and the least that had to be done: multiply-adds, and bytes between op and memory, each operand once.
@@ -78,7 +78,7 @@ TIMED(rmsnorm_backward, (mat dx, mat dw, mat dout, mat x, mat w, double eps), (d
 TIMED(rope, (mat x, dev_ints pos, mat table, int sign), (x, pos, table, sign), ROWWISE, 0, 2 * size_of(x))
 TIMED(swiglu_forward, (mat out, mat gate, mat up), (out, gate, up), ROWWISE, 0, 3 * size_of(out))
 TIMED(swiglu_backward, (mat dgate, mat dup, mat dout, mat gate, mat up), (dgate, dup, dout, gate, up), ROWWISE, 0, 7 * size_of(dout))
-TIMED(cross_entropy, (mat losses, mat logits, dev_ints labels, double scale), (losses, logits, labels, scale), LOSS, 0, (scale ? 2 : 1) * size_of(logits))
+TIMED(cross_entropy, (mat losses, mat logits, dev_ints labels, double scale), (losses, logits, labels, scale), ENTROPY, 0, (scale ? 2 : 1) * size_of(logits))
 TIMED(shard_sum, (mat s, mat x), (s, x), ADAPTER, 0, size_of(s) + size_of(x))
 TIMED(shard_tile, (mat x, mat s), (x, s), ADAPTER, 0, size_of(s) + 2 * size_of(x))
 TIMED(add, (mat y, mat x, double scale), (y, x, scale), ADAPTER, 0, 3 * size_of(x))
@@ -234,7 +234,7 @@ static void measure_steps(void)
     r.m.file = checkpoint_open(opt.model, "model");
     model_load(&r.m, opt.model);
     shared->load = now() - start, start = now();
-    adapters_init(&r.m, no_progress);
+    adapters_init(&r.m, NULL, 0, no_progress);                     // no row here starts from a gradient of the data
     shared->init = now() - start;
     shared->plan = planned_bytes(&r.m);
 

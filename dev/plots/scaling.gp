@@ -1,7 +1,7 @@
 # gnuplot dev/plots/scaling.gp: scaling.csv (build/bench scaling > dev/plots/scaling.csv) as scaling.png.
 # Above: time of a step, and as a line its formula, the multiply-adds at the rate of the first point. Below: memory and its plan.
 set datafile separator ","
-set terminal pngcairo size 1500,640 font "sans,11"
+set terminal pngcairo size 1400,600 font "sans,11"
 set output "dev/plots/scaling.png"
 csv = "dev/plots/scaling.csv"
 sweeps = "'rows of 128 tokens' 'tokens a row (2048 in all)' 'layers' 'vocabulary' 'rank'"
