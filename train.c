@@ -46,7 +46,7 @@ enum { VECTOR = 32, MR = 6 };           // 6 × 2 of 16
 #else
 enum { VECTOR = 16, MR = 6 };
 #endif
-enum { LANES = VECTOR / sizeof(real), NR = 2 * LANES, KC = 384, MC = 16 * MR, NC = 4096 };
+enum { LANES = VECTOR / sizeof(real), NR = 2 * LANES, KC = 512, MC = 16 * MR, NC = 4096 };
 enum { WIDEST = 32 };                    // of MR and NR
 typedef real vec __attribute__((vector_size(VECTOR)));
 typedef __typeof__((vec){0} == (vec){0}) lanes;         // whole numbers, one a lane
@@ -151,7 +151,8 @@ static inline void pack(real *out, mat m, int across, int first, int k0, int K, 
         if (n < width) memset(out, 0, (size_t)K * (size_t)width * sizeof(real));
         for (int k = 0; k < K; k++) {
             const real *row = widened(at(m, k0 + k, first), m.type, (size_t)n, buffer[0]);
-            memcpy(out + k * width, row, (size_t)(n == width ? width : n) * sizeof(real));
+            if (n == width) memcpy(out + k * width, row, (size_t)width * sizeof(real));        // a known size: a few vectors
+            else memcpy(out + k * width, row, (size_t)n * sizeof(real));
         }
         return;
     }
