@@ -120,7 +120,7 @@ while IFS='|' read -r what file expression test method; do
     while [ "$(jobs -r | wc -l)" -ge "$(nproc)" ]; do wait -n; done
 done <<<"$mutants"
 wait
-cat $(seq -f 'build/mutant.%g.log' 1 $i) | tee build/mutants.log
+seq -f 'build/mutant.%g.log' 1 $i | xargs cat | tee build/mutants.log
 rm -f build/mutant.*.log
 failed=$(grep -c '✗' build/mutants.log)
 echo "$(grep -c '✓' build/mutants.log) passed, $failed failed, 0 skipped"
