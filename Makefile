@@ -109,16 +109,16 @@ build/bench_emu: dev/bench_gpu.c build/emu_bf16.o build/tokenizer.o $(SOURCES) M
 bench-gpu: build/bench_gpu
 	build/bench_gpu $(if $(PEER),--peer)
 
-# Each part prints its own count; the last line adds them up. Without a GPU its three tests a precision are skipped.
+# Each part prints its own count; the last line adds them up. Without a GPU its four tests a precision are skipped.
 PRECISIONS = f64 f32 bf16
 TESTS = build/test_f64 build/test_f32 build/test_cuda_on_cpu $(PRECISIONS:%=build/test_emu_%) $(if $(GPU),$(PRECISIONS:%=build/test_cuda_%))
 test: found train train_emu $(if $(NVCC),train_cuda) $(TESTS)
 	@mkdir -p build; rm -f build/test.log; \
 	for part in $(TESTS) dev/mutants.sh; do \
-	    echo "-- $$part"; ./$$part > build/part.log 2>&1; echo $$? > build/part.rc; cat build/part.log; \
+	    start=$$(date +%s); ./$$part > build/part.log 2>&1; echo "-- $$part, $$(($$(date +%s) - start)) s"; cat build/part.log; \
 	    if grep -qE '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$$' build/part.log; then tail -n 1 build/part.log; else echo "0 passed, 1 failed, 0 skipped"; fi >> build/test.log; \
 	done; \
-	$(if $(GPU),,for p in $(PRECISIONS); do for t in ops methods bits; do echo "- gpu-$$t in $$p on a GPU: skipped, no GPU here"; done; done; echo "0 passed, 0 failed, 9 skipped" >> build/test.log;) \
+	$(if $(GPU),,for p in $(PRECISIONS); do for t in ops methods base bits; do echo "- gpu-$$t in $$p on a GPU: skipped, no GPU here"; done; done; echo "0 passed, 0 failed, 12 skipped" >> build/test.log;) \
 	awk '{p += $$1; f += $$3; s += $$5} END {print p " passed, " f " failed, " s " skipped"; exit f > 0}' build/test.log
 
 ASAN = -fsanitize=address,undefined -fno-sanitize-recover=all
