@@ -4,7 +4,7 @@
 #  make bench      how fast, how large, where the time goes: a row a method on two shapes with random weights
 #  make base       makes again what base/ and data/ hold: text, tokenizer, pretraining (half an hour; Python in dev/ only)
 #  make bench-gpu  the same on a GPU, with Llama2-7B's shape; PEER=1 runs transformers + PEFT beside it
-#  make sanitize   the tests under AddressSanitizer and UBSan, then valgrind over the program
+#  make sanitize   the tests, those of the emulated GPU too, under AddressSanitizer and UBSan, then valgrind over the program
 #  make fuzz       every parser under libFuzzer (clang)
 #  make seam       proves with clang that model, adapters and loop never read device memory themselves
 
@@ -36,6 +36,7 @@ found:
 	line "compiler with OpenMP ($(CC))" $$(have omp.h && echo 1 || echo 0) gcc; \
 	line "stb_ds.h"  $$(have stb/stb_ds.h && echo 1 || echo 0) libstb-dev; \
 	line "cJSON.h"   $$(have cjson/cJSON.h && echo 1 || echo 0) libcjson-dev; \
+	command -v $(CXX) >/dev/null && echo "✓ C++ compiler ($(CXX))" || echo "- no C++ compiler: train_emu and make test need one (g++)"; \
 	echo "$(if $(NVCC),✓,-) nvcc $(if $(NVCC),(train_cuda),not here: no train_cuda)"; echo "$(if $(GPU),✓ $(GPU),- no GPU: make train_emu runs train.cu on the CPU)"; \
 	if [ -n "$$missing" ]; then echo "Install what is missing: sudo apt-get install -y$$missing"; exit 1; fi
 
@@ -108,24 +109,32 @@ build/bench_emu: dev/bench_gpu.c build/emu_bf16.o build/tokenizer.o $(SOURCES) M
 bench-gpu: build/bench_gpu
 	build/bench_gpu $(if $(PEER),--peer)
 
-# Each part prints its own count; the last line adds them up. Without a GPU its three tests a precision are skipped.
+# Each part prints its own count; the last line adds them up. Without a GPU its four tests a precision are skipped.
 PRECISIONS = f64 f32 bf16
 TESTS = build/test_f64 build/test_f32 build/test_cuda_on_cpu $(PRECISIONS:%=build/test_emu_%) $(if $(GPU),$(PRECISIONS:%=build/test_cuda_%))
 test: found train train_emu $(if $(NVCC),train_cuda) $(TESTS)
 	@mkdir -p build; rm -f build/test.log; \
 	for part in $(TESTS) dev/mutants.sh; do \
-	    echo "-- $$part"; ./$$part > build/part.log 2>&1; echo $$? > build/part.rc; cat build/part.log; \
+	    start=$$(date +%s); ./$$part > build/part.log 2>&1; echo "-- $$part, $$(($$(date +%s) - start)) s"; cat build/part.log; \
 	    if grep -qE '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$$' build/part.log; then tail -n 1 build/part.log; else echo "0 passed, 1 failed, 0 skipped"; fi >> build/test.log; \
 	done; \
-	$(if $(GPU),,for p in $(PRECISIONS); do for t in ops methods bits; do echo "- gpu-$$t in $$p on a GPU: skipped, no GPU here"; done; done; echo "0 passed, 0 failed, 9 skipped" >> build/test.log;) \
+	$(if $(GPU),,for p in $(PRECISIONS); do for t in ops methods base bits; do echo "- gpu-$$t in $$p on a GPU: skipped, no GPU here"; done; done; echo "0 passed, 0 failed, 12 skipped" >> build/test.log;) \
 	awk '{p += $$1; f += $$3; s += $$5} END {print p " passed, " f " failed, " s " skipped"; exit f > 0}' build/test.log
+
+ASAN = -fsanitize=address,undefined -fno-sanitize-recover=all
+build/asan_emu_%: build/cpu_half_%.o build/tokenizer.o test_all.c train.cu dev/cuda_on_cpu.h Makefile
+	$(CC) $(FLAGS) -O1 $(ASAN) -Wno-unused-function $(REAL_$*) -DCUDA -c test_all.c -o $@.gpu_half.o
+	$(CXX) $(EMUFLAGS) -O1 $(ASAN) $(REAL_$*) -c train.cu -o $@.emu.o
+	$(CXX) $(ASAN) -fopenmp build/cpu_half_$*.o $@.gpu_half.o $@.emu.o build/tokenizer.o -o $@ $(LDLIBS)
 
 sanitize: found
 	@mkdir -p build
-	$(CC) $(FLAGS) -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -DDOUBLE test_all.c tokenizer.c -o build/asan_f64 $(LDLIBS)
-	$(CC) $(FLAGS) -O1 -fsanitize=address,undefined -fno-sanitize-recover=all test_all.c tokenizer.c -o build/asan_f32 $(LDLIBS)
-	$(CC) $(FLAGS) -O1 -fsanitize=address,undefined -fno-sanitize-recover=all train.c tokenizer.c -o build/asan_train $(LDLIBS)
+	$(CC) $(FLAGS) -O1 $(ASAN) -DDOUBLE test_all.c tokenizer.c -o build/asan_f64 $(LDLIBS)
+	$(CC) $(FLAGS) -O1 $(ASAN) test_all.c tokenizer.c -o build/asan_f32 $(LDLIBS)
+	$(CC) $(FLAGS) -O1 $(ASAN) train.c tokenizer.c -o build/asan_train $(LDLIBS)
 	$(CC) $(FLAGS) -O1 -march=x86-64-v3 train.c tokenizer.c -o build/valgrind_train $(LDLIBS)
+	for p in $(PRECISIONS); do $(MAKE) -s build/asan_emu_$$p && ASAN_OPTIONS=detect_leaks=0 build/asan_emu_$$p || exit 1; done
+	$(CXX) -std=c++17 -O1 -g $(ASAN) -fopenmp dev/test_cuda_on_cpu.cpp -o build/asan_cuda_on_cpu && ASAN_OPTIONS=detect_leaks=0 build/asan_cuda_on_cpu
 	TRAIN=build/asan_train ASAN_OPTIONS=detect_leaks=0 build/asan_f64
 	TRAIN=build/asan_train ASAN_OPTIONS=detect_leaks=0 build/asan_f32
 	TRAIN="valgrind -q --error-exitcode=99 build/valgrind_train" build/test_f32 valgrind
@@ -168,6 +177,9 @@ bench: build/bench build/15m build/110m
 
 base: train
 	dev/make_base.sh
+
+# Object files are kept: dev/mutants.sh links them again.
+.SECONDARY:
 
 clean:
 	rm -rf train train_cuda train_cuda_f32 train_cuda_f64 train_emu build

@@ -419,11 +419,22 @@ static snapshot *op_results(void)
     return training_results(attention_results(weight_results(block_results(matmul_results(list)))));
 }
 
-// "ops", or a step of one method on the small model.
+// The first step of full fine-tuning of the bundled model, on its first two rows.
+static snapshot *bundled_results(const snapshot *other)
+{
+    options before = opt;
+    char *args[] = {"train", "--model", "base", "--data", "data/train.jsonl", "--val", "data/val.jsonl", "--method", "full", "--batch", "2", "--no-shuffle", NULL};
+    snapshot *list = step_tensors((int)(sizeof args / sizeof *args) - 1, args, other);
+    opt = before;
+    return list;
+}
+
+// "ops", "bundled", or a step of one method on the small model.
 static snapshot *results_of(const char *what, int recompute, const snapshot *other)
 {
     dice = (rng){42};
     if (!strcmp(what, "ops")) return op_results();
+    if (!strcmp(what, "bundled")) return bundled_results(other);
     plan p = small_plan(what);
     p.recompute = recompute;
     model *m = open_small(p, 0);
@@ -1542,6 +1553,28 @@ static void test_gpu_methods(void)
         for (int recompute = 0; recompute < 3 && !left_out(i); recompute += 2) compare_halves(methods[i].name, recompute);
 }
 
+// bf16 is as good as PyTorch's: of each gradient of the bundled model at most 1.5 times its error (dev/golden.py measured it, against
+// float64), and on average over the tensors no more than it.
+static void test_gpu_bundled(void)
+{
+    if (gpu_tolerance(1) < 1e-3) { compare_halves("bundled", 0); return; }      // float and double
+    size_t bytes;
+    char *text = read_file("dev/golden/bf16_errors.json", &bytes);
+    cJSON *errors = parse_json("bf16_errors.json", text, bytes);
+    snapshot *cpu = results_of("bundled", 0, NULL), *gpu = gpu_results("bundled", 0, cpu, scratch);
+    double sum = 0, most = 0, n = 0;
+    for (int i = 0; i < arrlen(cpu); i++) {
+        if (strncmp(cpu[i].name, "d ", 2)) continue;
+        double theirs = cJSON_GetNumberValue(cJSON_GetObjectItemCaseSensitive(errors, cpu[i].name + 2)), ours = compare(&cpu[i], &gpu[i]).error;
+        check(ours, 1.5 * theirs, "%s", cpu[i].name);
+        sum += ours / theirs, most = fmax(most, ours / theirs), n++;
+    }
+    check(n == cJSON_GetArraySize(errors) ? 0 : 1, 0, "%g tensors, %d of PyTorch's", n, cJSON_GetArraySize(errors));
+    check(sum / n, 1, "error over PyTorch's, on average");
+    printf("      bf16: error over PyTorch's %.2f on average (allowed 1), at most %.2f (allowed 1.5)\n", sum / n, most);
+    snapshots_free(cpu), snapshots_free(gpu), cJSON_Delete(errors), free(text);
+}
+
 // Three runs of everything give the same bits. Emulated, each takes threads and blocks in another order (dev/cuda_on_cpu.h
 // reads CUDA_ORDER; a GPU has its own), so that a missing barrier shows, or a sum that depends on who comes first.
 static void test_gpu_same_bits(void)
@@ -1603,6 +1636,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"gsm8k",          "every method learns GSM8K rows; Bone's first gradient and progress beat LoRA's",  test_gsm8k, ONLY_F32},
     {"gpu-ops",        "every op gives the same on the GPU as on the CPU",                                test_gpu_ops, ON_GPU},
     {"gpu-methods",    "so does a step of every method: activations, gradients, updated parameters",      test_gpu_methods, ON_GPU},
+    {"gpu-base",       "and of the bundled model, where bf16 is no further off than PyTorch's",            test_gpu_bundled, ON_GPU},
     {"gpu-bits",       "the GPU gives the same bits every time, in any order of threads",                test_gpu_same_bits, ON_GPU},
 };
 

@@ -1,10 +1,11 @@
 """Makes the files under dev/golden/ that `make test` holds the program to, with numpy, PyTorch, transformers and PEFT.
 
     python3 dev/golden.py [--stories DIR]     (DIR: a Hugging Face Llama with its tokenizer, for the greedy text)
-    python3 dev/golden.py --tokenizer         tokenizer.json alone, after base/tokenizer.model has changed
+    python3 dev/golden.py --base              tokenizer.json and bf16_errors.json alone, after base/ or data/ has changed
 
 singular_values.json   LAPACK's leading singular values of matrices that test_all.c makes by the same formula
 tokenizer.json         texts and SentencePiece's ids for them with the bundled tokenizer
+bf16_errors.json       how far PyTorch's own bf16 gradients of the bundled model are off: relative L2 distance to float64's, a tensor
 stories260K.txt        256 greedy tokens after "Once upon a time", decoded by SentencePiece
 base-*/                small random Llamas, as transformers saves them
 CASE/                  an adapter as PEFT saves it, and golden.safetensors: in float64 the logits, the loss and every gradient
@@ -260,6 +261,33 @@ def bundled_tokenizer():
     json.dump(rows, open(os.path.join(HERE, "tokenizer.json"), "w"), indent=None)
 
 
+PROMPT = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n### Instruction:\n{}\n\n### Response:"
+
+
+def bf16_errors():
+    """Full fine-tuning of base/ on the first two rows of data/train.jsonl. Right padding that no label and no mask sees adds nothing."""
+    import sentencepiece
+    root = os.path.join(HERE, "..", "..")
+    tokenizer = sentencepiece.SentencePieceProcessor(os.path.join(root, "base", "tokenizer.model"))
+    with open(os.path.join(root, "data", "train.jsonl")) as file:
+        rows = [json.loads(next(file)) for _ in range(2)]
+    prompts = [PROMPT.format(row["question"]) for row in rows]
+    ids = [[tokenizer.bos_id()] + tokenizer.encode(prompt + row["answer"]) + [tokenizer.eos_id()] for prompt, row in zip(prompts, rows)]
+    starts = [1 + len(tokenizer.encode(prompt)) for prompt in prompts]
+    padded = lambda rows, value: torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+    inputs, mask = padded(ids, 0), padded([[1] * len(row) for row in ids], 0)
+    labels = padded([[-100] * start + row[start:] for row, start in zip(ids, starts)], -100)
+    gradients = {}
+    for dtype in (torch.float64, torch.bfloat16):
+        model = load(os.path.join("..", "..", "base"), dtype)
+        logits = model(input_ids=inputs, attention_mask=mask).logits
+        logits = logits if dtype == torch.float64 else logits.float()           # as transformers' own loss does
+        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100).backward()
+        gradients[dtype] = {name: parameter.grad.double() for name, parameter in model.named_parameters()}
+    want, got = gradients[torch.float64], gradients[torch.bfloat16]
+    json.dump({name: float(f"{(got[name] - want[name]).norm() / want[name].norm():.4g}") for name in want}, open(os.path.join(HERE, "bf16_errors.json"), "w"), indent=0)
+
+
 def greedy_text(directory):
     import sentencepiece
     tokenizer = sentencepiece.SentencePieceProcessor(os.path.join(directory, "tokenizer.model"))
@@ -273,12 +301,12 @@ def greedy_text(directory):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stories", metavar="DIR")
-    parser.add_argument("--tokenizer", action="store_true")
+    parser.add_argument("--base", action="store_true")
     arguments = parser.parse_args()
-    if arguments.tokenizer:
-        return bundled_tokenizer()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    if arguments.base:
+        return bundled_tokenizer(), bf16_errors()
     torch.set_num_threads(1)                     # the same bytes again on the same machine; on another, the same to the last digits
     os.makedirs(HERE, exist_ok=True)
     for name in list(BASES) + list(CASES):
@@ -286,6 +314,7 @@ def main():
     json.dump([{"ids": ids, "prompt": prompt} for ids, prompt in ROWS], open(os.path.join(HERE, "rows.json"), "w"))
     singular_values()
     bundled_tokenizer()
+    bf16_errors()
     for name, options in BASES.items():
         make_base(name, options)
     for name, (base, config) in CASES.items():

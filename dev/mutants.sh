@@ -116,11 +116,11 @@ i=0
 while IFS='|' read -r what file expression test method; do
     [[ "$what" == *[a-z]* && "$what" == *"$1"* ]] || continue
     i=$((i + 1))
-    try "$i" "$(trim "$what")" "$(trim "$file")" "$(trim "$expression")" "$(trim "$test")" "$(trim "$method")" >"build/mutant.$i.log" &
+    try "$i" "$(trim "$what")" "$(trim "$file")" "$(trim "$expression")" "$(trim "$test")" "$(trim "$method")" >"build/mutant.$i.log" 2>/dev/null &     # bash says "Aborted" of one that crashes
     while [ "$(jobs -r | wc -l)" -ge "$(nproc)" ]; do wait -n; done
 done <<<"$mutants"
 wait
-cat $(seq -f 'build/mutant.%g.log' 1 $i) | tee build/mutants.log
+seq -f 'build/mutant.%g.log' 1 $i | xargs cat | tee build/mutants.log
 rm -f build/mutant.*.log
 failed=$(grep -c '✗' build/mutants.log)
 echo "$(grep -c '✓' build/mutants.log) passed, $failed failed, 0 skipped"
