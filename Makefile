@@ -120,6 +120,7 @@ test: found train train_emu $(if $(NVCC),train_cuda) $(TESTS)
 	$(if $(GPU),,for p in $(PRECISIONS); do for t in ops methods bits; do echo "- gpu-$$t in $$p on a GPU: skipped, no GPU here"; done; done; echo "0 passed, 0 failed, 9 skipped" >> build/test.log;) \
 	awk '{p += $$1; f += $$3; s += $$5} END {print p " passed, " f " failed, " s " skipped"; exit f > 0}' build/test.log
 
+VALGRIND = valgrind -q --error-exitcode=99 build/valgrind_train
 sanitize: found
 	@mkdir -p build
 	$(CC) $(FLAGS) -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -DDOUBLE test_all.c tokenizer.c -o build/asan_f64 $(LDLIBS)
@@ -128,7 +129,11 @@ sanitize: found
 	$(CC) $(FLAGS) -O1 -march=x86-64-v3 train.c tokenizer.c -o build/valgrind_train $(LDLIBS)
 	TRAIN=build/asan_train ASAN_OPTIONS=detect_leaks=0 build/asan_f64
 	TRAIN=build/asan_train ASAN_OPTIONS=detect_leaks=0 build/asan_f32
-	TRAIN="valgrind -q --error-exitcode=99 build/valgrind_train" build/test_f32 valgrind
+	head -n 2 data/train.jsonl >build/two.jsonl
+	for M in bone bat-row full pissa; do rm -rf build/vg; $(VALGRIND) --data build/two.jsonl --val build/two.jsonl --steps 1 --batch 2 --max-new 2 --method $$M --out build/vg || exit 1; done
+	rm -rf build/vg-merged; $(VALGRIND) --merge build/vg-merged --adapter build/vg
+	$(VALGRIND) --generate "Once upon a time" --max-new 3 --temperature 1 --model build/vg-merged
+	$(VALGRIND) --eval --exact-match --max-new 2 --val build/two.jsonl --adapter build/vg
 
 # Every parser under libFuzzer, SECONDS each, from a real file as seed, which must pass. A refusal leaks what it had, so the
 # jobs are short-lived (-fork). Not array-bounds: stb_ds ends a struct in char[8] and means more.
