@@ -127,6 +127,7 @@ build/asan_emu_%: build/cpu_half_%.o build/tokenizer.o test_all.c train.cu dev/c
 	$(CXX) $(EMUFLAGS) -O1 $(ASAN) $(REAL_$*) -c train.cu -o $@.emu.o
 	$(CXX) $(ASAN) -fopenmp build/cpu_half_$*.o $@.gpu_half.o $@.emu.o build/tokenizer.o -o $@ $(LDLIBS)
 
+VALGRIND = valgrind -q --error-exitcode=99 build/valgrind_train
 sanitize: found
 	@mkdir -p build
 	$(CC) $(FLAGS) -O1 $(ASAN) -DDOUBLE test_all.c tokenizer.c -o build/asan_f64 $(LDLIBS)
@@ -137,7 +138,11 @@ sanitize: found
 	$(CXX) -std=c++17 -O1 -g $(ASAN) -fopenmp dev/test_cuda_on_cpu.cpp -o build/asan_cuda_on_cpu && ASAN_OPTIONS=detect_leaks=0 build/asan_cuda_on_cpu
 	TRAIN=build/asan_train ASAN_OPTIONS=detect_leaks=0 build/asan_f64
 	TRAIN=build/asan_train ASAN_OPTIONS=detect_leaks=0 build/asan_f32
-	TRAIN="valgrind -q --error-exitcode=99 build/valgrind_train" build/test_f32 valgrind
+	head -n 2 data/train.jsonl >build/two.jsonl
+	for M in bone bat-row full pissa; do rm -rf build/vg; $(VALGRIND) --data build/two.jsonl --val build/two.jsonl --steps 1 --batch 2 --max-new 2 --method $$M --out build/vg || exit 1; done
+	rm -rf build/vg-merged; $(VALGRIND) --merge build/vg-merged --adapter build/vg
+	$(VALGRIND) --generate "Once upon a time" --max-new 3 --temperature 1 --model build/vg-merged
+	$(VALGRIND) --eval --exact-match --max-new 2 --val build/two.jsonl --adapter build/vg
 
 # Every parser under libFuzzer, SECONDS each, from a real file as seed, which must pass. A refusal leaks what it had, so the
 # jobs are short-lived (-fork). Not array-bounds: stb_ds ends a struct in char[8] and means more.

@@ -1411,7 +1411,7 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"compare an adapter",  ":",                                                                "--compare --adapter dev/golden/lora-mha", "--compare starts from --model alone"},
     {"compare into a file", "touch $D/out.txt",                                                 "--compare --out $D/out.txt", "File exists"},
     {"resume from nothing", ":",                                                                "--resume $D/none", "state.json"},
-    {"a rate that explodes", ":",                                                               "--lr 1e9 --clip 0 --steps 20", "a smaller --lr may help"},
+    {"a rate that explodes", ":",                                                               "--method full --lr 1e9 --clip 0 --steps 20", "a smaller --lr may help"},
 };
 
 static void test_wrong_input(void)

@@ -390,9 +390,9 @@ static inline real exp_real(real x)
     float shifted = y * 1.44269504f + magic, n = shifted - magic;
     float f = (y - n * 0.693359375f) + n * 2.12194440e-4f;        // y − n ln 2, with ln 2 in two parts
     float p = 1.f + f * (1.f + f * (.5f + f * (1.f / 6 + f * (1.f / 24 + f * (1.f / 120 + f * (1.f / 720 + f * (1.f / 5040)))))));
-    int32_t bits;
+    uint32_t bits;
     memcpy(&bits, &shifted, 4);
-    bits = (int32_t)((uint32_t)(bits + 127) << 23);                // 2^n: the whole number sits in the low bits
+    bits = (bits + 127) << 23;                                     // 2^n: the whole number sits in the low bits
     float power;
     memcpy(&power, &bits, 4);
     return (real)(p * power);
