@@ -1409,7 +1409,7 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"resume at another rate", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null", "--resume $D/mine --lr 1", "--lr 0.004, this run has 1"},
     {"resume on another base", "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null", "--resume $D/mine", "--model \"base\", this run has"},
     {"compare an adapter",  ":",                                                                "--compare --adapter dev/golden/lora-mha", "--compare starts from --model alone"},
-    {"compare into a file", "touch $D/out.txt",                                                 "--compare --out $D/out.txt", "File exists"},
+    {"compare into a file", "touch $D/out.txt",                                                 "--compare --out $D/out.txt", "ot a directory"},
     {"resume from nothing", ":",                                                                "--resume $D/none", "state.json"},
     {"a rate that explodes", ":",                                                               "--method full --lr 1e9 --clip 0 --steps 20", "a smaller --lr may help"},
 };
