@@ -2361,7 +2361,7 @@ static void run_compare(int argc, char **argv)
     fputs("part,method,rank,trains,seed,lr,steps,step,loss,grad_norm,tok_per_s\n", csv);
     sigaction(SIGINT, &(struct sigaction){.sa_handler = on_signal}, NULL);       // without SA_RESTART: they end the wait for a cell
     sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal}, NULL);
-    int steps = opt.steps ? opt.steps : opt.quick ? 12 : 60, n;
+    int steps = opt.steps ? opt.steps : opt.quick ? 10 : 50, n;
     cell *list = plan_cells(open_config(), steps);
     double all = 0, done = 0, worked = 0, start = seconds();
     for (int i = 0; i < (n = (int)arrlen(list)); i++) all += list[i].steps + 20;      // evaluation counts as 20 steps
