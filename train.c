@@ -1501,6 +1501,13 @@ static void step_rows(run *r, int *first, int *last)
     r->epoch = epoch;
 }
 
+// The micro-batch that begins with the given row of r->order; the step's rows end before `last`.
+static void fill_batch(const run *r, batch *b, int first, int last)
+{
+    batch_clear(b);
+    for (int i = first; i < last && i < first + opt.batch; i++) batch_add(b, &r->train.rows[r->order[i]]);
+}
+
 // One optimiser step: --accum micro-batches of --batch rows. Returns the mean loss; *norm is the gradient's before clipping.
 static double train_step(run *r, batch *b, double *norm, int *tokens)
 {
@@ -1512,8 +1519,7 @@ static double train_step(run *r, batch *b, double *norm, int *tokens)
     *tokens = 0;
     zero(flat(&r->m, r->m.grad));
     for (int i = first; i < last; i += opt.batch) {
-        batch_clear(b);
-        for (int j = i; j < last && j < i + opt.batch; j++) batch_add(b, &r->train.rows[r->order[j]]);
+        fill_batch(r, b, i, last);
         sum += model_step(&r->m, b, 1.0 / targets);
         *tokens += b->tokens;
     }
@@ -1766,7 +1772,7 @@ static batch *first_batches(run *r)
     step_rows(r, &first, &last);
     for (int i = first; i < last; i += opt.batch) {
         batch b = batch_new(r->m.p.tokens, opt.batch);
-        for (int j = i; j < last && j < i + opt.batch; j++) batch_add(&b, &r->train.rows[r->order[j]]);
+        fill_batch(r, &b, i, last);
         arrput(list, b);
     }
     return list;
@@ -2063,7 +2069,7 @@ snapshot *step_tensors(int argc, char **argv, const snapshot *other)
     batch b = batch_new(r.m.p.tokens, opt.batch);
     int first, last;
     step_rows(&r, &first, &last);
-    for (int i = first; i < last && i < first + opt.batch; i++) batch_add(&b, &r.train.rows[r.order[i]]);
+    fill_batch(&r, &b, first, last);
     snapshot *list = snapshots_of_step(&r.m, &b, other);
     batch_free(&b), close_run(&r);
     return list;
