@@ -468,7 +468,8 @@ static void lora_ga_backward(model *m, linear *l, mat dx, mat dy, mat x)
 //
 //  S(x) adds up the r-wide shards of x (a short last shard counts as zero-padded), so no ΔW is ever built.
 //  D = 0: step 0 changes nothing, and yet dD = S(x)ᵀ dy is not zero: the first gradient is large. r·out parameters.
-//  q, k, v share S(x), and so do gate, up.
+//  q, k, v share S(x), and so do gate, up. It falls out of the RMSNorm or SwiGLU that makes x (model.h, section 7);
+//  o_proj's x, which a product makes, is read once more for it. The backward pass makes x again, and S(x) with it.
 //
 //  mini: D (r, mini_r) is tiled along out as well: y[:, o] += (S(x) D)[:, o mod mini_r]. r·mini_r parameters.
 
@@ -483,16 +484,14 @@ static void bone_layout(model *m, linear *l, const char *name)
 
 static void bone_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    mat S = shaped(m->s, 1, x.rows, l->D.rows);
+    mat S = shards_of(m, x);                            // S  = Σ_j x_j        (N, r), made along with x
     matmul_nt(y, x, l->W, 1, mode);                     // y  = x Wᵀ
-    if (l->first) shard_sum(S, x);                      // S  = Σ_j x_j        (N, r)
     matmul_nn(y, S, l->D, 1, ADD);                      // y += S D
 }
 
 static void bone_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
-    mat S = shaped(m->s, 1, x.rows, l->D.rows), dS = shaped(m->ds, 1, x.rows, l->D.rows);
-    if (l->first) shard_sum(S, x);                      // again, rather than kept
+    mat S = shards_of(m, x), dS = shaped(m->ds, 1, x.rows, l->D.rows);
     matmul_tn(l->dD, S, dy, 1, ADD);                    // y += S D:      dD += Sᵀ dy
     matmul_nt(dS, dy, l->D, 1, l->first ? SET : ADD);   //                dS += dy Dᵀ
     matmul_nn(dx, dy, l->W, 1, ADD);                    // y  = x Wᵀ:     dx += dy W
@@ -522,17 +521,15 @@ static void mini_layout(model *m, linear *l, const char *name)
 
 static void mini_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    mat S = shaped(m->s, 1, x.rows, l->D.rows), z = shaped(m->u, 1, x.rows, l->D.cols);
+    mat S = shards_of(m, x), z = shaped(m->u, 1, x.rows, l->D.cols);       // S = Σ_j x_j (N, r)
     matmul_nt(y, x, l->W, 1, mode);                     // y  = x Wᵀ
-    if (l->first) shard_sum(S, x);                      // S  = Σ_j x_j        (N, r)
     matmul_nn(z, S, l->D, 1, SET);                      // z  = S D            (N, mini_r)
     shard_tile(y, z);                                   // y_i += z
 }
 
 static void mini_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
-    mat S = shaped(m->s, 1, x.rows, l->D.rows), dS = shaped(m->ds, 1, x.rows, l->D.rows), dz = shaped(m->u, 1, x.rows, l->D.cols);
-    if (l->first) shard_sum(S, x);
+    mat S = shards_of(m, x), dS = shaped(m->ds, 1, x.rows, l->D.rows), dz = shaped(m->u, 1, x.rows, l->D.cols);
     shard_sum(dz, dy);                                  // y_i += z:      dz  = Σ_i dy_i
     matmul_tn(l->dD, S, dz, 1, ADD);                    // z  = S D:      dD += Sᵀ dz
     matmul_nt(dS, dz, l->D, 1, l->first ? SET : ADD);   //                dS += dz Dᵀ
@@ -594,17 +591,15 @@ static mat bat_weight(model *m, linear *l)              // W + VB in the work sp
 
 static void bat_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    mat S = shaped(m->s, 1, x.rows, l->B.rows);
+    mat S = shards_of(m, x);                                            // S  = Σ_j x_j            (N, r), made along with x
     matmul_nt(y, x, bat_weight(m, l), 1, mode);                         // y  = x (W + VB)ᵀ
-    if (l->first) shard_sum(S, x);                                      // S  = Σ_j x_j            (N, r)
     matmul_nt(y, S, stacked(l->B), 1, ADD);                             // y += S B̂ᵀ
 }
 
 static void bat_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
     int r = l->B.rows;
-    mat S = shaped(m->s, 1, x.rows, r), dS = shaped(m->ds, 1, x.rows, r), W = bat_weight(m, l), dW = W;
-    if (l->first) shard_sum(S, x);
+    mat S = shards_of(m, x), dS = shaped(m->ds, 1, x.rows, r), W = bat_weight(m, l), dW = W;
     matmul_tn(stacked(l->dB), dy, S, 1, ADD);                           // y += S B̂ᵀ:         dB̂ += dyᵀ S
     matmul_nn(dS, dy, stacked(l->B), 1, l->first ? SET : ADD);          //                    dS += dy B̂
     matmul_nn(dx, dy, W, 1, ADD);                                       // y  = x (W + VB)ᵀ:  dx += dy (W + VB)
@@ -679,20 +674,20 @@ static void bat_row_merge(model *m, linear *l, mat W)
 // ---- the table -------------------------------------------------------------------------------------------------
 
 static const method methods[] = {
-//   name       equation                                    layout            init          forward          backward          merge          PEFT type     W gives up the start, which wants a gradient
-    {"full",    "y = x Wᵀ, W itself trains",                NULL,             NULL,         full_forward,    full_backward,    NULL,          NULL,         0, 0},
-    {"frozen",  "y = x (W + ΔW)ᵀ",                          frozen_layout,    NULL,         frozen_forward,  frozen_backward,  frozen_merge,  "FROZEN",     0, 0},
-    {"lora",    "y = x Wᵀ + α/r (x Aᵀ) Bᵀ",                 lora_layout,      lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",       0, 0},
-    {"rslora",  "lora with α/√r",                           rslora_layout,    lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",       0, 0},
-    {"lora+",   "lora, B learns λ times faster than A",     lora_plus_layout, lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",       0, 0},
-    {"dora",    "W + α/r B A, rows of trained length m",    dora_layout,      dora_init,    dora_forward,    dora_backward,    dora_merge,    "LORA",       0, 0},
-    {"pissa",   "lora from the top r of W's SVD",           pissa_layout,     pissa_init,   lora_forward,    lora_backward,    lora_merge,    "LORA",       1, 0},
-    {"olora",   "lora from the QR decomposition of W",      pissa_layout,     olora_init,   lora_forward,    lora_backward,    lora_merge,    "LORA",       1, 0},
-    {"lora-ga", "lora from the SVD of the first gradient",  lora_ga_layout,   lora_ga_init, lora_forward,    lora_ga_backward, lora_merge,    "LORA",       1, 1},
-    {"bone",    "y = x Wᵀ + S(x) D",                        bone_layout,      NULL,         bone_forward,    bone_backward,    bone_merge,    "MISS",       0, 0},
-    {"mini",    "bone, D tiled along the outputs too",      mini_layout,      NULL,         mini_forward,    mini_backward,    mini_merge,    "MISS",       0, 0},
-    {"bat",     "W'_ij = W_ij + W_ij B_i + B_i",            bat_layout,       NULL,         bat_forward,     bat_backward,     bat_merge,     "MISS",       0, 0},
-    {"bat-row", "W'_ij = W_ij + W_ij B_j + B_j, factored",  bat_row_layout,   NULL,         bat_row_forward, bat_row_backward, bat_row_merge, "BAT_ROW",    0, 0},
+//   name       equation                                    layout            init          forward          backward          merge          PEFT type     W gives up the start, which wants a gradient; S(x)
+    {"full",    "y = x Wᵀ, W itself trains",                NULL,             NULL,         full_forward,    full_backward,    NULL,          NULL,         0, 0, 0},
+    {"frozen",  "y = x (W + ΔW)ᵀ",                          frozen_layout,    NULL,         frozen_forward,  frozen_backward,  frozen_merge,  "FROZEN",     0, 0, 0},
+    {"lora",    "y = x Wᵀ + α/r (x Aᵀ) Bᵀ",                 lora_layout,      lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",       0, 0, 0},
+    {"rslora",  "lora with α/√r",                           rslora_layout,    lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",       0, 0, 0},
+    {"lora+",   "lora, B learns λ times faster than A",     lora_plus_layout, lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",       0, 0, 0},
+    {"dora",    "W + α/r B A, rows of trained length m",    dora_layout,      dora_init,    dora_forward,    dora_backward,    dora_merge,    "LORA",       0, 0, 0},
+    {"pissa",   "lora from the top r of W's SVD",           pissa_layout,     pissa_init,   lora_forward,    lora_backward,    lora_merge,    "LORA",       1, 0, 0},
+    {"olora",   "lora from the QR decomposition of W",      pissa_layout,     olora_init,   lora_forward,    lora_backward,    lora_merge,    "LORA",       1, 0, 0},
+    {"lora-ga", "lora from the SVD of the first gradient",  lora_ga_layout,   lora_ga_init, lora_forward,    lora_ga_backward, lora_merge,    "LORA",       1, 1, 0},
+    {"bone",    "y = x Wᵀ + S(x) D",                        bone_layout,      NULL,         bone_forward,    bone_backward,    bone_merge,    "MISS",       0, 0, 1},
+    {"mini",    "bone, D tiled along the outputs too",      mini_layout,      NULL,         mini_forward,    mini_backward,    mini_merge,    "MISS",       0, 0, 1},
+    {"bat",     "W'_ij = W_ij + W_ij B_i + B_i",            bat_layout,       NULL,         bat_forward,     bat_backward,     bat_merge,     "MISS",       0, 0, 1},
+    {"bat-row", "W'_ij = W_ij + W_ij B_j + B_j, factored",  bat_row_layout,   NULL,         bat_row_forward, bat_row_backward, bat_row_merge, "BAT_ROW",    0, 0, 0},
 };
 enum { METHODS = sizeof methods / sizeof *methods };
 

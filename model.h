@@ -94,13 +94,15 @@ void     matmul_tn(mat y, mat x, mat w, double scale, enum mode m);   // y (out,
 // Llama2
 void     embedding_forward(mat out, mat table, dev_ints ids);         // out[n] = table[ids[n]]
 void     embedding_backward(mat dtable, mat dout, dev_ints ids);      // dtable[ids[n]] += dout[n]
-void     rmsnorm_forward(mat out, mat x, mat w, double eps);          // out = w x / rms(x), row by row
+// RMSNorm and SwiGLU make what linear layers read. With the row still at hand, `sum` becomes Bone's sum over its shards (shard_sum, below) and
+// `residual` a copy of x, each where it has memory. Onto that copy the next product adds itself (ADD): the residual add has no pass of its own.
+void     rmsnorm_forward(mat out, mat sum, mat residual, mat x, mat w, double eps);    // out = w x / rms(x), row by row
 void     rmsnorm_backward(mat dx, mat dw, mat dout, mat x, mat w, double eps);
 void     rope(mat x, dev_ints pos, mat table, int sign);              // rotate each head's halves by ±pos·θ; -1 is the backward
 void     attention_forward(mat out, mat lse, mat q, mat k, mat v, int head_dim, const span *s, int spans);
 void     attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse,
                             int head_dim, const span *s, int spans);
-void     swiglu_forward(mat out, mat gate, mat up);                   // out = silu(gate) up
+void     swiglu_forward(mat out, mat sum, mat gate, mat up);          // out = silu(gate) up
 void     swiglu_backward(mat dgate, mat dup, mat dout, mat gate, mat up);
 void     cross_entropy(mat losses, mat logits, dev_ints labels, double scale);  // losses = …; scale ≠ 0: logits = scale dlogits
 
@@ -534,6 +536,7 @@ typedef struct method {
     const char *peft_type;                                          // adapter_config.json: LORA, MISS, or our own name
     int edits_base;                                                 // init subtracts the start from W
     int wants_gradient;                                             // init finds in l->dW the gradient of the first step
+    int wants_shards;                                               // forward and backward find S(x) in m->s: see shards_of
 } method;
 
 struct linear {
@@ -718,11 +721,11 @@ typedef struct { size_t act, stat; } level;
 static level level_now(const model *m) { return (level){m->used[ACT], m->used[STAT]}; }
 
 // What the forward pass leaves for the backward pass. Returns from where on the next layer may overwrite it.
-static level layer_activations(model *m, layer *L, int i)
+static level layer_activations(model *m, layer *L, mat *next, int i)
 {
     const config *c = &m->c;
     int N = m->p.tokens, q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, cache = m->p.cache_rows;
-    declare(m, ACT, &L->x, NULL, SHAPE(N, c->dim), "layers.%d.x", i);
+    declare(m, ACT, next, NULL, SHAPE(N, c->dim), "layers.%d.x", i + 1);      // is written while gate and up are still to come
     level kept = level_now(m);
     declare(m, ACT, &L->q, NULL, SHAPE(N, q), "layers.%d.q", i);
     declare(m, ACT, &L->k, NULL, SHAPE(N, kv), "layers.%d.k", i);
@@ -748,7 +751,6 @@ static void work_layout(model *m)
     int N = m->p.tokens, q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, chunk = LOGITS / c->vocab;
     chunk = chunk < 16 ? 16 : chunk;
     m->chunk = chunk = chunk < N ? chunk : N;
-    declare(m, ACT, &m->last, NULL, SHAPE(N, c->dim), "last");
     declare(m, ACT, &m->xn, NULL, SHAPE(N, c->dim), "xn");
     declare(m, ACT, &m->hid, NULL, SHAPE(N, c->hidden), "hid");
     declare(m, WORK, &m->rope, NULL, SHAPE(m->p.positions, c->head_dim), "rope");
@@ -783,10 +785,11 @@ static void layout(model *m)
     m->trainable = 0;
     m->s = m->ds = m->u = m->du = m->w = (mat){0};
     declare(m, matrix, &m->embed, &m->dembed, SHAPE(c->vocab, c->dim), "model.embed_tokens.weight");
+    declare(m, ACT, &m->layers[0].x, NULL, SHAPE(m->p.tokens, c->dim), "layers.0.x");
     for (int i = 0; i < c->layers; i++) {
         level before = level_now(m);
         layer_weights(m, &m->layers[i], i);
-        level kept = layer_activations(m, &m->layers[i], i);
+        level kept = layer_activations(m, &m->layers[i], i + 1 < c->layers ? &m->layers[i + 1].x : &m->last, i);
         if (!m->p.train) kept = before;
         if (i + 1 < c->layers) m->used[ACT] = kept.act, m->used[STAT] = kept.stat;
     }
@@ -914,6 +917,16 @@ static void batch_enter(model *m, const batch *b)
     put_ints(m->label, b->label, (size_t)b->targets);
 }
 
+// S(x), Bone's sum over the shards of x, in the work space (N, r). Its place is there wherever a linear that reads x (a bit for
+// each, as plan.targets) has an adapter made of it; elsewhere it is no matrix, and no op writes it.
+static mat shards_of(const model *m, mat x) { return shaped(m->s, 1, x.rows, m->p.rank); }
+
+enum { QKV = 1 | 2 | 4, ONLY_O = 8, GATE_UP = 16 | 32, ONLY_DOWN = 64 };
+static mat shards_for(const model *m, int readers, mat x)
+{
+    return m->p.method->wants_shards && m->p.targets & readers ? shards_of(m, x) : (mat){0};
+}
+
 static void linear_forward(model *m, linear *l, mat y, mat x, enum mode mode) { l->method->forward(m, l, y, x, mode); }
 static void linear_backward(model *m, linear *l, mat dx, mat dy, mat x) { l->method->backward(m, l, dx, dy, x); }
 
@@ -932,7 +945,7 @@ static void cache_append(layer *L, const batch *b)
 static void attention_block(model *m, layer *L, const batch *b)
 {
     const config *c = &m->c;
-    rmsnorm_forward(m->xn, L->x, L->norm1, c->eps);
+    rmsnorm_forward(m->xn, shards_for(m, QKV, m->xn), L->mid, L->x, L->norm1, c->eps);      // mid = x
     linear_forward(m, &L->q_proj, L->q, m->xn, SET);                    // (N, heads·head_dim)
     linear_forward(m, &L->k_proj, L->k, m->xn, SET);                    // (N, kv_heads·head_dim)
     linear_forward(m, &L->v_proj, L->v, m->xn, SET);
@@ -941,14 +954,14 @@ static void attention_block(model *m, layer *L, const batch *b)
     mat k = L->k, v = L->v;
     if (m->p.cache_rows) cache_append(L, b), k = L->k_cache, v = L->v_cache;
     attention_forward(L->att, L->lse, L->q, k, v, c->head_dim, b->spans, b->rows);
-    copy(L->mid, L->x);
-    linear_forward(m, &L->o_proj, L->mid, L->att, ADD);                 // mid = x + o(att)
+    shard_sum(shards_for(m, ONLY_O, L->att), L->att);
+    linear_forward(m, &L->o_proj, L->mid, L->att, ADD);                 // mid += o(att)
 }
 
-//  gate = Wgate n,  up = Wup n,  n = rmsnorm(mid)
-static void gate_and_up(model *m, layer *L)
+//  gate = Wgate n,  up = Wup n,  n = rmsnorm(mid);  next = mid
+static void gate_and_up(model *m, layer *L, mat next)
 {
-    rmsnorm_forward(m->xn, L->mid, L->norm2, m->c.eps);
+    rmsnorm_forward(m->xn, shards_for(m, GATE_UP, m->xn), next, L->mid, L->norm2, m->c.eps);
     linear_forward(m, &L->gate_proj, L->gate, m->xn, SET);              // (N, hidden)
     linear_forward(m, &L->up_proj, L->up, m->xn, SET);
 }
@@ -957,10 +970,9 @@ static void gate_and_up(model *m, layer *L)
 static void layer_forward(model *m, layer *L, mat next, const batch *b)
 {
     attention_block(m, L, b);
-    gate_and_up(m, L);
-    swiglu_forward(m->hid, L->gate, L->up);
-    copy(next, L->mid);
-    linear_forward(m, &L->down_proj, next, m->hid, ADD);                // next = mid + down(hid)
+    gate_and_up(m, L, next);
+    swiglu_forward(m->hid, shards_for(m, ONLY_DOWN, m->hid), L->gate, L->up);
+    linear_forward(m, &L->down_proj, next, m->hid, ADD);                // next += down(hid)
 }
 
 // The same lines from the last to the first. On entry m->dx is d(next), on return dx. xn and hid are recomputed, and with
@@ -968,29 +980,31 @@ static void layer_forward(model *m, layer *L, mat next, const batch *b)
 static void layer_backward(model *m, layer *L, const batch *b, int dx_wanted)
 {
     const config *c = &m->c;
+    const mat none = {0};
     if (m->p.recompute == 2) attention_block(m, L, b);
-    if (m->p.recompute) gate_and_up(m, L);
-    swiglu_forward(m->hid, L->gate, L->up);
+    if (m->p.recompute) gate_and_up(m, L, none);
+    swiglu_forward(m->hid, shards_for(m, ONLY_DOWN, m->hid), L->gate, L->up);
     zero(m->dhid), zero(m->dgate), zero(m->dup), zero(m->dxn);
     linear_backward(m, &L->down_proj, m->dhid, m->dx, m->hid);          // next = mid + down(hid)
     swiglu_backward(m->dgate, m->dup, m->dhid, L->gate, L->up);         // hid = silu(gate) up
-    rmsnorm_forward(m->xn, L->mid, L->norm2, c->eps);
+    rmsnorm_forward(m->xn, shards_for(m, GATE_UP, m->xn), none, L->mid, L->norm2, c->eps);
     linear_backward(m, &L->gate_proj, m->dxn, m->dgate, m->xn);
     linear_backward(m, &L->up_proj, m->dxn, m->dup, m->xn);
     rmsnorm_backward(m->dx, L->dnorm2, m->dxn, L->mid, L->norm2, c->eps);  // dx becomes d(mid): the residual adds up
 
     zero(m->datt), zero(m->dq), zero(m->dk), zero(m->dv), zero(m->dxn);
+    shard_sum(shards_for(m, ONLY_O, L->att), L->att);
     linear_backward(m, &L->o_proj, m->datt, m->dx, L->att);             // mid = x + o(att)
     attention_backward(m->dq, m->dk, m->dv, m->datt, L->q, L->k, L->v, L->att, L->lse, c->head_dim, b->spans, b->rows);
     rope(m->dq, m->pos, m->rope, -1);
     rope(m->dk, m->pos, m->rope, -1);
-    rmsnorm_forward(m->xn, L->x, L->norm1, c->eps);
+    rmsnorm_forward(m->xn, shards_for(m, QKV, m->xn), none, L->x, L->norm1, c->eps);
     mat dxn = m->dxn;
     if (!dx_wanted) dxn.p = NULL;                                       // nothing below trains: W's share of dx is not computed
     linear_backward(m, &L->q_proj, dxn, m->dq, m->xn);
     linear_backward(m, &L->k_proj, dxn, m->dk, m->xn);
     linear_backward(m, &L->v_proj, dxn, m->dv, m->xn);
-    rmsnorm_backward(dx_wanted ? m->dx : (mat){0}, L->dnorm1, m->dxn, L->x, L->norm1, c->eps);  // x = … + x
+    rmsnorm_backward(dx_wanted ? m->dx : none, L->dnorm1, m->dxn, L->x, L->norm1, c->eps);  // x = … + x
 }
 
 static void model_forward(model *m, const batch *b)
@@ -1006,7 +1020,7 @@ static void head_forward(model *m, dev_ints rows, int n)
 {
     m->hs.rows = m->hn.rows = m->dhs.rows = m->dhn.rows = m->logits.rows = n;
     embedding_forward(m->hs, m->last, rows);                            // a gather is a look-up with the rows as ids
-    rmsnorm_forward(m->hn, m->hs, m->norm, m->c.eps);
+    rmsnorm_forward(m->hn, (mat){0}, (mat){0}, m->hs, m->norm, m->c.eps);
     matmul_nt(m->logits, m->hn, m->head, 1, SET);                       // (n, vocab)
 }
 

@@ -192,13 +192,13 @@ static void tn_forward(void) { matmul_tn(op.out, op.in[0], op.in[1], 0.7, SET); 
 static void tn_backward(void) { matmul_nt(op.grad[0], op.in[1], op.cot, 0.7, ADD), matmul_nn(op.grad[1], op.in[0], op.cot, 0.7, ADD); }
 static void embed_forward(void) { embedding_forward(op.out, op.in[0], op_ids); }
 static void embed_backward(void) { embedding_backward(op.grad[0], op.cot, op_ids); }
-static void norm_forward(void) { rmsnorm_forward(op.out, op.in[0], op.in[1], 1e-5); }
+static void norm_forward(void) { rmsnorm_forward(op.out, (mat){0}, (mat){0}, op.in[0], op.in[1], 1e-5); }
 static void norm_backward(void) { rmsnorm_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1], 1e-5); }
 static void rope_forward(void) { copy(op.out, op.in[0]), rope(op.out, op_pos, op_table, 1); }
 static void rope_backward(void) { mat d = like(op.cot); copy(d, op.cot), rope(d, op_pos, op_table, -1), add(op.grad[0], d, 1), dev_free(d.p); }
 static void att_forward(void) { attention_forward(op.out, op_lse, op.in[0], op.in[1], op.in[2], op_head, op_spans, 2); }
 static void att_backward(void) { attention_backward(op.grad[0], op.grad[1], op.grad[2], op.cot, op.in[0], op.in[1], op.in[2], op.out, op_lse, op_head, op_spans, 2); }
-static void glu_forward(void) { swiglu_forward(op.out, op.in[0], op.in[1]); }
+static void glu_forward(void) { swiglu_forward(op.out, (mat){0}, op.in[0], op.in[1]); }
 static void glu_backward(void) { swiglu_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1]); }
 static void ce_forward(void) { copy(op_kept, op.in[0]), cross_entropy(op.out, op_kept, op_ids, 0); }
 static void ce_backward(void) { copy(op_kept, op.in[0]), cross_entropy(op.out, op_kept, op_ids, 0.3), add(op.grad[0], op_kept, 1); }
@@ -365,12 +365,42 @@ static snapshot *weight_results(snapshot *list)
     return list;
 }
 
+// 1 where two matrices hold the same bits, else 0.
+static snapshot *same_bits(snapshot *list, const char *what, mat a, mat b)
+{
+    wide *x = host(a), *y = host(b), same = elements(a) == elements(b) && !memcmp(x, y, elements(a) * sizeof *x);
+    mat verdict = typed_mat(SHAPE(1, 1), TYPE_OF(wide));
+    put(verdict, &same, TYPE_OF(wide));
+    free(x), free(y);
+    return give_away(list, what, ", same bits", verdict);
+}
+
+// What RMSNorm and SwiGLU make along with their output is what ops of its own would make of it, for shards that fit, do not fit, and exceed the row.
+static snapshot *fused_results(snapshot *list)
+{
+    enum { N = 9, C = 300 };
+    static const int ranks[3] = {60, 7, 301};
+    mat x = random_mat(SHAPE(N, C)), w = random_mat(SHAPE(C)), up = random_mat(SHAPE(N, C)), out = random_mat(SHAPE(N, C)), alone = random_mat(SHAPE(N, C));
+    for (int i = 0; i < 3; i++) {
+        mat sum = random_mat(SHAPE(N, ranks[i])), want = random_mat(SHAPE(N, ranks[i])), residual = random_mat(SHAPE(N, C));
+        randomise(out, 1);
+        rmsnorm_forward(out, sum, residual, x, w, 1e-5), rmsnorm_forward(alone, (mat){0}, (mat){0}, x, w, 1e-5), shard_sum(want, out);
+        list = same_bits(list, "rmsnorm beside a sum", out, alone), list = same_bits(list, "sum of rmsnorm", sum, want), list = same_bits(list, "residual of rmsnorm", residual, x);
+        randomise(out, 1);
+        swiglu_forward(out, sum, x, up), swiglu_forward(alone, (mat){0}, x, up), shard_sum(want, out);
+        list = same_bits(list, "swiglu beside a sum", out, alone), list = same_bits(list, "sum of swiglu", sum, want);
+        dev_free(sum.p), dev_free(want.p), dev_free(residual.p);
+    }
+    for (mat *m = (mat[]){x, w, up, out, alone, {0}}; m->p; m++) dev_free(m->p);
+    return list;
+}
+
 // What is not wanted is not written, and its inputs are not missed.
 static void unwanted(void)
 {
     mat none = {.type = TYPE_OF(real), .rows = 6, .cols = 6, .ld = 6, .batch = 1}, x = random_mat(SHAPE(6, 6)), norm = random_mat(SHAPE(6)), wider = typed_mat(SHAPE(6, 1), TYPE_OF(wide));
     matmul_nt(none, x, x, 1, ADD), matmul_nn(none, x, x, 1, ADD), matmul_tn(none, x, x, 1, ADD);
-    add(none, x, 1), shard_tile(none, x), embedding_backward(none, x, NULL);
+    add(none, x, 1), shard_sum(none, x), shard_tile(none, x), embedding_backward(none, x, NULL);
     rmsnorm_backward(none, none, x, x, norm, 1e-5);
     broadcast_mul(none, x, wider, 1, ADD), broadcast_dot(none, x, x, 1, ADD);
     dev_free(x.p), dev_free(norm.p), dev_free(wider.p);
@@ -416,7 +446,7 @@ static snapshot *op_results(void)
         op_close();
     }
     unwanted();
-    return training_results(attention_results(weight_results(block_results(matmul_results(list)))));
+    return training_results(fused_results(attention_results(weight_results(block_results(matmul_results(list))))));
 }
 
 // The first step of full fine-tuning of the bundled model, on its first two rows.
@@ -521,6 +551,13 @@ static void test_ops(void)
         for (int j = 0; j < 3; j++) if (op.grad[j].p) check(numeric_error(op_value, &i, op.in[j], op.grad[j]), 1e-7, "%s, input %d", op_cases[i].name, j);
         op_close();
     }
+}
+
+static void test_fused(void)
+{
+    snapshot *list = fused_results(NULL);
+    for (int i = 0; i < arrlen(list); i++) check(list[i].x[0] == 1 ? 0 : 1, 0, "%s", list[i].name);
+    snapshots_free(list);
 }
 
 static void test_twice(void)            // every backward accumulates, none overwrites
@@ -659,7 +696,8 @@ static void test_definition(void)
             for (int o = 0; o < out; o++)
                 for (int c = 0; c < in; c++) ROW(Wd, o)[c] = (real)((double)W[o * in + c] + definition(methods[i].name, l, W, P, A, mag, o, c));
             gemm_plain(want, x, 0, Wd, 0, in, 1, SET);
-            l->h.rows = l->z.rows = N, l->first = 1;
+            l->h.rows = l->z.rows = N;
+            shard_sum(shards_for(m, m->p.targets, x), x);
             linear_forward(m, l, y, x, SET);
             check(mat_distance(y, want), EXACT, "%s %s, forward", methods[i].name, linear_names[j]);
             check(mat_distance(merged(m, l), Wd), EXACT, "%s %s, merge", methods[i].name, linear_names[j]);
@@ -1600,6 +1638,7 @@ static void test_gpu_same_bits(void)
 static const struct { const char *name, *claim; void (*run)(void); int builds; } tests[] = {
     {"gradients",      "every trainable number of every method agrees with central differences",          test_gradients, ONLY_F64},
     {"ops",            "every op's backward agrees with central differences under a random cotangent",    test_ops, ONLY_F64},
+    {"fused",          "what RMSNorm and SwiGLU make for Bone and the residual has the bits of ops of its own", test_fused, BOTH},
     {"twice",          "running backward twice gives twice the gradient",                                 test_twice, BOTH},
     {"accumulation",   "micro-batches of one row add up to the batch",                                    test_accumulation, BOTH},
     {"recompute",      "recomputing activations gives the same bits in less memory",                      test_recompute, BOTH},

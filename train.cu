@@ -332,15 +332,36 @@ __device__ static inline wide inverse_rms(const real *x, int C, wide eps)
     return 1 / sqrt(block_sum(sum) / C + eps);
 }
 
-__global__ static void rmsnorm_kernel(mat out, mat x, mat w, wide eps)
+// s[c] = Σ_j x[j·r + c] of a row x that this block has just written: read back from the cache, rounded as it is stored.
+__device__ static inline wide shard_at(const real *x, int C, int r, int c)
 {
-    const real *xn = row_of(x, blockIdx.x);
-    real *on = row_of(out, blockIdx.x);
-    wide rho = inverse_rms(xn, x.cols, eps);
-    for (int c = threadIdx.x; c < x.cols; c += blockDim.x) down(&on[c], load(w.p, w.type, c) * up(xn[c]) * rho);
+    wide sum = 0;
+    for (int i = c; i < C; i += r) sum += up(x[i]);
+    return sum;
 }
 
-extern "C" void rmsnorm_forward(mat out, mat x, mat w, double eps) { RUN(rmsnorm_kernel, x.rows, THREADS, out, x, w, (wide)eps); }
+__device__ static inline void shards_of_row(real *s, int r, const real *x, int C)
+{
+    __syncthreads();                                            // other threads wrote most of x
+    for (int c = threadIdx.x; c < r; c += blockDim.x) down(&s[c], shard_at(x, C, r, c));
+}
+
+__global__ static void rmsnorm_kernel(mat out, mat sum, mat residual, mat x, mat w, wide eps)
+{
+    const real *xn = row_of(x, blockIdx.x);
+    real *on = row_of(out, blockIdx.x), *kept = residual.p ? row_of(residual, blockIdx.x) : NULL;
+    wide rho = inverse_rms(xn, x.cols, eps);
+    for (int c = threadIdx.x; c < x.cols; c += blockDim.x) {
+        down(&on[c], load(w.p, w.type, c) * up(xn[c]) * rho);
+        if (kept) kept[c] = xn[c];
+    }
+    if (sum.p) shards_of_row(row_of(sum, blockIdx.x), sum.cols, on, x.cols);
+}
+
+extern "C" void rmsnorm_forward(mat out, mat sum, mat residual, mat x, mat w, double eps)
+{
+    RUN(rmsnorm_kernel, x.rows, THREADS, out, sum, residual, x, w, (wide)eps);
+}
 
 //  dx += ρ (w dout − x ρ² mean(w dout x)),  since dρ/dx_c = −ρ³ x_c / C.  One block a row; ρ is left for dw.
 __global__ static void rmsnorm_backward_kernel(mat dx, wide *rhos, mat dout, mat x, mat w, wide eps)
@@ -491,16 +512,19 @@ extern "C" void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat 
         }
 }
 
-// out = silu(g) u,  silu(g) = g σ(g),  σ(g) = 1/(1 + e^−g)
-__global__ static void swiglu_kernel(mat out, mat gate, mat up_)
+// out = silu(g) u,  silu(g) = g σ(g),  σ(g) = 1/(1 + e^−g).  One block a row, which it may sum up by shards.
+__global__ static void swiglu_kernel(mat out, mat sum, mat gate, mat up_)
 {
-    FOR_EACH_ELEMENT(out, n, c) {
+    int n = blockIdx.x;
+    real *on = row_of(out, n);
+    for (int c = threadIdx.x; c < out.cols; c += blockDim.x) {
         wide g = up(row_of(gate, n)[c]);
-        down(&row_of(out, n)[c], g / (1 + exp(-g)) * up(row_of(up_, n)[c]));
+        down(&on[c], g / (1 + exp(-g)) * up(row_of(up_, n)[c]));
     }
+    if (sum.p) shards_of_row(row_of(sum, n), sum.cols, on, out.cols);
 }
 
-extern "C" void swiglu_forward(mat out, mat gate, mat up_) { RUN(swiglu_kernel, element_grid(out), THREADS, out, gate, up_); }
+extern "C" void swiglu_forward(mat out, mat sum, mat gate, mat up_) { RUN(swiglu_kernel, out.rows, THREADS, out, sum, gate, up_); }
 
 //  dg += dout u σ (1 + g (1 − σ)),   du += dout g σ
 __global__ static void swiglu_backward_kernel(mat dgate, mat dup, mat dout, mat gate, mat up_)
@@ -548,15 +572,13 @@ extern "C" void cross_entropy(mat losses, mat logits, dev_ints labels, double sc
 // s[n, c] = Σ_j x[n, j·r + c].  One thread an element of s; neighbours read neighbours.
 __global__ static void shard_sum_kernel(mat s, mat x)
 {
-    FOR_EACH_ELEMENT(s, n, c) {
-        const real *xn = row_of(x, n);
-        wide sum = 0;
-        for (int i = c; i < x.cols; i += s.cols) sum += up(xn[i]);
-        down(&row_of(s, n)[c], sum);
-    }
+    FOR_EACH_ELEMENT(s, n, c) down(&row_of(s, n)[c], shard_at(row_of(x, n), x.cols, s.cols, c));
 }
 
-extern "C" void shard_sum(mat s, mat x) { RUN(shard_sum_kernel, element_grid(s), THREADS, s, x); }
+extern "C" void shard_sum(mat s, mat x)
+{
+    if (s.p) RUN(shard_sum_kernel, element_grid(s), THREADS, s, x);
+}
 
 // x[n, j·r + c] += s[n, c]
 __global__ static void shard_tile_kernel(mat x, mat s)

@@ -30,6 +30,7 @@ lora-ga: last batch alone    | adapters.h | s/for (int i = 0; i < batches; i++) 
 bone: sign                   | adapters.h | s/matmul_tn(l->dD, S, dy, 1, ADD)/matmul_tn(l->dD, S, dy, -1, ADD)/ | gradients | bone
 bone: scale                  | adapters.h | s/matmul_nt(dS, dy, l->D, 1,/matmul_nt(dS, dy, l->D, 0.5,/        | gradients   | bone
 bone: dropped term           | adapters.h | /^static void bone_backward/,/^}/{/shard_tile(dx, dS)/d}          | gradients   | bone
+bone: S(x) of q, k, v for o  | model.h    | /ONLY_O, L->att/d                                                 | gradients   | bone
 bone: q, k, v not summed     | adapters.h | /^static void bone_backward/,/^}/s/l->first ? SET : ADD/SET/      | gradients   | bone
 bone: transposed shard index | train.c    | /^void shard_tile/,/^}/s/xn\[j + c\] += sn\[c\]/xn[j + c] += sn[(j + c) \/ ((x.cols + r - 1) \/ r)]/ | gradients | bone
 mini: sign                   | adapters.h | s/matmul_tn(l->dD, S, dz, 1, ADD)/matmul_tn(l->dD, S, dz, -1, ADD)/ | gradients | mini
@@ -52,6 +53,9 @@ rope: sign                   | train.c    | s/s = (real)sign \* sine\[i\]/s = si
 attention: dropped Δ         | train.c    | s/p\[c\] \* (ds\[c\] - delta)/p[c] * ds[c]/                       | ops         |
 attention: wrong head        | train.c    | s/h \/ group \* d, h \* d, before/h % group * d, h * d, before/   | attention   |
 attention: sees the future   | train.c    | /^void attention_forward/,/^}/s/seen = a.before + r + 1/seen = a.keys/ | attention   |
+rmsnorm: no residual         | train.c    | /if (residual.p)/d                                                | fused       |
+rmsnorm: sum of x, not of out | train.c   | s/ROW(sum, n), sum.cols, on,/ROW(sum, n), sum.cols, xn,/          | fused       |
+swiglu: no sum               | train.c    | /ROW(sum, n), sum.cols, o, out.cols/d                             | fused       |
 swiglu: sign                 | train.c    | s/(1 + g\[c\] \* (1 - sigma))/(1 - g[c] * (1 - sigma))/           | ops         |
 cross-entropy: no label      | train.c    | /z\[labels\[n\]\] -= (real)scale/d                                | ops         |
 magnitude: half of dq        | train.c    | s/(2 \* q \* root)/(4 * q * root)/                                | ops         |
@@ -83,7 +87,11 @@ GPU attention: scores twice in one slot | train.cu | s/dP = scores(5,/dP = score
 GPU cross-entropy: no label  | train.cu   | s/ - (c == label)//                                               | gpu-ops     | forward
 GPU cross-entropy: sum not corrected | train.cu | s/if (x > mine) sum \*= exp(mine - x), mine = x/if (x > mine) mine = x/ | gpu-ops | forward
 GPU rope: neighbours, not halves | train.cu | s/+ i, \*b = a + half/+ 2 * i, *b = a + 1/                       | gpu-ops     | forward
-GPU shard sum: last shard    | train.cu   | s/i < x.cols; i += s.cols/i + s.cols < x.cols; i += s.cols/       | gpu-ops     | forward
+GPU shard sum: last shard    | train.cu   | s/i < C; i += r/i + r < C; i += r/                                | gpu-ops     | forward
+GPU shards of a row: no barrier | train.cu | /other threads wrote most of x/d                                  | gpu-ops     | forward
+GPU shards of a row: neighbours | train.cu | s/down(&s\[c\], shard_at(x, C, r, c))/down(\&s[c], shard_at(x, C, r, c + 1))/ | gpu-ops | forward
+GPU rmsnorm: no residual     | train.cu   | s/if (kept) kept\[c\] = xn\[c\]//                                | gpu-ops     | forward
+GPU swiglu: no sum           | train.cu   | /sum, n), sum.cols, on, out.cols/d                                | gpu-ops     | forward
 GPU norm: a stride too short | train.cu   | /squares_kernel/,/^}/s/i += (size_t)gridDim.x \* blockDim.x/i += (size_t)gridDim.x * (blockDim.x - 1)/ | gpu-ops | forward
 GPU AdamW: no decay          | train.cu   | s/w\[i\] \* shrink/w[i]/                                           | gpu-ops     | forward
 '
