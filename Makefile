@@ -1,5 +1,5 @@
 #  make            builds ./train, and ./train_cuda where nvcc is (train_cuda_f32 and train_cuda_f64 compute in more digits)
-#  make train_emu  builds ./train_emu: the GPU's source on the CPU, for --check and gdb
+#  make train_emu  builds ./train_emu: the GPU's source on the CPU, for --check and gdb (train_emu_f64 computes in double)
 #  make test       builds and runs every test this machine can run
 #  make bench      how fast, how large, where the time goes: a row a method on two shapes with random weights
 #  make base       makes again what base/ and data/ hold: text, tokenizer, pretraining (half an hour; Python in dev/ only)
@@ -43,10 +43,10 @@ found:
 train: $(SOURCES) Makefile
 	$(CC) $(FLAGS) train.c tokenizer.c -o $@ $(LDLIBS)
 
-# Two halves in one program: train.c with the GPU's ops, and train.c with its own, of which only reference_step is seen.
-build/reference_%.o: $(SOURCES) Makefile
+# Two halves in one program: train.c with the GPU's ops, and train.c with its own, in double, of which only reference_step is seen.
+build/reference.o: $(SOURCES) Makefile
 	@mkdir -p build
-	$(CC) $(FLAGS) $(REAL_$*) -c train.c -o $@
+	$(CC) $(FLAGS) -DDOUBLE -c train.c -o $@
 	objcopy --redefine-sym step_tensors=reference_step $@
 	objcopy --keep-global-symbol=reference_step $@
 
@@ -66,13 +66,16 @@ build/emu_%.o: train.cu model.h dev/cuda_on_cpu.h Makefile
 	@mkdir -p build
 	$(CXX) $(EMUFLAGS) $(REAL_$*) -c train.cu -o $@
 
-train_cuda: build/loop_bf16.o build/cuda_bf16.o build/reference_f32.o build/tokenizer.o
+train_cuda: build/loop_bf16.o build/cuda_bf16.o build/reference.o build/tokenizer.o
 	$(NVCC) $^ -o $@ -lcublas -lgomp $(LDLIBS)
 
-train_cuda_f32 train_cuda_f64: train_cuda_%: build/loop_%.o build/cuda_%.o build/reference_%.o build/tokenizer.o
+train_cuda_f32 train_cuda_f64: train_cuda_%: build/loop_%.o build/cuda_%.o build/reference.o build/tokenizer.o
 	$(NVCC) $^ -o $@ -lcublas -lgomp $(LDLIBS)
 
-train_emu: build/loop_f32.o build/emu_f32.o build/reference_f32.o build/tokenizer.o
+train_emu: build/loop_f32.o build/emu_f32.o build/reference.o build/tokenizer.o
+	$(CXX) -fopenmp $^ -o $@ $(LDLIBS)
+
+train_emu_f64: build/loop_f64.o build/emu_f64.o build/reference.o build/tokenizer.o
 	$(CXX) -fopenmp $^ -o $@ $(LDLIBS)
 
 build/test_f32 build/test_f64: test_all.c $(SOURCES) Makefile
@@ -109,7 +112,7 @@ build/bench_emu: dev/bench_gpu.c build/emu_bf16.o build/tokenizer.o $(SOURCES) M
 bench-gpu: build/bench_gpu
 	build/bench_gpu $(if $(PEER),--peer)
 
-# Each part prints its own count; the last line adds them up. Without a GPU its four tests a precision are skipped.
+# Each part prints its own count; the last line adds them up. Without a GPU its five tests a precision are skipped.
 PRECISIONS = f64 f32 bf16
 TESTS = build/test_f64 build/test_f32 build/test_cuda_on_cpu $(PRECISIONS:%=build/test_emu_%) $(if $(GPU),$(PRECISIONS:%=build/test_cuda_%))
 test: found train train_emu $(if $(NVCC),train_cuda) $(TESTS)
@@ -118,7 +121,7 @@ test: found train train_emu $(if $(NVCC),train_cuda) $(TESTS)
 	    start=$$(date +%s); ./$$part > build/part.log 2>&1; echo "-- $$part, $$(($$(date +%s) - start)) s"; cat build/part.log; \
 	    if grep -qE '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$$' build/part.log; then tail -n 1 build/part.log; else echo "0 passed, 1 failed, 0 skipped"; fi >> build/test.log; \
 	done; \
-	$(if $(GPU),,for p in $(PRECISIONS); do for t in ops methods base bits; do echo "- gpu-$$t in $$p on a GPU: skipped, no GPU here"; done; done; echo "0 passed, 0 failed, 12 skipped" >> build/test.log;) \
+	$(if $(GPU),,for p in $(PRECISIONS); do for t in ops methods allocations base bits; do echo "- gpu-$$t in $$p on a GPU: skipped, no GPU here"; done; done; echo "0 passed, 0 failed, 15 skipped" >> build/test.log;) \
 	awk '{p += $$1; f += $$3; s += $$5} END {print p " passed, " f " failed, " s " skipped"; exit f > 0}' build/test.log
 
 ASAN = -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -187,6 +190,6 @@ base: train
 .SECONDARY:
 
 clean:
-	rm -rf train train_cuda train_cuda_f32 train_cuda_f64 train_emu build
+	rm -rf train train_cuda train_cuda_f32 train_cuda_f64 train_emu train_emu_f64 build
 
 .PHONY: all found test bench bench-gpu sanitize fuzz seam base clean

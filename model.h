@@ -64,6 +64,14 @@ typedef struct { int q, nq, k, nk; } span;
 
 enum mode { SET, ADD };         // out = …  or  out += …
 
+// The sizes of a run that decide what ops need beside their arguments.
+typedef struct {
+    size_t weight, trained;     // numbers in the largest matrix of the base, and of what trains: products may convert them
+    int heads, keys, tokens;    // of attention's keys: heads, and the longest sequence; tokens of a micro-batch
+    int train;                  // there is a backward pass
+    size_t fetched;             // the most logits that leave the device at once
+} needs;
+
 /* ---- 2  the op contract ------------------------------------------------------------------------------------
    train.c defines these for the CPU and train.cu for a GPU; which one runs is decided by the linker. Shapes come
    with the matrices and are checked by the ops. Every op is deterministic: same input, same bits, any threads. */
@@ -77,6 +85,7 @@ void     dev_memory(double *used, double *all);                       // bytes o
 int      dev_tf32(void);                                              // allows products of floats to round their factors to 10 bits; 0 where that cannot be
 dev      dev_alloc(size_t bytes);                                     // zeroed, 64-byte aligned; NULL if there is none
 void     dev_free(dev p);
+size_t   dev_reserve(needs n, int take);                              // bytes of work space of the ops' own; take: allocates them, so that no step allocates
 mat      dev_weight(mat host);                                        // a mapped weight, made usable by the ops; stays in its dtype
 void     dev_weight_free(mat w);
 void     put(mat dst, const void *src, enum dtype type);              // dst = contiguous host data, converted
@@ -807,6 +816,21 @@ static void model_measure(model *m, config c, plan p)
     layout(m);
 }
 
+static needs needs_of(const model *m)
+{
+    const plan *p = &m->p;
+    needs n = {.heads = m->c.kv_heads, .keys = p->positions, .tokens = p->tokens, .train = p->train};
+    n.trained = 2 * (size_t)p->rank * (size_t)p->rank;                  // dora's A Aᵀ (r, r), made wider
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        const tensor *t = &m->tensors[i];
+        size_t size = elements(*t->at);
+        if (t->kind == BASE && size > n.weight) n.weight = size;
+        if ((t->kind == PARAM || t->kind == START) && size > n.trained) n.trained = size;
+    }
+    if (p->cache_rows) n.fetched = (size_t)m->chunk * (size_t)m->c.vocab;
+    return n;
+}
+
 static dev device_block(size_t bytes, const char *what)
 {
     dev p = dev_alloc(bytes);
@@ -850,6 +874,7 @@ static void model_allocate(model *m)
     size_t tokens = (size_t)m->p.tokens * sizeof(int);
     m->ids = device_block(tokens, "ids"), m->pos = device_block(tokens, "ids");
     m->label = device_block(tokens, "ids"), m->target_row = device_block(tokens, "ids");
+    dev_reserve(needs_of(m), 1);
     m->walk = 1;
     layout(m);
     rope_table(m);
@@ -888,6 +913,7 @@ static void model_free(model *m)
     for (int k = 0; k < KINDS; k++) dev_free(m->block[k]);
     dev_free(m->grad), dev_free(m->moment1), dev_free(m->moment2);
     dev_free((dev)m->ids), dev_free((dev)m->pos), dev_free((dev)m->label), dev_free((dev)m->target_row);
+    dev_reserve((needs){0}, 1);
     checkpoint_close(&m->file);
     arrfree(m->tensors);
     free(m->layers);

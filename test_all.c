@@ -146,19 +146,6 @@ static model *open_small(plan p, int tied)
 
 static void close_small(model *m) { model_free(m), free(m); }
 
-// Away from the start, where half the gradients are zero.
-static void shake(model *m)
-{
-    for (int i = 0; i < arrlen(m->tensors); i++) {
-        tensor *t = &m->tensors[i];
-        if (t->kind != PARAM || full_training(m)) continue;
-        wide *x = host(*t->at);
-        for (size_t j = 0; j < elements(*t->at); j++) x[j] += (wide)(0.2 * rng_normal(&dice));
-        put(*t->at, x, TYPE_OF(wide));
-        free(x);
-    }
-}
-
 static mat all_logits(model *m, const batch *b)         // of every target row, in memory of their own
 {
     model_forward(m, b);
@@ -468,8 +455,7 @@ static snapshot *results_of(const char *what, int recompute, const snapshot *oth
     plan p = small_plan(what);
     p.recompute = recompute;
     model *m = open_small(p, 0);
-    dice = (rng){42};
-    shake(m);
+    shake(m, 0.2);
     batch b = small_batch(0, 3);
     snapshot *list = snapshots_of_step(m, &b, other);
     batch_free(&b), close_small(m);
@@ -487,6 +473,28 @@ snapshot *gpu_results(const char *what, int recompute, const snapshot *other, co
 
 double gpu_tolerance(int one_op);
 double gpu_tolerance(int one_op) { return sizeof(real) == 2 && one_op ? 1e-2 : check_tolerance(); }    // one op rounds to bf16 once or twice
+
+// How many allocations a step makes once its model is there, with a base in bf16; -1 where nothing counts them: on a real GPU.
+__attribute__((weak)) long cuda_on_cpu_mallocs(void);
+long gpu_allocations(const char *method_name, int recompute);
+long gpu_allocations(const char *method_name, int recompute)
+{
+    if (!cuda_on_cpu_mallocs) return -1;
+    model m = {0};
+    plan p = small_plan(method_name);
+    batch b = small_batch(0, 3);
+    p.rank = 2, p.recompute = recompute, p.positions = 9, p.tokens = b.tokens;
+    opt.model = "dev/golden/base-bf16";
+    model_measure(&m, open_config(), p);
+    fill_model(&m, &b, 1);
+    long before = cuda_on_cpu_mallocs();
+    zero(flat(&m, m.grad));
+    model_step(&m, &b, 1.0 / b.targets);
+    update(&m, 1, opt.lr, gradient_norm(&m));
+    long made = cuda_on_cpu_mallocs() - before;
+    batch_free(&b), model_free(&m);
+    return made;
+}
 
 #else
 
@@ -525,7 +533,7 @@ static void test_gradients(void)
     for (int i = 0; i < METHODS; i++)
         for (int tied = 0; tied < 2 && !left_out(i); tied++) {
             model *m = open_small(small_plan(methods[i].name), tied);
-            shake(m);
+            shake(m, 0.2);
             stepped s = {m, small_batch(0, 3)};
             model_step(m, &s.b, 1.0 / s.b.targets);
             for (int j = 0; j < arrlen(m->tensors); j++)
@@ -564,7 +572,7 @@ static void test_twice(void)            // every backward accumulates, none over
 {
     for (int i = 0; i < METHODS; i++) {
         model *m = open_small(small_plan(methods[i].name), 0);
-        shake(m);
+        shake(m, 0.2);
         batch b = small_batch(0, 3);
         model_step(m, &b, 0.1);
         wide **once = NULL;
@@ -586,8 +594,7 @@ static void test_accumulation(void)     // three micro-batches of one row = one 
 {
     for (int i = 0; i < METHODS; i++) {
         model *m = open_small(small_plan(methods[i].name), 0), *one = open_small(small_plan(methods[i].name), 0);
-        rng before = dice;
-        shake(m), dice = before, shake(one);
+        shake(m, 0.2), shake(one, 0.2);
         batch b = small_batch(0, 3);
         model_step(m, &b, 1.0 / b.targets);
         for (int r = 0; r < 3; r++) {
@@ -610,8 +617,7 @@ static void test_recompute(void)        // what is not kept is computed again, t
             plan p = small_plan(methods[i].name);
             p.recompute = n;
             model *m = open_small(p, 0);
-            rng before = dice;
-            shake(m), dice = before;
+            shake(m, 0.2);
             batch b = small_batch(0, 3);
             model_step(m, &b, 0.1);
             wide *grad = host(flat(m, m->grad));
@@ -649,7 +655,7 @@ static void test_merge(void)
 {
     for (int i = 1; i < METHODS; i++) {
         model *m = open_small(small_plan(methods[i].name), 0), *base = open_small(base_only(), 0);
-        shake(m);
+        shake(m, 0.2);
         checkpoint_writable(&base->file);
         for (int j = 0; j < 14; j++) copy(linear_of(&base->layers[j / 7], j % 7)->W, merged(m, adapter_at(m, j)));
         batch b = small_batch(0, 3);
@@ -687,7 +693,7 @@ static void test_definition(void)
     for (int i = 1; i < METHODS; i++) {
         if (left_out(i)) continue;
         model *m = open_small(small_plan(methods[i].name), 0);
-        shake(m);
+        shake(m, 0.2);
         for (int j = 0; j < 7; j++) {
             linear *l = adapter_at(m, j);
             int N = 6, out = l->W.rows, in = l->W.cols;
@@ -1583,6 +1589,18 @@ static void compare_halves(const char *what, int recompute)
     snapshots_free(cpu), snapshots_free(gpu);
 }
 
+// What dev_reserve() counts before the first step is all that steps need.
+__attribute__((weak)) long gpu_allocations(const char *method_name, int recompute);
+static void test_gpu_allocations(void)
+{
+    for (int i = 0; i < METHODS; i++)
+        for (int recompute = 0; recompute < 3 && !left_out(i); recompute += 2) {
+            long made = gpu_allocations(methods[i].name, recompute);
+            if (made < 0) { snprintf(skipped, sizeof skipped, "only the emulation counts them"); return; }
+            check((double)made, 0, "%s, --recompute %d: %ld", methods[i].name, recompute, made);
+        }
+}
+
 static void test_gpu_ops(void) { compare_halves("ops", 0); }
 
 static void test_gpu_methods(void)
@@ -1675,6 +1693,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"gsm8k",          "every method learns GSM8K rows; Bone's first gradient and progress beat LoRA's",  test_gsm8k, ONLY_F32},
     {"gpu-ops",        "every op gives the same on the GPU as on the CPU",                                test_gpu_ops, ON_GPU},
     {"gpu-methods",    "so does a step of every method: activations, gradients, updated parameters",      test_gpu_methods, ON_GPU},
+    {"gpu-allocations", "no step allocates: what ops need of their own is reserved, and in the plan",      test_gpu_allocations, ON_GPU},
     {"gpu-base",       "and of the bundled model, where bf16 is no further off than PyTorch's",            test_gpu_bundled, ON_GPU},
     {"gpu-bits",       "the GPU gives the same bits every time, in any order of threads",                test_gpu_same_bits, ON_GPU},
 };

@@ -323,6 +323,7 @@ dev dev_alloc(size_t bytes)
 }
 
 void dev_free(dev p) { free(p); }
+size_t dev_reserve(needs n, int take) { (void)n, (void)take; return 0; }     // a thread's buffers grow in its first product; they hold a few blocks, no matrix
 mat dev_weight(mat host) { return host; }
 void dev_weight_free(mat w) { (void)w; }
 const char *dev_name(void) { return "CPU"; }
@@ -776,7 +777,7 @@ static const struct option { const char *name, *value; char kind; void *at; doub
     {"--generate",        "TEXT",   's', &opt.generate,      0, 0, "continue TEXT"},
     {"--merge",           "DIR",    's', &opt.merge,         0, 0, "write --model with --adapter merged in as a model directory"},
     {"--tokenize",        "FILE",   's', &opt.tokenize,      0, 0, "print one JSON array of ids per row's \"text\""},
-    {"--check",           "",       'f', &opt.check,         0, 0, "one step on the CPU and one on the GPU, tensor by tensor (train_cuda, train_emu)"},
+    {"--check",           "",       'f', &opt.check,         0, 0, "one step on the CPU and one on the GPU, a little off the adapter's start, tensor by tensor (train_cuda, train_emu)"},
     {"--list",            "",       'f', &opt.list,          0, 0, "print the methods and what each would train on --model"},
     {"--compare",         "",       'f', &opt.compare,       0, 0, "every method side by side: CSV, table and plots"},
     {"--quick",           "",       'f', &opt.quick,         0, 0, "--compare with a fifth of the work"},
@@ -1722,7 +1723,7 @@ static void print_plan(const run *r)
     if (m->p.positions > c->max_pos) printf("note       rows of up to %d tokens, but the model was made for %d; --seq %d cuts them\n", m->p.positions, c->max_pos, c->max_pos);
     printf("steps      %d of %d rows, at most %d tokens at a time; lr %g, %s\n", r->steps, opt.batch * opt.accum, m->p.tokens, opt.lr, opt.schedule);
     printf("memory     trained weights, gradients, AdamW %.1f MB; activations %.1f MB; work space %.1f MB", 4 * state + megabytes(m, START),
-        megabytes(m, ACT) + megabytes(m, STAT) + megabytes(m, AUX), megabytes(m, WORK) + megabytes(m, CACHE));
+        megabytes(m, ACT) + megabytes(m, STAT) + megabytes(m, AUX), megabytes(m, WORK) + megabytes(m, CACHE) + (double)dev_reserve(needs_of(m), 0) / 1e6);
     putchar('\n');
     fflush(stdout);
 }
@@ -2041,21 +2042,31 @@ static void give_kinds(const model *m, const snapshot *list, const char *prefix,
         }
 }
 
-// Singular vectors of neighbouring values turn into each other by rounding: PiSSA and its like start where the other half does.
-static void give_start(model *m, const snapshot *other)
+// Moves what an adapter trains off its start, by normal noise that is the same in both halves. At the start LoRA's B is zero, hence
+// dA too, and lora-ga's dA is the difference of equal numbers: a comparison there sees half of the backward pass.
+static void shake(model *m, double size)
 {
-    if (!other || !m->p.method->edits_base) return;
-    for (int i = 0; i < 7 * m->c.layers; i++) if (adapter_at(m, i)) give_up_start(m, adapter_at(m, i), -1);
-    give_kinds(m, other, "start ", 1 << PARAM | 1 << START, 0);
-    for (int i = 0; i < 7 * m->c.layers; i++) if (adapter_at(m, i)) give_up_start(m, adapter_at(m, i), +1);
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        tensor *t = &m->tensors[i];
+        if (t->kind != PARAM || full_training(m)) continue;
+        rng g = rng_named(m->p.seed, t->name);
+        size_t n = elements(*t->at);
+        wide *x = alloc(n, sizeof *x);
+        get(x, *t->at);
+        for (size_t j = 0; j < n; j++) x[j] += (wide)(size * rng_normal(&g));
+        put(*t->at, x, TYPE_OF(wide));
+        free(x);
+    }
 }
 
-// One step of training on b, and what it leaves. `other`: what it left in the other half, or NULL. AdamW divides by |g|, so
-// that a gradient which is zero but for rounding would decide the sign of a whole step; it is given the other half's gradients.
+// One step of training on b, and what it leaves. `other`: what it left in the other half, or NULL. Singular vectors of neighbouring
+// values turn into each other by rounding, and W without its start is rounded once more: pissa and its like begin with the other half's.
+// AdamW divides by |g|, so that a gradient which is zero but for rounding would decide the sign of a whole step; it is given the other's.
 static snapshot *snapshots_of_step(model *m, const batch *b, const snapshot *other)
 {
-    snapshot *list = take_kinds(NULL, "start ", m, 1 << PARAM | 1 << START, 0);
-    give_start(m, other);
+    int start = 1 << PARAM | 1 << START | (m->p.method->edits_base ? 1 << BASE : 0);
+    snapshot *list = take_kinds(NULL, "start ", m, start, 0);
+    give_kinds(m, other, "start ", start, 0);
     model_step(m, b, 1.0 / b->targets);
     list = take_kinds(list, "", m, 1 << ACT | 1 << STAT, 0);
     list = take_kinds(list, "d ", m, 1 << PARAM, 1);
@@ -2064,7 +2075,7 @@ static snapshot *snapshots_of_step(model *m, const batch *b, const snapshot *oth
     return take_kinds(list, "updated ", m, 1 << PARAM, 0);
 }
 
-// The first step that these options ask for.
+// The first step that these options ask for, a little off its start.
 snapshot *step_tensors(int argc, char **argv, const snapshot *other);
 snapshot *step_tensors(int argc, char **argv, const snapshot *other)
 {
@@ -2072,6 +2083,7 @@ snapshot *step_tensors(int argc, char **argv, const snapshot *other)
     parse_options(argc, argv);
     open_run(&r);
     fill_run(&r);
+    shake(&r.m, 0.02);
     batch b = batch_new(r.m.p.tokens, opt.batch);
     int first, last;
     step_rows(&r, &first, &last);

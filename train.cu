@@ -7,6 +7,7 @@
       4  Llama2                         each forward with its backward
       5  adapters
       6  training
+      7  the work space of a run
 
     A kernel's comment says what one block does. Kernels are limited by memory, not by arithmetic, so neighbouring threads
     take neighbouring elements, and a row that must be summed belongs to one block. Sums are trees of fixed shape and no
@@ -139,15 +140,20 @@ extern "C" dev dev_alloc(size_t bytes)
 
 extern "C" void dev_free(dev p) { check(cudaFree(p), "freeing memory"); }
 
-// Work space that is grown once and kept: 0, 1 factors of a product in another dtype; 2 host copies; 3, 4, 5 attention; 6 sums.
+// Work space of the ops. A run reserves what its steps need (section 7); an op that needs more, outside of a run, makes it grow.
+enum { FACTOR_A, FACTOR_B, HOST, SCORES, WEIGHTS, DWEIGHTS, DSCORES, SUMS_OF_ROWS, BUFFERS };
+static struct { void *p; size_t bytes; } buffers[BUFFERS];
+
+static void resize(int which, size_t bytes)
+{
+    check(cudaFree(buffers[which].p), "freeing work space");
+    buffers[which].p = NULL, buffers[which].bytes = bytes;
+    if (bytes) check(cudaMalloc(&buffers[which].p, bytes), "allocating work space; a smaller --batch, --seq or --rank needs less");
+}
+
 static void *scratch(int which, size_t bytes)
 {
-    static struct { void *p; size_t bytes; } buffers[7];
-    if (buffers[which].bytes < bytes) {
-        check(cudaFree(buffers[which].p), "freeing work space");
-        check(cudaMalloc(&buffers[which].p, bytes), "allocating work space");
-        buffers[which].bytes = bytes;
-    }
+    if (buffers[which].bytes < bytes) resize(which, bytes);
     return buffers[which].p;
 }
 
@@ -170,19 +176,24 @@ extern "C" void copy(mat y, mat x)
     RUN(copy_kernel, element_grid(y), THREADS, y, x);
 }
 
+// Lies in memory as the host has it, so that it can be copied as it is.
+static bool as_on_host(const mat &m, enum dtype type) { return m.type == type && m.ld == (size_t)m.cols && (m.batch == 1 || m.stride == (size_t)m.rows * m.cols); }
+
+// No step puts anything: the memory between is as large as a weight, and given back.
 extern "C" void put(mat dst, const void *src, enum dtype type)
 {
-    mat raw = contiguous(dst, NULL, type);
-    raw.p = scratch(2, bytes_of(raw));
+    mat raw = as_on_host(dst, type) ? dst : contiguous(dst, NULL, type);
+    if (!raw.p) check(cudaMalloc(&raw.p, bytes_of(raw)), "copying to the device");
     check(cudaMemcpy(raw.p, src, bytes_of(raw), cudaMemcpyHostToDevice), "copying to the device");
+    if (raw.p == dst.p) return;
     copy(dst, raw);
+    check(cudaFree(raw.p), "freeing memory");
 }
 
 extern "C" void get(wide *dst, mat src)
 {
-    mat raw = contiguous(src, NULL, TYPE_OF(wide));
-    raw.p = scratch(2, bytes_of(raw));
-    copy(raw, src);
+    mat raw = as_on_host(src, TYPE_OF(wide)) ? src : contiguous(src, NULL, TYPE_OF(wide));
+    if (!raw.p) raw.p = scratch(HOST, bytes_of(raw)), copy(raw, src);
     check(cudaMemcpy(dst, raw.p, bytes_of(raw), cudaMemcpyDeviceToHost), "copying to the host");
 }
 
@@ -261,7 +272,7 @@ static void gemm(mat y, mat a, int a_across, mat b, int b_across, int K, double 
     enum dtype type = y.type == TYPE_OF(real) ? y.type : a.type;
     cublasComputeType_t compute = sizeof(wide) == 8 ? CUBLAS_COMPUTE_64F : tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
     wide alpha = (wide)scale, beta = mode == ADD ? 1 : 0;
-    a = factor(a, type, 0), b = factor(b, type, 1);
+    a = factor(a, type, FACTOR_A), b = factor(b, type, FACTOR_B);
     check(cublasGemmStridedBatchedEx(cublas(), b_across ? CUBLAS_OP_N : CUBLAS_OP_T, a_across ? CUBLAS_OP_T : CUBLAS_OP_N, y.cols, y.rows, K,
         &alpha, b.p, cuda_type(type), (int)b.ld, b.batch > 1 ? (long long)b.stride : 0, a.p, cuda_type(type), (int)a.ld, a.batch > 1 ? (long long)a.stride : 0,
         &beta, y.p, cuda_type(y.type), (int)y.ld, (long long)y.stride, y.batch, compute, CUBLAS_GEMM_DEFAULT), "a product");
@@ -388,7 +399,7 @@ __global__ static void rmsnorm_weight_kernel(mat dw, const wide *rhos, mat dout,
 extern "C" void rmsnorm_backward(mat dx, mat dw, mat dout, mat x, mat w, double eps)
 {
     if (!dx.p && !dw.p) return;
-    wide *rhos = (wide *)scratch(6, x.rows * sizeof(wide));
+    wide *rhos = (wide *)scratch(SUMS_OF_ROWS, x.rows * sizeof(wide));
     RUN(rmsnorm_backward_kernel, x.rows, THREADS, dx, rhos, dout, x, w, (wide)eps);
     if (dw.p) RUN(rmsnorm_weight_kernel, (x.cols + WARP - 1) / WARP, THREADS, dw, rhos, dout, x);
 }
@@ -433,9 +444,11 @@ static mat heads_of(mat m, int row, int rows, int first, int step, int d)
 }
 
 // A row of scores begins at a multiple of 16 bytes, which tensor cores ask for.
+static size_t score_row(int keys) { return ((size_t)keys + 7) / 8 * 8; }
+
 static mat scores(int which, enum dtype type, int heads, int n, int keys)
 {
-    size_t ld = ((size_t)keys + 7) / 8 * 8, stride = n * ld;
+    size_t ld = score_row(keys), stride = n * ld;
     return {scratch(which, heads * stride * size_of[type]), type, n, keys, ld, heads, stride};
 }
 
@@ -461,7 +474,7 @@ extern "C" void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, 
         for (int q0 = 0; q0 < spans[i].nq; q0 += QUERIES) {
             query_block b = queries_at(spans[i], q0);
             mat K = heads_of(k, spans[i].k, b.keys, 0, 1, d), V = heads_of(v, spans[i].k, b.keys, 0, 1, d);
-            mat S = scores(3, TYPE_OF(wide), K.batch, b.n, b.keys), P = scores(4, TYPE_OF(real), K.batch, b.n, b.keys);
+            mat S = scores(SCORES, TYPE_OF(wide), K.batch, b.n, b.keys), P = scores(WEIGHTS, TYPE_OF(real), K.batch, b.n, b.keys);
             for (int g = 0; g < group; g++) {
                 matmul_nt(S, heads_of(q, b.row, b.n, g, group, d), K, 1 / sqrt((double)d), SET);        // S = q kᵀ/√d
                 RUN(softmax_kernel, dim3(b.n, K.batch), THREADS, P, S, lse, b.row, b.before, g, group);  // P = softmax(S)
@@ -498,8 +511,8 @@ extern "C" void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat 
         for (int q0 = 0; q0 < spans[i].nq; q0 += QUERIES) {
             query_block b = queries_at(spans[i], q0);
             mat K = heads_of(k, spans[i].k, b.keys, 0, 1, d), V = heads_of(v, spans[i].k, b.keys, 0, 1, d);
-            mat S = scores(3, TYPE_OF(wide), K.batch, b.n, b.keys), P = scores(4, TYPE_OF(real), K.batch, b.n, b.keys);
-            mat dP = scores(5, TYPE_OF(wide), K.batch, b.n, b.keys), dS = scores(6, TYPE_OF(real), K.batch, b.n, b.keys);
+            mat S = scores(SCORES, TYPE_OF(wide), K.batch, b.n, b.keys), P = scores(WEIGHTS, TYPE_OF(real), K.batch, b.n, b.keys);
+            mat dP = scores(DWEIGHTS, TYPE_OF(wide), K.batch, b.n, b.keys), dS = scores(DSCORES, TYPE_OF(real), K.batch, b.n, b.keys);
             for (int g = 0; g < group; g++) {
                 mat Q = heads_of(q, b.row, b.n, g, group, d), O = heads_of(out, b.row, b.n, g, group, d), dO = heads_of(dout, b.row, b.n, g, group, d);
                 matmul_nt(S, Q, K, scale, SET);
@@ -697,7 +710,7 @@ __global__ static void sum_kernel(double *total, const double *sums, int n)
 
 extern "C" double sum_of_squares(mat x)
 {
-    double *sums = (double *)scratch(6, (SUMS + 1) * sizeof(double)), total;
+    double *sums = (double *)scratch(SUMS_OF_ROWS, (SUMS + 1) * sizeof(double)), total;
     RUN(squares_kernel, SUMS, THREADS, sums, (const wide *)x.p, (size_t)x.batch * x.rows * x.cols);
     RUN(sum_kernel, 1, THREADS, sums + SUMS, sums, SUMS);
     check(cudaMemcpy(&total, sums + SUMS, sizeof total, cudaMemcpyDeviceToHost), "copying to the host");
@@ -721,4 +734,25 @@ extern "C" void adamw(mat w, mat dw, mat m, mat v, double lr, double decay, doub
     size_t n = (size_t)w.batch * w.rows * w.cols, blocks = (n + THREADS - 1) / THREADS;
     RUN(adamw_kernel, (int)(blocks < 65536 ? blocks : 65536), THREADS, (wide *)w.p, (const wide *)dw.p, (wide *)m.p, (wide *)v.p, n,
         (wide)(1 - lr * decay), (wide)(lr / (1 - pow(0.9, t))), (wide)sqrt(1 - pow(0.999, t)), (wide)grad_scale);
+}
+
+// ---- 7  the work space of a run ----------------------------------------------------------------------------
+//
+//  What `scratch` is asked for in a step. Products convert what is not stored as they compute: where real is bf16, what trains;
+//  where it is wider, weights of the base. Attention has one block of rows of one span in memory.
+
+extern "C" size_t dev_reserve(needs n, int take)
+{
+    size_t bytes[BUFFERS] = {}, all = 0, score = (size_t)n.heads * (n.keys < QUERIES ? n.keys : QUERIES) * score_row(n.keys);
+    bytes[FACTOR_A] = bytes[FACTOR_B] = (sizeof(real) == 2 ? n.trained : n.weight) * sizeof(real);
+    bytes[HOST] = n.fetched * sizeof(wide);
+    bytes[SCORES] = score * sizeof(wide), bytes[WEIGHTS] = score * sizeof(real);
+    if (n.train) bytes[DWEIGHTS] = score * sizeof(wide), bytes[DSCORES] = score * sizeof(real);
+    if (n.tokens) bytes[SUMS_OF_ROWS] = n.tokens * sizeof(wide) > (SUMS + 1) * sizeof(double) ? n.tokens * sizeof(wide) : (SUMS + 1) * sizeof(double);
+    for (int i = 0; i < BUFFERS; i++) {
+        all += bytes[i];
+        if (take) resize(i, bytes[i]);
+    }
+    if (take && all) cublas();                                  // has work space of its own
+    return all;
 }

@@ -519,6 +519,7 @@ typedef struct CUevent_st { std::chrono::steady_clock::time_point t; } *cudaEven
 namespace cuda_on_cpu {
 inline std::map<const char *, size_t> blocks;   // of device memory: begin and size
 inline size_t allocated;
+inline long mallocs;                            // calls of cudaMalloc so far
 
 inline cudaError_t result(int e) { return (cudaError_t)fail(e); }
 inline size_t memory() { return (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE); }
@@ -533,12 +534,14 @@ template <class T> cudaError_t cudaMalloc(T **p, size_t bytes)
 {
     using namespace cuda_on_cpu;
     *p = NULL;
+    mallocs++;
     if (!bytes) return cudaSuccess;
     if (bytes > memory() - allocated || posix_memalign((void **)p, 256, bytes)) return result(OUT_OF_MEMORY);
     memset((void *)*p, 0xff, bytes);
     allocated += blocks[(const char *)*p] = bytes;
     return cudaSuccess;
 }
+extern "C" __attribute__((used)) inline long cuda_on_cpu_mallocs() { return cuda_on_cpu::mallocs; }     // for programs in C
 inline cudaError_t cudaFree(void *p)
 {
     using namespace cuda_on_cpu;
@@ -677,22 +680,24 @@ inline void store(void *p, cudaDataType type, long i, double x)
 }
 
 // Rows first … first+width-1 of an operand, k by k: out[k][i]. Rows that are not there are zero.
-template <class T> void pack(T *out, int width, operand x, int first, int rows, int k)
+inline void pack(double *out, int width, operand x, int first, int rows, int k)
 {
     for (int l = 0; l < k; l++)
         for (int i = 0; i < width; i++) {
-            T v = first + i < rows ? load(x.p, x.type, (first + i) * x.step + l * x.k_step) : 0;
+            double v = first + i < rows ? load(x.p, x.type, (first + i) * x.step + l * x.k_step) : 0;
             out[(size_t)l * width + i] = x.tf32 ? float_of((bits_of(v) + 0x1000) & 0xffffe000) : v;     // a TF32 keeps 10 bits of the mantissa
         }
 }
 
-template <class T> void gemm(int m, int n, int k, T alpha, operand a, operand b, T beta, void *c, cudaDataType type, long ldc)
+// cuBLAS does not say in which order it adds. Here every product adds in double and rounds once, which is as near to all orders as can be:
+// what differs from the CPU beyond that is the kernels' doing.
+inline void gemm(int m, int n, int k, double alpha, operand a, operand b, double beta, void *c, cudaDataType type, long ldc)
 {
-    typedef T vec __attribute__((vector_size(VECTOR)));
-    constexpr int W = VECTOR / sizeof(T), ROWS = 2 * W;
+    typedef double vec __attribute__((vector_size(VECTOR)));
+    constexpr int W = VECTOR / sizeof(double), ROWS = 2 * W;
     int panels = (m + ROWS - 1) / ROWS, strips = (n + STRIP - 1) / STRIP;
-    T *pa, *pb;                                 // op(A) in panels of ROWS rows, op(B) in strips of STRIP columns, so that the sums read both in order
-    if (posix_memalign((void **)&pa, 64, (size_t)panels * ROWS * k * sizeof(T)) || posix_memalign((void **)&pb, 64, (size_t)strips * STRIP * k * sizeof(T)))
+    double *pa, *pb;                                 // op(A) in panels of ROWS rows, op(B) in strips of STRIP columns, so that the sums read both in order
+    if (posix_memalign((void **)&pa, 64, (size_t)panels * ROWS * k * sizeof *pa) || posix_memalign((void **)&pb, 64, (size_t)strips * STRIP * k * sizeof *pb))
         fputs("error: no memory for the operands of a product\n", stderr), exit(1);
     CUDA_OMP(omp parallel)
     {
@@ -704,15 +709,15 @@ template <class T> void gemm(int m, int n, int k, T alpha, operand a, operand b,
         for (int p = 0; p < panels; p++)
             for (int s = 0; s < strips; s++) {
                 const vec *x = (vec *)(pa + (size_t)p * ROWS * k);
-                const T *y = pb + (size_t)s * STRIP * k;
+                const double *y = pb + (size_t)s * STRIP * k;
                 vec sum[STRIP][2] = {};
                 for (int l = 0; l < k; l++, x += 2, y += STRIP)
                     for (int j = 0; j < STRIP; j++) sum[j][0] += x[0] * y[j], sum[j][1] += x[1] * y[j];
                 for (int j = 0; j < STRIP && s * STRIP + j < n; j++)
                     for (int i = 0; i < ROWS && p * ROWS + i < m; i++) {
                         long at = p * ROWS + i + (s * STRIP + j) * ldc;
-                        T v = alpha * sum[j][i / W][i % W];
-                        store(c, type, at, beta ? v + beta * (T)load(c, type, at) : v);      // beta 0: what stands in C is not read
+                        double v = alpha * sum[j][i / W][i % W];
+                        store(c, type, at, beta ? v + beta * load(c, type, at) : v);      // beta 0: what stands in C is not read
                     }
             }
     }
@@ -739,8 +744,8 @@ inline cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t h, cublasOperati
         operand x = {(const char *)a + i * stride_a * bytes(type_a), type_a, nt[0] ? 1 : lda, nt[0] ? lda : 1, tf32};
         operand y = {(const char *)b + i * stride_b * bytes(type_b), type_b, nt[1] ? ldb : 1, nt[1] ? 1 : ldb, tf32};
         void *z = (char *)c + i * stride_c * bytes(type_c);
-        if (f64) gemm<double>(m, n, k, *(double *)alpha, x, y, *(double *)beta, z, type_c, ldc);
-        else gemm<float>(m, n, k, *(float *)alpha, x, y, *(float *)beta, z, type_c, ldc);
+        auto number = [&](const void *p) { return f64 ? *(const double *)p : *(const float *)p; };
+        gemm(m, n, k, number(alpha), x, y, number(beta), z, type_c, ldc);
     }
     return CUBLAS_STATUS_SUCCESS;
 }
