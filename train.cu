@@ -13,6 +13,10 @@
     take neighbouring elements, and a row that must be summed belongs to one block. Sums are trees of fixed shape and no
     atomic adds numbers of floating point: the same input gives the same bits on every run.
 
+    What a pass over memory costs, counted by bytes for Llama2-7B in bf16, 4096 tokens, on a card of 3.35 TB/s and 700 TFLOP/s, where a step takes
+    some 160 ms: x (4096, 4096) is read in 10 µs. So making S(x) beside x saves 94 µs a layer, 3.0 ms a step; the residual's copy beside RMSNorm
+    20 µs, 0.6 ms. One product for the x Aᵀ of LoRA's q, k, v (and of gate, up) would save 30 µs, 1.0 ms or 0.6 %: it is not built.
+
     Without a GPU this file compiles as C++ against dev/cuda_on_cpu.h, which runs blocks and threads on the CPU.            */
 
 #include <math.h>
