@@ -455,7 +455,8 @@ static snapshot *results_of(const char *what, int recompute, const snapshot *oth
     plan p = small_plan(what);
     p.recompute = recompute;
     model *m = open_small(p, 0);
-    shake(m, 0.2);
+    dice = (rng){42};
+    shake(m, 0.2, &dice);
     batch b = small_batch(0, 3);
     snapshot *list = snapshots_of_step(m, &b, other);
     batch_free(&b), close_small(m);
@@ -533,7 +534,7 @@ static void test_gradients(void)
     for (int i = 0; i < METHODS; i++)
         for (int tied = 0; tied < 2 && !left_out(i); tied++) {
             model *m = open_small(small_plan(methods[i].name), tied);
-            shake(m, 0.2);
+            shake(m, 0.2, &dice);
             stepped s = {m, small_batch(0, 3)};
             model_step(m, &s.b, 1.0 / s.b.targets);
             for (int j = 0; j < arrlen(m->tensors); j++)
@@ -572,7 +573,7 @@ static void test_twice(void)            // every backward accumulates, none over
 {
     for (int i = 0; i < METHODS; i++) {
         model *m = open_small(small_plan(methods[i].name), 0);
-        shake(m, 0.2);
+        shake(m, 0.2, &dice);
         batch b = small_batch(0, 3);
         model_step(m, &b, 0.1);
         wide **once = NULL;
@@ -594,7 +595,8 @@ static void test_accumulation(void)     // three micro-batches of one row = one 
 {
     for (int i = 0; i < METHODS; i++) {
         model *m = open_small(small_plan(methods[i].name), 0), *one = open_small(small_plan(methods[i].name), 0);
-        shake(m, 0.2), shake(one, 0.2);
+        rng before = dice;
+        shake(m, 0.2, &dice), dice = before, shake(one, 0.2, &dice);
         batch b = small_batch(0, 3);
         model_step(m, &b, 1.0 / b.targets);
         for (int r = 0; r < 3; r++) {
@@ -617,7 +619,8 @@ static void test_recompute(void)        // what is not kept is computed again, t
             plan p = small_plan(methods[i].name);
             p.recompute = n;
             model *m = open_small(p, 0);
-            shake(m, 0.2);
+            rng before = dice;
+            shake(m, 0.2, &dice), dice = before;
             batch b = small_batch(0, 3);
             model_step(m, &b, 0.1);
             wide *grad = host(flat(m, m->grad));
@@ -655,7 +658,7 @@ static void test_merge(void)
 {
     for (int i = 1; i < METHODS; i++) {
         model *m = open_small(small_plan(methods[i].name), 0), *base = open_small(base_only(), 0);
-        shake(m, 0.2);
+        shake(m, 0.2, &dice);
         checkpoint_writable(&base->file);
         for (int j = 0; j < 14; j++) copy(linear_of(&base->layers[j / 7], j % 7)->W, merged(m, adapter_at(m, j)));
         batch b = small_batch(0, 3);
@@ -693,7 +696,7 @@ static void test_definition(void)
     for (int i = 1; i < METHODS; i++) {
         if (left_out(i)) continue;
         model *m = open_small(small_plan(methods[i].name), 0);
-        shake(m, 0.2);
+        shake(m, 0.2, &dice);
         for (int j = 0; j < 7; j++) {
             linear *l = adapter_at(m, j);
             int N = 6, out = l->W.rows, in = l->W.cols;

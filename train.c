@@ -2042,18 +2042,17 @@ static void give_kinds(const model *m, const snapshot *list, const char *prefix,
         }
 }
 
-// Moves what an adapter trains off its start, by normal noise that is the same in both halves. At the start LoRA's B is zero, hence
+// Moves what an adapter trains off its start, by normal noise; the same generator gives both halves the same. At the start LoRA's B is zero, hence
 // dA too, and lora-ga's dA is the difference of equal numbers: a comparison there sees half of the backward pass.
-static void shake(model *m, double size)
+static void shake(model *m, double size, rng *g)
 {
     for (int i = 0; i < arrlen(m->tensors); i++) {
         tensor *t = &m->tensors[i];
         if (t->kind != PARAM || full_training(m)) continue;
-        rng g = rng_named(m->p.seed, t->name);
         size_t n = elements(*t->at);
         wide *x = alloc(n, sizeof *x);
         get(x, *t->at);
-        for (size_t j = 0; j < n; j++) x[j] += (wide)(size * rng_normal(&g));
+        for (size_t j = 0; j < n; j++) x[j] += (wide)(size * rng_normal(g));
         put(*t->at, x, TYPE_OF(wide));
         free(x);
     }
@@ -2083,7 +2082,8 @@ snapshot *step_tensors(int argc, char **argv, const snapshot *other)
     parse_options(argc, argv);
     open_run(&r);
     fill_run(&r);
-    shake(&r.m, 0.02);
+    rng noise = rng_named((uint64_t)opt.seed, "off the start");
+    shake(&r.m, 0.02, &noise);
     batch b = batch_new(r.m.p.tokens, opt.batch);
     int first, last;
     step_rows(&r, &first, &last);
