@@ -271,6 +271,7 @@ static void narrow(void *out, enum dtype type, const wide *x, size_t n)
 }
 
 static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+static inline size_t elements(mat m) { return (size_t)m.batch * (size_t)m.rows * (size_t)m.cols; }
 
 // Views of a matrix.
 static inline mat rows_of(mat m, int first, int n)             // rows first … first+n-1
@@ -403,8 +404,15 @@ typedef struct {
     mapping *maps;
 } checkpoint;
 
-// dst = a tensor of a file. Its matrix points into mapped memory of the host, in spite of the type.
-static void put_stored(mat dst, stored s) { put(dst, (const void *)(uintptr_t)s.at.p, s.at.type); }
+// dst = a tensor of a file. Its matrix points into mapped memory of the host, in spite of the type. The pages it has to
+// itself are given back: copied and mapped, full fine-tuning's weights would stand in memory twice.
+static void put_stored(mat dst, stored s)
+{
+    uintptr_t from = (uintptr_t)s.at.p, to = from + elements(s.at) * dtypes[s.at.type].size, page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    put(dst, (const void *)from, s.at.type);
+    from = (from + page - 1) / page * page, to = to / page * page;
+    if (from < to) madvise((void *)from, to - from, MADV_DONTNEED);
+}
 
 static const char *shape_text(shape s, char text[64])
 {
@@ -421,8 +429,6 @@ static mat mat_of(dev p, enum dtype type, shape s)
     m.stride = (size_t)m.rows * m.ld;
     return m;
 }
-
-static size_t elements(mat m) { return (size_t)m.batch * (size_t)m.rows * (size_t)m.cols; }
 
 // One entry of the header, every number of it checked against the file before it is believed.
 static stored stored_read(const cJSON *item, const char *path, char *data, size_t bytes)

@@ -859,7 +859,7 @@ static void matmul_case(int form, enum dtype type, int M, int N, int K, enum mod
 
 static void test_matmul(void)
 {
-    static const int sizes[][3] = {{1, 1, 1}, {6, 16, 8}, {7, 17, 300}, {5, 33, 1}, {200, 31, 257}, {13, 4100, 20}, {97, 96, 513}, {1, 300, 64}};
+    static const int sizes[][3] = {{1, 1, 1}, {6, 16, 8}, {7, 17, 300}, {5, 33, 1}, {200, 31, 257}, {13, 4100, 20}, {97, 96, 513}, {1, 300, 64}, {325, 333, 40}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         for (int form = 0; form < 3; form++)
             for (int type = 0; type < DTYPES; type++)
@@ -868,19 +868,38 @@ static void test_matmul(void)
 
 static void test_same_bits(void)        // of a product, for any number of threads
 {
-    mat a = random_mat(SHAPE(301, 270)), b = random_mat(SHAPE(290, 270)), y[3];
+    mat a = random_mat(SHAPE(401, 270)), b = random_mat(SHAPE(390, 270)), y[3];
     static const int threads[3] = {1, 2, 4};
     for (int i = 0; i < 3; i++) {
         omp_set_num_threads(threads[i]);
-        y[i] = random_mat(SHAPE(301, 290));
+        y[i] = random_mat(SHAPE(401, 390));
         matmul_nt(y[i], a, b, 1, SET);
         check(memcmp(y[i].p, y[0].p, elements(y[0]) * sizeof(real)) ? 1 : 0, 0, "%d threads", threads[i]);
     }
-    mat alone = random_mat(SHAPE(1, 290));                              // and whatever else is in the batch
+    mat alone = random_mat(SHAPE(1, 390));                              // and whatever else is in the batch
     matmul_nt(alone, rows_of(a, 117, 1), b, 1, SET);
-    check(memcmp(alone.p, ROW(y[0], 117), 290 * sizeof(real)) ? 1 : 0, 0, "a row alone");
+    check(memcmp(alone.p, ROW(y[0], 117), 390 * sizeof(real)) ? 1 : 0, 0, "a row alone");
     dev_free(a.p), dev_free(b.p), dev_free(alone.p);
     for (int i = 0; i < 3; i++) dev_free(y[i].p);
+}
+
+// A small product reads its factors where they lie, a large one copies them first. Every form gives a corner of the large
+// product the same bits when it is computed alone.
+static void test_in_place(void)
+{
+    void (*const forms[])(mat, mat, mat, double, enum mode) = {matmul_nt, matmul_nn, matmul_tn};
+    for (int form = 0; form < 3; form++) {
+        mat a = form == 2 ? random_mat(SHAPE(70, 401)) : random_mat(SHAPE(401, 70)), b = form ? random_mat(SHAPE(70, 390)) : random_mat(SHAPE(390, 70));
+        mat y = random_mat(SHAPE(401, 390)), corner = random_mat(SHAPE(61, 100)), a1 = form == 2 ? a : rows_of(a, 0, 61), b1 = form ? b : rows_of(b, 0, 100);
+        if (form == 2) a1.cols = 61;
+        if (form) b1.cols = 100;
+        int differ = 0;
+        forms[form](y, a, b, 1, SET);
+        forms[form](corner, a1, b1, 1, SET);
+        for (int i = 0; i < 61; i++) differ += memcmp(ROW(corner, i), ROW(y, i), 100 * sizeof(real)) != 0;
+        check(differ, 0, "form %d", form);
+        dev_free(a.p), dev_free(b.p), dev_free(y.p), dev_free(corner.p);
+    }
 }
 
 static void test_exp(void)
@@ -1674,6 +1693,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"cache",          "generating with the key-value cache gives the logits of the whole row",           test_cache, BOTH},
     {"matmul",         "the fast product equals the plain one, at every edge and dtype",                  test_matmul, BOTH},
     {"same-bits",      "a product has the same bits for 1, 2 and 4 threads and in any batch",             test_same_bits, BOTH},
+    {"in-place",       "a product has the same bits whether its factors are read in place or copied",     test_in_place, BOTH},
     {"exp",            "exp is exact to the last bits and keeps NaN",                                     test_exp, BOTH},
     {"halves",         "bf16 and f16 round to nearest even and keep Inf and NaN",                         test_halves, ONLY_F32},
     {"adamw",          "AdamW is PyTorch's",                                                              test_adamw, BOTH},

@@ -28,16 +28,19 @@
 
 // ---- 1  the matrix product ---------------------------------------------------------------------------------
 //
-//  y (M, N) = scale · a (M, K) b (K, N).  Three loops, and three copies so that the innermost one runs from cache:
+//  y (M, N) = scale · a (M, K) b (K, N).  Three loops, so that the innermost one runs from cache:
 //
-//    b  is cut into KC rows by NC columns, copied as slivers NR wide, one after the other        (shared, L3)
-//    a  is cut into MC rows by KC columns, copied as panels MR tall                              (per thread, L2)
+//    b  is cut into KC rows by NC columns, and those into slivers NR wide                        (shared, L3)
+//    a  is cut into MC rows by KC columns, and those into panels MR tall                         (per thread, L2)
 //    the kernel multiplies a panel with a sliver: an MR × NR tile of y that stays in registers while k runs
 //
-//  Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008. The copies widen bf16 and f16
-//  on the way, so a weight is never held a second time. Edges are padded with zeros, which makes every tile alike:
-//  an element of y is the same sum in the same order wherever it lies, whatever the number of threads, whatever else
-//  is in the batch. Threads share M × N, never K.
+//  Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008. They copy every panel and sliver, so
+//  that the kernel reads memory in order. Here matrices are often thin and a copy costs more than it gains: the kernel reads
+//  them where they lie. Copied is what must be: slivers whose columns lie apart (b given as (N, K)), ragged edges, which are
+//  padded with zeros, and weights of another dtype, widened on the way, so that none is held a second time.
+//
+//  All tiles are alike: an element of y is the same sum in the same order wherever it lies, copied or not, whatever the
+//  number of threads, whatever else is in the batch. Threads share M × N, never K.
 
 #if defined __AVX512F__
 enum { VECTOR = 64, MR = 12 };          // bytes a vector; 12 × 2 of 32 registers hold the tile
@@ -46,7 +49,7 @@ enum { VECTOR = 32, MR = 6 };           // 6 × 2 of 16
 #else
 enum { VECTOR = 16, MR = 6 };
 #endif
-enum { LANES = VECTOR / sizeof(real), NR = 2 * LANES, KC = 512, MC = 16 * MR, NC = 4096 };
+enum { LANES = VECTOR / sizeof(real), NR = 2 * LANES, KC = 512, MC = 16 * MR, NC = 2048 };
 enum { WIDEST = 32 };                    // of MR and NR
 typedef real vec __attribute__((vector_size(VECTOR)));
 typedef __typeof__((vec){0} == (vec){0}) lanes;         // whole numbers, one a lane
@@ -71,15 +74,24 @@ static inline vec pick_lanes(vec a, vec b, lanes from)
 #define pick_lanes(a, b, from) __builtin_shuffle(a, b, from)
 #endif
 
-// tile = Σ_k panel[k] sliver[k]ᵀ. The compiler keeps tile in registers and fuses each line into multiply-adds.
-static inline void kernel(vec tile[MR][2], const real *panel, const real *sliver, int K)
+// tile = Σ_k panel[k] sliver[k]ᵀ: panel[k][i] is a[i·ai + k·ak], sliver[k] are the NR numbers at b[k·bk]. The compiler keeps
+// tile in registers and fuses each line into multiply-adds.
+static inline void kernel(vec tile[MR][2], const real *a, size_t ai, size_t ak, const real *b, size_t bk, int K)
 {
     vec t[MR][2] = {0};
-    for (int k = 0; k < K; k++, panel += MR, sliver += NR) {
-        vec b0 = ((const vec *)sliver)[0], b1 = ((const vec *)sliver)[1];
+    const real *third[MR / 3];
+    #pragma GCC unroll 16
+    for (size_t i = 0; i < MR / 3; i++) {
+        third[i] = a + 3 * i * ai;
+        if (!__builtin_constant_p(ai)) __asm__("" : "+r"(third[i]));
+    }
+    for (int k = 0; k < K; k++, b += bk) {
+        vec b0 = ((const loose_vec *)b)[0], b1 = ((const loose_vec *)b)[1];
         IN_REGISTERS(b0, b1);
         #pragma GCC unroll 16
-        for (int i = 0; i < MR; i++) t[i][0] += panel[i] * b0, t[i][1] += panel[i] * b1;
+        for (size_t i = 0; i < MR; i++) t[i][0] += third[i / 3][i % 3 * ai] * b0, t[i][1] += third[i / 3][i % 3 * ai] * b1;
+        #pragma GCC unroll 16
+        for (size_t i = 0; i < MR / 3; i++) third[i] += ak;
     }
     memcpy(tile, t, sizeof t);
 }
@@ -162,7 +174,11 @@ static inline void pack(real *out, mat m, int across, int first, int k0, int K, 
         for (int i = (width - 1) / LANES * LANES; i >= 0; i -= LANES) {
             vec square[LANES];
             #pragma GCC unroll 16
-            for (int j = 0; j < LANES; j++) square[j] = *(const loose_vec *)(line[i + j < width ? i + j : i] + k);
+            for (int j = 0; j < LANES; j++) {
+                const real *part = line[i + j < width ? i + j : i] + k;
+                __builtin_prefetch(part + (size_t)width * m.ld);
+                square[j] = *(const loose_vec *)part;
+            }
             transpose(square);
             #pragma GCC unroll 16
             for (int j = 0; j < LANES; j++) *(loose_vec *)(out + (k + j) * width + i) = square[j];
@@ -194,11 +210,38 @@ typedef struct {
     enum mode mode;
 } product;
 
+// Whether `width` lanes of m from `first` on can be read where they lie.
+static inline int in_place(mat m, int across, int first, int width)
+{
+    return m.type == TYPE_OF(real) && (uintptr_t)m.p % sizeof(real) == 0 && first + width <= (across ? m.cols : m.rows);
+}
+
+// What is used more often than this, in rows or columns of y, is copied all the same: it is then read from memory in order.
+enum { OFTEN = 320 };
+static inline int panel_in_place(const product *p, int i) { return p->N <= OFTEN && in_place(p->a, p->a_across, i, MR); }
+static inline int sliver_in_place(const product *p, int j) { return p->M <= OFTEN && p->b_across && in_place(p->b, 1, j, NR); }
+
 static void barrier(int threads)
 {
     if (threads > 1) {
         #pragma omp barrier
     }
+}
+
+// Rows i … i+MR-1 of y += a b, on columns j … j+NR-1 and the part k0 … k0+K-1 of the sum. `panel` and `sliver`: where the copies
+// are, if there are any.
+static void gemm_tile(const product *p, int i, int j, int k0, int K, const real *panel, const real *sliver)
+{
+    vec tile[MR][2];
+    real *y = p->y + (size_t)i * p->row + (size_t)j * p->col;
+    size_t bk = NR;
+    int rows = p->M - i < MR ? p->M - i : MR;
+    for (int r = 0; r < rows; r++) __builtin_prefetch(y + (size_t)r * p->row, 1);
+    if (sliver_in_place(p, j)) sliver = (real *)at(p->b, k0, j), bk = p->b.ld;
+    if (!panel_in_place(p, i)) kernel(tile, panel, 1, MR, sliver, bk, K);
+    else if (p->a_across) kernel(tile, (real *)at(p->a, k0, i), 1, p->a.ld, sliver, bk, K);
+    else kernel(tile, (real *)at(p->a, i, k0), p->a.ld, 1, sliver, bk, K);
+    store(y, p->row, p->col, tile, rows, p->N - j < NR ? p->N - j : NR, p->scale, k0 ? ADD : p->mode);
 }
 
 // The tasks of one thread, on columns n0 … n0+N-1 of y and the part k0 … k0+K-1 of the sum.
@@ -208,17 +251,12 @@ static void gemm_tasks(const product *p, int n0, int N, int k0, int K, int threa
     int tasks = p->blocks * p->parts, slivers = ceil_div(N, NR), packed = -1;
     for (int task = tasks * thread / threads; task < tasks * (thread + 1) / threads; task++) {
         int block = task / p->parts, part = task % p->parts, i0 = block * p->rows, i1 = i0 + p->rows < p->M ? i0 + p->rows : p->M;
-        for (int i = i0; i < i1 && packed != block; i += MR) pack(panels + (size_t)(i - i0) * (size_t)K, p->a, p->a_across, i, k0, K, MR);
+        for (int i = i0; i < i1 && packed != block; i += MR)
+            if (!panel_in_place(p, i)) pack(panels + (size_t)(i - i0) * (size_t)K, p->a, p->a_across, i, k0, K, MR);
         packed = block;
-        for (int s = slivers * part / p->parts; s < slivers * (part + 1) / p->parts; s++)
-            for (int i = i0; i < i1; i += MR) {
-                vec tile[MR][2];
-                int left = N - s * NR;
-                real *y = p->y + (size_t)i * p->row + (size_t)(n0 + s * NR) * p->col;
-                for (int r = 0; r < i1 - i && r < MR; r++) __builtin_prefetch(y + (size_t)r * p->row, 1);
-                kernel(tile, panels + (size_t)(i - i0) * (size_t)K, p->slivers + (size_t)s * NR * (size_t)K, K);
-                store(y, p->row, p->col, tile, i1 - i < MR ? i1 - i : MR, left < NR ? left : NR, p->scale, k0 ? ADD : p->mode);
-            }
+        for (int i = i0; i < i1; i += MR)
+            for (int s = slivers * part / p->parts; s < slivers * (part + 1) / p->parts; s++)
+                gemm_tile(p, i, n0 + s * NR, k0, K, panels + (size_t)(i - i0) * (size_t)K, p->slivers + (size_t)s * NR * (size_t)K);
     }
 }
 
@@ -227,7 +265,8 @@ static void gemm_thread(const product *p, int thread, int threads)
     for (int n0 = 0; n0 < p->N; n0 += NC)
         for (int k0 = 0; k0 < p->K; k0 += KC) {
             int n = p->N - n0 < NC ? p->N - n0 : NC, k = p->K - k0 < KC ? p->K - k0 : KC;
-            for (int j = thread * NR; j < n; j += threads * NR) pack(p->slivers + (size_t)j * (size_t)k, p->b, p->b_across, n0 + j, k0, k, NR);
+            for (int j = thread * NR; j < n; j += threads * NR)
+                if (!sliver_in_place(p, n0 + j)) pack(p->slivers + (size_t)j * (size_t)k, p->b, p->b_across, n0 + j, k0, k, NR);
             barrier(threads);                                   // all of b's slivers are there
             gemm_tasks(p, n0, n, k0, k, thread, threads);
             barrier(threads);                                   // nobody reads them any more
@@ -237,13 +276,13 @@ static void gemm_thread(const product *p, int thread, int threads)
 // What (M, N) takes when it is cut into whole tiles.
 static double padded(int M, int N) { return (double)(ceil_div(M, MR) * MR) * (ceil_div(N, NR) * NR); }
 
-// An adapter's y can be narrow, 36 columns in slivers of 32. Where padding would waste much, yᵀ = bᵀ aᵀ is computed in
-// y's place: the same sums, with the short side in panels.
+// An adapter's y can be narrow, 36 columns in slivers of 32. Where padding would waste much and a's columns need no copy to be
+// slivers, yᵀ = bᵀ aᵀ is computed in y's place: the same sums, with the short side in panels.
 static void gemm(mat y, mat a, int a_across, mat b, int b_across, int K, real scale, enum mode mode)
 {
     int threads = omp_in_parallel() || (double)y.rows * y.cols * K < 1e6 ? 1 : omp_get_max_threads();
     product p = {y.p, y.ld, 1, a, b, a_across, b_across, y.rows, y.cols, K, MC, 1, 1, scale, NULL, mode};
-    if (padded(y.cols, y.rows) < 0.9 * padded(y.rows, y.cols))
+    if (a_across && padded(y.cols, y.rows) < 0.9 * padded(y.rows, y.cols))
         p = (product){y.p, 1, y.ld, b, a, b_across, a_across, y.cols, y.rows, K, MC, 1, 1, scale, NULL, mode};
     p.slivers = thread_buffer(1, (size_t)KC * (size_t)(ceil_div(p.N < NC ? p.N : NC, NR) * NR) + LANES);
     if (p.M < 4 * MR * threads) p.parts = threads;              // few rows: the threads share the columns,
@@ -486,7 +525,7 @@ void rope(mat x, dev_ints pos, mat table, int sign)
 
 // Attention, a block of query rows at a time: only (QUERIES, keys) scores of one head stand in memory per thread.
 //   S = q kᵀ/√d (causal),  P = softmax(S),  out = P v.   Kept: lse = log Σ exp(S), one number a row and head.
-enum { QUERIES = 64 };
+enum { QUERIES = 60 };
 
 static mat part_of(mat m, int row, int rows, int col, int cols)
 {
@@ -782,7 +821,7 @@ static const struct option { const char *name, *value; char kind; void *at; doub
     {"--compare",         "",       'f', &opt.compare,       0, 0, "every method side by side: CSV, table and plots"},
     {"--quick",           "",       'f', &opt.quick,         0, 0, "--compare with a fifth of the work"},
     {"--seeds",           "N",      'i', &opt.seeds,         1, 1000, "--compare with N seeds each, from --seed on, and their spread"},
-    {"--sweep-lr",        "",       'f', &opt.sweep_lr,      0, 0, "--compare at a quarter to four times --lr, too"},
+    {"--sweep-lr",        "",       'f', &opt.sweep_lr,      0, 0, "--compare at a quarter to sixteen times --lr, too"},
     {"--help",            "",       'f', &opt.help,          0, 0, "print this page"},
     {"--model",           "DIR",    's', &opt.model,         0, 0, "base model, a Hugging Face directory"},
     {"--init",            "CONFIG", 's', &opt.init,          0, 0, "start from random weights of this config.json (with --method full; tokenizer from --model)"},
@@ -2186,13 +2225,15 @@ static size_t would_train(config c, const char *label, int rank)
     return *m.refused ? 0 : m.trainable;
 }
 
+static int has_rank(const char *label) { return strcmp(label, "full") && strcmp(label, "frozen"); }
+
 // The rank at which a method's count comes nearest to Bone's at `rank`. mini, whose point is to have less, keeps its rank.
 static int matched_rank(config c, const char *label, int rank)
 {
     int most = c.dim < c.hidden ? c.dim : c.hidden, best = rank;
     double wanted = (double)would_train(c, "bone", rank), nearest = INFINITY;
     if (!strcmp(label, "biglora")) return most;                                       // at least the shorter side of every W
-    for (int r = 1; r <= most && strcmp(label, "mini") && strcmp(label, "full") && strcmp(label, "frozen"); r++) {
+    for (int r = 1; r <= most && strcmp(label, "mini") && has_rank(label); r++) {
         size_t n = would_train(c, label, r);
         if (n && fabs((double)n - wanted) < nearest) nearest = fabs((double)n - wanted), best = r;
     }
@@ -2223,7 +2264,7 @@ static cell *plan_cells(config c, int steps)
         for (int r = ceil_div(opt.rank, 4), before = 0, rank; r <= 2 * opt.rank; r *= 2, before = rank)
             if ((rank = matched_rank(c, ranked[i], r)) != before) add_cell(&list, c, RANKS, ranked[i], rank, opt.seed, opt.lr, steps);
     for (int i = 0; i <= METHODS && opt.sweep_lr; i++)
-        for (double lr = opt.lr / 4; lr < 5 * opt.lr; lr *= 2) {
+        for (double lr = opt.lr / 4; lr < 20 * opt.lr; lr *= 2) {
             const char *label = i < METHODS ? methods[i].name : "biglora";
             add_cell(&list, c, SWEEP, label, matched_rank(c, label, opt.rank), opt.seed, lr, steps);
         }
@@ -2328,7 +2369,7 @@ static void write_table(FILE *f, const cell *list, enum part part, const char *t
     for (int k = 0; k < RESULTS; k++) fputs("--:|", f);
     for (const cell *c = list; c < list + arrlen(list); c++) {
         if (c->part != part || (part == MAIN && c->seed != opt.seed)) continue;
-        fprintf(f, "\n| %s | %d | %.0f |", c->label, c->rank, c->trains);
+        fprintf(f, "\n| %s | %.0d | %.0f |", c->label, has_rank(c->label) ? c->rank : 0, c->trains);      // %.0d of 0 is nothing
         for (int k = 0; k < RESULTS; k++) print_result(f, list, c, k);
         const cell *best = c;
         for (const cell *o = list; o < list + arrlen(list) && sweep; o++)
@@ -2385,7 +2426,7 @@ static void run_compare(int argc, char **argv)
     fputs("part,method,rank,trains,seed,lr,steps,step,loss,grad_norm,tok_per_s\n", csv);
     sigaction(SIGINT, &(struct sigaction){.sa_handler = on_signal}, NULL);       // without SA_RESTART: they end the wait for a cell
     sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal}, NULL);
-    int steps = opt.steps ? opt.steps : opt.quick ? 10 : 50, n;
+    int steps = opt.steps ? opt.steps : opt.quick ? 8 : 50, n;
     cell *list = plan_cells(open_config(), steps);
     double all = 0, done = 0, worked = 0, start = seconds();
     for (int i = 0; i < (n = (int)arrlen(list)); i++) all += list[i].steps + 20;      // evaluation counts as 20 steps

@@ -1,11 +1,14 @@
 """Beside PEFT: the same steps by ./train and by transformers + PEFT, one after the other on the same machine.
 
-    python3 dev/bench_peft.py MODEL_DIR... [--batch 4 --seq 256 --threads 2 --steps 6]     (needs torch, transformers, peft)
+    python3 dev/bench_peft.py MODEL_DIR... [--data ROWS.jsonl] [--batch 4 --seq 256 --threads 2 --steps 6]     (needs torch, transformers, peft)
 
-Both read the same model directory and the same rows in the same order, feed --seq tokens of each of --batch rows, and do
-the whole step: forward, backward, clipping, AdamW. Losses of the first step stand beside each other, so that it is seen
-that both do the same work. Speed is that of the fastest step after the first (neighbours on the machine only ever slow one
-down), memory the peak of resident memory. Each run has a process of its own.
+Both read the same model directory and the same rows in the same order and do the whole step: forward, backward, clipping,
+AdamW. Losses of the first step stand beside each other, so that it is seen that both do the same work. Without --data every
+row has --seq tokens and learns each of them. With it, rows ({"question", "answer"} and the like) are put into the prompt and
+only the answer is learnt, as in real fine-tuning; the peer pads them to the longest of the batch, as transformers' collator does.
+
+Speed counts the rows' own tokens over all steps but the first, memory is the peak of resident memory. Each run has a process
+of its own.
 """
 import argparse
 import json
@@ -35,7 +38,7 @@ def peer(args):
     import transformers
     torch.set_num_threads(args.threads)
     clock = time.process_time if args.threads == 1 else time.perf_counter        # as dev/bench.c: neighbours do not count then
-    rows = torch.tensor(json.load(open(args.rows)))
+    rows = json.load(open(args.peer))
     torch.manual_seed(1)
     model = transformers.AutoModelForCausalLM.from_pretrained(args.model[0], dtype=torch.float32)
     if args.method != "full":
@@ -45,10 +48,14 @@ def peer(args):
     optimiser = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0)
     seconds, losses = [], []
     for step in range(args.steps):
+        batch = rows[step * args.batch:(step + 1) * args.batch]
+        pad = torch.nn.utils.rnn.pad_sequence
+        ids = pad([torch.tensor(row["ids"]) for row in batch], batch_first=True)
+        labels = pad([torch.tensor([-100] * row["prompt"] + row["ids"][row["prompt"]:]) for row in batch], batch_first=True, padding_value=-100)
+        mask = pad([torch.ones(len(row["ids"]), dtype=torch.long) for row in batch], batch_first=True)
         start = clock()
-        ids = rows[step * args.batch:(step + 1) * args.batch]
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        logits = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1] if mask.min() == 0 else None, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
@@ -56,8 +63,8 @@ def peer(args):
         losses.append(loss.item())
         seconds.append(clock() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"tok_per_s": args.batch * args.seq / min(seconds[1:]), "peak": peak, "loss": losses[0],
-                      "trained": sum(p.numel() for p in trained)}))
+    fed = sum(len(row["ids"]) - 1 for row in rows[args.batch:args.steps * args.batch])
+    print(json.dumps({"tok_per_s": fed / sum(seconds[1:]), "peak": peak, "loss": losses[0]}))
 
 
 def peak_of(command, **options):
@@ -76,19 +83,43 @@ def ours(args, model, method, rank, text, folder):
                        "--seq", str(args.seq + 1), "--steps", str(args.steps), "--lr", "1e-4", "--schedule", "constant", "--no-shuffle",
                        "--threads", str(args.threads), "--log", log, "--out", os.path.join(folder, "out")])
     steps = [json.loads(line) for line in open(log)]
-    return {"tok_per_s": max(s["tok_per_s"] for s in steps[1:]), "peak": peak, "loss": steps[0]["loss"]}
+    steps, first = [s for s in steps[1:] if "loss" in s], steps[0]
+    return {"tok_per_s": sum(s["tokens"] for s in steps) / sum(s["tokens"] / s["tok_per_s"] for s in steps), "peak": peak, "loss": first["loss"]}
+
+
+PROMPT = ("Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+          "### Instruction:\n{}\n\n### Response:")
+
+
+def tokens_of(texts, model, folder):
+    """The ids that ./train's tokenizer makes of each text, no BOS."""
+    path = os.path.join(folder, "texts.jsonl")
+    with open(path, "w") as f:
+        f.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    lines = subprocess.run(["./train", "--tokenize", path, "--model", model], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def write_rows(args, model, folder):
-    """--steps batches of long texts for ./train, and the ids that its tokenizer makes of them for the peer."""
-    words = open("README.md").read().split()
-    text, ids = os.path.join(folder, "rows.jsonl"), os.path.join(folder, "ids.json")
-    with open(text, "w") as f:
-        for i in range(args.steps * args.batch):
-            f.write(json.dumps({"text": " ".join(words[(37 * i + j) % len(words)] for j in range(2 * args.seq))}) + "\n")
-    lines = subprocess.run(["./train", "--tokenize", text, "--model", model], capture_output=True, text=True, check=True).stdout.splitlines()
-    json.dump([[1] + json.loads(line)[:args.seq] for line in lines], open(ids, "w"))
-    return text, ids
+    """--steps batches of rows for ./train, and for the peer their ids and how many of them are the prompt."""
+    rows, ids = os.path.join(folder, "rows.jsonl"), os.path.join(folder, "ids.json")
+    n = args.steps * args.batch
+    if args.data:
+        lines = open(args.data).read().splitlines()[:n]
+        pairs = [next((PROMPT.format(row[a]), row[b]) for a, b in (("question", "answer"), ("query", "response"), ("instruction", "output")) if a in row)
+                 for row in map(json.loads, lines)]
+        prompts = [1 + len(t) for t in tokens_of([p for p, _ in pairs], model, folder)]
+        kept = [{"ids": ([1] + t + [2])[:args.seq + 1], "prompt": p} for t, p in zip(tokens_of([p + a for p, a in pairs], model, folder), prompts)]
+    else:
+        words = open("README.md").read().split()
+        texts = [" ".join(words[(37 * i + j) % len(words)] for j in range(2 * args.seq)) for i in range(n)]
+        lines = [json.dumps({"text": text}) for text in texts]
+        kept = [{"ids": ([1] + t)[:args.seq + 1], "prompt": 1} for t in tokens_of(texts, model, folder)]
+    open(rows, "w").write("\n".join(lines) + "\n")
+    json.dump(kept, open(ids, "w"))
+    fed, learnt = sum(len(r["ids"]) - 1 for r in kept), sum(len(r["ids"]) - r["prompt"] for r in kept)
+    print(f"{model}: {n} rows of {fed / n:.0f} tokens, {100 * learnt / fed:.0f} % of them learnt", flush=True)
+    return rows, ids
 
 
 def main():
@@ -97,17 +128,18 @@ def main():
     for name, default in (("batch", 4), ("seq", 256), ("threads", 2), ("steps", 6), ("rank", 0)):
         parser.add_argument("--" + name, type=int, default=default)
     parser.add_argument("--method")
-    parser.add_argument("--rows")
+    parser.add_argument("--data")
+    parser.add_argument("--peer", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.rows:
+    if args.peer:
         return peer(args)
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     environment.pop("OPENBLAS_CORETYPE", None)
-    print(f"batch {args.batch}, {args.seq} tokens a row, {args.threads} threads, float32; each ratio is ours over PEFT's")
+    print(f"batch {args.batch}, rows of up to {args.seq} tokens, {args.threads} threads, float32; each ratio is ours over PEFT's")
     for model in args.model:
-        print(f"{model}\n{'method':8} {'rank':>4} {'tok/s':>8} {'PEFT':>8} {'ratio':>6}   {'peak MB':>8} {'PEFT':>8} {'ratio':>6}   {'loss':>9} {'PEFT':>9}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             text, ids = write_rows(args, model, folder)
+            print(f"{'method':8} {'rank':>4} {'tok/s':>8} {'PEFT':>8} {'ratio':>6}   {'peak MB':>8} {'PEFT':>8} {'ratio':>6}   {'loss':>9} {'PEFT':>9}", flush=True)
             config = json.load(open(os.path.join(model, "config.json")))
             for method, rank in METHODS:
                 if method.startswith("bat") and config["hidden_size"] % rank:
@@ -116,7 +148,7 @@ def main():
                 if args.method and (method, rank) != (args.method, args.rank or rank):
                     continue
                 # bat-row has no peer: it stands beside PEFT's bat of the same rank
-                command = [sys.executable, __file__, model, "--rows", ids, "--method", method.removesuffix("-row"), "--rank", str(rank)]
+                command = [sys.executable, __file__, model, "--peer", ids, "--method", method.removesuffix("-row"), "--rank", str(rank)]
                 for name in ("batch", "seq", "threads", "steps"):
                     command += ["--" + name, str(getattr(args, name))]
                 b = json.loads(peak_of(command, env=environment)[0].splitlines()[-1])

@@ -62,7 +62,7 @@ set output ARG1."/cost.png"
 unset logscale
 unset key
 unset xlabel
-set offsets 0, 0, 0, 0
+set offsets 0, 0, graph 0.05, 0
 set xtics rotate by 55 right () scale 0
 set for [i = 1:words(methods)] xtics add (word(methods, i) i)
 set style fill solid

@@ -60,7 +60,9 @@ swiglu: sign                 | train.c    | s/(1 + g\[c\] \* (1 - sigma))/(1 - g
 cross-entropy: no label      | train.c    | /z\[labels\[n\]\] -= (real)scale/d                                | ops         |
 magnitude: half of dq        | train.c    | s/(2 \* q \* root)/(4 * q * root)/                                | ops         |
 broadcast: row for column    | train.c    | s/gn\[rows ? 0 : c\]/gn[0]/                                       | ops         |
-matmul: last rows            | train.c    | s/i1 - i < MR ? i1 - i : MR, left/MR, left/                       | matmul      |
+matmul: last rows            | train.c    | s/p->M - i < MR ? p->M - i : MR/MR/                                | matmul      |
+matmul: b in place, stride   | train.c    | s/, bk = p->b.ld;/;/                                              | matmul      |
+matmul: a in place, part of K | train.c   | s/kernel(tile, (real \*)at(p->a, i, k0), p->a.ld/kernel(tile, (real *)at(p->a, i, 0), p->a.ld/ | matmul |
 matmul: later parts of K     | train.c    | s/p->scale, k0 ? ADD : p->mode)/p->scale, p->mode)/               | matmul      |
 adamw: no correction         | train.c    | s/root = (wide)sqrt(1 - pow(0.999, t))/root = 1/                  | adamw       |
 overwrite, not accumulate    | adapters.h | s/matmul_tn(l->dA, dh, x, 1, ADD)/matmul_tn(l->dA, dh, x, 1, SET)/ | twice      |
