@@ -145,7 +145,7 @@ extern "C" dev dev_alloc(size_t bytes)
 extern "C" void dev_free(dev p) { check(cudaFree(p), "freeing memory"); }
 
 // Work space of the ops. A run reserves what its steps need (section 7); an op that needs more, outside of a run, makes it grow.
-enum { FACTOR_A, FACTOR_B, HOST, SCORES, WEIGHTS, DWEIGHTS, DSCORES, SUMS_OF_ROWS, BUFFERS };
+enum { FACTOR_A, FACTOR_B, HOST, SCORES, SOFTMAX, DSOFTMAX, DSCORES, SUMS_OF_ROWS, BUFFERS };
 static struct { void *p; size_t bytes; } buffers[BUFFERS];
 
 static void resize(int which, size_t bytes)
@@ -347,7 +347,7 @@ __device__ static inline wide inverse_rms(const real *x, int C, wide eps)
     return 1 / sqrt(block_sum(sum) / C + eps);
 }
 
-// s[c] = Σ_j x[j·r + c] of a row x that this block has just written: read back from the cache, rounded as it is stored.
+// Σ_j x[j·r + c] over the shards of a row.
 __device__ static inline wide shard_at(const real *x, int C, int r, int c)
 {
     wide sum = 0;
@@ -355,6 +355,7 @@ __device__ static inline wide shard_at(const real *x, int C, int r, int c)
     return sum;
 }
 
+// s = all of them, of a row x that this block has just written: read back from the cache, rounded as it is stored.
 __device__ static inline void shards_of_row(real *s, int r, const real *x, int C)
 {
     __syncthreads();                                            // other threads wrote most of x
@@ -478,7 +479,7 @@ extern "C" void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, 
         for (int q0 = 0; q0 < spans[i].nq; q0 += QUERIES) {
             query_block b = queries_at(spans[i], q0);
             mat K = heads_of(k, spans[i].k, b.keys, 0, 1, d), V = heads_of(v, spans[i].k, b.keys, 0, 1, d);
-            mat S = scores(SCORES, TYPE_OF(wide), K.batch, b.n, b.keys), P = scores(WEIGHTS, TYPE_OF(real), K.batch, b.n, b.keys);
+            mat S = scores(SCORES, TYPE_OF(wide), K.batch, b.n, b.keys), P = scores(SOFTMAX, TYPE_OF(real), K.batch, b.n, b.keys);
             for (int g = 0; g < group; g++) {
                 matmul_nt(S, heads_of(q, b.row, b.n, g, group, d), K, 1 / sqrt((double)d), SET);        // S = q kᵀ/√d
                 RUN(softmax_kernel, dim3(b.n, K.batch), THREADS, P, S, lse, b.row, b.before, g, group);  // P = softmax(S)
@@ -515,8 +516,8 @@ extern "C" void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat 
         for (int q0 = 0; q0 < spans[i].nq; q0 += QUERIES) {
             query_block b = queries_at(spans[i], q0);
             mat K = heads_of(k, spans[i].k, b.keys, 0, 1, d), V = heads_of(v, spans[i].k, b.keys, 0, 1, d);
-            mat S = scores(SCORES, TYPE_OF(wide), K.batch, b.n, b.keys), P = scores(WEIGHTS, TYPE_OF(real), K.batch, b.n, b.keys);
-            mat dP = scores(DWEIGHTS, TYPE_OF(wide), K.batch, b.n, b.keys), dS = scores(DSCORES, TYPE_OF(real), K.batch, b.n, b.keys);
+            mat S = scores(SCORES, TYPE_OF(wide), K.batch, b.n, b.keys), P = scores(SOFTMAX, TYPE_OF(real), K.batch, b.n, b.keys);
+            mat dP = scores(DSOFTMAX, TYPE_OF(wide), K.batch, b.n, b.keys), dS = scores(DSCORES, TYPE_OF(real), K.batch, b.n, b.keys);
             for (int g = 0; g < group; g++) {
                 mat Q = heads_of(q, b.row, b.n, g, group, d), O = heads_of(out, b.row, b.n, g, group, d), dO = heads_of(dout, b.row, b.n, g, group, d);
                 matmul_nt(S, Q, K, scale, SET);
@@ -750,8 +751,8 @@ extern "C" size_t dev_reserve(needs n, int take)
     size_t bytes[BUFFERS] = {}, all = 0, score = (size_t)n.heads * (n.keys < QUERIES ? n.keys : QUERIES) * score_row(n.keys);
     bytes[FACTOR_A] = bytes[FACTOR_B] = (sizeof(real) == 2 ? n.trained : n.weight) * sizeof(real);
     bytes[HOST] = n.fetched * sizeof(wide);
-    bytes[SCORES] = score * sizeof(wide), bytes[WEIGHTS] = score * sizeof(real);
-    if (n.train) bytes[DWEIGHTS] = score * sizeof(wide), bytes[DSCORES] = score * sizeof(real);
+    bytes[SCORES] = score * sizeof(wide), bytes[SOFTMAX] = score * sizeof(real);
+    if (n.train) bytes[DSOFTMAX] = score * sizeof(wide), bytes[DSCORES] = score * sizeof(real);
     if (n.tokens) bytes[SUMS_OF_ROWS] = n.tokens * sizeof(wide) > (SUMS + 1) * sizeof(double) ? n.tokens * sizeof(wide) : (SUMS + 1) * sizeof(double);
     for (int i = 0; i < BUFFERS; i++) {
         all += bytes[i];

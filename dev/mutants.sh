@@ -85,7 +85,7 @@ GPU attention: dropped Δ     | train.cu   | s/pc \* (dp\[c\] - delta)/pc * dp[c
 GPU attention: wrong head of a group | train.cu | s/head + h \* step/head * step + h/                          | gpu-ops     | forward
 GPU attention: keys of the first block | train.cu   | s/before = s.nk - s.nq + q0/before = s.nk - s.nq/                 | gpu-ops     | forward
 GPU attention: last rows     | train.cu   | s/s.nq - q0 < QUERIES ? s.nq - q0 : QUERIES, before/s.nq < QUERIES ? s.nq : QUERIES, before/ | gpu-ops | forward
-GPU attention: scores twice in one slot | train.cu | s/dP = scores(DWEIGHTS,/dP = scores(SCORES,/                           | gpu-ops     | forward
+GPU attention: scores twice in one slot | train.cu | s/dP = scores(DSOFTMAX,/dP = scores(SCORES,/                           | gpu-ops     | forward
 GPU cross-entropy: no label  | train.cu   | s/ - (c == label)//                                               | gpu-ops     | forward
 GPU cross-entropy: sum not corrected | train.cu | s/if (x > mine) sum \*= exp(mine - x), mine = x/if (x > mine) mine = x/ | gpu-ops | forward
 GPU rope: neighbours, not halves | train.cu | s/+ i, \*b = a + half/+ 2 * i, *b = a + 1/                       | gpu-ops     | forward
