@@ -82,20 +82,20 @@ build/test_f32 build/test_f64: test_all.c $(SOURCES) Makefile
 	@mkdir -p build
 	$(CC) $(FLAGS) -O2 $(if $(findstring f64,$@),-DDOUBLE) test_all.c tokenizer.c -o $@ $(LDLIBS)
 
-# The tests' two halves: the CPU's keeps everything but main to itself.
-build/cpu_half_%.o: test_all.c $(SOURCES) Makefile
+# The tests' two halves: the CPU's computes in double, whatever the GPU's does, and keeps everything but main to itself.
+build/cpu_half.o: test_all.c $(SOURCES) Makefile
 	@mkdir -p build
-	$(CC) $(FLAGS) -O2 $(filter-out -DBFLOAT16,$(REAL_$*)) -c test_all.c -o $@
+	$(CC) $(FLAGS) -O2 -DDOUBLE -c test_all.c -o $@
 	objcopy --keep-global-symbol=main $@
 
 build/gpu_half_%.o: test_all.c $(SOURCES) Makefile
 	@mkdir -p build
 	$(CC) $(FLAGS) -O2 -Wno-unused-function $(REAL_$*) -DCUDA -c test_all.c -o $@
 
-build/test_emu_%: build/cpu_half_%.o build/gpu_half_%.o build/emu_%.o build/tokenizer.o
+build/test_emu_%: build/cpu_half.o build/gpu_half_%.o build/emu_%.o build/tokenizer.o
 	$(CXX) -fopenmp $^ -o $@ $(LDLIBS)
 
-build/test_cuda_%: build/cpu_half_%.o build/gpu_half_%.o build/cuda_%.o build/tokenizer.o
+build/test_cuda_%: build/cpu_half.o build/gpu_half_%.o build/cuda_%.o build/tokenizer.o
 	$(NVCC) $^ -o $@ -lcublas -lgomp $(LDLIBS)
 
 build/test_cuda_on_cpu: dev/test_cuda_on_cpu.cpp dev/cuda_on_cpu.h Makefile
@@ -125,10 +125,10 @@ test: found train train_emu $(if $(NVCC),train_cuda) $(TESTS)
 	awk '{p += $$1; f += $$3; s += $$5} END {print p " passed, " f " failed, " s " skipped"; exit f > 0}' build/test.log
 
 ASAN = -fsanitize=address,undefined -fno-sanitize-recover=all
-build/asan_emu_%: build/cpu_half_%.o build/tokenizer.o test_all.c train.cu dev/cuda_on_cpu.h Makefile
+build/asan_emu_%: build/cpu_half.o build/tokenizer.o test_all.c train.cu dev/cuda_on_cpu.h Makefile
 	$(CC) $(FLAGS) -O1 $(ASAN) -Wno-unused-function $(REAL_$*) -DCUDA -c test_all.c -o $@.gpu_half.o
 	$(CXX) $(EMUFLAGS) -O1 $(ASAN) $(REAL_$*) -c train.cu -o $@.emu.o
-	$(CXX) $(ASAN) -fopenmp build/cpu_half_$*.o $@.gpu_half.o $@.emu.o build/tokenizer.o -o $@ $(LDLIBS)
+	$(CXX) $(ASAN) -fopenmp build/cpu_half.o $@.gpu_half.o $@.emu.o build/tokenizer.o -o $@ $(LDLIBS)
 
 VALGRIND = valgrind -q --error-exitcode=99 build/valgrind_train
 sanitize: found

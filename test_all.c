@@ -456,7 +456,7 @@ static snapshot *results_of(const char *what, int recompute, const snapshot *oth
     p.recompute = recompute;
     model *m = open_small(p, 0);
     dice = (rng){42};
-    shake(m, 0.2, &dice);
+    shake(m, 0.1, &dice);               // twice as far, dora's gradients turn an error of 1 in the last place into 200: more than floats can be held to
     batch b = small_batch(0, 3);
     snapshot *list = snapshots_of_step(m, &b, other);
     batch_free(&b), close_small(m);

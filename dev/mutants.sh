@@ -105,7 +105,7 @@ GPU AdamW: no decay          | train.cu   | s/w\[i\] \* shrink/w[i]/            
 build() { # directory, file: compiles the double tests of the sources in it; where train.cu is changed, that file alone
     if [ "$2" = train.cu ]; then
         ${CXX:-c++} -std=c++17 -O1 -w -fopenmp -DDOUBLE -I. -x c++ -c "$1/train.cu" -o "$1/emu.o" &&
-        ${CXX:-c++} -fopenmp build/cpu_half_f64.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -lcjson -lm
+        ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -lcjson -lm
     else
         ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DDOUBLE "$1/test_all.c" "$1/tokenizer.c" -o "$1/test" -lcjson -lm
     fi
@@ -124,7 +124,7 @@ try() { # index, what, file, expression, test, method or order
     rm -rf "$dir"
 }
 
-make -s build/cpu_half_f64.o build/gpu_half_f64.o build/tokenizer.o
+make -s build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o
 trim() { local s="${1#"${1%%[! ]*}"}"; echo "${s%"${s##*[! ]}"}"; }
 i=0
 while IFS='|' read -r what file expression test method; do
