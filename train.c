@@ -75,7 +75,8 @@ static inline vec pick_lanes(vec a, vec b, lanes from)
 #endif
 
 // tile = Σ_k panel[k] sliver[k]ᵀ: panel[k][i] is a[i·ai + k·ak], sliver[k] are the NR numbers at b[k·bk]. The compiler keeps
-// tile in registers and fuses each line into multiply-adds.
+// tile in registers and fuses each line into multiply-adds. Rows that lie apart are reached from a pointer to every third of
+// them, +0, +ai and +2 ai: an address that one instruction can hold. Twelve offsets would not fit into the registers, hence the asm.
 static inline void kernel(vec tile[MR][2], const real *a, size_t ai, size_t ak, const real *b, size_t bk, int K)
 {
     vec t[MR][2] = {0};
@@ -176,7 +177,7 @@ static inline void pack(real *out, mat m, int across, int first, int k0, int K, 
             #pragma GCC unroll 16
             for (int j = 0; j < LANES; j++) {
                 const real *part = line[i + j < width ? i + j : i] + k;
-                __builtin_prefetch(part + (size_t)width * m.ld);
+                __builtin_prefetch(part + (size_t)width * m.ld);        // the same place in the next sliver
                 square[j] = *(const loose_vec *)part;
             }
             transpose(square);
