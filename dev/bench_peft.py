@@ -19,6 +19,8 @@ import sys
 import tempfile
 import time
 
+from make_data import PROMPT
+
 METHODS = [("lora", 18), ("lora", 36), ("pissa", 18), ("pissa", 36), ("bone", 32), ("bone", 64), ("bat", 32), ("bat", 64),
            ("bat-row", 32), ("bat-row", 64), ("full", 1)]
 
@@ -85,10 +87,6 @@ def ours(args, model, method, rank, text, folder):
     return {"tok_per_s": max(s["tok_per_s"] for s in steps[1:]), "peak": peak, "loss": steps[0]["loss"]}
 
 
-PROMPT = ("Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-          "### Instruction:\n{}\n\n### Response:")
-
-
 def tokens_of(texts, model, folder):
     """The ids that ./train's tokenizer makes of each text, no BOS."""
     path = os.path.join(folder, "texts.jsonl")
@@ -104,7 +102,7 @@ def write_rows(args, model, folder):
     n = args.batch
     if args.data:
         lines = open(args.data).read().splitlines()[:n]
-        pairs = [next((PROMPT.format(row[a]), row[b]) for a, b in (("question", "answer"), ("query", "response"), ("instruction", "output")) if a in row)
+        pairs = [next((PROMPT.format(question=row[a], answer=""), row[b]) for a, b in (("question", "answer"), ("query", "response"), ("instruction", "output")) if a in row)
                  for row in map(json.loads, lines)]
         prompts = [1 + len(t) for t in tokens_of([p for p, _ in pairs], model, folder)]
         kept = [{"ids": ([1] + t + [2])[:args.seq + 1], "prompt": p} for t, p in zip(tokens_of([p + a for p, a in pairs], model, folder), prompts)]

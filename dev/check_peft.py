@@ -19,8 +19,8 @@ import sentencepiece
 import torch
 import transformers
 
-PROMPT = ("Below is an instruction that describes a task. Write a response that appropriately completes the request."
-          "\n\n### Instruction:\n{}\n\n### Response:")
+from make_data import PROMPT
+
 METHODS = ["lora", "rslora", "lora+", "dora", "pissa", "olora", "lora-ga", "bone", "mini", "bat"]      # those PEFT has a format for
 TOLERANCE = 1e-5
 
@@ -29,7 +29,7 @@ def read_rows(path, tokenizer, count, longest):
     rows = []
     for line in list(open(path))[:count]:
         row = json.loads(line)
-        prompt = PROMPT.format(row["question"])
+        prompt = PROMPT.format(question=row["question"], answer="")
         ids = [tokenizer.bos_id()] + tokenizer.encode(prompt + row["answer"]) + [tokenizer.eos_id()]
         rows.append((ids[:longest], min(1 + len(tokenizer.encode(prompt)), longest)))
     return [row for row in rows if len(row[0]) > row[1]]

@@ -28,6 +28,8 @@ from peft.tuners.lora.config import LoraGAConfig
 from peft.tuners.lora.loraga import preprocess_loraga
 from transformers.models.llama import modeling_llama
 
+from make_data import PROMPT
+
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden")
 STEPS, WARMUP, RATE, CLIP = 8, 2, 5e-3, 0.5
 ROWS = [([1, 5, 3, 12, 7, 30, 2], 3), ([1, 9, 4, 4, 11, 22, 0, 8, 6, 17, 2], 4), ([1, 10, 28, 2], 1)]       # ids, prompt
@@ -261,9 +263,6 @@ def bundled_tokenizer():
     json.dump(rows, open(os.path.join(HERE, "tokenizer.json"), "w"), indent=None)
 
 
-PROMPT = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n### Instruction:\n{}\n\n### Response:"
-
-
 def bf16_errors():
     """Full fine-tuning of base/ on the first two rows of data/train.jsonl. Right padding that no label and no mask sees adds nothing."""
     import sentencepiece
@@ -271,7 +270,7 @@ def bf16_errors():
     tokenizer = sentencepiece.SentencePieceProcessor(os.path.join(root, "base", "tokenizer.model"))
     with open(os.path.join(root, "data", "train.jsonl")) as file:
         rows = [json.loads(next(file)) for _ in range(2)]
-    prompts = [PROMPT.format(row["question"]) for row in rows]
+    prompts = [PROMPT.format(question=row["question"], answer="") for row in rows]
     ids = [[tokenizer.bos_id()] + tokenizer.encode(prompt + row["answer"]) + [tokenizer.eos_id()] for prompt, row in zip(prompts, rows)]
     starts = [1 + len(tokenizer.encode(prompt)) for prompt in prompts]
     padded = lambda rows, value: torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
