@@ -837,6 +837,16 @@ static needs needs_of(const model *m)
     return n;
 }
 
+// All memory of a model, once it lies there: every block, the ops' own work space, and the base.
+static inline double planned_bytes(const model *m)
+{
+    double bytes = 3 * (double)m->used[PARAM] * sizeof(wide) + (double)dev_reserve(needs_of(m), 0);
+    for (int k = NORM; k < KINDS; k++) bytes += (double)m->used[k] * (double)dtypes[type_of_kind((enum kind)k)].size;
+    for (int i = 0; i < arrlen(m->tensors); i++)
+        if (m->tensors[i].kind == BASE) bytes += (double)elements(*m->tensors[i].at) * (double)dtypes[m->tensors[i].at->type].size;
+    return bytes;
+}
+
 static dev device_block(size_t bytes, const char *what)
 {
     dev p = dev_alloc(bytes);

@@ -205,16 +205,6 @@ static dataset random_rows(int vocab)
     return d;
 }
 
-// All that will be resident: the base in its file's dtype, mapped, and every block.
-static double planned_bytes(const model *m)
-{
-    double bytes = 3 * (double)m->used[PARAM] * sizeof(wide);
-    for (int k = NORM; k < KINDS; k++) bytes += (double)m->used[k] * (double)dtypes[type_of_kind((enum kind)k)].size;
-    for (int i = 0; i < arrlen(m->tensors); i++)
-        if (m->tensors[i].kind == BASE) bytes += size_of(*m->tensors[i].at);
-    return bytes;
-}
-
 static void no_progress(int done, int of) { (void)done, (void)of; }
 
 static void measure_steps(void)

@@ -79,15 +79,6 @@ static batch random_batch(const config *c, int count, int seq)
     return b;
 }
 
-static double planned_bytes(const model *m)
-{
-    double bytes = 3 * (double)m->used[PARAM] * sizeof(wide) + (double)dev_reserve(needs_of(m), 0);
-    for (int k = NORM; k < KINDS; k++) bytes += (double)m->used[k] * (double)dtypes[type_of_kind((enum kind)k)].size;
-    for (int i = 0; i < arrlen(m->tensors); i++)
-        if (m->tensors[i].kind == BASE) bytes += (double)elements(*m->tensors[i].at) * (double)dtypes[BF16].size;
-    return bytes;
-}
-
 static void measure(const struct shape_row *s, int method_row, int batch_rows, int seq, double rate)
 {
     enum { STEPS = 5 };
