@@ -56,6 +56,7 @@ typedef struct {
     size_t ld;                  // elements from one row to the next
     int batch;                  // how many matrices …
     size_t stride;              // … and the elements from one to the next
+    size_t room;                // elements from p to the end of its memory, which no view may leave
 } mat;
 
 /* One sequence: query rows q … q+nq-1 look at key rows k … k+nk-1, causally; the last query sees every key.
@@ -273,24 +274,46 @@ static void narrow(void *out, enum dtype type, const wide *x, size_t n)
 static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 static inline size_t elements(mat m) { return (size_t)m.batch * (size_t)m.rows * (size_t)m.cols; }
 
-// Views of a matrix.
+// Views of a matrix. None leaves the memory of the matrix it was taken from: a wrong plan ends here, not in somebody else's numbers.
+static inline mat view(mat m)
+{
+    size_t end = elements(m) ? (size_t)(m.batch - 1) * m.stride + (size_t)(m.rows - 1) * m.ld + (size_t)m.cols : 0;
+    if (m.p && end > m.room) die("a view of %d times (%d, %d) needs %zu numbers, its memory has %zu", m.batch, m.rows, m.cols, end, m.room);
+    return m;
+}
+
+static inline mat offset(mat m, size_t n)                      // begins n elements later
+{
+    if (!m.p) return m;
+    if (n > m.room) die("a view begins at number %zu of a memory that has %zu", n, m.room);
+    m.p = (char noderef *)m.p + n * dtypes[m.type].size;
+    m.room -= n;
+    return m;
+}
+
 static inline mat rows_of(mat m, int first, int n)             // rows first … first+n-1
 {
-    if (m.p) m.p = (char noderef *)m.p + (size_t)first * m.ld * dtypes[m.type].size;
+    m = offset(m, (size_t)first * m.ld);
     m.rows = n;
-    return m;
+    return view(m);
 }
 
 static inline mat column_blocks(mat m, int r)                  // (N, in) as in/r matrices (N, r) side by side
 {
-    m.batch = m.cols / r, m.cols = r, m.stride = (size_t)r;
-    return m;
+    m.batch = m.cols / r;
+    m.cols = r;
+    m.stride = (size_t)r;
+    return view(m);
 }
 
 static inline mat shaped(mat m, int batch, int rows, int cols) // the same memory, front to back, in another shape
 {
-    m.batch = batch, m.rows = rows, m.cols = cols, m.ld = (size_t)cols, m.stride = (size_t)rows * (size_t)cols;
-    return m;
+    m.batch = batch;
+    m.rows = rows;
+    m.cols = cols;
+    m.ld = (size_t)cols;
+    m.stride = (size_t)rows * (size_t)cols;
+    return view(m);
 }
 
 /* ---- 4  config.json ---------------------------------------------------------------------------------------- */
@@ -425,8 +448,9 @@ static const char *shape_text(shape s, char text[64])
 static mat mat_of(dev p, enum dtype type, shape s)
 {
     int d = s.n[2] ? 3 : s.n[1] ? 2 : 1;
-    mat m = {p, type, d > 1 ? s.n[d - 2] : 1, s.n[d - 1], (size_t)s.n[d - 1], d > 2 ? s.n[0] : 1, 0};
+    mat m = {p, type, d > 1 ? s.n[d - 2] : 1, s.n[d - 1], (size_t)s.n[d - 1], d > 2 ? s.n[0] : 1, 0, 0};
     m.stride = (size_t)m.rows * m.ld;
+    m.room = elements(m);
     return m;
 }
 
@@ -945,14 +969,31 @@ typedef struct {
     int *ids, *pos;             // (tokens): what is read, and its place in its sequence
     int *target_row, *label;    // (targets): the row that predicts, and the token it should predict
     span *spans;                // (rows)
+    int cached;                 // generation: keys and values join the cache, and the spans' keys are rows of it
 } batch;
+
+// A micro-batch reads and writes nothing beyond what the plan has memory for.
+static void batch_check(const model *m, const batch *b)
+{
+    int ok = b->tokens <= m->p.tokens, keys = b->cached ? m->p.cache_rows : b->tokens;
+    if (!ok) die("a micro-batch of %d tokens exceeds the plan of %d", b->tokens, m->p.tokens);
+    for (int i = 0; i < b->tokens; i++)
+        ok &= b->ids[i] >= 0 && b->ids[i] < m->c.vocab && b->pos[i] >= 0 && b->pos[i] < m->p.positions;
+    for (int i = 0; i < b->targets; i++)
+        ok &= b->target_row[i] >= 0 && b->target_row[i] < b->tokens && b->label[i] >= 0 && b->label[i] < m->c.vocab;
+    for (int i = 0; i < b->rows; i++) {
+        span s = b->spans[i];
+        ok &= s.q >= 0 && s.nq >= 0 && s.q + s.nq <= b->tokens && s.k >= 0 && s.nq <= s.nk && s.k + s.nk <= keys;
+    }
+    if (!ok) die("a micro-batch holds an id, a position or a row that the plan has no place for");
+}
 
 // Copies the micro-batch to the device and gives every activation its N rows.
 static void batch_enter(model *m, const batch *b)
 {
-    if (b->tokens > m->p.tokens) die("a micro-batch of %d tokens exceeds the plan of %d", b->tokens, m->p.tokens);
+    batch_check(m, b);
     for (int i = 0; i < arrlen(m->tensors); i++)
-        if (m->tensors[i].kind == ACT || m->tensors[i].kind == STAT) m->tensors[i].at->rows = b->tokens;
+        if (m->tensors[i].kind == ACT || m->tensors[i].kind == STAT) *m->tensors[i].at = rows_of(*m->tensors[i].at, 0, b->tokens);
     put_ints(m->ids, b->ids, (size_t)b->tokens);
     put_ints(m->pos, b->pos, (size_t)b->tokens);
     put_ints(m->target_row, b->target_row, (size_t)b->targets);
@@ -994,7 +1035,11 @@ static void attention_block(model *m, layer *L, const batch *b)
     rope(L->q, m->pos, m->rope, +1);
     rope(L->k, m->pos, m->rope, +1);
     mat k = L->k, v = L->v;
-    if (m->p.cache_rows) cache_append(L, b), k = L->k_cache, v = L->v_cache;
+    if (b->cached) {
+        cache_append(L, b);
+        k = L->k_cache;
+        v = L->v_cache;
+    }
     attention_forward(L->att, L->lse, L->q, k, v, c->head_dim, b->spans, b->rows);
     shard_sum(shards_for(m, ONLY_O, L->att), L->att);
     linear_forward(m, &L->o_proj, L->mid, L->att, ADD);                 // mid += o(att)
@@ -1060,7 +1105,7 @@ static void model_forward(model *m, const batch *b)
 // Logits of up to a chunk of rows, into m->logits: the rows gathered, normed, and multiplied with the head.
 static void head_forward(model *m, dev_ints rows, int n)
 {
-    m->hs.rows = m->hn.rows = m->dhs.rows = m->dhn.rows = m->logits.rows = n;
+    for (mat **w = (mat *[]){&m->hs, &m->hn, &m->dhs, &m->dhn, &m->logits, NULL}; *w; w++) **w = rows_of(**w, 0, n);
     embedding_forward(m->hs, m->last, rows);                            // a gather is a look-up with the rows as ids
     rmsnorm_forward(m->hn, (mat){0}, (mat){0}, m->hs, m->norm, m->c.eps);
     matmul_nt(m->logits, m->hn, m->head, 1, SET);                       // (n, vocab)

@@ -90,16 +90,13 @@ static const char small_config[] =
     "{\"model_type\": \"llama\", \"hidden_size\": 12, \"intermediate_size\": 20, \"num_hidden_layers\": 2, \"num_attention_heads\": 4,"
     " \"num_key_value_heads\": 2, \"head_dim\": 4, \"vocab_size\": 13, \"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": %s}";
 
-// Writes it as a Hugging Face directory, in this build's own precision, and returns the path.
-static char *small_model(int tied)
+// Random weights of this config.json as a Hugging Face directory, in this build's own precision.
+static void write_model(const char *dir, const char *config_path)
 {
-    char *dir = in_scratch(tied ? "tied" : "untied"), *config_path = in_scratch(tied ? "tied.json" : "untied.json"), text[400];
-    if (!access(dir, F_OK)) { free(config_path); return dir; }
-    snprintf(text, sizeof text, small_config, tied ? "true" : "false");
-    write_text(config_path, text);
     model m = {0};
     plan p = plan_from_options();
-    p.method = &methods[0], p.tokens = p.positions = 8;
+    p.method = &methods[0];
+    p.tokens = p.positions = 8;
     model_measure(&m, config_read(config_path), p);
     model_allocate(&m);
     for (int i = 0; i < arrlen(m.tensors); i++)
@@ -108,6 +105,15 @@ static char *small_model(int tied)
     stage_model(&m, ".", TYPE_OF(wide));
     stage_publish(dir);
     model_free(&m);
+}
+
+static char *small_model(int tied)
+{
+    char *dir = in_scratch(tied ? "tied" : "untied"), *config_path = in_scratch(tied ? "tied.json" : "untied.json"), text[400];
+    if (!access(dir, F_OK)) { free(config_path); return dir; }
+    snprintf(text, sizeof text, small_config, tied ? "true" : "false");
+    write_text(config_path, text);
+    write_model(dir, config_path);
     free(config_path);
     return dir;
 }
@@ -634,6 +640,139 @@ static void test_recompute(void)        // what is not kept is computed again, t
     }
 }
 
+// ---- splits of the same rows ----------------------------------------------------------------------------------------
+//
+// Hundreds of tiny models, rows and options by chance: whatever the plan, every split of a step's rows into micro-batches
+// gives the loss and the gradient of the rows together, and scoring answers in between changes nothing. build/test_asan runs
+// this under AddressSanitizer, so that a write beyond a plan is seen where it happens.
+
+static int between(int least, int most) { return least + (int)(rng_next(&dice) % (uint64_t)(most - least + 1)); }
+
+// A tiny Llama of random sizes, as a directory in the scratch space.
+static char *tiny_model(void)
+{
+    static const char *const format =
+        "{\"model_type\": \"llama\", \"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, \"num_attention_heads\": %d,"
+        " \"num_key_value_heads\": %d, \"head_dim\": %d, \"vocab_size\": %d, \"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": %s}";
+    char *dir = in_scratch("tiny"), *path = in_scratch("tiny.json"), text[400];
+    int kv = between(1, 3), group = between(1, 3);
+    snprintf(text, sizeof text, format, between(1, 20), between(1, 24), between(1, 3), kv * group, kv, 2 * between(1, 3),
+        between(3, 40), between(0, 1) ? "true" : "false");
+    write_text(path, text);
+    write_model(dir, path);
+    free(path);
+    return dir;
+}
+
+// Rows of 2 … longest tokens, one of them as short as a row can be; the prompt may be any part but all of a row.
+static dataset tiny_rows(int count, int longest, int vocab)
+{
+    dataset d = {.path = "rows by chance"};
+    for (int i = 0; i < count; i++) {
+        row r = {.n = i ? between(2, longest) : 2, .answer = strdup("1")};
+        r.ids = alloc((size_t)r.n, sizeof(int));
+        r.prompt = between(1, r.n - 1);
+        for (int j = 0; j < r.n; j++) r.ids[j] = between(0, vocab - 1);
+        arrput(d.rows, r);
+    }
+    return d;
+}
+
+// A method and a rank that fit this model.
+static plan tiny_plan(config c)
+{
+    for (;;) {
+        plan p = plan_from_options();
+        model m = {0};
+        p.method = &methods[between(0, METHODS - 1)];
+        p.rank = between(1, 9);
+        p.mini_r = between(1, 6);
+        p.alpha = 7;
+        p.recompute = between(0, 2);
+        model_measure(&m, c, p);
+        int fits = !*m.refused;
+        arrfree(m.tensors);
+        free(m.layers);
+        if (fits) return p;
+    }
+}
+
+// One step of these rows, in micro-batches of opt.batch; the gradient is left in r->m. `start`: what the adapter begins with,
+// or NULL to make a start, which comes back in the list. Before the step, `scored` validation rows are answered.
+static snapshot *split_step(run *r, plan p, int scored, const snapshot *start, double *loss, double *eval)
+{
+    int kinds = 1 << PARAM | 1 << START | (p.method->edits_base ? 1 << BASE : 0), tokens;
+    long targets;
+    double norm;
+    opt.accum = ceil_div((int)arrlen(r->train.rows), opt.batch);
+    plan_sizes(&p, &r->train, &r->val, scored);
+    memset(&r->m, 0, sizeof r->m);
+    model_measure(&r->m, open_config(), p);
+    r->epoch = -1;
+    fill_run(r);
+    if (!start) shake(&r->m, 0.2, &dice);
+    give_kinds(&r->m, start, "start ", kinds, 0);
+    snapshot *list = start ? NULL : take_kinds(NULL, "start ", &r->m, kinds, 0);
+    if (scored) exact_match(&r->m, r->t, &r->val, scored, NULL, show_answers);
+    *eval = evaluate(&r->m, &r->val, &targets);
+    batch b = batch_new(r->m.p.tokens, opt.batch);
+    *loss = train_step(r, &b, &norm, &tokens);
+    batch_free(&b);
+    return list;
+}
+
+static void split_case(int number, tokenizer *t)
+{
+    run whole = {.t = t}, parts;
+    char *dir = tiny_model(), what[200];
+    opt.model = dir;
+    opt.no_shuffle = 1;
+    opt.max_new = between(1, 12);
+    config c = open_config();
+    plan p = tiny_plan(c);
+    whole.train = tiny_rows(between(1, 12), between(2, 40), c.vocab);
+    whole.val = tiny_rows(between(1, 6), between(2, 40), c.vocab);
+    int n = (int)arrlen(whole.train.rows), order[12], scored = between(0, 1) ? (int)arrlen(whole.val.rows) : 0;
+    for (int i = 0; i < n; i++) order[i] = i;
+    whole.order = order;
+    double loss, eval, part_loss, part_eval;
+    opt.batch = n;
+    snapshot *start = split_step(&whole, p, 0, NULL, &loss, &eval);
+    for (int i = 0; i < 2; i++) {
+        opt.batch = i ? between(1, n) : 1;
+        p.recompute = between(0, 2);
+        omp_set_num_threads(between(1, 3));
+        parts = whole;
+        split_step(&parts, p, scored, start, &part_loss, &part_eval);
+        snprintf(what, sizeof what, "case %d, %s, %d rows by %d", number, p.method->name, n, opt.batch);
+        check(fabs(part_loss - loss) / loss, 1e-12, "%s: loss", what);
+        check(fabs(part_eval - eval) / eval, 1e-12, "%s: eval loss", what);
+        check(mat_distance(flat(&parts.m, parts.m.grad), flat(&whole.m, whole.m.grad)), 1e-10, "%s: gradient", what);
+        model_free(&parts.m);
+    }
+    snapshots_free(start);
+    model_free(&whole.m);
+    free_rows(&whole.train);
+    free_rows(&whole.val);
+    free(c.text);
+    free(dir);
+}
+
+static void test_splits(void)
+{
+    enum { CASES = 300 };
+    int threads = omp_get_max_threads();
+    tokenizer *t = open_tokenizer("base", 0);
+    dice = (rng){11};
+    for (int i = 0; i < CASES; i++) {
+        rng next = {rng_next(&dice)};
+        split_case(i, t);
+        dice = next;                    // a case can be run alone, whatever the one before it drew
+    }
+    omp_set_num_threads(threads);
+    tokenizer_free(t);
+}
+
 // ---- identities ---------------------------------------------------------------------------------------------------
 
 static plan base_only(void)
@@ -820,6 +959,7 @@ static void test_cache(void)
     p.cache_rows = 16;
     model *m = open_small(p, 1);
     batch all = small_batch(1, 2), one = batch_new(32, 3);
+    one.cached = 1;
     all.targets = 0;
     for (int i = 0; i < all.tokens; i++) all.target_row[all.targets] = i, all.label[all.targets++] = 0;
     mat whole = all_logits(m, &all);
@@ -1553,6 +1693,16 @@ static double logged(const char *log, int step, const char *field)
     return x;
 }
 
+// Rows in one large micro-batch or in several small ones: the same losses and gradient norms, whatever is scored beside them.
+static void test_batches(void)
+{
+    check(train_run("--batch 64 --steps 2 --val $D/few.jsonl --max-new 4 --log $D/one.log --out $D/one"), 0, "--batch 64");
+    check(train_run("--batch 16 --accum 4 --steps 2 --val $D/few.jsonl --max-new 4 --log $D/four.log --out $D/four"), 0, "--accum 4");
+    for (int step = 1; step <= 2; step++)
+        for (const char **field = (const char *[]){"\"loss\":", "\"grad_norm\":", NULL}; *field; field++)
+            check(fabs(logged("one.log", step, *field) / logged("four.log", step, *field) - 1), 1e-5, "step %d, %s", step, *field);
+}
+
 static void test_gsm8k(void)            // every method learns; Bone starts with a larger gradient than LoRA and falls faster
 {
     if (!need("gsm8k/train.jsonl")) return;
@@ -1681,6 +1831,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"fused",          "what RMSNorm and SwiGLU make for Bone and the residual has the bits of ops of its own", test_fused, BOTH},
     {"twice",          "running backward twice gives twice the gradient",                                 test_twice, BOTH},
     {"accumulation",   "micro-batches of one row add up to the batch",                                    test_accumulation, BOTH},
+    {"splits",         "every split of the same rows into micro-batches gives their loss and gradient, scored answers or none", test_splits, ONLY_F64},
     {"recompute",      "recomputing activations gives the same bits in less memory",                      test_recompute, BOTH},
     {"zero-start",     "step 0 changes no logit, whatever the method",                                    test_zero_start, BOTH},
     {"merge",          "the merged model gives the adapter's logits",                                     test_merge, BOTH},
@@ -1704,6 +1855,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"sampling",       "tokens come as often as softmax(logits/temperature), cut at top-p, says",         test_sampling, ONLY_F32},
     {"together",       "sequences that are answered together say what each says alone",                   test_together, BOTH},
     {"answers",        "an answer is the number behind #### or The answer is:, whatever follows it",     test_answers, ONLY_F32},
+    {"batches",        "--batch 64 and --batch 16 --accum 4 take the same steps",                         test_batches, ONLY_F32},
     {"threads",        "adapter and log have the same bytes for 1, 2 and 4 threads",                      test_threads_same_bytes, ONLY_F32},
     {"resume",         "a resumed run leaves the bytes of one that never stopped",                        test_resume, ONLY_F32},
     {"killed",         "so does one that a signal ended",                                                 test_killed, ONLY_F32},

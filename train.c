@@ -312,7 +312,7 @@ __attribute__((unused)) static void gemm_plain(mat y, mat a, int a_across, mat b
 
 static mat nth(mat m, int i)            // matrix i of a batch; a batch of 1 serves every i
 {
-    if (m.batch > 1) m.p = (char *)m.p + (size_t)i * m.stride * dtypes[m.type].size;
+    if (m.batch > 1) m = offset(m, (size_t)i * m.stride);
     m.batch = 1;
     return m;
 }
@@ -397,9 +397,7 @@ void copy(mat y, mat x)
 
 static mat host_mat(const void *p, enum dtype type, mat like)      // contiguous memory in the shape of another matrix
 {
-    mat m = shaped(like, like.batch, like.rows, like.cols);
-    m.p = (dev)(uintptr_t)p, m.type = type;
-    return m;
+    return mat_of((dev)(uintptr_t)p, type, SHAPE(like.batch, like.rows, like.cols));
 }
 
 void put(mat dst, const void *src, enum dtype type) { copy(dst, host_mat(src, type, dst)); }
@@ -530,8 +528,10 @@ enum { QUERIES = 60 };
 
 static mat part_of(mat m, int row, int rows, int col, int cols)
 {
-    m.p = at(m, row, col), m.rows = rows, m.cols = cols;
-    return m;
+    m = offset(m, (size_t)row * m.ld + (size_t)col);
+    m.rows = rows;
+    m.cols = cols;
+    return view(m);
 }
 
 static inline real *lse_at(mat lse, int row, int head) { return (real *)at(lse, row, head); }
@@ -1156,6 +1156,7 @@ static int pick(const wide *logits, int vocab, rng *g)
 static int generate_pass(model *m, const tokenizer *t, sequence *s, int count, batch *b, int *who, rng *g)
 {
     batch_clear(b);
+    b->cached = 1;
     for (int i = 0; i < count; i++) {
         int n = s[i].n - s[i].cached;
         if (s[i].done || b->tokens + n > m->p.tokens) continue;

@@ -40,6 +40,8 @@ mini: transposed             | adapters.h | s/matmul_tn(l->dD, S, dz,/matmul_tn(
 bat: sign                    | adapters.h | s/matmul_tn(dW, dy, x, 1, SET)/matmul_tn(dW, dy, x, -1, SET)/     | gradients   | bat
 bat: scale                   | adapters.h | s/matmul_nn(dS, dy, stacked(l->B), 1,/matmul_nn(dS, dy, stacked(l->B), 2,/ | gradients | bat
 bat: dropped term            | adapters.h | /matmul_tn(stacked(l->dB), dy, S, 1, ADD)/d                       | gradients   | bat
+cache: training writes it, too | model.h  | s/if (b->cached)/if (m->p.cache_rows)/                             | splits      |
+views: a row too many        | model.h    | s/rows_of(\*m->tensors\[i\].at, 0, b->tokens)/rows_of(*m->tensors[i].at, 1, b->tokens)/ | splits |
 recompute: attention left out | model.h   | /recompute == 2) attention_block/d                                | recompute   |
 bat: V dV, not dV V          | adapters.h | s/block_rows(l->W, r), block_rows(dW, r), 1, ADD/block_rows(dW, r), block_rows(l->W, r), 1, ADD/ | gradients | bat
 bat: W for its copy in dx    | adapters.h | /^static void bat_backward/,/^}/s/matmul_nn(dx, dy, W, 1, ADD)/matmul_nn(dx, dy, l->W, 1, ADD)/ | gradients | bat
