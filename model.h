@@ -318,9 +318,12 @@ static inline mat shaped(mat m, int batch, int rows, int cols) // the same memor
 
 /* ---- 4  config.json ---------------------------------------------------------------------------------------- */
 
+enum { MOST_STOPS = 16 };
 typedef struct {
     int dim, hidden, layers, heads, kv_heads, head_dim, vocab, max_pos, tied;
     double eps, theta;
+    double init_range;          // σ of random weights
+    int stop[MOST_STOPS], stops; // tokens that end a text, besides the tokenizer's EOS
     char *text;                 // the file itself: a merged model is written with the same config
 } config;
 
@@ -365,6 +368,14 @@ static double config_number(const cJSON *json, const char *path, const char *nam
     return item->valuedouble;
 }
 
+// "eos_token_id" of config.json or generation_config.json: a number, or a list of them.
+static void config_stops(config *c, const cJSON *json)
+{
+    const cJSON *ids = cJSON_GetObjectItemCaseSensitive(json, "eos_token_id");
+    for (const cJSON *id = cJSON_IsArray(ids) ? ids->child : ids; id; id = cJSON_IsArray(ids) ? id->next : NULL)
+        if (cJSON_IsNumber(id) && c->stops < MOST_STOPS) c->stop[c->stops++] = id->valueint;
+}
+
 // What would change the arithmetic and is not built here is refused, never ignored.
 static void config_refuse(const cJSON *json, const char *path)
 {
@@ -404,7 +415,10 @@ static config config_read(const char *path)
     c.max_pos = config_int(json, path, "max_position_embeddings", 2048);
     c.eps = config_number(json, path, "rms_norm_eps", 1e-6);
     c.theta = config_number(json, path, "rope_theta", 10000);
+    c.theta = config_number(cJSON_GetObjectItemCaseSensitive(json, "rope_scaling"), path, "rope_theta", c.theta);
     c.theta = config_number(cJSON_GetObjectItemCaseSensitive(json, "rope_parameters"), path, "rope_theta", c.theta);
+    c.init_range = config_number(json, path, "initializer_range", 0.02);
+    config_stops(&c, json);
     c.tied = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(json, "tie_word_embeddings"));
     if (c.heads % c.kv_heads) die("%s: %d heads cannot share %d key-value heads evenly", path, c.heads, c.kv_heads);
     if (c.head_dim % 2) die("%s: head_dim %d is odd, RoPE rotates halves", path, c.head_dim);
@@ -920,6 +934,19 @@ static void model_allocate(model *m)
     rope_table(m);
 }
 
+// A tied model may have its head in the file too, as long as it is the embedding. One of its own would be lost.
+static void check_tied(model *m)
+{
+    ptrdiff_t head = shgeti(m->file.tensors, "lm_head.weight"), embed = shgeti(m->file.tensors, "model.embed_tokens.weight");
+    if (head < 0) return;
+    stored h = m->file.tensors[head].value, e = m->file.tensors[embed].value;
+    size_t bytes = elements(e.at) * dtypes[e.at.type].size;
+    int same = h.at.type == e.at.type && elements(h.at) == elements(e.at);
+    if (!same || memcmp((const void *)(uintptr_t)h.at.p, (const void *)(uintptr_t)e.at.p, bytes))
+        die("%s: lm_head.weight is not model.embed_tokens.weight, though config.json says \"tie_word_embeddings\": true; "
+            "set it to false to use both, or remove one tensor", h.file);
+}
+
 // Points base weights into the mapped file and copies the rest from it. Everything is checked: names, shapes, leftovers.
 static void model_load(model *m, const char *dir)
 {
@@ -937,6 +964,7 @@ static void model_load(model *m, const char *dir)
         else put_stored(*t->at, s);
         found++;
     }
+    if (m->c.tied) check_tied(m);
     if (m->c.tied) m->head = m->embed;
     for (int i = 0; i < shlen(m->file.tensors) && found < shlenu(m->file.tensors); i++) {
         const char *name = m->file.tensors[i].key;

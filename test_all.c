@@ -1243,18 +1243,28 @@ static int need(const char *name)
     return there;
 }
 
+// tokenizer.model alone, as SentencePiece reads it: without special tokens.
+static tokenizer *plain_tokenizer(const char *dir)
+{
+    char *path = join(dir, "tokenizer.model"), err[512];
+    tokenizer *t = tokenizer_load(path, err, sizeof err);
+    if (!t) die("%s", err);
+    free(path);
+    return t;
+}
+
 // A file of texts and SentencePiece's ids for them.
 static void tokenizer_case(const char *dir, const char *path)
 {
     size_t bytes, n;
     char *text = read_file(path, &bytes);
     cJSON *json = cJSON_ParseWithLength(text, bytes), *item;
-    tokenizer *t = open_tokenizer(dir, 0);
+    tokenizer *t = plain_tokenizer(dir);
     int number = 0;
     cJSON_ArrayForEach(item, json) {
         const char *s = string_field(item, "text");
         cJSON *ids = cJSON_GetObjectItem(item, "ids");
-        int *got = tokenizer_encode(t, s, strlen(s), &n), differs = (int)n != cJSON_GetArraySize(ids);
+        int *got = tokenizer_encode(t, s, strlen(s), 1, &n), differs = (int)n != cJSON_GetArraySize(ids);
         for (int i = 0; i < (int)n && !differs; i++) differs = got[i] != cJSON_GetArrayItem(ids, i)->valueint;
         char *back = decode(t, got, (int)n);
         check(differs, 0, "%s, text %d, ids", path, number);
@@ -1276,10 +1286,93 @@ static void test_tokenizer_expected(void)
     free(path), free(dir);
 }
 
+// Directories with special and added tokens give the ids, BOS and EOS that transformers gives there (dev/golden.py made them).
+static void test_special_tokens(void)
+{
+    char *text = golden_text("dev/golden", "special_tokens.json"), *dir = in_scratch("special"), command[300];
+    cJSON *cases = cJSON_Parse(text), *item, *file, *line;
+    int number = 0;
+    cJSON_ArrayForEach(item, cases) {
+        snprintf(command, sizeof command, "rm -rf %s; mkdir %s; cp base/config.json base/tokenizer.model %s", dir, dir, dir);
+        if (system(command)) die("cannot prepare %s", dir);
+        cJSON_ArrayForEach(file, cJSON_GetObjectItem(item, "files")) {
+            char *path = join(dir, file->string), *content = cJSON_Print(file);
+            write_text(path, content);
+            free(path), free(content);
+        }
+        tokenizer *t = open_tokenizer(dir, 0);
+        check(tokenizer_bos(t) != (cJSON_IsTrue(cJSON_GetObjectItem(item, "bos")) ? 1 : -1), 0, "directory %d: BOS", number);
+        check(tokenizer_eos(t) != cJSON_GetObjectItem(item, "eos")->valueint, 0, "directory %d: EOS", number);
+        cJSON_ArrayForEach(line, cJSON_GetObjectItem(item, "rows")) {
+            const char *s = string_field(line, "text");
+            cJSON *ids = cJSON_GetObjectItem(line, "ids");
+            size_t n;
+            int *got = tokenizer_encode(t, s, strlen(s), 1, &n), differs = (int)n != cJSON_GetArraySize(ids);
+            for (int i = 0; i < (int)n && !differs; i++) differs = got[i] != cJSON_GetArrayItem(ids, i)->valueint;
+            check(differs, 0, "directory %d: ids of «%s»", number, s);
+            free(got);
+        }
+        tokenizer_free(t);
+        number++;
+    }
+    check(number != 8, 0, "%d directories", number);
+    cJSON_Delete(cases);
+    free(text), free(dir);
+}
+
+// The prompt's ids do not depend on the answer; every token of the answer is learnt, and they say the answer and nothing else.
+// Held for answers that begin with the rest of any piece that begins with ":", the prompt's last character.
+static void edge_cases(const char *dir)
+{
+    tokenizer *t = plain_tokenizer(dir);
+    char *prompt = format_prompt("What is 3 minus 8?", NULL);
+    row bare = encode_row(t, prompt, "", 0);
+    int straddling = 0;
+    for (int id = 0; id < tokenizer_vocab(t); id++) {
+        char *piece = decode(t, &id, 1), answer[64];
+        if (*piece == ':' && piece[1]) {
+            snprintf(answer, sizeof answer, "%s5 and more", piece + 1);
+            row r = encode_row(t, prompt, answer, 1);
+            char *said = decode(t, r.ids + r.prompt, r.n - r.prompt);
+            check(r.prompt != bare.n || memcmp(r.ids, bare.ids, (size_t)bare.n * sizeof(int)), 0, "%s: the prompt's ids before «%s»", dir, answer);
+            check(strcmp(said, answer) ? 1 : 0, 0, "%s: learns «%s» of «%s»", dir, said, answer);
+            straddling++;
+            free(r.ids), free(said);
+        }
+        free(piece);
+    }
+    check(!straddling, 0, "%s: no piece begins with a colon", dir);
+    static const char *const ordinary[] = {"Now Emma had 17 cups.", " 5", "#### 8", "x"};      // where no piece straddles, ids are those of one text
+    for (int i = 0; i < 4; i++) {
+        size_t n, length = strlen(prompt) + strlen(ordinary[i]);
+        char *whole = alloc(length + 1, 1);
+        snprintf(whole, length + 1, "%s%s", prompt, ordinary[i]);
+        row r = encode_row(t, prompt, ordinary[i], 0);
+        int *one = tokenizer_encode(t, whole, length, 1, &n), cut = 0;
+        for (int k = 1; k <= (int)n; k++) {
+            char *part = decode(t, one, k);
+            cut |= strlen(part) == strlen(prompt);              // a token ends where the prompt ends
+            free(part);
+        }
+        check(cut && ((int)n != r.n - 1 || memcmp(one, r.ids + 1, n * sizeof(int))), 0, "%s: ids of «%s»", dir, ordinary[i]);
+        free(whole), free(one), free(r.ids);
+    }
+    free(prompt), free(bare.ids), tokenizer_free(t);
+}
+
+static void test_edge(void)
+{
+    edge_cases("base");
+    if (!need("llama2-tokenizer/tokenizer.model")) return;
+    char *dir = join(real_input, "llama2-tokenizer");
+    edge_cases(dir);
+    free(dir);
+}
+
 // Any text comes back, and 4 MB of it take n log n: one letter, letters at random, words, characters of one to four bytes.
 static void test_tokenizer_bytes(void)
 {
-    tokenizer *t = open_tokenizer("base", 0);
+    tokenizer *t = plain_tokenizer("base");
     size_t n, length = 4 << 20;
     char *text = alloc(length + 1, 1);
     static const char *const some[] = {"é", "猫", "🙂", "a", "\n", " "};
@@ -1291,7 +1384,7 @@ static void test_tokenizer_bytes(void)
             memcpy(text + i, c, strlen(c)), i += strlen(c);
         }
         double start = seconds();
-        int *ids = tokenizer_encode(t, text, length, &n);
+        int *ids = tokenizer_encode(t, text, length, 1, &n);
         check(seconds() - start, 30, "seconds for 4 MB of kind %d", kind);
         size_t bytes;
         char *back = tokenizer_decode(t, ids, n, &bytes);
@@ -1326,7 +1419,7 @@ static void test_rows(void)
             const row *r = &d.rows[i];
             char *prompt = format_prompt(published[i].question, NULL), *whole = decode(t, r->ids, r->n), want[1000];
             size_t n;
-            free(tokenizer_encode(t, prompt, strlen(prompt), &n));
+            free(tokenizer_encode(t, prompt, strlen(prompt), 1, &n));
             snprintf(want, sizeof want, "%s%s", prompt, published[i].answer);
             check(strcmp(whole, want) ? 1 : 0, 0, "%s, row %d is «%s»", path, i, whole);
             check(r->prompt == (int)n + 1 && r->ids[0] == tokenizer_bos(t) && r->ids[r->n - 1] == tokenizer_eos(t) && !strcmp(r->answer, published[i].answer) ? 0 : 1, 0, "%s, row %d", path, i);
@@ -1377,6 +1470,52 @@ static void test_sampling(void)
         for (int k = 0; k < 4; k++)
             check(fabs((double)count[k] / DRAWS - cases[i].p[k]), 4.5 * sqrt(cases[i].p[k] * (1 - cases[i].p[k]) / DRAWS), "temperature %g, top-p %g, token %d", opt.temperature, opt.top_p, k);
     }
+}
+
+// A sequence ends at any eos_token_id of config.json and generation_config.json, be it a number or a list.
+static void test_stops(void)
+{
+    char *dir = small_model(0), *copy_of = in_scratch("stops"), command[400];
+    opt.model = dir;
+    config without = open_config();
+    snprintf(command, sizeof command, "rm -rf %s; cp -r %s %s; sed -i '0,/{/s//{\"eos_token_id\": 5,/' %s/config.json; "
+        "echo '{\"eos_token_id\": [7, 11]}' > %s/generation_config.json", copy_of, dir, copy_of, copy_of, copy_of);
+    check(system(command), 0, "cannot prepare");
+    opt.model = copy_of;
+    model m = {.c = open_config()};
+    tokenizer *t = plain_tokenizer("base");
+    for (int id = 0; id < 13; id++)
+        check(ends_answer(&m, t, id) != (id == 2 || id == 5 || id == 7 || id == 11), 0, "token %d", id);
+    check(without.stops, 0, "stops without a field");
+    free(without.text), free(m.c.text), free(dir), free(copy_of), tokenizer_free(t);
+}
+
+// config.json's rope_theta counts wherever transformers reads it, and initializer_range is σ of --init.
+static void test_config(void)
+{
+    static const struct { const char *field; double theta, range; } cases[] = {
+        {"\"rope_theta\": 500", 500, 0.02}, {"\"rope_scaling\": {\"rope_type\": \"default\", \"rope_theta\": 600}", 600, 0.02},
+        {"\"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 700}, \"rope_theta\": 500", 700, 0.02},
+        {"\"rope_scaling\": null, \"initializer_range\": 0.5", 10000, 0.5},
+    };
+    char *path = in_scratch("fields.json"), text[600];
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        snprintf(text, sizeof text, "{%s, ", cases[i].field);
+        snprintf(text + strlen(text), sizeof text - strlen(text), small_config + 1, "false");
+        write_text(path, text);
+        config c = config_read(path);
+        check(fabs(c.theta - cases[i].theta) + fabs(c.init_range - cases[i].range), 0, "%s", cases[i].field);
+        model m = {0};
+        plan p = plan_from_options();
+        p.method = &methods[0];
+        model_measure(&m, c, p);
+        model_allocate(&m);
+        random_weights(&m);
+        double n = (double)elements(m.embed), sigma = sqrt(sum_of_squares(m.embed) / n);
+        check(fabs(sigma / cases[i].range - 1), 4 / sqrt(2 * n), "%s: σ of the embedding is %g", cases[i].field, sigma);
+        model_free(&m);
+    }
+    free(path);
 }
 
 // Sequences of different length answered together say what each says alone.
@@ -1575,6 +1714,11 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"no answer within seq", ":",                                                               "--seq 16", "within --seq 16"},
     {"text behind a row",   "sed -i '2s/$/ and more/' $D/rows.jsonl",                            "", "rows.jsonl:2: expected a JSON object"},
     {"a NUL in a row",      "sed -i '2s/Now/\\\\u0000/' $D/rows.jsonl",                         "", "rows.jsonl:2: expected a JSON object"},
+    {"a head that is not tied", "sed 's/\\(tie_word_embeddings.:\\).*true/\\1 false/' base/config.json > $D/untied.json; $TRAIN --init $D/untied.json --method full"
+        " --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null; cp $D/mine/model.safetensors $D/model", "", "lm_head.weight is not model.embed_tokens"},
+    {"a token beyond the model", "echo '{\"[PAD]\": 768}' > $D/model/added_tokens.json; echo '{\"text\": \"a [PAD] b\"}' >> $D/rows.jsonl", "", "holds token 768"},
+    {"an added token without id", "echo '{\"[PAD]\": null}' > $D/model/added_tokens.json", "",       "without a text or an id"},
+    {"an EOS that is no token", "echo '{\"eos_token\": \"<end>\"}' > $D/model/tokenizer_config.json", "", "which is no token of this directory"},
     {"unknown option",      ":",                                                                "--rnak 4", "unknown option --rnak"},
     {"an option's value",   ":",                                                                "--rank four", "--rank four"},
     {"a missing value",     ":",                                                                "--rank", "--rank needs a value"},
@@ -1681,6 +1825,22 @@ static void test_stories(void)
     check(strncmp(got, lily, strlen(lily)) ? 1 : 0, 0, "the published text");
     check(strcmp(got, want) ? 1 : 0, 0, "256 tokens");
     free(got), free(want);
+}
+
+// An answer whose first character could hide in the prompt's last piece, ":-", is learnt and given.
+static void test_minus_five(void)
+{
+    static const char *const config_text = "{\"model_type\": \"llama\", \"hidden_size\": 32, \"intermediate_size\": 32, \"num_hidden_layers\": 1,"
+        " \"num_attention_heads\": 2, \"vocab_size\": 32000}";
+    if (!need("llama2-tokenizer/tokenizer.model")) return;
+    char *path = in_scratch("minus.json"), *rows = in_scratch("minus.jsonl");
+    write_text(path, config_text);
+    write_text(rows, "{\"question\": \"What is 3 minus 8?\", \"answer\": \"-5\"}\n{\"question\": \"What is 8 minus 3?\", \"answer\": \"5\"}\n");
+    check(train_run("--init %s --model %s/llama2-tokenizer --method full --data %s --steps 60 --lr 1e-2 --out $D/minus", path, real_input, rows), 0, "training");
+    check(train_run("--eval --exact-match --model $D/minus --val %s --max-new 8", rows), 0, "scoring");
+    char *text = output_of("stdout");
+    check(strstr(text, "exact match 2 of 2") ? 0 : 1, 0, "says «%s»", text);
+    free(text), free(path), free(rows);
 }
 
 static double logged(const char *log, int step, const char *field)
@@ -1851,6 +2011,11 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"expected-ids",   "Llama2's tokenizer gives SentencePiece's ids",                                    test_tokenizer_expected, ONLY_F32},
     {"own-ids",        "so does the bundled one",                                                         test_tokenizer_own, ONLY_F32},
     {"any-bytes",      "any bytes survive encoding and decoding, long ones too",                          test_tokenizer_bytes, ONLY_F32},
+    {"special-tokens", "special and added tokens of a directory are transformers' ids, BOS and EOS",     test_special_tokens, BOTH},
+    {"prompt-edge",    "the prompt's ids do not depend on the answer, all of which is learnt",            test_edge, BOTH},
+    {"minus-five",     "an answer that begins with the rest of a piece is learnt and given",              test_minus_five, ONLY_F32},
+    {"stops",          "an answer ends at every eos_token_id of the model",                               test_stops, BOTH},
+    {"config",         "rope_theta counts wherever it stands, initializer_range is --init's σ",           test_config, ONLY_F64},
     {"rows",           "Alpaca's, MetaMathQA's and GSM8K's rows work as they are published",              test_rows, ONLY_F32},
     {"sampling",       "tokens come as often as softmax(logits/temperature), cut at top-p, says",         test_sampling, ONLY_F32},
     {"together",       "sequences that are answered together say what each says alone",                   test_together, BOTH},

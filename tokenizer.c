@@ -6,9 +6,10 @@
       3  protobuf               the few lines of it that tokenizer.model needs
       4  pieces by their text   a hash table
       5  loading                every kind of model that is not ours is refused by name
-      6  normalising            " a b" becomes "▁▁a▁b"
-      7  merging                byte pair encoding, with a heap
-      8  encoding and decoding
+      6  special tokens         "</s>" in a text is one id, and so is what a model directory adds
+      7  normalising            " a b" becomes "▁▁a▁b"
+      8  merging                byte pair encoding, with a heap
+      9  encoding and decoding
 
     BPE in five lines. At first every character is a symbol of its own. Take all adjacent pairs of symbols whose
     joined text is a piece of the vocabulary; join the pair whose piece has the highest score, the leftmost one
@@ -40,9 +41,25 @@ int tokenizer_vocab(const tokenizer *t);                // how many pieces; ids 
 int tokenizer_bos(const tokenizer *t);                  // id of the piece that begins a text, -1 if there is none
 int tokenizer_eos(const tokenizer *t);                  // id of the piece that ends it, likewise
 
-// Text to ids, without BOS and EOS. The text may hold NUL bytes; each byte that is not UTF-8 is read as U+FFFD.
+// What a model directory says beyond tokenizer.model (Hugging Face's tokenizer_config.json and its kin): tokens of its own.
+// Wherever the text of one stands in a text it is this id. lstrip and rstrip take the spaces around it along, single_word
+// wants no letter beside it, and decoding leaves special ones out. The last of two with the same text counts. False if out
+// of memory.
+typedef struct { const char *text; int id; bool special, lstrip, rstrip, single_word; } added_token;
+bool tokenizer_add(tokenizer *t, added_token a);
+bool tokenizer_add_own(tokenizer *t);   // the file's own, <unk>, <s>, </s> and their like: to SentencePiece they are plain text
+
+// Whether SentencePiece's ▁ goes in front of a text, and whether it goes in front of what follows a special token: always, unless
+// a space stands there, or never. A tokenizer.model alone says 1, ALWAYS.
+enum behind_special { ALWAYS, UNLESS_SPACE, NEVER };
+void tokenizer_spaces(tokenizer *t, bool in_front, enum behind_special behind);
+void tokenizer_ends(tokenizer *t, int bos, int eos);    // other ids than the file's own; -1: none is put there
+int tokenizer_find(const tokenizer *t, const char *text);       // id of this piece or added token, -1 if there is none
+
+// Text to ids, without BOS and EOS. The text may hold NUL bytes; each byte that is not UTF-8 is read as U+FFFD. `begins`: it
+// begins a sequence; if not, it continues one, and no space of its own is put in front.
 // Returns malloc'ed memory and its length in *n (an empty text has none), NULL if out of memory or over 700 MB of text.
-int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, size_t *n);
+int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, bool begins, size_t *n);
 
 // Ids to text, malloc'ed, with a NUL behind its *bytes bytes; NULL if out of memory. Control pieces vanish, the space
 // that encoding puts in front is dropped, bytes that are not UTF-8 become U+FFFD. An id that does not exist is skipped.
@@ -140,6 +157,7 @@ enum { UNIGRAM = 1, BPE, WORD, CHARACTER };                     // kinds of a mo
 
 typedef struct { slice text; float score; int type; } piece;
 typedef struct { uint32_t hash; int id; } slot;                 // id + 1, so that 0 says empty
+typedef struct { slice text; int id; bool special, lstrip, rstrip, single_word; } added;       // owns its text
 
 struct tokenizer {
     char *file;                 // the whole file; the pieces point into it
@@ -160,6 +178,11 @@ struct tokenizer {
     size_t longest_user[256];   // bytes of the longest USER piece that starts with this byte
     bool joins_space[256];      // does a piece have ▁ right behind this byte?
     bool has_unused;
+
+    added *added;               // special tokens, of the file and of the model directory
+    size_t added_count;
+    bool starts_added[256];     // does one of them start with this byte?
+    enum behind_special behind;
 };
 
 /* stb_ds would need a NUL behind every key, which a piece of a text has not, and does not check its allocations.
@@ -399,14 +422,91 @@ tokenizer *tokenizer_load(const char *path, char *err, size_t err_size)
 void tokenizer_free(tokenizer *t)
 {
     if (!t) return;
-    free(t->slots), free(t->pieces), free(t->file), free(t);
+    for (size_t i = 0; i < t->added_count; i++) free((char *)t->added[i].text.p);
+    free(t->added), free(t->slots), free(t->pieces), free(t->file), free(t);
 }
 
 int tokenizer_vocab(const tokenizer *t) { return t->vocab; }
 int tokenizer_bos(const tokenizer *t)   { return t->bos; }
 int tokenizer_eos(const tokenizer *t)   { return t->eos; }
 
-// ---- 6  normalising ----------------------------------------------------------------------------------------
+// ---- 6  special tokens -------------------------------------------------------------------------------------
+
+bool tokenizer_add(tokenizer *t, added_token a)
+{
+    slice text = {a.text, strlen(a.text)};
+    size_t i = 0;
+    if (!text.n) return true;
+    while (i < t->added_count && (t->added[i].text.n != text.n || memcmp(t->added[i].text.p, text.p, text.n))) i++;
+    if (i == t->added_count) {
+        added *more = realloc(t->added, (i + 1) * sizeof *more);
+        if (!more) return false;
+        t->added = more;
+        char *own = malloc(text.n);
+        if (!own) return false;
+        memcpy(own, text.p, text.n);
+        t->added[i].text = (slice){own, text.n};
+        t->added_count++;
+        t->starts_added[(unsigned char)*own] = true;
+    }
+    t->added[i] = (added){t->added[i].text, a.id, a.special, a.lstrip, a.rstrip, a.single_word};
+    return true;
+}
+
+bool tokenizer_add_own(tokenizer *t)
+{
+    char text[8000];
+    for (int id = 0; id < t->vocab; id++) {
+        const piece *p = t->pieces + id;
+        if (p->type != UNKNOWN && p->type != CONTROL) continue;
+        memcpy(text, p->text.p, p->text.n);
+        text[p->text.n] = 0;
+        if (!tokenizer_add(t, (added_token){.text = text, .id = id, .special = true})) return false;
+    }
+    return true;
+}
+
+void tokenizer_spaces(tokenizer *t, bool in_front, enum behind_special behind)
+{
+    t->space_in_front &= in_front;
+    t->behind = behind;
+}
+
+void tokenizer_ends(tokenizer *t, int bos, int eos)
+{
+    t->bos = bos;
+    t->eos = eos;
+}
+
+int tokenizer_find(const tokenizer *t, const char *text)
+{
+    slice s = {text, strlen(text)};
+    for (size_t i = 0; i < t->added_count; i++)
+        if (t->added[i].text.n == s.n && !memcmp(t->added[i].text.p, s.p, s.n)) return t->added[i].id;
+    return find_piece(t, s);
+}
+
+static bool is_word(char c)                                     // part of a word; beyond ASCII everything is
+{
+    return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '_' || (unsigned char)c >= 0x80;
+}
+
+static bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+
+// The longest added token that stands at text[at], NULL if there is none.
+static const added *added_at(const tokenizer *t, slice text, size_t at)
+{
+    const added *found = NULL;
+    if (!t->starts_added[(unsigned char)text.p[at]]) return NULL;
+    for (const added *a = t->added; a < t->added + t->added_count; a++)
+        if (a->text.p[0] == text.p[at] && (!found || a->text.n > found->text.n) && starts_with(skip(text, at), a->text)) found = a;
+    if (!found || !found->single_word) return found;
+    size_t end = at + found->text.n;
+    bool alone = (!at || !is_word(text.p[at - 1])) && (end == text.n || !is_word(text.p[end]));
+    return alone ? found : NULL;
+}
+
+// ---- 7  normalising ----------------------------------------------------------------------------------------
 
 static char *append(char *out, slice s)                         // returns the end
 {
@@ -414,14 +514,15 @@ static char *append(char *out, slice s)                         // returns the e
     return out + s.n;
 }
 
-// Spaces become ▁, one more goes in front, and bytes that are not UTF-8 become U+FFFD. With trim_spaces, runs of spaces
-// shrink to one and those at both ends go. USER pieces are copied whole. out has room for 3 bytes per byte, and 3 more.
-static slice normalise(const tokenizer *t, slice text, char *out)
+// Spaces become ▁, with `space` one more goes in front, and bytes that are not UTF-8 become U+FFFD. With trim_spaces, runs of
+// spaces shrink to one and those at both ends go; one in front stays where the text goes on from another (`trim` false). USER
+// pieces are copied whole. out has room for 3 bytes per byte, and 3 more.
+static slice normalise(const tokenizer *t, slice text, bool space, bool trim, char *out)
 {
-    const slice space = t->escape_spaces ? SPACE : SLICE(" ");
+    const slice blank = t->escape_spaces ? SPACE : SLICE(" ");
     char *end = out;
-    bool after_space = t->trim_spaces;
-    if (text.n && t->space_in_front) end = append(end, space);
+    bool after_space = t->trim_spaces && trim;
+    if (text.n && space) end = append(end, blank);
     while (text.n) {
         size_t n = user_length(t, text);
         if (!n) n = utf8_length(text);
@@ -430,14 +531,14 @@ static slice normalise(const tokenizer *t, slice text, char *out)
         while (after_space && part.n && part.p[0] == ' ') part = skip(part, 1);
         if (part.n) after_space = t->trim_spaces && part.p[part.n - 1] == ' ';
         for (size_t i = 0; i < part.n; i++)
-            if (part.p[i] == ' ') end = append(end, space);
+            if (part.p[i] == ' ') end = append(end, blank);
             else *end++ = part.p[i];
     }
-    while (t->trim_spaces && (size_t)(end - out) >= space.n && !memcmp(end - space.n, space.p, space.n)) end -= space.n;
+    while (t->trim_spaces && (size_t)(end - out) >= blank.n && !memcmp(end - blank.n, blank.p, blank.n)) end -= blank.n;
     return (slice){out, (size_t)(end - out)};
 }
 
-// ---- 7  merging --------------------------------------------------------------------------------------------
+// ---- 8  merging --------------------------------------------------------------------------------------------
 
 /* The symbols of a word. A symbol is named by its first byte: symbols[at] covers bytes at … at+bytes-1, and the next
    one is symbols[at + bytes]. A symbol that was joined to the one before it has bytes = 0.                    */
@@ -453,8 +554,9 @@ typedef struct {
     pair *heap;                 // (2 word.n): at most word.n - 1 at first, and a merge takes one and puts two
     size_t pairs, room;         // room: the longest word that fits
     int *left_part;             // (vocab), of an UNUSED piece: bytes of the first of the two symbols that make it
+    char *normal;               // a normalised section, room for the whole text
     int *ids;
-    size_t n;
+    size_t n, ids_room;
 } encoder;
 
 static bool goes_first(pair a, pair b)
@@ -528,7 +630,7 @@ static void merge_symbols(encoder *e)
     }
 }
 
-// ---- 8  encoding and decoding ------------------------------------------------------------------------------
+// ---- 9  encoding and decoding ------------------------------------------------------------------------------
 
 // One symbol as ids: its own; those of the two parts of an UNUSED piece; or, if it is no piece, those of its bytes.
 static void emit(encoder *e, slice text, int id)
@@ -577,20 +679,58 @@ static bool encode_words(encoder *e, slice text)
     return true;
 }
 
-int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, size_t *n)
+static bool more_ids(encoder *e, size_t more)
+{
+    if (e->n + more <= e->ids_room) return true;
+    e->ids_room = e->n + more > 2 * e->ids_room ? e->n + more : 2 * e->ids_room;
+    int *ids = realloc(e->ids, e->ids_room * sizeof *ids);
+    if (ids) e->ids = ids;
+    return ids != NULL;
+}
+
+// The text between two special tokens.
+static bool encode_section(encoder *e, slice text, bool space, bool trim)
+{
+    if (!text.n) return true;
+    slice s = normalise(e->t, text, space, trim, e->normal);
+    if (e->left_part) memset(e->left_part, 0, (size_t)e->t->vocab * sizeof *e->left_part);
+    return more_ids(e, s.n) && encode_words(e, s);
+}
+
+// Sections and the special tokens between them, from the left.
+static bool encode_sections(encoder *e, slice text, bool begins)
+{
+    const tokenizer *t = e->t;
+    bool space = begins && t->space_in_front, trim = begins;
+    size_t start = 0;
+    for (size_t at = 0; at < text.n;) {
+        const added *a = added_at(t, text, at);
+        if (!a) { at++; continue; }
+        size_t end = at;
+        while (a->lstrip && end > start && is_space(text.p[end - 1])) end--;
+        if (!encode_section(e, (slice){text.p + start, end - start}, space, trim) || !more_ids(e, 1)) return false;
+        e->ids[e->n++] = a->id;
+        start = at + a->text.n;
+        while (a->rstrip && start < text.n && is_space(text.p[start])) start++;
+        at = start;
+        bool stands_there = t->behind == UNLESS_SPACE && at < text.n && text.p[at] == ' ';
+        space = t->space_in_front && t->behind != NEVER && !stands_there;
+        trim = true;
+    }
+    return encode_section(e, skip(text, start), space, trim);
+}
+
+int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, bool begins, size_t *n)
 {
     encoder e = {.t = t};
     *n = 0;
     if (bytes > INT_MAX / 3 - 1) return NULL;
-    char *normal = malloc(3 * bytes + 3);
+    e.normal = malloc(3 * bytes + 3);
     if (t->has_unused) e.left_part = calloc((size_t)t->vocab, sizeof *e.left_part);
-    if (normal && (e.left_part || !t->has_unused)) {
-        slice s = normalise(t, (slice){text, bytes}, normal);
-        e.ids = malloc((s.n + 1) * sizeof *e.ids);
-        if (e.ids && encode_words(&e, s)) *n = e.n;
-        else free(e.ids), e.ids = NULL;
-    }
-    free(normal), free(e.left_part), free(e.symbols), free(e.heap);
+    bool ok = e.normal && (e.left_part || !t->has_unused) && more_ids(&e, 1) && encode_sections(&e, (slice){text, bytes}, begins);
+    if (ok) *n = e.n;
+    else free(e.ids), e.ids = NULL;
+    free(e.normal), free(e.left_part), free(e.symbols), free(e.heap);
     return e.ids;
 }
 
@@ -619,14 +759,29 @@ static char *append_text(char *out, slice piece_text)           // with spaces f
     return out;
 }
 
+static const added *added_of(const tokenizer *t, int id)       // the added token with this id, NULL if there is none
+{
+    for (size_t i = 0; i < t->added_count; i++)
+        if (t->added[i].id == id) return t->added + i;
+    return NULL;
+}
+
+static size_t most_bytes(const tokenizer *t, int id)            // of what an id may decode to
+{
+    if (id < 0 || id >= t->vocab) {
+        const added *a = added_of(t, id);
+        return a ? a->text.n : 0;
+    }
+    if (t->pieces[id].type == UNKNOWN) return t->unknown.n;
+    return t->pieces[id].text.n;                                // a byte needs 3 of the 6 in its spelling
+}
+
 char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *bytes)
 {
     size_t room = 1;
     *bytes = 0;
     for (size_t i = 0; i < n; i++) {
-        if (ids[i] < 0 || ids[i] >= t->vocab) continue;
-        const piece *p = t->pieces + ids[i];
-        size_t most = p->type == UNKNOWN ? t->unknown.n : p->text.n;        // a byte needs 3 of the 6 in its spelling
+        size_t most = most_bytes(t, ids[i]);
         if (most > SIZE_MAX - room) return NULL;
         room += most;
     }
@@ -636,7 +791,11 @@ char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *byt
     bool drop_space = t->space_in_front || t->trim_spaces;                  // until there is text
     for (size_t i = 0, used; i < n; i += used) {
         used = 1;
-        if (ids[i] < 0 || ids[i] >= t->vocab) continue;
+        if (ids[i] < 0 || ids[i] >= t->vocab) {
+            const added *a = added_of(t, ids[i]);
+            if (a && !a->special) out = append(out, a->text);
+            continue;
+        }
         const piece *p = t->pieces + ids[i];
         if (p->type == UNKNOWN) out = append(out, t->unknown);
         else if (p->type == BYTE) used = decode_bytes(t, ids + i, n - i, &out);

@@ -942,7 +942,13 @@ typedef struct tokenizer tokenizer;     // tokenizer.c: SentencePiece BPE
 tokenizer *tokenizer_load(const char *path, char *err, size_t err_size);
 void tokenizer_free(tokenizer *t);
 int tokenizer_vocab(const tokenizer *t), tokenizer_bos(const tokenizer *t), tokenizer_eos(const tokenizer *t);
-int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, size_t *n);      // without BOS and EOS
+typedef struct { const char *text; int id; _Bool special, lstrip, rstrip, single_word; } added_token;
+_Bool tokenizer_add(tokenizer *t, added_token a), tokenizer_add_own(tokenizer *t);
+enum behind_special { ALWAYS, UNLESS_SPACE, NEVER };
+void tokenizer_spaces(tokenizer *t, _Bool in_front, enum behind_special behind);
+void tokenizer_ends(tokenizer *t, int bos, int eos);
+int tokenizer_find(const tokenizer *t, const char *text);
+int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, _Bool begins, size_t *n);
 char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *bytes);
 
 typedef struct {
@@ -973,19 +979,25 @@ static char *format_prompt(const char *question, const char *input)
     return prompt;
 }
 
-// BOS + text (+ EOS) as ids. The text is one string to the tokenizer; the prompt's own count masks the labels.
+// BOS (where the model has one) + prompt + answer (+ EOS) as ids. The prompt's are those that generation begins with, whatever
+// follows; the answer continues them, and every token that holds a character of it is learnt. Were both one text to the
+// tokenizer, a piece such as ":-" could hide an answer's first character in the prompt.
 static row encode_row(const tokenizer *t, const char *prompt, const char *answer, int eos)
 {
-    size_t n, np = 0, length = strlen(prompt) + strlen(answer) + 1;
-    char *text = alloc(length, 1);
-    snprintf(text, length, "%s%s", prompt, answer);
-    int *ids = tokenizer_encode(t, text, strlen(text), &n), *own = tokenizer_encode(t, prompt, strlen(prompt), &np);
-    if (!ids || !own) die("out of memory while tokenising");
-    row r = {.ids = alloc(n + 2, sizeof(int)), .n = (int)n + 1, .prompt = (int)np + 1};
-    r.ids[0] = tokenizer_bos(t);
-    memcpy(r.ids + 1, ids, n * sizeof(int));
+    size_t np, na;
+    int *ids = tokenizer_encode(t, prompt, strlen(prompt), 1, &np);
+    int *more = tokenizer_encode(t, answer, strlen(answer), !*prompt, &na);
+    if (!ids || !more) die("out of memory while tokenising");
+    row r = {.ids = alloc(np + na + 2, sizeof(int))};
+    if (tokenizer_bos(t) >= 0) r.ids[r.n++] = tokenizer_bos(t);
+    memcpy(r.ids + r.n, ids, np * sizeof(int));
+    r.n += (int)np;
+    r.prompt = r.n;
+    memcpy(r.ids + r.n, more, na * sizeof(int));
+    r.n += (int)na;
     if (eos) r.ids[r.n++] = tokenizer_eos(t);
-    free(ids), free(own), free(text);
+    free(ids);
+    free(more);
     return r;
 }
 
@@ -1008,7 +1020,8 @@ static row read_row(const tokenizer *t, const char *where, const cJSON *json)
     }
     if (!r.ids && !text) die("%s: no \"instruction\"/\"output\", \"query\"/\"response\", \"question\"/\"answer\" or \"text\" here", where);
     if (!r.ids && !*text) die("%s: \"text\" is empty", where);
-    if (!r.ids) r = encode_row(t, "", text, !!opt.init), r.prompt = 1;      // a model that starts from nothing must learn where a text ends
+    if (!r.ids) r = encode_row(t, "", text, !!opt.init);        // a model that starts from nothing must learn where a text ends
+    if (r.prompt < 1) r.prompt = 1;                             // nothing predicts the first token
     return r;
 }
 
@@ -1152,6 +1165,14 @@ static int pick(const wide *logits, int vocab, rng *g)
     return id;
 }
 
+// Generation stops at EOS, and at every eos_token_id of config.json and generation_config.json.
+static int ends_answer(const model *m, const tokenizer *t, int id)
+{
+    int stop = id == tokenizer_eos(t);
+    for (int i = 0; i < m->c.stops; i++) stop |= id == m->c.stop[i];
+    return stop;
+}
+
 // One pass: every live sequence that fits feeds the tokens its cache lacks, and gets one more. Returns how many did.
 static int generate_pass(model *m, const tokenizer *t, sequence *s, int count, batch *b, int *who, rng *g)
 {
@@ -1177,7 +1198,7 @@ static int generate_pass(model *m, const tokenizer *t, sequence *s, int count, b
         int id = pick(logits + (size_t)(i % m->chunk) * (size_t)m->c.vocab, m->c.vocab, g);
         q->cached = q->n;
         q->ids[q->n++] = id;
-        q->done = id == tokenizer_eos(t) || q->n == q->room;
+        q->done = ends_answer(m, t, id) || q->n == q->room;
     }
     free(logits);
     return b->rows;
@@ -1649,13 +1670,117 @@ static FILE *open_log(const char *path, int step)
 
 // ---- 8  the commands ---------------------------------------------------------------------------------------
 
+// A JSON file of the model directory, NULL where there is none; *path is its name.
+static cJSON *directory_json(const char *dir, const char *name, char **path)
+{
+    size_t bytes;
+    *path = join(dir, name);
+    if (access(*path, F_OK)) return NULL;
+    char *text = read_file(*path, &bytes);
+    cJSON *json = parse_json(*path, text, bytes);
+    free(text);
+    return json;
+}
+
+static int field_true(const cJSON *json, const char *name) { return cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(json, name)); }
+static int field_false(const cJSON *json, const char *name) { return cJSON_IsFalse(cJSON_GetObjectItemCaseSensitive(json, name)); }
+
+// A token's text: "…" or {"content": "…"}.
+static const char *token_text(const cJSON *token)
+{
+    return cJSON_IsString(token) ? token->valuestring : string_field(token, "content");
+}
+
+static void add_token(tokenizer *t, const char *path, const cJSON *token, double id)
+{
+    const char *text = token_text(token);
+    if (!text || !(id >= 0 && id <= 1 << 24) || id != floor(id)) die("%s: an added token without a text or an id", path);
+    added_token a = {text, (int)id, field_true(token, "special"), field_true(token, "lstrip"), field_true(token, "rstrip"), field_true(token, "single_word")};
+    if (!tokenizer_add(t, a)) die("%s: out of memory", path);
+}
+
+// The part of a tokenizer.json's normalizer or pre_tokenizer that is of this type, wherever it stands; NULL if there is none.
+static const cJSON *part_of_type(const cJSON *json, const char *type)
+{
+    const cJSON *item, *found = NULL;
+    const char *own = cJSON_IsObject(json) ? string_field(json, "type") : NULL;
+    if (own && !strcmp(own, type)) return json;
+    if (cJSON_IsObject(json) || cJSON_IsArray(json))
+        cJSON_ArrayForEach(item, json) if (!found) found = part_of_type(item, type);
+    return found;
+}
+
+// Where ▁ goes behind a special token, as transformers 5 does it. Its LlamaTokenizer goes by "legacy"; any other class by
+// what tokenizer.json says; a tokenizer.model alone is taken for the oldest kind, which puts ▁ there always.
+static enum behind_special space_behind(const cJSON *settings, const cJSON *json)
+{
+    const char *class = string_field(settings, "tokenizer_class"), *scheme;
+    if (class && !strncmp(class, "LlamaTokenizer", 14)) return field_true(settings, "legacy") ? UNLESS_SPACE : NEVER;
+    const cJSON *normalizer = cJSON_GetObjectItemCaseSensitive(json, "normalizer"), *replace = part_of_type(normalizer, "Replace");
+    const cJSON *metaspace = part_of_type(cJSON_GetObjectItemCaseSensitive(json, "pre_tokenizer"), "Metaspace");
+    if (!json || part_of_type(normalizer, "Prepend") || replace) return ALWAYS;
+    scheme = string_field(metaspace, "prepend_scheme");
+    return metaspace && (!scheme || !strcmp(scheme, "always")) ? UNLESS_SPACE : NEVER;
+}
+
+// The id of the directory's "bos_token" or "eos_token"; `own`, tokenizer.model's, where it names none.
+static int end_token(const tokenizer *t, const char *path, const cJSON *settings, const cJSON *map, const char *name, int own)
+{
+    const char *text = token_text(cJSON_GetObjectItemCaseSensitive(settings, name));
+    if (!text) text = token_text(cJSON_GetObjectItemCaseSensitive(map, name));
+    if (!text) return own;
+    int id = tokenizer_find(t, text);
+    if (id < 0) die("%s: \"%s\" is %s, which is no token of this directory", path, name, text);
+    return id;
+}
+
+// What Hugging Face's files beside tokenizer.model say of special tokens, in the order in which they overrule each other. Where
+// there are none at all, tokenizer.model is SentencePiece's, and "</s>" in a text is the text.
+static void read_special_tokens(tokenizer *t, const char *dir)
+{
+    char *added_path, *json_path, *map_path, *path;
+    cJSON *added = directory_json(dir, "added_tokens.json", &added_path), *json = directory_json(dir, "tokenizer.json", &json_path);
+    cJSON *map = directory_json(dir, "special_tokens_map.json", &map_path), *settings = directory_json(dir, "tokenizer_config.json", &path), *item;
+    char *config_path = join(dir, "config.json");
+    int alone = access(config_path, F_OK) && !added && !json && !map && !settings;
+    if (!alone && !tokenizer_add_own(t)) die("out of memory");
+    free(config_path);
+    cJSON_ArrayForEach(item, added) {
+        cJSON token = {.type = cJSON_String, .valuestring = item->string};
+        add_token(t, added_path, &token, cJSON_IsNumber(item) ? item->valuedouble : -1);
+    }
+    cJSON_ArrayForEach(item, cJSON_GetObjectItemCaseSensitive(json, "added_tokens")) {
+        const cJSON *id = cJSON_GetObjectItemCaseSensitive(item, "id");
+        add_token(t, json_path, item, cJSON_IsNumber(id) ? id->valuedouble : -1);
+    }
+    cJSON_ArrayForEach(item, cJSON_GetObjectItemCaseSensitive(settings, "added_tokens_decoder")) {
+        char *end;
+        double id = strtod(item->string, &end);
+        add_token(t, path, item, *end ? -1 : id);
+    }
+    int bos = end_token(t, path, settings, map, "bos_token", tokenizer_bos(t)), eos = end_token(t, path, settings, map, "eos_token", tokenizer_eos(t));
+    if (field_false(settings, "add_bos_token")) bos = -1;
+    else if (bos < 0) die("%s/tokenizer.model: has no BOS piece; \"add_bos_token\": false in tokenizer_config.json does without", dir);
+    if (eos < 0) die("%s/tokenizer.model: has no EOS piece", dir);
+    tokenizer_ends(t, bos, eos);
+    tokenizer_spaces(t, !field_false(settings, "add_prefix_space"), space_behind(settings, json));
+    cJSON_Delete(added);
+    cJSON_Delete(json);
+    cJSON_Delete(map);
+    cJSON_Delete(settings);
+    free(added_path);
+    free(json_path);
+    free(map_path);
+    free(path);
+}
+
 static tokenizer *open_tokenizer(const char *dir, int vocab)
 {
     char *path = join(dir, "tokenizer.model"), err[512];
     tokenizer *t = tokenizer_load(path, err, sizeof err);
     if (!t) die("%s", err);
     if (vocab && tokenizer_vocab(t) > vocab) die("%s: has %d pieces, but config.json says vocab_size %d", path, tokenizer_vocab(t), vocab);
-    if (tokenizer_bos(t) < 0 || tokenizer_eos(t) < 0) die("%s: has no BOS or no EOS piece", path);
+    read_special_tokens(t, dir);
     free(path);
     return t;
 }
@@ -1663,13 +1788,26 @@ static tokenizer *open_tokenizer(const char *dir, int vocab)
 static config open_config(void)
 {
     if (opt.init) return config_read(opt.init);
-    char *path = join(opt.model, "config.json");
+    char *path = join(opt.model, "config.json"), *generation;
     config c = config_read(path);
+    cJSON *json = directory_json(opt.model, "generation_config.json", &generation);
+    config_stops(&c, json);
+    cJSON_Delete(json);
     free(path);
+    free(generation);
     return c;
 }
 
-// --init: Hugging Face's start, normal with σ = 0.02 for matrices, ones for norms.
+// A tokenizer may know tokens that its model has no row for ([PAD], added but never resized for). Such a row cannot be fed.
+static void check_ids(const dataset *d, int vocab)
+{
+    for (int i = 0; i < arrlen(d->rows); i++)
+        for (int j = 0; j < d->rows[i].n; j++)
+            if (d->rows[i].ids[j] >= vocab)
+                die("%s: a row holds token %d of the tokenizer's files, but config.json says vocab_size %d", d->path, d->rows[i].ids[j], vocab);
+}
+
+// --init: Hugging Face's start, normal with σ = initializer_range (0.02) for matrices, ones for norms.
 static void random_weights(model *m)
 {
     for (int i = 0; i < arrlen(m->tensors); i++) {
@@ -1678,7 +1816,7 @@ static void random_weights(model *m)
         rng g = rng_named(m->p.seed, t->name);
         size_t n = elements(*t->at);
         wide *x = alloc(n, sizeof *x);
-        for (size_t j = 0; j < n; j++) x[j] = t->shape.n[1] ? (wide)(0.02 * rng_normal(&g)) : 1;
+        for (size_t j = 0; j < n; j++) x[j] = t->shape.n[1] ? (wide)(m->c.init_range * rng_normal(&g)) : 1;
         put(*t->at, x, TYPE_OF(wide));
         free(x);
     }
@@ -1847,7 +1985,9 @@ static void open_run(run *r)
     config c = open_config();
     r->t = open_tokenizer(opt.model, c.vocab);
     r->train = read_rows(r->t, opt.data, opt.seq);
+    check_ids(&r->train, c.vocab);
     if (opt.val) r->val = read_rows(r->t, opt.val, opt.seq);
+    check_ids(&r->val, c.vocab);
     model_measure(&r->m, c, p);
     int answers = has_answers(&r->val) && (opt.exact_match || base_parameters(&r->m) < 50e6);
     if (answers) r->scored = arrlen(r->val.rows) < SCORED ? (int)arrlen(r->val.rows) : SCORED;
@@ -1889,6 +2029,7 @@ static void run_eval(void)
     config c = open_config();
     tokenizer *t = open_tokenizer(opt.model, c.vocab);
     dataset none = {0}, val = read_rows(t, opt.val, opt.seq);
+    check_ids(&val, c.vocab);
     plan p = plan_for_use();
     int rows = opt.exact_match ? (int)arrlen(val.rows) : 0;
     if (rows && !has_answers(&val)) die("--exact-match: not every row of %s has an answer", opt.val);
@@ -1925,6 +2066,7 @@ static void run_generate(void)
     tokenizer *t = open_tokenizer(opt.model, c.vocab);
     char *text = opt.chat ? format_prompt(opt.generate, NULL) : strdup(opt.generate);
     row prompt = encode_row(t, text, "", 0);
+    if (!prompt.n) die("--generate: an empty TEXT, and this model has no BOS to begin with");
     sequence s = {.ids = alloc((size_t)prompt.n + (size_t)opt.max_new, sizeof(int)), .n = prompt.n, .room = prompt.n + opt.max_new};
     memcpy(s.ids, prompt.ids, (size_t)prompt.n * sizeof(int));
     plan p = plan_for_use();
@@ -1934,7 +2076,7 @@ static void run_generate(void)
     batch b = batch_new(p.tokens, 1);
     rng g = rng_named((uint64_t)opt.seed, "generate");
     size_t printed = 0;
-    int who, from = opt.chat ? prompt.n : 1;
+    int who, from = opt.chat ? prompt.n : tokenizer_bos(t) >= 0;
     do print_more(t, s.ids + from, s.n - from, 0, &printed);
     while (generate_pass(&m, t, &s, 1, &b, &who, &g));
     print_more(t, s.ids + from, s.n - from, 1, &printed);
@@ -2006,7 +2148,7 @@ static void run_tokenize(void)
         cJSON *json = json_value(line, (size_t)(end - line));
         const char *text = string_field(json, "text");
         if (!text) die("%s:%d: expected a JSON object with \"text\"", opt.tokenize, number);
-        int *ids = tokenizer_encode(t, text, strlen(text), &n);
+        int *ids = tokenizer_encode(t, text, strlen(text), 1, &n);
         if (!ids) die("out of memory while tokenising");
         putchar('[');
         for (size_t i = 0; i < n; i++) printf("%s%d", i ? "," : "", ids[i]);

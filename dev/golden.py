@@ -5,6 +5,7 @@
 
 singular_values.json   LAPACK's leading singular values of matrices that test_all.c makes by the same formula
 tokenizer.json         texts and SentencePiece's ids for them with the bundled tokenizer
+special_tokens.json    directories with special and added tokens, and transformers' ids there
 bf16_errors.json       how far PyTorch's own bf16 gradients of the bundled model are off: relative L2 distance to float64's, a tensor
 stories260K.txt        256 greedy tokens after "Once upon a time", decoded by SentencePiece
 base-*/                small random Llamas, as transformers saves them
@@ -18,6 +19,7 @@ import argparse
 import json
 import os
 import shutil
+import tempfile
 
 import numpy
 import peft
@@ -263,6 +265,46 @@ def bundled_tokenizer():
     json.dump(rows, open(os.path.join(HERE, "tokenizer.json"), "w"), indent=None)
 
 
+def special_tokens():
+    """The bundled tokenizer.model in directories as they are published, and the ids that transformers gives there."""
+    added = lambda content, **more: {"content": content, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True, **more}
+    llama = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
+    chat = {"768": added("<|im_start|>"), "769": added("<|im_end|>", special=False)}
+    odd = {"768": added("<|im_start|>", lstrip=True, rstrip=True), "769": added("<|im_end|>", single_word=True), "770": added("<|im_end|>!")}
+    entries = [{"id": int(i), **token} for i, token in chat.items()]
+    directories = [
+        {},
+        {"added_tokens.json": {"<|im_start|>": 768, "<|im_end|>": 769}},
+        {"tokenizer_config.json": llama},
+        {"tokenizer_config.json": {**llama, "legacy": True, "added_tokens_decoder": chat}},
+        {"tokenizer_config.json": {**llama, "legacy": False, "added_tokens_decoder": chat, "eos_token": "<|im_end|>"}},
+        {"tokenizer_config.json": {**llama, "added_tokens_decoder": odd}},
+        {"tokenizer_config.json": {**llama, "add_bos_token": False}, "added_tokens.json": {"<|im_start|>": 768, "<|im_end|>": 769}},
+        {"tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"}, "tokenizer.json": entries},
+    ]
+    # Without a doubled space and without a space in front, where transformers leaves SentencePiece's path.
+    texts = ["two shells", "a</s>b", "</s>x", "<s>a", "x<unk>y", "a</s></s>b", "a</s>", "<|im_start|>user\nhi<|im_end|>\n", "hi<|im_end|>!", "Lily <|im_start|> had <|im_end|> 2"]
+    cases = []
+    for files in directories:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("config.json", "tokenizer.model"):
+                shutil.copy(os.path.join(HERE, "..", "..", "base", name), folder)
+            if "tokenizer.json" in files:                   # what transformers itself makes of tokenizer.model, and these tokens
+                backend = json.loads(transformers.AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str())
+                backend["added_tokens"] += files["tokenizer.json"]
+                files = {**files, "tokenizer.json": backend}
+            for name, content in files.items():
+                json.dump(content, open(os.path.join(folder, name), "w"))
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            if "tokenizer.json" in files:                   # of which the test needs no vocabulary
+                files["tokenizer.json"] = {key: backend[key] for key in ("added_tokens", "normalizer", "pre_tokenizer")}
+            rows = [{"text": text, "ids": tokenizer(text, add_special_tokens=False)["input_ids"]} for text in texts
+                    if not (type(tokenizer).__name__ != "LlamaTokenizer" and "> " in text)]
+            cases.append({"files": files, "bos": files.get("tokenizer_config.json", {}).get("add_bos_token") is not False,
+                          "eos": 2 if tokenizer.eos_token_id is None else tokenizer.eos_token_id, "rows": rows})
+    json.dump(cases, open(os.path.join(HERE, "special_tokens.json"), "w"), ensure_ascii=False, separators=(",", ":"))
+
+
 def bf16_errors():
     """Full fine-tuning of base/ on the first two rows of data/train.jsonl. Right padding that no label and no mask sees adds nothing."""
     import sentencepiece
@@ -305,7 +347,7 @@ def main():
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if arguments.base:
-        return bundled_tokenizer(), bf16_errors()
+        return bundled_tokenizer(), special_tokens(), bf16_errors()
     torch.set_num_threads(1)                     # the same bytes again on the same machine; on another, the same to the last digits
     os.makedirs(HERE, exist_ok=True)
     for name in list(BASES) + list(CASES):
@@ -313,6 +355,7 @@ def main():
     json.dump([{"ids": ids, "prompt": prompt} for ids, prompt in ROWS], open(os.path.join(HERE, "rows.json"), "w"))
     singular_values()
     bundled_tokenizer()
+    special_tokens()
     bf16_errors()
     for name, options in BASES.items():
         make_base(name, options)

@@ -40,6 +40,15 @@ mini: transposed             | adapters.h | s/matmul_tn(l->dD, S, dz,/matmul_tn(
 bat: sign                    | adapters.h | s/matmul_tn(dW, dy, x, 1, SET)/matmul_tn(dW, dy, x, -1, SET)/     | gradients   | bat
 bat: scale                   | adapters.h | s/matmul_nn(dS, dy, stacked(l->B), 1,/matmul_nn(dS, dy, stacked(l->B), 2,/ | gradients | bat
 bat: dropped term            | adapters.h | /matmul_tn(stacked(l->dB), dy, S, 1, ADD)/d                       | gradients   | bat
+rows: answer with a space of its own | train.c | s/strlen(answer), !\*prompt, &na/strlen(answer), 1, \&na/      | prompt-edge |
+rows: first token of the answer not learnt | train.c | s/^    r.prompt = r.n;/    r.prompt = r.n + 1;/                  | prompt-edge |
+special tokens: always a space | tokenizer.c | s/t->behind != NEVER \&\&/1 \&\&/                                     | special-tokens |
+special tokens: two spaces   | tokenizer.c | s/t->behind == UNLESS_SPACE \&\&/0 \&\&/                                | special-tokens |
+special tokens: the shorter  | tokenizer.c | s/a->text.n > found->text.n/a->text.n < found->text.n/                  | special-tokens |
+special tokens: no rstrip    | tokenizer.c | s/while (a->rstrip/while (0/                                              | special-tokens |
+special tokens: no lstrip    | tokenizer.c | s/while (a->lstrip/while (0/                                              | special-tokens |
+special tokens: in mid-word  | tokenizer.c | s/return alone ? found : NULL/return found/                               | special-tokens |
+stops: the first of a list   | model.h    | s/id = cJSON_IsArray(ids) ? id->next : NULL/id = NULL/            | stops       |
 cache: training writes it, too | model.h  | s/if (b->cached)/if (m->p.cache_rows)/                             | splits      |
 views: a row too many        | model.h    | s/rows_of(\*m->tensors\[i\].at, 0, b->tokens)/rows_of(*m->tensors[i].at, 1, b->tokens)/ | splits |
 recompute: attention left out | model.h   | /recompute == 2) attention_block/d                                | recompute   |
