@@ -135,7 +135,7 @@ build/asan_emu_%: build/cpu_half.o build/tokenizer.o test_all.c train.cu dev/cud
 	$(CXX) $(EMUFLAGS) -O1 $(ASAN) $(REAL_$*) -c train.cu -o $@.emu.o
 	$(CXX) $(ASAN) -fopenmp build/cpu_half.o $@.gpu_half.o $@.emu.o build/tokenizer.o -o $@ $(LDLIBS)
 
-VALGRIND = valgrind -q --error-exitcode=99 build/valgrind_train
+VALGRIND = OMP_WAIT_POLICY=passive valgrind -q --error-exitcode=99 build/valgrind_train
 sanitize: found build/test_asan
 	@mkdir -p build
 	$(CC) $(FLAGS) -O1 $(ASAN) test_all.c tokenizer.c -o build/asan_f32 $(LDLIBS)

@@ -1653,6 +1653,42 @@ static void test_killed(void)
     }
 }
 
+// Threads follow the quota of the control group, of either version, and of those above it.
+static void test_quota(void)
+{
+    static const struct { const char *cgroup, *file, *content; double cpus; } cases[] = {
+        {"0::/", "cpu.max", "150000 100000", 2}, {"0::/", "cpu.max", "max 100000", 1e9}, {"0::/a/b", "a/cpu.max", "50000 100000", 1},
+        {"0::/a/b", "a/b/cpu.max", "100000 100000", 1}, {"0::/not/seen/here", "cpu.max", "100000 100000", 1},
+        {"5:memory:/m\n4:cpu,cpuacct:/c", "cpu/c/cpu.cfs_quota_us", "100000", 1}, {"4:cpu,cpuacct:/", "cpu/cpu.cfs_quota_us", "-1", 1e9},
+        {"1:name=x:/", "none", "", 1e9},
+    };
+    char command[1000], *root = in_scratch("root");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        snprintf(command, sizeof command, "rm -rf %s; mkdir -p %s/proc/self %s/sys/fs/cgroup/cpu/c %s/sys/fs/cgroup/a/b; cd %s; printf '%s\n' > proc/self/cgroup;"
+            " cd sys/fs/cgroup; echo 100000 | tee cpu/cpu.cfs_period_us > cpu/c/cpu.cfs_period_us; echo %s > %s", root, root, root, root, root, cases[i].cgroup, cases[i].content, cases[i].file);
+        check(system(command), 0, "cannot prepare");
+        int want = cases[i].cpus < omp_get_num_procs() ? (int)cases[i].cpus : omp_get_num_procs();
+        check(usable_cpus(root) != want, 0, "%s, %s: %s gives %d threads", cases[i].cgroup, cases[i].file, cases[i].content, usable_cpus(root));
+    }
+    free(root);
+}
+
+// Two default steps beside other work that takes every CPU twice: a few times as slow as one thread, not ten or forty times.
+static void test_busy(void)
+{
+    static const char *const two_steps = "$TRAIN --steps 2 --val $D/few.jsonl --max-new 2 --out $D/busy >/dev/null";
+    double took[2];
+    char command[600];
+    for (int all = 0; all < 2; all++) {
+        snprintf(command, sizeof command, "p=; for i in $(seq $((2 * $(nproc)))); do while :; do :; done & p=\"$p $!\"; done; %s %s; s=$?; kill $p; exit $s",
+            all ? "" : "OMP_NUM_THREADS=1", two_steps);
+        double start = seconds();
+        check(system(command), 0, "exit status");
+        took[all] = seconds() - start;
+    }
+    check(took[1] / took[0], 3, "time of all threads (%.1f s) over that of one (%.1f s)", took[1], took[0]);
+}
+
 // --compare: a cell is an ordinary run, every method has its row, what is done is not done again, a stop loses one cell at most.
 static void test_compare(void)
 {
@@ -2022,6 +2058,8 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"answers",        "an answer is the number behind #### or The answer is:, whatever follows it",     test_answers, ONLY_F32},
     {"batches",        "--batch 64 and --batch 16 --accum 4 take the same steps",                         test_batches, ONLY_F32},
     {"threads",        "adapter and log have the same bytes for 1, 2 and 4 threads",                      test_threads_same_bytes, ONLY_F32},
+    {"quota",          "there are no more threads than a control group's quota allows",                   test_quota, ONLY_F32},
+    {"busy",           "beside other work, all threads are not much slower than one",                     test_busy, ONLY_F32},
     {"resume",         "a resumed run leaves the bytes of one that never stopped",                        test_resume, ONLY_F32},
     {"killed",         "so does one that a signal ended",                                                 test_killed, ONLY_F32},
     {"compare",        "--compare gives every method a row, continues, and its runs are ordinary ones",   test_compare, ONLY_F32},
@@ -2040,6 +2078,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
 
 int main(int argc, char **argv)
 {
+    spin_briefly(argv);
     int passed = 0, failed = 0, skips = 0;
     if (argc > 2) only_method = argv[2];
     options defaults = opt;

@@ -309,6 +309,7 @@ static void measure_scaling(void)
 
 int main(int argc, char **argv)
 {
+    spin_briefly(argv);
     setvbuf(stdout, NULL, _IOLBF, 0);
     opt.batch = 4, opt.method = NULL, opt.model = NULL;
     int scaling = argc > 1 && !strcmp(argv[1], "scaling");
