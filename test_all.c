@@ -1443,6 +1443,13 @@ static void test_answers(void)
         {"The answer is: 42", "The answer is: 42", 1}, {"The answer is: 42.0", "The answer is: 42", 1}, {"The answer is: 42/7", "The answer is: 42", 0},
         {"The answer is: \\frac{1}{2}\nNext", "The answer is: $\\frac{1}{2}$.", 1}, {"The answer is: 3/4", "The answer is: 3/5", 0},
         {"The answer is: 2x", "The answer is: 2", 0}, {"The answer is: 2x+1", "The answer is: 2x+1", 1}, {"Paris", " Paris.", 1}, {"Paris, I think", "Paris", 0},
+        {"#### 12345678901234567890", "#### 12345678901234567891", 0}, {"#### 12345678901234567890.0", "#### 12,345,678,901,234,567,890", 1},
+        {"#### 0.1000000000000000000001", "#### 0.1", 0}, {"#### 0042.500", "#### 42.5", 1}, {"#### -0", "#### 0", 1}, {"#### +5", "#### 5", 1}, {"#### .5", "#### 0.50", 1},
+        {"#### 0", "#### 00.00", 1}, {"#### 100", "#### 1", 0}, {"#### 1,00", "#### 100", 0}, {"#### 1,000", "#### 1000", 1}, {"#### 0,001", "#### 1", 0}, {"#### 1,0000", "#### 10000", 0},
+        {"#### 1,2", "#### 12", 0}, {"#### 1,2", "#### 1,2", 1}, {"#### 18.5.3", "#### 18.5", 0}, {"#### 18.5", "#### 18.5.3", 0}, {"#### 18.5.", "#### 18.5", 1},
+        {"#### 42, I think", "#### 42", 1}, {"#### 42.apples", "#### 42", 0}, {"#### 2023-05-01", "#### 2023", 0}, {"#### 10:30", "#### 10", 0}, {"#### 40+2=42", "#### 40", 0},
+        {"1. First of all, no.", "1", 0}, {"2023-05-01", "2023", 0}, {"42 apples", "42", 0}, {"42.0", "42", 1}, {"1,234", "1234", 1}, {"12", "1,2", 0}, {"18.5", "18.5.3", 0}, {"1\nNo.", "1", 0},
+        {"", "", 0}, {"####", "####", 0}, {" ", ".", 0}, {"The answer is:", "The answer is: ", 0}, {"0", "", 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         check(same_answer(cases[i].given, cases[i].right) == cases[i].same ? 0 : 1, 0, "«%s» for «%s»", cases[i].given, cases[i].right);
@@ -1594,6 +1601,53 @@ static int same_logs(const char *a, const char *b)
     same = same && !*x && !*y;
     free(logs[0]), free(logs[1]);
     return same;
+}
+
+static void no_progress(int done, int of) { (void)done, (void)of; }
+
+// The bundled model answers these rows; returns what it says to the first one.
+static char *first_answer(const char *rows, scores *got)
+{
+    char *path = in_scratch("scored.jsonl"), *sample = NULL;
+    write_text(path, rows);
+    tokenizer *t = open_tokenizer("base", 0);
+    dataset none = {0}, d = read_rows(t, path, opt.seq);
+    model m = {0};
+    plan p = plan_for_use();
+    plan_sizes(&p, &none, &d, (int)arrlen(d.rows));
+    model_measure(&m, open_config(), p);
+    fill_model(&m, NULL, 0);
+    *got = exact_match(&m, t, &d, (int)arrlen(d.rows), &sample, no_progress);
+    model_free(&m), tokenizer_free(t), free_rows(&d), free(path);
+    return sample;
+}
+
+// An answer may have --max-new tokens, however long the right one and the other rows are.
+static void test_room(void)
+{
+    static const char first[] = "{\"question\": \"How many?\", \"answer\": \"8\"}\n";
+    static const char *const others[] = {"",
+        "{\"question\": \"How many?\", \"answer\": \"Now Emma had 17 cups. Now Emma had 19 cups. Now Emma had 19 cups. Now Emma had 21 cups. #### 21\"}\n",
+        "{\"question\": \"Emma took 11 cups to the yard. Mom gave Emma 6 more cups. In the forest she found 2 cups. How many cups are there now?\", \"answer\": \"8\"}\n"};
+    for (int max_new = 9; max_new < 100; max_new += 60) {
+        check(train_run("--generate 'How many?' --chat --max-new %d", max_new), 0, "exit status");
+        char *alone = output_of("stdout"), rows[1000];
+        *strchr(alone, '\n') = 0;
+        for (int i = 0; i < 3; i++) {
+            scores got;
+            opt.max_new = max_new;
+            snprintf(rows, sizeof rows, "%s%s", first, others[i]);
+            char *text = first_answer(rows, &got);
+            check(strcmp(text + strspn(text, " "), alone + strspn(alone, " ")), 0, "beside row %d, --max-new %d: «%s», alone «%s»", i, max_new, text, alone);
+            check(max_new == 9 && got.cut != 1 + (i > 0), 0, "beside row %d: %d cut off", i, got.cut);
+            free(text);
+        }
+        free(alone);
+    }
+    check(system("$TRAIN --eval --exact-match --max-new 3 --val $D/few.jsonl >$D/stdout 2>$D/stderr"), 0, "exit status");
+    char *text = output_of("stdout");
+    check(!strstr(text, "exact match 0 of 8, 0.0 %, 8 cut off at --max-new 3\n"), 0, "says «%s»", text);
+    free(text);
 }
 
 #define FEW_ROWS "--data data/train.jsonl --val $D/few.jsonl --batch 4 --seq 128 --max-new 4"       /* the first of data/val.jsonl: evaluating takes the time */
@@ -2021,6 +2075,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"together",       "sequences that are answered together say what each says alone",                   test_together, BOTH},
     {"answers",        "an answer is the number behind #### or The answer is:, whatever follows it",     test_answers, ONLY_F32},
     {"batches",        "--batch 64 and --batch 16 --accum 4 take the same steps",                         test_batches, ONLY_F32},
+    {"room",           "an answer has room for --max-new tokens, whatever other rows are; what is cut off is counted", test_room, ONLY_F32},
     {"threads",        "adapter and log have the same bytes for 1, 2 and 4 threads",                      test_threads_same_bytes, ONLY_F32},
     {"resume",         "a resumed run leaves the bytes of one that never stopped",                        test_resume, ONLY_F32},
     {"killed",         "so does one that a signal ended",                                                 test_killed, ONLY_F32},

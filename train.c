@@ -1135,7 +1135,7 @@ static void shuffle(int *order, int n, uint64_t seed, int epoch)
 
 // ---- 5  generation -----------------------------------------------------------------------------------------
 
-typedef struct { int *ids, n, cached, room, done; } sequence;     // ids has space for `room`; the first `cached` are in the cache
+typedef struct { int *ids, n, cached, room, ended, done; } sequence;     // ids has space for `room`; the first `cached` are in the cache; `ended` by EOS
 
 // The likeliest token, or with --temperature one at random from the likeliest whose probabilities reach --top-p.
 typedef struct { double p; int id; } candidate;
@@ -1174,6 +1174,7 @@ static int ends_answer(const model *m, const tokenizer *t, int id)
 }
 
 // One pass: every live sequence that fits feeds the tokens its cache lacks, and gets one more. Returns how many did.
+// The sequences share the cache evenly.
 static int generate_pass(model *m, const tokenizer *t, sequence *s, int count, batch *b, int *who, rng *g)
 {
     batch_clear(b);
@@ -1182,7 +1183,7 @@ static int generate_pass(model *m, const tokenizer *t, sequence *s, int count, b
         int n = s[i].n - s[i].cached;
         if (s[i].done || b->tokens + n > m->p.tokens) continue;
         who[b->rows] = i;
-        b->spans[b->rows++] = (span){b->tokens, n, i * s[i].room, s[i].n};
+        b->spans[b->rows++] = (span){b->tokens, n, i * (m->p.cache_rows / count), s[i].n};
         for (int j = s[i].cached; j < s[i].n; j++) b->ids[b->tokens] = s[i].ids[j], b->pos[b->tokens++] = j;
         b->target_row[b->targets] = b->tokens - 1, b->label[b->targets++] = 0;
     }
@@ -1198,7 +1199,8 @@ static int generate_pass(model *m, const tokenizer *t, sequence *s, int count, b
         int id = pick(logits + (size_t)(i % m->chunk) * (size_t)m->c.vocab, m->c.vocab, g);
         q->cached = q->n;
         q->ids[q->n++] = id;
-        q->done = ends_answer(m, t, id) || q->n == q->room;
+        q->ended = ends_answer(m, t, id);
+        q->done = q->ended || q->n == q->room;
     }
     free(logits);
     return b->rows;
@@ -1230,28 +1232,57 @@ static char *final_answer(const char *text, int *mark)
     return answer;
 }
 
-// The number that the text begins with by GSM8K's pattern -?[0-9.,]+, its commas left out; NAN if there is none, or if it is
-// part of a formula such as 3/4 or 2x. *rest is what stands behind it.
-static double leading_number(const char *text, const char **rest)
+// How long a number stands at the text's beginning, 0 if none does: digits with a point at most, and with commas only where they
+// part thousands. 1,234.5 is one; 1,2 and 18.5.3 are none.
+static size_t number_length(const char *text)
 {
-    char digits[64] = "", *end;
-    size_t n = 0;
-    if (*text == '-') digits[n++] = *text++;
-    for (; n < sizeof digits - 1 && *text && strchr("0123456789.,", *text); text++) if (*text != ',') digits[n++] = *text;
-    double x = strtod(digits, &end);
-    *rest = text;
-    return end == digits || isalpha((unsigned char)*text) || (*text && strchr("/\\^", *text)) ? NAN : x;
+    const char *at = text + strspn(text, "0123456789");
+    if (at > text && at <= text + 3 && *text != '0')
+        while (*at == ',' && strspn(at + 1, "0123456789") == 3) at += 4;
+    if (*at == '.') at += 1 + strspn(at + 1, "0123456789");
+    size_t n = (size_t)(at - text);
+    return n == 1 && *text == '.' ? 0 : n;
 }
 
-// Is the model's answer the right one? A number is compared as a number: 42, 42.0 and "42 apples" are 42.
+// The number that the text begins with, written so that equal numbers are equal strings: no commas, no zeros that say nothing. NULL if
+// there is none, or if it goes on as something else: 3/4, 2x, 10:30, 2023-05-01. *rest is what stands behind it.
+// Strings, because 12345678901234567890 and …891 are the same double.
+static char *leading_number(const char *text, const char **rest)
+{
+    const char *digits = text + (*text == '-' || *text == '+');
+    size_t run = strspn(digits, "0123456789.,"), n = number_length(digits);
+    *rest = digits + run;
+    while (run && strchr(".,", digits[run - 1])) run--;         // the sentence's, not the number's
+    if (n && digits[n - 1] == '.') n--;
+    int goes_on = **rest && (isalpha((unsigned char)**rest) || strchr("/\\^", **rest) || (strchr("+-*=:_", **rest) && isdigit((unsigned char)(*rest)[1])));
+    if (!n || n != run || goes_on) return NULL;
+
+    char *number = alloc(n + 3, 1), *end = number;
+    const char *last = digits + n;
+    while (digits < last && strchr("0,", *digits)) digits++;
+    if (digits == last || *digits == '.') *end++ = '0';
+    for (; digits < last; digits++) if (*digits != ',') *end++ = *digits;
+    if (strchr(number, '.')) {
+        while (end[-1] == '0') *--end = 0;
+        if (end[-1] == '.') *--end = 0;
+    }
+    if (*text == '-' && strcmp(number, "0")) memmove(number + 1, number, (size_t)(end - number) + 1), *number = '-';
+    return number;
+}
+
+// Is the model's answer the right one? A number is compared as a number: 42 is 42.0, and behind a mark it may have a unit, "42 apples".
+// Marks and numbers are those of GSM8K (github.com/openai/grade-school-math, dataset.py: "#### " and -?[0-9.,]+, commas left out) and
+// of MetaMathQA (github.com/meta-math/MetaMath, eval_gsm8k.py: "The answer is: " and [-+]?\d*[.,/]?\d+), but what either would read
+// as another number is none here. An empty answer is never right.
 static int same_answer(const char *given, const char *right)
 {
     int mark, right_mark;
     const char *rest, *right_rest;
     char *a = final_answer(given, &mark), *b = final_answer(right, &right_mark);
-    double x = leading_number(a, &rest), y = leading_number(b, &right_rest);
-    int same = !mark == !right_mark && (isnan(y) || *right_rest ? !strcmp(a, b) : x == y);
-    free(a), free(b);
+    char *x = leading_number(a, &rest), *y = leading_number(b, &right_rest);
+    int numbers = x && y && !*right_rest && (mark || !*rest);
+    int same = *a && !mark == !right_mark && (numbers ? !strcmp(x, y) : !strcmp(a, b));
+    free(a), free(b), free(x), free(y);
     return same;
 }
 
@@ -1270,17 +1301,21 @@ static int has_answers(const dataset *d)
     return arrlen(d->rows) > 0;
 }
 
-// How many of the first `rows` answers to the prompts of d match; *sample gets the first one's text.
-static int exact_match(model *m, const tokenizer *t, const dataset *d, int rows, char **sample, void (*progress)(int, int))
+// Of the first `rows` answers to the prompts of d: how many match, and how many were cut off at --max-new. *sample gets the first
+// one's text.
+typedef struct { int hits, cut; } scores;
+static scores exact_match(model *m, const tokenizer *t, const dataset *d, int rows, char **sample, void (*progress)(int, int))
 {
     sequence s[GROUP];
     batch b = batch_new(m->p.tokens, GROUP);
-    int who[GROUP], hits = 0, room = m->p.cache_rows / GROUP;
+    int who[GROUP];
+    scores got = {0};
     rng g = {0};
     for (int first = 0; first < rows; first += GROUP) {
         int n = rows - first < GROUP ? rows - first : GROUP;
         for (int i = 0; i < n; i++) {
             const row *r = &d->rows[first + i];
+            int room = r->prompt + opt.max_new;
             s[i] = (sequence){.ids = alloc((size_t)room, sizeof(int)), .n = r->prompt, .room = room};
             memcpy(s[i].ids, r->ids, (size_t)r->prompt * sizeof(int));
         }
@@ -1288,7 +1323,8 @@ static int exact_match(model *m, const tokenizer *t, const dataset *d, int rows,
         for (int i = 0; i < n; i++) {
             const row *r = &d->rows[first + i];
             char *text = decode(t, s[i].ids + r->prompt, s[i].n - r->prompt);
-            hits += same_answer(text, r->answer);
+            got.hits += same_answer(text, r->answer);
+            got.cut += !s[i].ended;
             if (first + i == 0 && sample) *sample = text;
             else free(text);
             free(s[i].ids);
@@ -1296,7 +1332,7 @@ static int exact_match(model *m, const tokenizer *t, const dataset *d, int rows,
         progress(first + n, rows);
     }
     batch_free(&b);
-    return hits;
+    return got;
 }
 
 // ---- 6  saving and resuming --------------------------------------------------------------------------------
@@ -1609,6 +1645,12 @@ static void report_step(run *r, double loss, double norm, double lr, int tokens,
     fflush(stdout);
 }
 
+static void print_cut(scores got)
+{
+    if (got.cut) printf(", %d cut off at --max-new %d", got.cut, opt.max_new);
+    putchar('\n');
+}
+
 // Validation loss and, for small models, answers.
 static void report_eval(run *r, const char *when, int answers)
 {
@@ -1620,7 +1662,9 @@ static void report_eval(run *r, const char *when, int answers)
     printf("%-10s eval loss %.4f over %ld tokens", when, loss, targets);
     if (r->scored && answers) {
         char *sample = NULL;
-        printf(",  exact match %d of %d\n", exact_match(&r->m, r->t, &r->val, r->scored, &sample, show_answers), r->scored);
+        scores got = exact_match(&r->m, r->t, &r->val, r->scored, &sample, show_answers);
+        printf(",  exact match %d of %d", got.hits, r->scored);
+        print_cut(got);
         printf("           asked:    ");
         char *question = decode(r->t, r->val.rows[0].ids, r->val.rows[0].prompt), *at = strstr(question, "### Instruction:\n"), *end = at ? strstr(at, "\n\n### Response:") : NULL;
         printf("%.*s\n           answered: ", end ? (int)(end - at - 17) : 0, end ? at + 17 : "");
@@ -1853,17 +1897,16 @@ static int longest_row(const dataset *d)
     return n;
 }
 
-// Room for micro-batches of the longest rows there are, and for answering `scored` rows.
+// Room for micro-batches of the longest rows there are, and for answering `scored` rows with --max-new tokens each.
 static void plan_sizes(plan *p, const dataset *train, const dataset *val, int scored)
 {
-    int longest = longest_row(val) > longest_row(train) ? longest_row(val) : longest_row(train), answer = 0;
+    int longest = longest_row(val) > longest_row(train) ? longest_row(val) : longest_row(train);
     if ((long)opt.batch * longest > INT_MAX / 4) die("--batch %d times %d tokens is too much; raise --accum instead", opt.batch, longest);
     p->tokens = opt.batch * (longest - 1), p->positions = longest;
     if (!scored) return;
-    for (int i = 0; i < arrlen(val->rows); i++) if (val->rows[i].n - val->rows[i].prompt > answer) answer = val->rows[i].n - val->rows[i].prompt;
-    int more = 2 * answer + 8 < opt.max_new ? 2 * answer + 8 : opt.max_new;
-    p->positions = longest_prompt(val) + more > longest ? longest_prompt(val) + more : longest;
-    p->cache_rows = GROUP * (longest_prompt(val) + more);
+    int answered = longest_prompt(val) + opt.max_new;
+    if (answered > longest) p->positions = answered;
+    p->cache_rows = GROUP * answered;
 }
 
 static double megabytes(const model *m, enum kind k) { return (double)m->used[k] * (double)dtypes[type_of_kind(k)].size / 1e6; }
@@ -1883,6 +1926,16 @@ static void print_rows(const char *label, const dataset *d)
     putchar('\n');
 }
 
+// A model can go further than the positions it was trained on, but it rarely says anything sensible there.
+static void print_positions(const model *m)
+{
+    const plan *p = &m->p;
+    int most = m->c.max_pos, prompt = p->cache_rows / GROUP - opt.max_new;
+    if (p->positions <= most) return;
+    if (p->positions * GROUP > p->cache_rows) printf("note       rows of up to %d tokens, but the model was made for %d; --seq %d cuts them\n", p->positions, most, most);
+    else printf("note       prompts of up to %d tokens and answers of --max-new %d, but the model was made for %d\n", prompt, opt.max_new, most);
+}
+
 // What is about to happen, before anything large is allocated.
 static void print_plan(const run *r)
 {
@@ -1899,7 +1952,7 @@ static void print_plan(const run *r)
     printf("\ntrains     %.0f parameters, %.2f %% of the model\n", trained, 100 * trained / base);
     print_rows("data", &r->train);
     if (r->val.rows) print_rows("validation", &r->val);
-    if (m->p.positions > c->max_pos) printf("note       rows of up to %d tokens, but the model was made for %d; --seq %d cuts them\n", m->p.positions, c->max_pos, c->max_pos);
+    print_positions(m);
     printf("steps      %d of %d rows, at most %d tokens at a time; lr %g, %s\n", r->steps, opt.batch * opt.accum, m->p.tokens, opt.lr, opt.schedule);
     printf("memory     trained weights, gradients, AdamW %.1f MB; activations %.1f MB; work space %.1f MB", 4 * state + megabytes(m, START),
         megabytes(m, ACT) + megabytes(m, STAT) + megabytes(m, AUX), megabytes(m, WORK) + megabytes(m, CACHE) + (double)dev_reserve(needs_of(m), 0) / 1e6);
@@ -2037,9 +2090,11 @@ static void run_eval(void)
     model_measure(&m, c, p);
     fill_model(&m, NULL, 0);
     print_rows("rows", &val);
+    print_positions(&m);
     if (rows) {
-        int hits = exact_match(&m, t, &val, rows, NULL, show_answers);
-        printf("exact match %d of %d, %.1f %%\n", hits, rows, 100.0 * hits / rows);
+        scores got = exact_match(&m, t, &val, rows, NULL, show_answers);
+        printf("exact match %d of %d, %.1f %%", got.hits, rows, 100.0 * got.hits / rows);
+        print_cut(got);
     }
     long targets;
     double loss = evaluate(&m, &val, &targets);
