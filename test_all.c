@@ -102,7 +102,7 @@ static void write_model(const char *dir, const char *config_path)
     for (int i = 0; i < arrlen(m.tensors); i++)
         if (m.tensors[i].kind == PARAM) randomise(*m.tensors[i].at, m.tensors[i].shape.n[1] ? 0.4 : 1);
     stage_begin(dir);
-    stage_model(&m, ".", TYPE_OF(wide));
+    stage_model(&m, staged, TYPE_OF(wide));           // no other files are to be copied
     stage_publish(dir);
     model_free(&m);
 }
@@ -1804,6 +1804,7 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"merge without adapter", ":",                                                              "--merge $D/out", "needs --adapter"},
     {"an adapter with a NaN", "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null; printf '\\377\\377\\377\\377' | dd of=$D/mine/adapter_model.safetensors bs=1 seek=100000 conv=notrunc 2>/dev/null", "--eval --val data/val.jsonl --adapter $D/mine", "holds NaN or Inf"},
     {"a model with a NaN",  "dd if=/dev/zero bs=1024 count=1000 2>/dev/null | tr '\\0' '\\377' | dd of=$D/model/model.safetensors bs=1024 seek=100 conv=notrunc 2>/dev/null", "--eval --val data/val.jsonl", "holds NaN or Inf"},
+    {"full from an Inf",    "printf '\\000\\000\\200\\177' | dd of=$D/model/model.safetensors bs=1 seek=$(($(stat -c %s $D/model/model.safetensors) - 4)) conv=notrunc 2>/dev/null", "--method full", "weight holds NaN or Inf"},
     {"another method's adapter", ":",                                                           "--method bat --adapter dev/golden/lora-mha", "--method bat: --adapter"},
     {"a start that is not built", "cp -r dev/golden/lora-mha $D/mine; sed -i 's/\"init_lora_weights\": true/\"init_lora_weights\": \"corda\"/' $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "\"corda\", which changes the base"},
     {"a pattern of ranks",  "cp -r dev/golden/lora-mha $D/mine; sed -i 's/\"rank_pattern\": {}/\"rank_pattern\": {\"q_proj\": 2}/' $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "\"rank_pattern\" is set"},
@@ -1863,6 +1864,171 @@ static void test_out(void)
         check(!same_files("there/adapter_model.safetensors", "slash/adapter_model.safetensors"), 0, "adapter of run %d", again);
     }
     check(WEXITSTATUS(system("$TRAIN --list 2>$D/stderr >/dev/full")) == 1 ? 0 : 1, 0, "exit status with a full standard output");
+}
+
+// What --merge and full write has every file of the model directory that is not a weight, byte for byte; weights in other formats, and what
+// a run or an adapter left there, stay behind.
+static void test_kept_files(void)
+{
+    static const char *const kept[] = {"tokenizer.model", "chat_template.jinja", "added_tokens.json", "special_tokens_map.json", "generation_config.json", "LICENSE", "USE_POLICY.md",
+        ".gitattributes", "a name with spaces", "vocab.txt", "training_args.bin", "a-link.json", "large.txt", NULL};
+    static const char *const left[] = {"pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json", "other.safetensors", "other.safetensors.index.json", "q4.gguf",
+        "consolidated.00.pth", "tf_model.h5", "flax_model.msgpack", "state.json", "adapter_config.json", "adapter_model.bin", NULL};
+    char command[1000];
+    check(system("rm -rf $D/model; cp -r base $D/model && chmod -R u+w $D/model && mkdir -p $D/model/.git/objects && touch $D/model/.git/HEAD && head -c 3000001 /dev/urandom > $D/model/large.txt"
+        " && echo linked > $D/linked && ln -s ../linked $D/model/a-link.json && ln -s nowhere $D/model/dangling && mkfifo $D/model/pipe"), 0, "cannot prepare");
+    for (const char *const *lists[] = {kept, left, NULL}, *const **list = lists; *list; list++)
+        for (const char *const *name = *list; *name; name++) {
+            snprintf(command, sizeof command, "cd %s/model; [ -e '%s' ] || echo '{}' > '%s'", scratch, *name, *name);
+            check(system(command), 0, "cannot make %s", *name);
+        }
+    check(train_run(FEW_ROWS " --model %s/model --steps 1 --out $D/kept-adapter", scratch), 0, "an adapter");
+    check(train_run("--merge $D/merged --model $D/model --adapter $D/kept-adapter"), 0, "--merge");
+    for (int again = 0; again < 2; again++)          // the second time over the first one's files
+        check(train_run(FEW_ROWS " --model $D/model --steps 1 --method full --out $D/full"), 0, "full, run %d", again);
+    for (const char *const *dir = (const char *const[]){"merged", "full", NULL}; *dir; dir++) {
+        for (const char *const *name = kept; *name; name++) {
+            snprintf(command, sizeof command, "cmp -s \"%s/model/%s\" \"%s/%s/%s\"", scratch, *name, scratch, *dir, *name);
+            check(system(command), 0, "%s has %s", *dir, *name);
+        }
+        for (const char *const *name = left; *name; name++) {
+            snprintf(command, sizeof command, "cd %s/%s; [ ! -e '%s' ] || [ '%s' = state.json -a %s = full ]", scratch, *dir, *name, *name, *dir);
+            check(system(command), 0, "%s has no %s", *dir, *name);
+        }
+        snprintf(command, sizeof command, "cd %s/%s && [ ! -e .git ] && [ ! -e pipe ] && [ ! -e dangling ]", scratch, *dir);
+        check(system(command), 0, "%s has what is no file", *dir);
+    }
+    check(system("rm -rf $D/model $D/merged $D/full $D/kept-adapter"), 0, "cannot tidy up");
+}
+
+// --out replaces what a run wrote, by the run's own list, and nothing else.
+static void test_only_ours(void)
+{
+    static const char *const run_again = FEW_ROWS " --steps 1 --lr 0.5 --out $D/ours";
+    char command[1000];
+    check(train_run(FEW_ROWS " --steps 1 --out $D/ours"), 0, "first run");
+    static const struct { const char *what, *prepare; int refused; } cases[] = {
+        {"as it was left", ":", 0},
+        {"with no list, as older runs left it", "sed -i 's/\"files\"/\"others\"/' $D/ours/state.json; touch $D/ours/tokenizer_config.json", 0},
+        {"with a file more", "touch $D/ours/LICENSE", 1},
+        {"with a file more that the list has", "touch $D/ours/LICENSE; sed -i 's/\"files\":[^[]*\\[/&\"LICENSE\",/' $D/ours/state.json", 0},
+        {"with a directory", "mkdir $D/ours/figures", 1},
+        {"with somebody else's state.json", "rm -rf $D/ours; mkdir $D/ours; echo '{\"volume\": 11}' > $D/ours/state.json", 1},
+        {"with a state.json that is no JSON", "rm -rf $D/ours; mkdir $D/ours; echo '{\"--method\": ' > $D/ours/state.json", 1},
+        {"with a list that leads out of it", "echo mine > $D/victim; sed -i 's/\"files\":[^[]*\\[/&\"..\\/victim\",\"..\",\".\",7,/' $D/ours/state.json", 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        snprintf(command, sizeof command, "rm -rf $D/ours; $TRAIN %s >/dev/null && { %s; }", run_again, cases[i].prepare);
+        check(system(command), 0, "cannot prepare: %s", cases[i].what);
+        int status = train_run("%s", run_again);
+        char *text = output_of("stderr");
+        check(status == cases[i].refused && !strstr(text, "which would be lost") == !cases[i].refused ? 0 : 1, 0, "%s: status %d, says «%s»", cases[i].what, status, text);
+        snprintf(command, sizeof command, "! ls -d %s/ours.tmp* 2>/dev/null | grep -q .", scratch);
+        check(system(command), 0, "%s: something is left beside it", cases[i].what);
+        free(text);
+    }
+    check(system("grep -q mine $D/victim"), 0, "a file outside is gone");
+    snprintf(command, sizeof command, "rm -rf $D/ours $D/log; $TRAIN %s >/dev/null && { $TRAIN " FEW_ROWS " --steps 12 --log $D/log --out $D/ours >$D/stdout 2>$D/stderr & p=$!;"
+        " while ! grep -q '\"step\":2,\"loss' $D/log 2>/dev/null; do sleep 0.01; done; echo mine > $D/ours/notes.txt; wait $p && grep -q mine $D/ours.tmp$p/notes.txt && rm -r $D/ours.tmp$p; }", run_again);
+    check(system(command), 0, "a file put there while the run went on");
+    char *text = output_of("stderr");
+    check(strstr(text, "note: ") && strstr(text, "holds files that no run wrote") ? 0 : 1, 0, "says «%s»", text);
+    free(text);
+}
+
+// A signal while a directory is in the making leaves nothing of it, whatever its files are called.
+static void test_discard(void)
+{
+    char *dir = in_scratch("cut-short"), command[200];
+    for (int files = 0; files < 4; files++) {
+        fflush(stdout);
+        pid_t child = fork();
+        if (!child) {
+            stage_begin(dir);
+            for (int i = 0; i < files; i++) stage_file((const char *[]){"USE_POLICY.md", ".hidden", "a name with spaces"}[i], "text", 4);
+            on_signal(SIGTERM);
+        }
+        int status;
+        check(child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 128 + SIGTERM ? 0 : 1, 0, "status with %d files", files);
+        snprintf(command, sizeof command, "! ls -d %s.tmp* 2>/dev/null | grep -q .", dir);
+        check(system(command), 0, "%d files are left", files);
+    }
+    free(dir);
+}
+
+// ---- merging in 16 bits --------------------------------------------------------------------------------------------
+
+// The small model in a dtype of two bytes, its q_proj of layer 0 all zeros but one number; where `instead` is given, those two bytes stand in that number's place.
+static char *odd_model(enum dtype type, float odd, uint16_t instead)
+{
+    char *base = small_model(0), *dir = in_scratch("odd"), *path = join(dir, "model.safetensors"), *config_path = join(base, "config.json");
+    size_t bytes;
+    model m = {0};
+    plan p = plan_from_options();
+    p.method = &methods[0], p.tokens = p.positions = 8;
+    opt.model = base;
+    if (system("rm -rf $D/odd")) die("cannot remove %s", dir);
+    model_measure(&m, config_read(config_path), p);
+    fill_model(&m, NULL, 0);
+    linear *q = linear_of(&m.layers[0], 0);
+    wide *x = alloc(elements(q->W), sizeof *x);
+    x[5] = (wide)odd;
+    put(q->W, x, TYPE_OF(wide));
+    stage_begin(dir), stage_model(&m, base, type), stage_publish(dir);
+    model_free(&m), free(x);
+    uint16_t h = type == F16 ? to_f16(odd) : to_bf16(odd);
+    char *data = read_file(path, &bytes), *at = memmem(data, bytes, &h, 2);
+    for (; at && instead && (at - data) % 2; at = memmem(at + 1, bytes - (size_t)(at + 1 - data), &h, 2)) {}
+    if (instead) memcpy(at, &instead, 2);
+    FILE *f = fopen(path, "wb");
+    if (!f || fwrite(data, 1, bytes, f) != bytes || fclose(f)) die("cannot write %s", path);
+    free(data), free(path), free(config_path), free(base);
+    return dir;
+}
+
+// An adapter that adds one number to that number and nothing to all others.
+static void add_to_odd(const char *base, double more)
+{
+    char *config_path = join(base, "config.json"), *dir = in_scratch("odd-adapter");
+    model m = {0};
+    opt.model = base;
+    if (system("rm -rf $D/odd-adapter")) die("cannot remove %s", dir);
+    model_measure(&m, config_read(config_path), small_plan("frozen"));
+    fill_model(&m, NULL, 0);
+    linear *q = linear_of(&m.layers[0], 0);
+    wide *x = alloc(elements(q->D), sizeof *x);
+    x[5] = (wide)more;
+    put(q->D, x, TYPE_OF(wide));
+    stage_begin(dir), peft_write(&m, base), stage_publish(dir);
+    model_free(&m), free(x), free(config_path), free(dir);
+}
+
+// What cannot be written as a number is refused, with the tensor's name; what an update loses is a percentage, or there is none.
+static void test_odd_merges(void)
+{
+    static const struct { const char *what; enum dtype type; float odd; uint16_t instead; double more; int status; const char *says, *prints; } cases[] = {
+        {"a sum beyond float16",   F16,  65000, 0,      900,   1, "layers.0.self_attn.q_proj.weight has a 65892 with the adapter merged in, which is Inf in F16", ""},
+        {"a sum within float16",   F16,  65000, 0,      400,   0, "", "layer  0 q"},
+        {"an Inf in the base",     F16,  65000, 0x7c00, 900,   1, "layers.0.self_attn.q_proj.weight holds NaN or Inf", ""},
+        {"a NaN in the base",      F16,  65000, 0x7e00, 0,     1, "layers.0.self_attn.q_proj.weight holds NaN or Inf", ""},
+        {"an Inf in a bf16 base",  BF16, 65000, 0x7f80, 0,     1, "layers.0.self_attn.q_proj.weight holds NaN or Inf", ""},
+        {"a sum beyond bfloat16",  BF16, 3.38e38f, 0,   2e36,  1, "which is Inf in BF16", ""},
+        {"no update at all",       BF16, 65000, 0,      0,     0, "", "layer  0 q     its update is zero"},
+        {"an update that is lost", BF16, 65000, 0,      1,     0, "", "layer  0 q       0.0 % of the update survive"},
+        {"an update that is kept", BF16, 1,     0,      1,     0, "", "layer  0 q     100.0 % of the update survive"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char *base = odd_model(cases[i].type, cases[i].odd, 0);
+        add_to_odd(base, cases[i].more);
+        if (cases[i].instead) free(odd_model(cases[i].type, cases[i].odd, cases[i].instead));
+        check(system("rm -rf $D/odd-merged"), 0, "cannot prepare");
+        int status = train_run("--merge $D/odd-merged --model %s --adapter $D/odd-adapter", base);
+        char *error = output_of("stderr"), *text = output_of("stdout");
+        check(status == cases[i].status && strstr(error, cases[i].says) && strstr(text, cases[i].prints) && !strstr(text, "inf") && !strstr(text, "nan") ? 0 : 1, 0,
+            "%s: status %d, says «%s%s»", cases[i].what, status, error, text);
+        check(system("! ls -d $D/odd-merged* 2>/dev/null | grep -q .") ? !status ? 0 : 1 : status ? 0 : 1, 0, "%s: a directory of it", cases[i].what);
+        free(base), free(error), free(text);
+    }
 }
 
 // ---- real models --------------------------------------------------------------------------------------------------
@@ -2083,6 +2249,10 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"wrong-input",    "every wrong input gets one clear line, and nothing is left behind",               test_wrong_input, ONLY_F32},
     {"full-disk",      "a full disk is said, and the older result stays",                                 test_full_disk, ONLY_F32},
     {"output",         "links and slashes lead to the same place; a full standard output is an error",    test_out, ONLY_F32},
+    {"kept-files",     "--merge and full keep every file of the model directory that is not a weight",    test_kept_files, ONLY_F32},
+    {"only-ours",      "--out replaces what a run says it wrote, and nothing else",                        test_only_ours, ONLY_F32},
+    {"discard",        "a signal leaves nothing of a directory in the making, whatever its files are called", test_discard, ONLY_F32},
+    {"odd-merges",     "a merge that would write Inf or NaN is refused; what survives is a number or said to be nothing", test_odd_merges, ONLY_F32},
     {"counts",         "trainable parameters on Llama2-7B are the paper's",                               test_llama2_counts, ONLY_F32},
     {"stories",        "a real model says what transformers says, 256 tokens long",                       test_stories, ONLY_F32},
     {"gsm8k",          "every method learns GSM8K rows; Bone's first gradient and progress beat LoRA's",  test_gsm8k, ONLY_F32},

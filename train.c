@@ -17,6 +17,7 @@
 #define STB_DS_IMPLEMENTATION
 #include "adapters.h"
 #include <ctype.h>
+#include <fnmatch.h>
 #include <omp.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -1337,19 +1338,35 @@ static scores exact_match(model *m, const tokenizer *t, const dataset *d, int ro
 
 // ---- 6  saving and resuming --------------------------------------------------------------------------------
 
-static void stage_copy(const char *dir, const char *name)       // where there is one
+// One file of another directory, in pieces.
+static void stage_copy(const char *dir, const char *name)
 {
-    char *path = join(dir, name);
-    size_t bytes;
-    if (!access(path, F_OK)) {
-        char *data = read_file(path, &bytes);
-        stage_file(name, data, bytes);
-        free(data);
-    }
-    free(path);
+    static char piece[1 << 20];
+    char *from = join(dir, name), *to;
+    FILE *in = fopen(from, "rb");
+    if (in) {
+        FILE *out = stage_open(name, &to);
+        for (size_t n; (n = fread(piece, 1, sizeof piece, in));) write_checked(out, piece, n, to);
+        if (ferror(in)) die("%s: %s", from, strerror(errno));
+        close_checked(out, to);
+        fclose(in);
+        free(to);
+    } else fprintf(stderr, "note: %s is not copied: %s\n", from, strerror(errno));
+    free(from);
 }
 
-// A complete model directory: every base tensor (with adapters merged), config.json, the tokenizer's files.
+// Whether a file of a model directory stays what it is whatever the weights are: the tokenizer's, the chat template, the licence, … Not so
+// the weights in any format, what is written anew, and what a training run or an adapter left there.
+static int outlasts_weights(const char *name)
+{
+    static const char *const patterns[] = {"config.json", "*.safetensors", "*.safetensors.index.json", "*.bin.index.json", "pytorch_model*.bin", "model*.bin",
+        "ggml*.bin", "adapter_model*.bin", "adapter_config.json", "state.json", "*.gguf", "*.ggml", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot",
+        "*.npz", "*.tflite", NULL};
+    for (const char *const *p = patterns; *p; p++) if (!fnmatch(*p, name, 0)) return 0;
+    return 1;
+}
+
+// A complete model directory: every base tensor (with adapters merged), config.json, and what else the source directory holds.
 static void stage_model(model *m, const char *source, enum dtype trained_type)
 {
     output *list = NULL;
@@ -1373,8 +1390,9 @@ static void stage_model(model *m, const char *source, enum dtype trained_type)
     cJSON_DeleteItemFromObjectCaseSensitive(json, "dtype");
     cJSON_AddStringToObject(json, "torch_dtype", names[type]);
     stage_json("config.json", json);
-    for (const char *const *name = (const char *const[]){"tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", NULL}; *name; name++)
-        stage_copy(source, *name);
+    char **files = files_of(source);
+    for (int i = 0; i < arrlen(files); i++) if (outlasts_weights(files[i])) stage_copy(source, files[i]);
+    free_names(files);
     arrfree(list);
 }
 
@@ -1424,15 +1442,27 @@ static output *state_tensors(model *m)
 
 static char *destination;                // --out, as check_out() found it
 
+// state.json: the settings, and which files the run wrote, so that a later one replaces these and nobody else's.
+static void stage_state(cJSON *settings)
+{
+    char **names = files_of(staged);
+    cJSON *files = cJSON_AddArrayToObject(settings, "files");
+    for (int i = 0; i < arrlen(names); i++) cJSON_AddItemToArray(files, cJSON_CreateString(names[i]));
+    free_names(names);
+    stage_json("state.json", settings);
+}
+
 static void save_run(model *m, int step)
 {
-    if (!isfinite(sum_of_squares(flat(m, m->block[PARAM])))) die("step %d: the weights are not finite and are not saved; a smaller --lr may help", step);
+    for (int i = 0; i < arrlen(m->tensors); i++)
+        if (m->tensors[i].kind == PARAM && !isfinite(sum_of_squares(*m->tensors[i].at)))
+            die("step %d: %s is not finite and is not saved; a smaller --lr may help", step, m->tensors[i].name);
     stage_begin(destination);
     if (full_training(m)) stage_model(m, opt.model, F32);
     else peft_write(m, opt.model);
     output *state = state_tensors(m);
     safetensors_write(m, "state.safetensors", state, (int)arrlen(state));
-    stage_json("state.json", run_settings(m, step));
+    stage_state(run_settings(m, step));
     arrfree(state);
     stage_publish(destination);
 }
@@ -2141,7 +2171,7 @@ static void run_generate(void)
 }
 
 // On a 16-bit base, rounding swallows the part of an update that is smaller than the base's last bit. Says how much is left:
-// the projection of the rounded update on the true one.
+// the projection of the rounded update on the true one, or NaN if there is no update.
 static double update_survived(model *m, linear *l, enum dtype type)
 {
     size_t n = elements(l->W);
@@ -2150,12 +2180,11 @@ static double update_survived(model *m, linear *l, enum dtype type)
     get(W, l->W);
     get(after, merged(m, l));
     for (size_t i = 0; i < n; i++) {
-        uint16_t h = type == BF16 ? to_bf16((float)after[i]) : to_f16((float)after[i]);
-        double update = (double)after[i] - (double)W[i], kept = (double)(type == BF16 ? from_bf16(h) : from_f16(h)) - (double)W[i];
+        double update = (double)after[i] - (double)W[i], kept = rounded((double)after[i], type) - (double)W[i];
         both += update * kept, wanted += update * update;
     }
     free(W), free(after);
-    return wanted > 0 ? both / wanted : 1;
+    return both / wanted;
 }
 
 // A GPU that computes in bf16 holds a float base rounded; merging it would write that into every weight.
@@ -2178,13 +2207,16 @@ static void run_merge(void)
     char *out = check_out("--merge", opt.merge, opt.model, 0);
     fill_model(&m, NULL, 0);
     refuse_rounded(&m);
-    for (int i = 0; i < 7 * m.c.layers; i++) {
-        linear *l = adapter_at(&m, i);
-        if (l && (l->W.type == BF16 || l->W.type == F16))
-            printf("layer %2d %-4s  %5.1f %% of the update survive rounding to %s\n", i / 7, linear_names[i % 7], 100 * update_survived(&m, l, l->W.type), dtypes[l->W.type].name);
-    }
     stage_begin(out);
     stage_model(&m, opt.model, F32);
+    for (int i = 0; i < 7 * m.c.layers; i++) {
+        linear *l = adapter_at(&m, i);
+        if (!l || (l->W.type != BF16 && l->W.type != F16)) continue;
+        double survived = update_survived(&m, l, l->W.type);
+        printf("layer %2d %-4s  ", i / 7, linear_names[i % 7]);
+        if (isnan(survived)) printf("its update is zero\n");
+        else printf("%5.1f %% of the update survive rounding to %s\n", 100 * survived, dtypes[l->W.type].name);
+    }
     stage_publish(out);
     free(out);
     printf("model with %s merged in: %s\n", opt.adapter, opt.merge);
@@ -2533,7 +2565,7 @@ static int run_cell(cell *c, char **given, FILE *csv)
         if (!f) die("cannot write %s: %s", part, strerror(errno));
         fputs(command, f), close_checked(f, part);
         int status = run_program(argv, part, &usage);
-        strcpy(staged, base), stage_discard();                  // the adapter itself is not wanted
+        remove_run(base);                                       // the adapter itself is not wanted
         if (interrupted) { printf("\nstopped; the same command goes on from here\n"); exit(130); }
         text = read_file(part, &bytes);
         char *error = strstr(text, "error: ");
