@@ -144,6 +144,7 @@ void     adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>

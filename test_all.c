@@ -1710,7 +1710,7 @@ static void test_killed(void)
 // --compare: a cell is an ordinary run, every method has its row, what is done is not done again, a stop loses one cell at most.
 static void test_compare(void)
 {
-    static const char *const options_used = "--batch 2 --max-new 2 --data $D/rows.jsonl --val $D/rows.jsonl";
+    static const char *const options_used = "--batch=2 --max_new_tokens 2 --data $D/rows.jsonl --val=$D/rows.jsonl";
     char command[1000], line[64];
     check(system("rm -rf $D/compare; head -4 data/val.jsonl > $D/rows.jsonl"), 0, "cannot prepare");
     snprintf(command, sizeof command, "$TRAIN --compare --quick --steps 2 %s --out $D/compare >$D/stdout 2>&1 & p=$!; "
@@ -1786,6 +1786,22 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"init of an adapter",  ":",                                                                "--init $D/model/config.json", "--method full"},
     {"use of an init",      ":",                                                                "--eval --val data/val.jsonl --init $D/model/config.json", "--init starts from random"},
     {"two things at once",  ":",                                                                "--eval --list", "give one of them"},
+    {"check and eval",      ":",                                                                "--check --eval", "--eval and --check: give one of them"},
+    {"two adapters",        ":",                                                                "--eval --val data/val.jsonl --adapter dev/golden/lora-mha --adapter dev/golden/bat", "--adapter is given twice"},
+    {"an adapter twice",    ":",                                                                "--adapter=dev/golden/bat --adapter-name-or-path dev/golden/bat", "--adapter is given twice"},
+    {"letters swapped",     ":",                                                                "--rnak 4", "did you mean --rank?"},
+    {"a letter less",       ":",                                                                "--learning_rat 4", "did you mean --lr?"},
+    {"words too many",      ":",                                                                "--warmup_ratio 0.1", "did you mean --warmup?"},
+    {"one dash",            ":",                                                                "-rank=4", "did you mean --rank?"},
+    {"nothing like it",     ":",                                                                "--lora_dropout 0.1", "unknown option --lora_dropout; --help"},
+    {"a list in two words", ":",                                                                "--target_modules q_proj v_proj", "joined by commas"},
+    {"a flag's value",      ":",                                                                "--no-shuffle=0", "--no-shuffle takes no value"},
+    {"an option as a value", ":",                                                               "--generate --chat", "--generate needs a value"},
+    {"half a value",        ":",                                                                "--rank= --lr 1", "--rank : expected a whole number"},
+    {"no epoch",            ":",                                                                "--epochs 0", "--epochs 0: expected a number"},
+    {"a model by its name", ":",                                                                "--model meta-llama/Llama-2-7b-hf", "hf download meta-llama/Llama-2-7b-hf --local-dir Llama-2-7b-hf"},
+    {"an adapter by its name", ":",                                                             "--eval --val data/val.jsonl --adapter somebody/lora", "hf download somebody/lora"},
+    {"a model in no folder", ":",                                                               "--model dev/none", "dev/none/config.json"},
     {"rows without end",    ":",                                                                "--batch 1000000 --accum 1000", "--accum 1000 is too much"},
     {"warm-up without end", ":",                                                                "--warmup 100", "--warmup 100 exceeds"},
     {"eval goes on",        ":",                                                                "--eval --val data/val.jsonl --resume $D/none", "--adapter"},
@@ -1825,7 +1841,12 @@ static void test_wrong_input(void)
         char prepare[1200];
         snprintf(prepare, sizeof prepare, "rm -rf $D/model $D/out $D/mine; cp -r base $D/model && chmod -R u+w $D/model; head -3 data/train.jsonl > $D/rows.jsonl; { %s; }", wrong[i].prepare);
         if (system(prepare)) die("could not prepare: %s", wrong[i].what);
-        int status = train_run("--model $D/model --data $D/rows.jsonl --out $D/out --steps 2 %s", wrong[i].args);
+        char usual[200] = "";
+        for (const char **o = (const char *[]){"--model $D/model ", "--data $D/rows.jsonl ", "--out $D/out ", "--steps 2 ", NULL}; *o; o++) {
+            size_t name = strcspn(*o, " ") + 1;
+            if (!memmem(wrong[i].args, strlen(wrong[i].args), *o, name)) strcat(usual, *o);       // an option given twice would be noted
+        }
+        int status = train_run("%s%s", usual, wrong[i].args);
         char *text = output_of("stderr"), *line = strstr(text, "error:"), command[200];
         int lines = 0;
         for (const char *c = text; *c; c++) lines += *c == '\n';
@@ -2123,6 +2144,83 @@ static void test_llama2_counts(void)    // section 4 of the paper, on the shape 
     free(dir), free(path);
 }
 
+// ---- options ---------------------------------------------------------------------------------------------------
+
+// What the program prints with some options in place of others that mean the same.
+static const struct { const char *theirs, *ours; } spellings[] = {
+    {"-h", "--help"},
+    {"--list --rank=16", "--list --rank 16"},
+    {"--list --lora_r 16 --model_name_or_path base", "--list --rank 16 --model base"},
+    {"--list --targets q_proj,v_proj", "--list --targets q,v"},
+    {"--list --target_modules='q_proj, v_proj,down_proj'", "--list --targets q,v,down"},
+    {"--list --targets all-linear", "--list --targets q,k,v,o,gate,up,down"},
+    {"--generate=Once --max_new_tokens=5", "--generate Once --max-new 5"},
+    {"--generate Once --max-new 9 --max-new 5", "--generate Once --max-new 5"},
+};
+
+static void test_spellings(void)
+{
+    for (size_t i = 0; i < sizeof spellings / sizeof *spellings; i++) {
+        check(train_run("%s", spellings[i].ours), 0, "exit status of %s", spellings[i].ours);
+        char *want = output_of("stdout");
+        check(train_run("%s", spellings[i].theirs), 0, "exit status of %s", spellings[i].theirs);
+        char *got = output_of("stdout");
+        check(*want && !strcmp(got, want) ? 0 : 1, 0, "%s prints «%s»", spellings[i].theirs, got);
+        free(got), free(want);
+    }
+    check(train_run("--generate Once --max-new 9 --max-new=5"), 0, "exit status of an option given twice");
+    char *text = output_of("stderr");
+    check(strcmp(text, "note: --max-new is given twice; 5 counts, not 9\n"), 0, "says «%s»", text);
+    free(text);
+    check(train_run("--version"), 0, "exit status of --version");
+    text = output_of("stdout");
+    check(strcmp(text, "train " VERSION "\n"), 0, "prints «%s»", text);
+    free(text);
+
+    check(train_run("--model base --data data/train.jsonl --val $D/few.jsonl --method lora --rank 4 --alpha 8 --targets q,v --lr 0.01 --schedule linear --warmup 1 --weight-decay 0.1 --clip 0.5"
+        " --batch 2 --accum 2 --steps 2 --seq 140 --max-new 3 --eval-every 1 --save-every 1 --log $D/ours.log --out $D/ours"), 0, "our names");
+    check(train_run("--model_name_or_path=base --data_path data/train.jsonl --validation_file $D/few.jsonl --method LoRA --lora_r=4 --lora_alpha 8 --target_modules q_proj,v_proj --learning_rate 0.01"
+        " --lr_scheduler_type Linear --warmup_steps 1 --weight_decay 0.1 --max_grad_norm 0.5 --per_device_train_batch_size 2 --gradient_accumulation_steps 2 --max_steps 2 --max_seq_length 140"
+        " --max_new_tokens 3 --eval_steps 1 --save_steps 1 --log $D/theirs.log --output_dir $D/theirs"), 0, "their names");
+    check(!same_files("ours/adapter_model.safetensors", "theirs/adapter_model.safetensors"), 0, "adapter");
+    check(!same_logs("ours.log", "theirs.log"), 0, "log");
+}
+
+// Every other name leads to something that is there, and every pair of commands is refused.
+static void test_option_tables(void)
+{
+    for (int i = 0; i < ALIASES; i++) {
+        char *value, *theirs = strdup(aliases[i].theirs);
+        int option = option_named(theirs, &value);
+        if (*theirs == '-') check(option < 0 || strcmp(option_table[option].name, aliases[i].ours), 0, "%s", theirs);
+        else check(method_named(aliases[i].ours) || !strcmp(parse_schedule(theirs), aliases[i].ours) ? 0 : 1, 0, "%s", theirs);
+        free(theirs);
+    }
+    for (int i = 0; i < METHODS; i++) check(method_named(methods[i].name) == &methods[i] ? 0 : 1, 0, "%s", methods[i].name);
+    for (int i = 0; i < COMMANDS; i++)
+        for (int j = 0; j < COMMANDS; j++) {
+            if (i == j) continue;
+            check(train_run("%s %s %s %s", option_table[i].name, option_table[i].kind == 's' ? "x" : "", option_table[j].name, option_table[j].kind == 's' ? "x" : "") != 1, 0, "exit status");
+            char *text = output_of("stderr");
+            check(!strstr(text, "give one of them"), 0, "%s and %s: «%s»", option_table[i].name, option_table[j].name, text);
+            free(text);
+        }
+}
+
+// Half an epoch is half its steps, rounded up.
+static void test_epochs(void)
+{
+    static const struct { const char *epochs; int steps; } cases[] = {{"0.1", 1}, {"0.5", 2}, {"0.51", 3}, {"1", 4}, {"1.25", 5}, {"1.26", 6}, {"2", 8}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char want[64];
+        check(train_run("--data $D/few.jsonl --batch 2 --epochs %s --method lora --rank 1 --log $D/log --out $D/epochs", cases[i].epochs), 0, "exit status");
+        char *text = output_of("stdout");
+        snprintf(want, sizeof want, "steps      %d of 2 rows", cases[i].steps);
+        check(!strstr(text, want) || isnan(logged("log", cases[i].steps, "\"loss\":")), 0, "--epochs %s: expected %d steps", cases[i].epochs, cases[i].steps);
+        free(text);
+    }
+}
+
 // ---- the GPU -----------------------------------------------------------------------------------------------------------
 
 __attribute__((weak)) snapshot *gpu_results(const char *what, int recompute, const snapshot *other, const char *dir);      // absent where there is no GPU half
@@ -2247,6 +2345,9 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"killed",         "so does one that a signal ended",                                                 test_killed, ONLY_F32},
     {"compare",        "--compare gives every method a row, continues, and its runs are ordinary ones",   test_compare, ONLY_F32},
     {"wrong-input",    "every wrong input gets one clear line, and nothing is left behind",               test_wrong_input, ONLY_F32},
+    {"spellings",      "options in PEFT's and Trainer's spelling mean what they mean there",              test_spellings, ONLY_F32},
+    {"option-tables",  "every other name leads somewhere; two commands at once are refused, whichever",    test_option_tables, ONLY_F32},
+    {"epochs",         "half an epoch is half its steps, rounded up",                                      test_epochs, ONLY_F32},
     {"full-disk",      "a full disk is said, and the older result stays",                                 test_full_disk, ONLY_F32},
     {"output",         "links and slashes lead to the same place; a full standard output is an error",    test_out, ONLY_F32},
     {"kept-files",     "--merge and full keep every file of the model directory that is not a weight",    test_kept_files, ONLY_F32},

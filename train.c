@@ -797,11 +797,13 @@ void adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad_sca
 
 // ---- 3  options --------------------------------------------------------------------------------------------
 
+#define VERSION "0.9"
+
 typedef struct {
     const char *model, *init, *adapter, *data, *val, *out, *log, *resume, *method, *targets, *schedule, *generate, *merge, *tokenize;
-    int eval, list, help, check, compare, quick, sweep_lr, seeds, tf32, chat, exact_match, no_shuffle;
-    int rank, mini_r, dora_detach, steps, epochs, batch, accum, recompute, seq, warmup, seed, threads, eval_every, save_every, max_new;
-    double alpha, plus_ratio, lr, weight_decay, clip, temperature, top_p;
+    int eval, list, help, version, check, compare, quick, sweep_lr, seeds, tf32, chat, exact_match, no_shuffle;
+    int rank, mini_r, dora_detach, steps, batch, accum, recompute, seq, warmup, seed, threads, eval_every, save_every, max_new;
+    double epochs, alpha, plus_ratio, lr, weight_decay, clip, temperature, top_p;
 } options;
 
 static const char default_method[] = "bone";
@@ -812,7 +814,7 @@ static options opt = {
     .plus_ratio = 16, .lr = 4e-3, .clip = 1, .top_p = 1,
 };
 
-// kind: s text, i whole number, d number, f flag. Numbers are checked against [least, most].
+// kind: s text, i whole number, d number, f flag. Numbers are checked against [least, most]. The first COMMANDS rows exclude each other.
 static const struct option { const char *name, *value; char kind; void *at; double least, most; const char *help; } option_table[] = {
     {"--eval",            "",       'f', &opt.eval,          0, 0, "print the loss of --model (and --adapter) on --val"},
     {"--generate",        "TEXT",   's', &opt.generate,      0, 0, "continue TEXT"},
@@ -824,7 +826,8 @@ static const struct option { const char *name, *value; char kind; void *at; doub
     {"--quick",           "",       'f', &opt.quick,         0, 0, "--compare with a fifth of the work"},
     {"--seeds",           "N",      'i', &opt.seeds,         1, 1000, "--compare with N seeds each, from --seed on, and their spread"},
     {"--sweep-lr",        "",       'f', &opt.sweep_lr,      0, 0, "--compare at a quarter to sixteen times --lr, too"},
-    {"--help",            "",       'f', &opt.help,          0, 0, "print this page"},
+    {"--help",            "",       'f', &opt.help,          0, 0, "print this page (-h)"},
+    {"--version",         "",       'f', &opt.version,       0, 0, "print the program's version"},
     {"--model",           "DIR",    's', &opt.model,         0, 0, "base model, a Hugging Face directory"},
     {"--init",            "CONFIG", 's', &opt.init,          0, 0, "start from random weights of this config.json (with --method full; tokenizer from --model)"},
     {"--adapter",         "DIR",    's', &opt.adapter,       0, 0, "adapter to use, or to go on training"},
@@ -842,7 +845,7 @@ static const struct option { const char *name, *value; char kind; void *at; doub
     {"--lora-plus-ratio", "λ",      'd', &opt.plus_ratio,    1e-9, 1e9, "LoRA+: B's learning rate over A's"},
     {"--dora-detach",     "",       'f', &opt.dora_detach,   0, 0, "DoRA: no gradient through the norm, as in PEFT"},
     {"--steps",           "N",      'i', &opt.steps,         1, 1e9, "optimiser steps (default: by --epochs)"},
-    {"--epochs",          "N",      'i', &opt.epochs,        1, 1e6, "passes over --data"},
+    {"--epochs",          "X",      'd', &opt.epochs,        1e-9, 1e6, "passes over --data; half of one is 0.5"},
     {"--batch",           "B",      'i', &opt.batch,         1, 1 << 20, "rows a micro-batch"},
     {"--accum",           "K",      'i', &opt.accum,         1, 1 << 20, "micro-batches a step"},
     {"--recompute",       "N",      'i', &opt.recompute,     0, 2, "keep less for the backward pass: 1 not gate and up, 2 only each layer's input"},
@@ -863,7 +866,21 @@ static const struct option { const char *name, *value; char kind; void *at; doub
     {"--temperature",     "X",      'd', &opt.temperature,   0, 1e6, "sample with this temperature (0: the likeliest token)"},
     {"--top-p",           "X",      'd', &opt.top_p,         1e-9, 1, "sample from the likeliest tokens of this total probability"},
 };
-enum { OPTIONS = sizeof option_table / sizeof *option_table };
+enum { OPTIONS = sizeof option_table / sizeof *option_table, COMMANDS = 7 };
+static char *given_values[OPTIONS];            // what each was given on the command line, "" for flags; NULL where it was not
+
+// What others call our options and their values: PEFT, transformers' Trainer, the scripts around them. Underscores count as dashes.
+static const struct { const char *theirs, *ours; } aliases[] = {
+    {"-h", "--help"}, {"--model-name-or-path", "--model"}, {"--base-model", "--model"}, {"--adapter-name-or-path", "--adapter"},
+    {"--data-path", "--data"}, {"--train-file", "--data"}, {"--validation-file", "--val"}, {"--output-dir", "--out"},
+    {"--learning-rate", "--lr"}, {"--lr-scheduler-type", "--schedule"}, {"--warmup-steps", "--warmup"}, {"--max-grad-norm", "--clip"},
+    {"--per-device-train-batch-size", "--batch"}, {"--gradient-accumulation-steps", "--accum"}, {"--num-train-epochs", "--epochs"},
+    {"--max-steps", "--steps"}, {"--save-steps", "--save-every"}, {"--eval-steps", "--eval-every"}, {"--resume-from-checkpoint", "--resume"},
+    {"--lora-r", "--rank"}, {"--r", "--rank"}, {"--lora-alpha", "--alpha"}, {"--target-modules", "--targets"}, {"--lora-target-modules", "--targets"},
+    {"--max-seq-length", "--seq"}, {"--max-length", "--seq"}, {"--model-max-length", "--seq"}, {"--cutoff-len", "--seq"}, {"--max-new-tokens", "--max-new"},
+    {"miss", "bone"}, {"bat-col", "bat"}, {"loraplus", "lora+"}, {"constant-with-warmup", "constant"},
+};
+enum { ALIASES = sizeof aliases / sizeof *aliases, NAME = 64 };
 
 static void print_help(void)
 {
@@ -877,6 +894,7 @@ static void print_help(void)
         int n = printf("  %s %s", o->name, o->value);
         printf("%*s%s%s\n", n < 28 ? 28 - n : 1, "", o->help, value);
     }
+    puts("\n--rank=16 is --rank 16. The names that PEFT and transformers have for the same things, --learning_rate or --lora_r, will do, too.");
 }
 
 static void set_option(const struct option *o, const char *text)
@@ -890,37 +908,143 @@ static void set_option(const struct option *o, const char *text)
     else *(double *)o->at = x;
 }
 
+// A name of n bytes as this program spells it.
+static void usual_name(char name[NAME], const char *text, size_t n)
+{
+    snprintf(name, NAME, "%.*s", (int)(n < NAME ? n : NAME), text);
+    for (char *c = name; *c; c++) if (*c == '_') *c = '-';
+    for (int i = 0; i < ALIASES; i++) if (!strcasecmp(name, aliases[i].theirs)) strcpy(name, aliases[i].ours);
+}
+
+// The option that an argument names, -1 if none does, and the value behind a "=", NULL without one.
+static int option_named(char *arg, char **value)
+{
+    char name[NAME];
+    size_t n = strcspn(arg, "=");
+    *value = arg[n] ? arg + n + 1 : NULL;
+    usual_name(name, arg, n);
+    for (int i = 0; i < OPTIONS && *arg == '-'; i++) if (!strcmp(name, option_table[i].name)) return i;
+    return -1;
+}
+
+// Edits from one name to another: a letter more, less or changed, or two neighbours swapped (optimal string alignment).
+static int edits(const char *a, const char *b)
+{
+    int d[NAME][NAME], n = (int)strlen(a), m = (int)strlen(b);
+    for (int i = 0; i <= n; i++)
+        for (int j = 0; j <= m; j++) {
+            int best = i && j ? d[i - 1][j - 1] + (a[i - 1] != b[j - 1]) : i + j;
+            if (i && j && d[i - 1][j] + 1 < best) best = d[i - 1][j] + 1;
+            if (i && j && d[i][j - 1] + 1 < best) best = d[i][j - 1] + 1;
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && d[i - 2][j - 2] + 1 < best) best = d[i - 2][j - 2] + 1;
+            d[i][j] = best;
+        }
+    return d[n][m];
+}
+
+// Takes `candidate`, or `means` in its place, for what was meant if it is nearer than what was found so far; or if `name` only adds words to it.
+static void nearer(const char *name, const char *candidate, const char *means, int *least, const char **found)
+{
+    size_t n = strlen(candidate);
+    int d = !strncmp(name, candidate, n) && name[n] == '-' ? 1 : edits(name, candidate);
+    if (d < *least) *least = d, *found = means;
+}
+
+__attribute__((noreturn))
+static void unknown_option(const char *arg)
+{
+    char name[NAME];
+    const char *meant = NULL;
+    usual_name(name, arg, strcspn(arg, "="));
+    int least = (int)strlen(name) / 3 + 1;                      // a third of it may be wrong
+    if (*arg != '-') die("unknown option %s: options begin with --, and the parts of a list are joined by commas", arg);
+    for (int i = 0; i < OPTIONS; i++) nearer(name, option_table[i].name, option_table[i].name, &least, &meant);
+    for (int i = 0; i < ALIASES; i++) nearer(name, aliases[i].theirs, aliases[i].ours, &least, &meant);
+    if (meant) die("unknown option %s; did you mean %s? --help lists them", arg, meant);
+    die("unknown option %s; --help lists them", arg);
+}
+
+// One option of the command line. Of two values the last one counts, but two adapters at once are something else.
+static void give_option(int i, char *value)
+{
+    const struct option *o = &option_table[i];
+    if (given_values[i] && o->at == &opt.adapter)
+        die("--adapter is given twice, %s and %s; one is used at a time: --merge the first and give the result as --model", given_values[i], value);
+    if (given_values[i] && strcmp(given_values[i], value)) fprintf(stderr, "note: %s is given twice; %s counts, not %s\n", o->name, value, given_values[i]);
+    given_values[i] = value;
+    if (o->kind == 'f') *(int *)o->at = 1;
+    else set_option(o, value);
+}
+
+static void read_options(int argc, char **argv)
+{
+    memset(given_values, 0, sizeof given_values);
+    for (int a = 1; a < argc; a++) {
+        char *value, *none;
+        int i = option_named(argv[a], &value);
+        if (i < 0) unknown_option(argv[a]);
+        const struct option *o = &option_table[i];
+        if (o->kind == 'f' && value) die("%s: %s takes no value", argv[a], o->name);
+        if (o->kind != 'f' && !value) {
+            if (a + 1 == argc || option_named(argv[a + 1], &none) >= 0) die("%s needs a value: %s %s", argv[a], argv[a], o->value);
+            value = argv[++a];
+        }
+        give_option(i, value ? value : "");
+    }
+    for (int i = 0; i < COMMANDS; i++)
+        for (int j = 0; j < i; j++)
+            if (given_values[i] && given_values[j]) die("%s and %s: give one of them", option_table[j].name, option_table[i].name);
+}
+
+// The schedule as learning_rate() knows it.
+static const char *parse_schedule(const char *text)
+{
+    static const char *const schedules[] = {"cosine", "linear", "constant"};
+    char name[NAME];
+    usual_name(name, text, strlen(text));
+    for (int i = 0; i < 3; i++) if (!strcasecmp(name, schedules[i])) return schedules[i];
+    die("--schedule %s: expected cosine, linear or constant", text);
+}
+
+// A model's name on Hugging Face, such as meta-llama/Llama-2-7b-hf, where a directory is wanted.
+static void refuse_hub_name(const char *option, const char *name)
+{
+    const char *slash = name ? strchr(name, '/') : NULL;
+    if (!slash || slash == name || !slash[1] || strchr(slash + 1, '/') || strchr(".~", *name) || !access(name, F_OK)) return;
+    char *folder = strndup(name, (size_t)(slash - name));
+    int path = !folder || !access(folder, F_OK);
+    free(folder);
+    if (!path) die("%s %s: there is no such directory here. If it is a name on Hugging Face, get it first: hf download %s --local-dir %s, then %s %s", option, name, name, slash + 1, option, slash + 1);
+}
+
 static void parse_options(int argc, char **argv)
 {
-    for (int a = 1; a < argc; a++) {
-        int i = 0;
-        while (i < OPTIONS && strcmp(argv[a], option_table[i].name)) i++;
-        if (i == OPTIONS) die("unknown option %s; --help lists them", argv[a]);
-        if (option_table[i].kind == 'f') { *(int *)option_table[i].at = 1; continue; }
-        if (a + 1 == argc) die("%s needs a value: %s %s", argv[a], argv[a], option_table[i].value);
-        set_option(&option_table[i], argv[++a]);
-    }
+    read_options(argc, argv);
     if (!opt.val && !opt.data) opt.val = "data/val.jsonl";
     if (!opt.data) opt.data = "data/train.jsonl";
     if (!opt.out) opt.out = opt.compare ? "compare" : "out";
-    if (strcmp(opt.schedule, "cosine") && strcmp(opt.schedule, "linear") && strcmp(opt.schedule, "constant"))
-        die("--schedule %s: expected cosine, linear or constant", opt.schedule);
+    opt.schedule = parse_schedule(opt.schedule);
     if ((long)opt.batch * opt.accum > 1 << 24) die("--batch %d times --accum %d is too much; at most %d rows a step", opt.batch, opt.accum, 1 << 24);
-    if (opt.eval + opt.list + opt.compare + !!opt.generate + !!opt.merge + !!opt.tokenize > 1) die("--eval, --generate, --merge, --tokenize, --list, --compare: give one of them");
+    refuse_hub_name("--model", opt.model);
+    refuse_hub_name("--adapter", opt.adapter);
     if (opt.threads) omp_set_num_threads(opt.threads);
     if (opt.tf32 && !dev_tf32()) die("--tf32 is for floats on a GPU; this program computes otherwise");
 }
 
+// A bit for each of linear_names. PEFT's names, q_proj, and its "all-linear" will do.
 static int parse_targets(const char *list)
 {
     int targets = 0;
-    while (*list) {
-        size_t n = strcspn(list, ",");
-        int i = 0;
-        while (i < 7 && (strlen(linear_names[i]) != n || strncmp(list, linear_names[i], n))) i++;
-        if (i == 7) die("--targets: there is no linear layer \"%.*s\"; choose from q,k,v,o,gate,up,down", (int)n, list);
-        targets |= 1 << i;
-        list += n + (list[n] == ',');
+    while (*(list += strspn(list, ", "))) {
+        size_t n = strcspn(list, ", ");
+        char *name = strndup(list, n);
+        if (!name) die("out of memory");
+        int i = 0, all = !strcmp(name, "all-linear");
+        while (i < 7 && strcmp(name, linear_names[i]) && strcmp(name, module_names[i])) i++;
+        if (i == 7 && !all) die("--targets: there is no linear layer \"%s\"; choose from q,k,v,o,gate,up,down", name);
+        targets |= all ? 127 : 1 << i;
+        list += n;
+        free(name);
     }
     if (!targets) die("--targets: names no layer; choose from q,k,v,o,gate,up,down");
     return targets;
@@ -928,7 +1052,9 @@ static int parse_targets(const char *list)
 
 static plan plan_from_options(void)
 {
-    const method *m = method_named(opt.method);
+    char name[NAME];
+    usual_name(name, opt.method, strlen(opt.method));
+    const method *m = method_named(name);
     if (!m) die("--method %s: there is no such method; --list shows them", opt.method);
     return (plan){
         .method = m, .rank = opt.rank, .mini_r = opt.mini_r, .targets = parse_targets(opt.targets), .seed = (uint64_t)opt.seed,
@@ -2078,9 +2204,9 @@ static void open_run(run *r)
     r->m.p = p;
     layout(&r->m);
     int n = (int)arrlen(r->train.rows);
-    long steps = opt.steps ? opt.steps : (long)opt.epochs * ceil_div(n, opt.batch * opt.accum);
-    if (steps > 1000000000) die("--epochs %d: makes %ld steps, at most 1000000000", opt.epochs, steps);
-    if (opt.warmup > steps) die("--warmup %d exceeds the %ld steps of this run", opt.warmup, steps);
+    double steps = opt.steps ? opt.steps : ceil(opt.epochs * ceil_div(n, opt.batch * opt.accum));       // as Trainer rounds
+    if (steps > 1e9) die("--epochs %g: makes %.0f steps, at most 1000000000", opt.epochs, steps);
+    if (opt.warmup > steps) die("--warmup %d exceeds the %.0f steps of this run", opt.warmup, steps);
     r->steps = (int)steps;
     r->order = alloc((size_t)n, sizeof *r->order);
     for (int i = 0; i < n; i++) r->order[i] = i;
@@ -2543,14 +2669,14 @@ static void read_cell(cell *c, const char *text, char *log, FILE *csv)
 }
 
 // Runs a cell unless that is done, with the options that were given to --compare and those that are its own; then reads it.
-static int run_cell(cell *c, char **given, FILE *csv)
+static int run_cell(cell *c, char **shared, FILE *csv)
 {
     char *base = text_of("%s/runs/%s-rank%d-lr%g-seed%d-steps%d", opt.out, c->label, c->rank, c->lr, c->seed, c->steps), **argv = NULL;
     char *done = text_of("%s.txt", base), *part = text_of("%s.part", base), *log = text_of("%s.log", base), *command = strdup("");
     char *own[] = {"--data", strdup(opt.data), "--method", strdup(method_of(c->label)), "--rank", text_of("%d", c->rank), "--lr", text_of("%.17g", c->lr),
         "--seed", text_of("%d", c->seed), "--steps", text_of("%d", c->steps), opt.val && c->part != NORMS ? "--val" : NULL, strdup(opt.val ? opt.val : ""), NULL};
     arrput(argv, "/proc/self/exe");
-    for (int i = 0; i < arrlen(given); i++) arrput(argv, given[i]);
+    for (int i = 0; i < arrlen(shared); i++) arrput(argv, shared[i]);
     for (char **o = own; *o; o++) arrput(argv, *o);
     for (int i = 1; i < arrlen(argv); i++) command = text_of("%s%s%c", command, argv[i], i + 1 < arrlen(argv) ? ' ' : '\n');
     for (char **o = (char *[]){"--out", base, "--log", log, NULL}; *o; o++) arrput(argv, *o);
@@ -2640,16 +2766,17 @@ static void draw(void)
     else printf("%s/table.md, cells.csv, steps.csv; loss.png, gradient.png, match.png, cost.png\n", opt.out);
 }
 
-static void run_compare(int argc, char **argv)
+static void run_compare(void)
 {
     static const char *const own[] = {"--compare", "--quick", "--sweep-lr", "--seeds", "--data", "--val", "--method", "--rank", "--lr", "--seed", "--steps", "--out", "--log", NULL};
     if (opt.init || opt.adapter || opt.resume) die("--compare starts from --model alone: no --init, --adapter or --resume");
-    char **given = NULL, *runs = join(opt.out, "runs"), *path = join(opt.out, "steps.csv");
-    for (int a = 1, i, mine; a < argc; a++) {                   // what every cell gets, too
-        for (i = 0, mine = 0; strcmp(argv[a], option_table[i].name); i++) {}
-        for (const char *const *o = own; *o; o++) mine |= !strcmp(*o, argv[a]);
-        if (!mine) arrput(given, argv[a]);
-        if (option_table[i].kind != 'f' && ++a && !mine) arrput(given, argv[a]);
+    char **shared = NULL, *runs = join(opt.out, "runs"), *path = join(opt.out, "steps.csv");
+    for (int i = 0; i < OPTIONS; i++) {                         // what every cell gets, too
+        int mine = !given_values[i];
+        for (const char *const *o = own; *o; o++) mine |= !strcmp(*o, option_table[i].name);
+        if (mine) continue;
+        arrput(shared, strdup(option_table[i].name));
+        if (option_table[i].kind != 'f') arrput(shared, given_values[i]);
     }
     if ((mkdir(opt.out, 0777) && errno != EEXIST) || (mkdir(runs, 0777) && errno != EEXIST)) die("--out %s: %s", opt.out, strerror(errno));
     FILE *csv = fopen(path, "w");
@@ -2667,7 +2794,7 @@ static void run_compare(int argc, char **argv)
         cell *c = &list[i];
         int left = worked > 0 ? (int)((seconds() - start) / worked * (all - done)) : 0;
         show("run %d of %d: %s rank %d seed %d, %d:%02d to go", i + 1, n, c->label, c->rank, c->seed, left / 60, left % 60);
-        int ran = run_cell(c, given, csv);
+        int ran = run_cell(c, shared, csv);
         done += c->steps + 20, worked += ran * (c->steps + 20);
         show_progress("", 1, 1);
         printf("%3d of %d  %-5s %-8s rank %-4d lr %-7.2g seed %d %s", i + 1, n, part_names[c->part], c->label, c->rank, c->lr, c->seed, ran ? "" : " (done before)");
@@ -2691,13 +2818,14 @@ int main(int argc, char **argv)
     sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal, .sa_flags = SA_RESTART}, NULL);
     parse_options(argc, argv);
     if (opt.help) print_help();
+    else if (opt.version) puts("train " VERSION);
     else if (opt.list) run_list();
     else if (opt.tokenize) run_tokenize();
     else if (opt.merge) run_merge();
     else if (opt.generate) run_generate();
     else if (opt.eval) run_eval();
     else if (opt.check) status = run_check(argc, argv);
-    else if (opt.compare) run_compare(argc, argv);
+    else if (opt.compare) run_compare();
     else fine_tune();
     if (fflush(stdout) || ferror(stdout)) die("cannot write all of standard output; is its disk full?");
     return status;
