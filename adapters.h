@@ -738,10 +738,10 @@ static void adapters_init(model *m, const batch *first, int batches, void (*prog
     if (m->p.method->wants_gradient) zero(flat(m, m->grad));                  // the passes above left theirs here
 }
 
-static const method *method_named(const char *name)
+static const method *method_named(const char *name)           // LoRA is lora
 {
     for (int i = 0; i < METHODS; i++)
-        if (!strcmp(methods[i].name, name)) return &methods[i];
+        if (!strcasecmp(methods[i].name, name)) return &methods[i];
     return NULL;
 }
 

@@ -144,6 +144,7 @@ void     adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -269,6 +270,14 @@ static void narrow(void *out, enum dtype type, const wide *x, size_t n)
         uint16_t h = type == BF16 ? to_bf16(f) : type == F16 ? to_f16(f) : 0;
         memcpy((char *)out + i * size, type == F32 ? (void *)&f : type == F64 ? (void *)&d : &h, size);
     }
+}
+
+// x as a dtype holds it.
+static double rounded(double x, enum dtype type)
+{
+    if (type == F64) return x;
+    float f = (float)x;
+    return (double)(type == F32 ? f : type == BF16 ? from_bf16(to_bf16(f)) : from_f16(to_f16(f)));
 }
 
 static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -962,6 +971,7 @@ static void model_load(model *m, const char *dir)
             die("%s: tensor %s has shape %s, config.json asks for %s", s.file, t->name, shape_text(s.shape, a), shape_text(t->shape, b));
         if (t->kind == BASE) *t->at = dev_weight(s.at);
         else put_stored(*t->at, s);
+        if (t->kind == PARAM && !isfinite(sum_of_squares(*t->at))) die("%s: tensor %s holds NaN or Inf", s.file, t->name);
         found++;
     }
     if (m->c.tied) check_tied(m);
@@ -1188,18 +1198,17 @@ typedef struct output {
 
 static char staged[PATH_MAX];   // the directory in the making, removed if the program ends before it is published
 
-// Every file that this program writes into a model or adapter directory.
-static const char *const our_files[] = {
-    "config.json", "generation_config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors",
-    "state.safetensors", "state.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", NULL
-};
+// Every file name that was staged so far. A signal may come at any moment, in any thread: a name is on the list before its file is
+// there, and it is never taken off.
+typedef struct staged_file { struct staged_file *next; char name[]; } staged_file;
+static staged_file *staged_files;
 
 // Runs in signal handlers, too: it calls nothing that they may not.
 static void stage_discard(void)
 {
     int dir = *staged ? open(staged, O_RDONLY | O_DIRECTORY) : -1;
     if (dir < 0) return;
-    for (const char *const *name = our_files; *name; name++) unlinkat(dir, *name, 0);
+    for (const staged_file *f = __atomic_load_n(&staged_files, __ATOMIC_ACQUIRE); f; f = f->next) unlinkat(dir, f->name, 0);
     close(dir);
     rmdir(staged);
     *staged = 0;
@@ -1210,7 +1219,80 @@ static void stage_begin(const char *out)
     char name[PATH_MAX];
     if (snprintf(name, sizeof name, "%s.tmp%d", out, (int)getpid()) >= (int)sizeof name) die("%s: name too long", out);
     if (mkdir(name, 0777)) die("cannot write %s: %s; the folder it goes into must exist and be writable", out, strerror(errno));
-    strcpy(staged, name);
+    strcpy(staged + 1, name + 1);
+    __atomic_store_n(staged, *name, __ATOMIC_RELEASE);         // a signal sees no path or all of it
+}
+
+// Opens a file of the directory in the making. Its path comes in a fresh string.
+static FILE *stage_open(const char *name, char **path)
+{
+    staged_file *f = staged_files;
+    while (f && strcmp(f->name, name)) f = f->next;
+    if (!f) {
+        f = alloc(sizeof *f + strlen(name) + 1, 1);
+        strcpy(f->name, name);
+        f->next = staged_files;
+        __atomic_store_n(&staged_files, f, __ATOMIC_RELEASE);
+    }
+    *path = join(staged, name);
+    FILE *file = fopen(*path, "wb");
+    if (!file) die("cannot write %s: %s", *path, strerror(errno));
+    return file;
+}
+
+// The regular files of a directory, links to some included: an array (stb_ds) of fresh strings.
+static char **files_of(const char *dir)
+{
+    char **names = NULL;
+    DIR *d = opendir(dir);
+    if (!d) die("%s: %s", dir, strerror(errno));
+    for (struct dirent *e; (e = readdir(d));) {
+        struct stat st;
+        char *path = join(dir, e->d_name);
+        if (!stat(path, &st) && S_ISREG(st.st_mode)) arrput(names, strdup(e->d_name));
+        free(path);
+    }
+    closedir(d);
+    return names;
+}
+
+static void free_names(char **names)
+{
+    for (int i = 0; i < arrlen(names); i++) free(names[i]);
+    arrfree(names);
+}
+
+// The files that a training run wrote into dir, by the list in its state.json. NULL if no run wrote there. Runs before there was such
+// a list wrote these.
+static char **run_files(const char *dir)
+{
+    static const char *const before[] = {"config.json", "generation_config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors",
+        "state.safetensors", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", NULL};
+    char *path = join(dir, "state.json"), **names = NULL;
+    size_t bytes = 0;
+    struct stat st;
+    char *text = !stat(path, &st) && S_ISREG(st.st_mode) ? read_file(path, &bytes) : NULL;
+    cJSON *state = text ? json_value(text, bytes) : NULL, *files = cJSON_GetObjectItemCaseSensitive(state, "files"), *item;
+    if (cJSON_HasObjectItem(state, "--method")) arrput(names, strdup("state.json"));
+    for (const char *const *name = before; *name && names && !files; name++) arrput(names, strdup(*name));
+    cJSON_ArrayForEach(item, files)
+        if (names && cJSON_IsString(item) && !strchr(item->valuestring, '/')) arrput(names, strdup(item->valuestring));
+    cJSON_Delete(state);
+    free(text), free(path);
+    return names;
+}
+
+// Removes what a training run left in dir, and dir with it unless somebody put more there.
+static void remove_run(const char *dir)
+{
+    char **names = run_files(dir);
+    for (int i = 0; i < arrlen(names); i++) {
+        char *path = join(dir, names[i]);
+        unlink(path);
+        free(path);
+    }
+    free_names(names);
+    if (rmdir(dir) && (errno == ENOTEMPTY || errno == EEXIST)) fprintf(stderr, "note: %s holds files that no run wrote; they were in the directory that is replaced\n", dir);
 }
 
 static void sync_path(const char *path)
@@ -1232,7 +1314,7 @@ static void stage_publish(const char *out)
             snprintf(older, sizeof older, "%s.old", staged);
             if (rename(out, older) || rename(staged, out) || rename(older, staged)) die("cannot replace %s: %s", out, strerror(errno));
         }
-        stage_discard();
+        remove_run(staged);
     }
     *staged = 0;
     char *parent = join(out, "..");
@@ -1250,17 +1332,16 @@ static int same_file(const char *a, const char *b)
 // earlier training run wrote and may write again.
 static char *kept_file(const char *dir, int over_a_run)
 {
-    char *kept = NULL, *state = join(dir, "state.json");
+    char *kept = NULL, **ours = over_a_run ? run_files(dir) : NULL;
     DIR *d = opendir(dir);
     if (!d) die("cannot write %s: %s", dir, strerror(errno));
-    int a_run = over_a_run && !access(state, F_OK);
     for (struct dirent *e; !kept && (e = readdir(d));) {
-        int ours = !strcmp(e->d_name, ".") || !strcmp(e->d_name, "..");
-        for (const char *const *name = our_files; *name && a_run; name++) ours |= !strcmp(*name, e->d_name);
-        if (!ours) kept = strdup(e->d_name);
+        int known = !strcmp(e->d_name, ".") || !strcmp(e->d_name, "..");
+        for (int i = 0; i < arrlen(ours); i++) known |= !strcmp(ours[i], e->d_name);
+        if (!known) kept = strdup(e->d_name);
     }
     closedir(d);
-    free(state);
+    free_names(ours);
     return kept;
 }
 
@@ -1302,9 +1383,8 @@ static void close_checked(FILE *f, const char *path)
 
 static void stage_file(const char *name, const void *data, size_t bytes)
 {
-    char *path = join(staged, name);
-    FILE *f = fopen(path, "wb");
-    if (!f) die("cannot write %s: %s", path, strerror(errno));
+    char *path;
+    FILE *f = stage_open(name, &path);
     write_checked(f, data, bytes, path);
     close_checked(f, path);
     free(path);
@@ -1366,11 +1446,30 @@ static void output_fetch(model *m, const output *o, wide *x)
     free(y);
 }
 
+// The largest magnitude of n numbers; NaN or Inf if there is one.
+static double largest(const wide *x, size_t n)
+{
+    double most = 0;
+    for (size_t i = 0; i < n && isfinite(most); i++) if (!(fabs((double)x[i]) <= most)) most = fabs((double)x[i]);
+    return most;
+}
+
+// Stops before a tensor is written that holds NaN or Inf, or would in its file's dtype. x is what was fetched; it is overwritten then.
+static void refuse_not_finite(model *m, const output *o, wide *x, size_t n)
+{
+    double most = largest(x, n);
+    if (isfinite(rounded(most, o->type))) return;
+    ptrdiff_t at = shgeti(m->file.tensors, o->name);
+    if (o->merge) get(x, o->merge->W);
+    if (at >= 0 && !isfinite(largest(x, n))) die("%s: tensor %s holds NaN or Inf and is not written; get this model anew", m->file.tensors[at].value.file, o->name);
+    if (!isfinite(most)) die("tensor %s holds NaN or Inf and is not written%s", o->name, o->merge ? " with the adapter merged in; the adapter's numbers are too large" : "");
+    die("tensor %s has a %g%s, which is Inf in %s; start from a copy of the model in float32 or bfloat16", o->name, most, o->merge ? " with the adapter merged in" : "", dtypes[o->type].name);
+}
+
 static void safetensors_write(model *m, const char *name, const output *o, int n)
 {
-    char *path = join(staged, name), *text;
-    FILE *f = fopen(path, "wb");
-    if (!f) die("cannot write %s: %s", path, strerror(errno));
+    char *path, *text;
+    FILE *f = stage_open(name, &path);
     cJSON *header = safetensors_header(o, n);
     if (!(text = cJSON_PrintUnformatted(header))) die("out of memory");
     uint64_t bytes = (strlen(text) + 7) / 8 * 8;                          // padded with spaces: the data is 8-byte aligned
@@ -1383,6 +1482,7 @@ static void safetensors_write(model *m, const char *name, const output *o, int n
         size_t count = elements(mat_of(NULL, F32, o[i].shape));
         wide *x = alloc(count, sizeof *x);
         output_fetch(m, &o[i], x);
+        refuse_not_finite(m, &o[i], x, count);
         if (o[i].type != TYPE_OF(wide)) narrow(x, o[i].type, x, count);
         write_checked(f, x, count * dtypes[o[i].type].size, path);
         free(x);

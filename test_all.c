@@ -102,7 +102,7 @@ static void write_model(const char *dir, const char *config_path)
     for (int i = 0; i < arrlen(m.tensors); i++)
         if (m.tensors[i].kind == PARAM) randomise(*m.tensors[i].at, m.tensors[i].shape.n[1] ? 0.4 : 1);
     stage_begin(dir);
-    stage_model(&m, ".", TYPE_OF(wide));
+    stage_model(&m, staged, TYPE_OF(wide));           // no other files are to be copied
     stage_publish(dir);
     model_free(&m);
 }
@@ -1443,6 +1443,13 @@ static void test_answers(void)
         {"The answer is: 42", "The answer is: 42", 1}, {"The answer is: 42.0", "The answer is: 42", 1}, {"The answer is: 42/7", "The answer is: 42", 0},
         {"The answer is: \\frac{1}{2}\nNext", "The answer is: $\\frac{1}{2}$.", 1}, {"The answer is: 3/4", "The answer is: 3/5", 0},
         {"The answer is: 2x", "The answer is: 2", 0}, {"The answer is: 2x+1", "The answer is: 2x+1", 1}, {"Paris", " Paris.", 1}, {"Paris, I think", "Paris", 0},
+        {"#### 12345678901234567890", "#### 12345678901234567891", 0}, {"#### 12345678901234567890.0", "#### 12,345,678,901,234,567,890", 1},
+        {"#### 0.1000000000000000000001", "#### 0.1", 0}, {"#### 0042.500", "#### 42.5", 1}, {"#### -0", "#### 0", 1}, {"#### +5", "#### 5", 1}, {"#### .5", "#### 0.50", 1},
+        {"#### 0", "#### 00.00", 1}, {"#### 100", "#### 1", 0}, {"#### 1,00", "#### 100", 0}, {"#### 1,000", "#### 1000", 1}, {"#### 0,001", "#### 1", 0}, {"#### 1,0000", "#### 10000", 0},
+        {"#### 1,2", "#### 12", 0}, {"#### 1,2", "#### 1,2", 1}, {"#### 18.5.3", "#### 18.5", 0}, {"#### 18.5", "#### 18.5.3", 0}, {"#### 18.5.", "#### 18.5", 1},
+        {"#### 42, I think", "#### 42", 1}, {"#### 42.apples", "#### 42", 0}, {"#### 2023-05-01", "#### 2023", 0}, {"#### 10:30", "#### 10", 0}, {"#### 40+2=42", "#### 40", 0},
+        {"1. First of all, no.", "1", 0}, {"2023-05-01", "2023", 0}, {"42 apples", "42", 0}, {"42.0", "42", 1}, {"1,234", "1234", 1}, {"12", "1,2", 0}, {"18.5", "18.5.3", 0}, {"1\nNo.", "1", 0},
+        {"", "", 0}, {"####", "####", 0}, {" ", ".", 0}, {"The answer is:", "The answer is: ", 0}, {"0", "", 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         check(same_answer(cases[i].given, cases[i].right) == cases[i].same ? 0 : 1, 0, "«%s» for «%s»", cases[i].given, cases[i].right);
@@ -1596,6 +1603,53 @@ static int same_logs(const char *a, const char *b)
     return same;
 }
 
+static void no_progress(int done, int of) { (void)done, (void)of; }
+
+// The bundled model answers these rows; returns what it says to the first one.
+static char *first_answer(const char *rows, scores *got)
+{
+    char *path = in_scratch("scored.jsonl"), *sample = NULL;
+    write_text(path, rows);
+    tokenizer *t = open_tokenizer("base", 0);
+    dataset none = {0}, d = read_rows(t, path, opt.seq);
+    model m = {0};
+    plan p = plan_for_use();
+    plan_sizes(&p, &none, &d, (int)arrlen(d.rows));
+    model_measure(&m, open_config(), p);
+    fill_model(&m, NULL, 0);
+    *got = exact_match(&m, t, &d, (int)arrlen(d.rows), &sample, no_progress);
+    model_free(&m), tokenizer_free(t), free_rows(&d), free(path);
+    return sample;
+}
+
+// An answer may have --max-new tokens, however long the right one and the other rows are.
+static void test_room(void)
+{
+    static const char first[] = "{\"question\": \"How many?\", \"answer\": \"8\"}\n";
+    static const char *const others[] = {"",
+        "{\"question\": \"How many?\", \"answer\": \"Now Emma had 17 cups. Now Emma had 19 cups. Now Emma had 19 cups. Now Emma had 21 cups. #### 21\"}\n",
+        "{\"question\": \"Emma took 11 cups to the yard. Mom gave Emma 6 more cups. In the forest she found 2 cups. How many cups are there now?\", \"answer\": \"8\"}\n"};
+    for (int max_new = 9; max_new < 100; max_new += 60) {
+        check(train_run("--generate 'How many?' --chat --max-new %d", max_new), 0, "exit status");
+        char *alone = output_of("stdout"), rows[1000];
+        *strchr(alone, '\n') = 0;
+        for (int i = 0; i < 3; i++) {
+            scores got;
+            opt.max_new = max_new;
+            snprintf(rows, sizeof rows, "%s%s", first, others[i]);
+            char *text = first_answer(rows, &got);
+            check(strcmp(text + strspn(text, " "), alone + strspn(alone, " ")), 0, "beside row %d, --max-new %d: «%s», alone «%s»", i, max_new, text, alone);
+            check(max_new == 9 && got.cut != 1 + (i > 0), 0, "beside row %d: %d cut off", i, got.cut);
+            free(text);
+        }
+        free(alone);
+    }
+    check(system("$TRAIN --eval --exact-match --max-new 3 --val $D/few.jsonl >$D/stdout 2>$D/stderr"), 0, "exit status");
+    char *text = output_of("stdout");
+    check(!strstr(text, "exact match 0 of 8, 0.0 %, 8 cut off at --max-new 3\n"), 0, "says «%s»", text);
+    free(text);
+}
+
 #define FEW_ROWS "--data data/train.jsonl --val $D/few.jsonl --batch 4 --seq 128 --max-new 4"       /* the first of data/val.jsonl: evaluating takes the time */
 #define SHORT_RUN FEW_ROWS " --steps 6 --accum 2 --warmup 2"
 
@@ -1692,7 +1746,7 @@ static void test_busy(void)
 // --compare: a cell is an ordinary run, every method has its row, what is done is not done again, a stop loses one cell at most.
 static void test_compare(void)
 {
-    static const char *const options_used = "--batch 2 --max-new 2 --data $D/rows.jsonl --val $D/rows.jsonl";
+    static const char *const options_used = "--batch=2 --max_new_tokens 2 --data $D/rows.jsonl --val=$D/rows.jsonl";
     char command[1000], line[64];
     check(system("rm -rf $D/compare; head -4 data/val.jsonl > $D/rows.jsonl"), 0, "cannot prepare");
     snprintf(command, sizeof command, "$TRAIN --compare --quick --steps 2 %s --out $D/compare >$D/stdout 2>&1 & p=$!; "
@@ -1768,6 +1822,22 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"init of an adapter",  ":",                                                                "--init $D/model/config.json", "--method full"},
     {"use of an init",      ":",                                                                "--eval --val data/val.jsonl --init $D/model/config.json", "--init starts from random"},
     {"two things at once",  ":",                                                                "--eval --list", "give one of them"},
+    {"check and eval",      ":",                                                                "--check --eval", "--eval and --check: give one of them"},
+    {"two adapters",        ":",                                                                "--eval --val data/val.jsonl --adapter dev/golden/lora-mha --adapter dev/golden/bat", "--adapter is given twice"},
+    {"an adapter twice",    ":",                                                                "--adapter=dev/golden/bat --adapter-name-or-path dev/golden/bat", "--adapter is given twice"},
+    {"letters swapped",     ":",                                                                "--rnak 4", "did you mean --rank?"},
+    {"a letter less",       ":",                                                                "--learning_rat 4", "did you mean --lr?"},
+    {"words too many",      ":",                                                                "--warmup_ratio 0.1", "did you mean --warmup?"},
+    {"one dash",            ":",                                                                "-rank=4", "did you mean --rank?"},
+    {"nothing like it",     ":",                                                                "--lora_dropout 0.1", "unknown option --lora_dropout; --help"},
+    {"a list in two words", ":",                                                                "--target_modules q_proj v_proj", "joined by commas"},
+    {"a flag's value",      ":",                                                                "--no-shuffle=0", "--no-shuffle takes no value"},
+    {"an option as a value", ":",                                                               "--generate --chat", "--generate needs a value"},
+    {"half a value",        ":",                                                                "--rank= --lr 1", "--rank : expected a whole number"},
+    {"no epoch",            ":",                                                                "--epochs 0", "--epochs 0: expected a number"},
+    {"a model by its name", ":",                                                                "--model meta-llama/Llama-2-7b-hf", "hf download meta-llama/Llama-2-7b-hf --local-dir Llama-2-7b-hf"},
+    {"an adapter by its name", ":",                                                             "--eval --val data/val.jsonl --adapter somebody/lora", "hf download somebody/lora"},
+    {"a model in no folder", ":",                                                               "--model dev/none", "dev/none/config.json"},
     {"rows without end",    ":",                                                                "--batch 1000000 --accum 1000", "--accum 1000 is too much"},
     {"warm-up without end", ":",                                                                "--warmup 100", "--warmup 100 exceeds"},
     {"eval goes on",        ":",                                                                "--eval --val data/val.jsonl --resume $D/none", "--adapter"},
@@ -1786,6 +1856,7 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"merge without adapter", ":",                                                              "--merge $D/out", "needs --adapter"},
     {"an adapter with a NaN", "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null; printf '\\377\\377\\377\\377' | dd of=$D/mine/adapter_model.safetensors bs=1 seek=100000 conv=notrunc 2>/dev/null", "--eval --val data/val.jsonl --adapter $D/mine", "holds NaN or Inf"},
     {"a model with a NaN",  "dd if=/dev/zero bs=1024 count=1000 2>/dev/null | tr '\\0' '\\377' | dd of=$D/model/model.safetensors bs=1024 seek=100 conv=notrunc 2>/dev/null", "--eval --val data/val.jsonl", "holds NaN or Inf"},
+    {"full from an Inf",    "printf '\\000\\000\\200\\177' | dd of=$D/model/model.safetensors bs=1 seek=$(($(stat -c %s $D/model/model.safetensors) - 4)) conv=notrunc 2>/dev/null", "--method full", "weight holds NaN or Inf"},
     {"another method's adapter", ":",                                                           "--method bat --adapter dev/golden/lora-mha", "--method bat: --adapter"},
     {"a start that is not built", "cp -r dev/golden/lora-mha $D/mine; sed -i 's/\"init_lora_weights\": true/\"init_lora_weights\": \"corda\"/' $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "\"corda\", which changes the base"},
     {"a pattern of ranks",  "cp -r dev/golden/lora-mha $D/mine; sed -i 's/\"rank_pattern\": {}/\"rank_pattern\": {\"q_proj\": 2}/' $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "\"rank_pattern\" is set"},
@@ -1806,7 +1877,12 @@ static void test_wrong_input(void)
         char prepare[1200];
         snprintf(prepare, sizeof prepare, "rm -rf $D/model $D/out $D/mine; cp -r base $D/model && chmod -R u+w $D/model; head -3 data/train.jsonl > $D/rows.jsonl; { %s; }", wrong[i].prepare);
         if (system(prepare)) die("could not prepare: %s", wrong[i].what);
-        int status = train_run("--model $D/model --data $D/rows.jsonl --out $D/out --steps 2 %s", wrong[i].args);
+        char usual[200] = "";
+        for (const char **o = (const char *[]){"--model $D/model ", "--data $D/rows.jsonl ", "--out $D/out ", "--steps 2 ", NULL}; *o; o++) {
+            size_t name = strcspn(*o, " ") + 1;
+            if (!memmem(wrong[i].args, strlen(wrong[i].args), *o, name)) strcat(usual, *o);       // an option given twice would be noted
+        }
+        int status = train_run("%s%s", usual, wrong[i].args);
         char *text = output_of("stderr"), *line = strstr(text, "error:"), command[200];
         int lines = 0;
         for (const char *c = text; *c; c++) lines += *c == '\n';
@@ -1845,6 +1921,171 @@ static void test_out(void)
         check(!same_files("there/adapter_model.safetensors", "slash/adapter_model.safetensors"), 0, "adapter of run %d", again);
     }
     check(WEXITSTATUS(system("$TRAIN --list 2>$D/stderr >/dev/full")) == 1 ? 0 : 1, 0, "exit status with a full standard output");
+}
+
+// What --merge and full write has every file of the model directory that is not a weight, byte for byte; weights in other formats, and what
+// a run or an adapter left there, stay behind.
+static void test_kept_files(void)
+{
+    static const char *const kept[] = {"tokenizer.model", "chat_template.jinja", "added_tokens.json", "special_tokens_map.json", "generation_config.json", "LICENSE", "USE_POLICY.md",
+        ".gitattributes", "a name with spaces", "vocab.txt", "training_args.bin", "a-link.json", "large.txt", NULL};
+    static const char *const left[] = {"pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json", "other.safetensors", "other.safetensors.index.json", "q4.gguf",
+        "consolidated.00.pth", "tf_model.h5", "flax_model.msgpack", "state.json", "adapter_config.json", "adapter_model.bin", NULL};
+    char command[1000];
+    check(system("rm -rf $D/model; cp -r base $D/model && chmod -R u+w $D/model && mkdir -p $D/model/.git/objects && touch $D/model/.git/HEAD && head -c 3000001 /dev/urandom > $D/model/large.txt"
+        " && echo linked > $D/linked && ln -s ../linked $D/model/a-link.json && ln -s nowhere $D/model/dangling && mkfifo $D/model/pipe"), 0, "cannot prepare");
+    for (const char *const *lists[] = {kept, left, NULL}, *const **list = lists; *list; list++)
+        for (const char *const *name = *list; *name; name++) {
+            snprintf(command, sizeof command, "cd %s/model; [ -e '%s' ] || echo '{}' > '%s'", scratch, *name, *name);
+            check(system(command), 0, "cannot make %s", *name);
+        }
+    check(train_run(FEW_ROWS " --model %s/model --steps 1 --out $D/kept-adapter", scratch), 0, "an adapter");
+    check(train_run("--merge $D/merged --model $D/model --adapter $D/kept-adapter"), 0, "--merge");
+    for (int again = 0; again < 2; again++)          // the second time over the first one's files
+        check(train_run(FEW_ROWS " --model $D/model --steps 1 --method full --out $D/full"), 0, "full, run %d", again);
+    for (const char *const *dir = (const char *const[]){"merged", "full", NULL}; *dir; dir++) {
+        for (const char *const *name = kept; *name; name++) {
+            snprintf(command, sizeof command, "cmp -s \"%s/model/%s\" \"%s/%s/%s\"", scratch, *name, scratch, *dir, *name);
+            check(system(command), 0, "%s has %s", *dir, *name);
+        }
+        for (const char *const *name = left; *name; name++) {
+            snprintf(command, sizeof command, "cd %s/%s; [ ! -e '%s' ] || [ '%s' = state.json -a %s = full ]", scratch, *dir, *name, *name, *dir);
+            check(system(command), 0, "%s has no %s", *dir, *name);
+        }
+        snprintf(command, sizeof command, "cd %s/%s && [ ! -e .git ] && [ ! -e pipe ] && [ ! -e dangling ]", scratch, *dir);
+        check(system(command), 0, "%s has what is no file", *dir);
+    }
+    check(system("rm -rf $D/model $D/merged $D/full $D/kept-adapter"), 0, "cannot tidy up");
+}
+
+// --out replaces what a run wrote, by the run's own list, and nothing else.
+static void test_only_ours(void)
+{
+    static const char *const run_again = FEW_ROWS " --steps 1 --lr 0.5 --out $D/ours";
+    char command[1000];
+    check(train_run(FEW_ROWS " --steps 1 --out $D/ours"), 0, "first run");
+    static const struct { const char *what, *prepare; int refused; } cases[] = {
+        {"as it was left", ":", 0},
+        {"with no list, as older runs left it", "sed -i 's/\"files\"/\"others\"/' $D/ours/state.json; touch $D/ours/tokenizer_config.json", 0},
+        {"with a file more", "touch $D/ours/LICENSE", 1},
+        {"with a file more that the list has", "touch $D/ours/LICENSE; sed -i 's/\"files\":[^[]*\\[/&\"LICENSE\",/' $D/ours/state.json", 0},
+        {"with a directory", "mkdir $D/ours/figures", 1},
+        {"with somebody else's state.json", "rm -rf $D/ours; mkdir $D/ours; echo '{\"volume\": 11}' > $D/ours/state.json", 1},
+        {"with a state.json that is no JSON", "rm -rf $D/ours; mkdir $D/ours; echo '{\"--method\": ' > $D/ours/state.json", 1},
+        {"with a list that leads out of it", "echo mine > $D/victim; sed -i 's/\"files\":[^[]*\\[/&\"..\\/victim\",\"..\",\".\",7,/' $D/ours/state.json", 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        snprintf(command, sizeof command, "rm -rf $D/ours; $TRAIN %s >/dev/null && { %s; }", run_again, cases[i].prepare);
+        check(system(command), 0, "cannot prepare: %s", cases[i].what);
+        int status = train_run("%s", run_again);
+        char *text = output_of("stderr");
+        check(status == cases[i].refused && !strstr(text, "which would be lost") == !cases[i].refused ? 0 : 1, 0, "%s: status %d, says «%s»", cases[i].what, status, text);
+        snprintf(command, sizeof command, "! ls -d %s/ours.tmp* 2>/dev/null | grep -q .", scratch);
+        check(system(command), 0, "%s: something is left beside it", cases[i].what);
+        free(text);
+    }
+    check(system("grep -q mine $D/victim"), 0, "a file outside is gone");
+    snprintf(command, sizeof command, "rm -rf $D/ours $D/log; $TRAIN %s >/dev/null && { $TRAIN " FEW_ROWS " --steps 12 --log $D/log --out $D/ours >$D/stdout 2>$D/stderr & p=$!;"
+        " while ! grep -q '\"step\":2,\"loss' $D/log 2>/dev/null; do sleep 0.01; done; echo mine > $D/ours/notes.txt; wait $p && grep -q mine $D/ours.tmp$p/notes.txt && rm -r $D/ours.tmp$p; }", run_again);
+    check(system(command), 0, "a file put there while the run went on");
+    char *text = output_of("stderr");
+    check(strstr(text, "note: ") && strstr(text, "holds files that no run wrote") ? 0 : 1, 0, "says «%s»", text);
+    free(text);
+}
+
+// A signal while a directory is in the making leaves nothing of it, whatever its files are called.
+static void test_discard(void)
+{
+    char *dir = in_scratch("cut-short"), command[200];
+    for (int files = 0; files < 4; files++) {
+        fflush(stdout);
+        pid_t child = fork();
+        if (!child) {
+            stage_begin(dir);
+            for (int i = 0; i < files; i++) stage_file((const char *[]){"USE_POLICY.md", ".hidden", "a name with spaces"}[i], "text", 4);
+            on_signal(SIGTERM);
+        }
+        int status;
+        check(child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 128 + SIGTERM ? 0 : 1, 0, "status with %d files", files);
+        snprintf(command, sizeof command, "! ls -d %s.tmp* 2>/dev/null | grep -q .", dir);
+        check(system(command), 0, "%d files are left", files);
+    }
+    free(dir);
+}
+
+// ---- merging in 16 bits --------------------------------------------------------------------------------------------
+
+// The small model in a dtype of two bytes, its q_proj of layer 0 all zeros but one number; where `instead` is given, those two bytes stand in that number's place.
+static char *odd_model(enum dtype type, float odd, uint16_t instead)
+{
+    char *base = small_model(0), *dir = in_scratch("odd"), *path = join(dir, "model.safetensors"), *config_path = join(base, "config.json");
+    size_t bytes;
+    model m = {0};
+    plan p = plan_from_options();
+    p.method = &methods[0], p.tokens = p.positions = 8;
+    opt.model = base;
+    if (system("rm -rf $D/odd")) die("cannot remove %s", dir);
+    model_measure(&m, config_read(config_path), p);
+    fill_model(&m, NULL, 0);
+    linear *q = linear_of(&m.layers[0], 0);
+    wide *x = alloc(elements(q->W), sizeof *x);
+    x[5] = (wide)odd;
+    put(q->W, x, TYPE_OF(wide));
+    stage_begin(dir), stage_model(&m, base, type), stage_publish(dir);
+    model_free(&m), free(x);
+    uint16_t h = type == F16 ? to_f16(odd) : to_bf16(odd);
+    char *data = read_file(path, &bytes), *at = memmem(data, bytes, &h, 2);
+    for (; at && instead && (at - data) % 2; at = memmem(at + 1, bytes - (size_t)(at + 1 - data), &h, 2)) {}
+    if (instead) memcpy(at, &instead, 2);
+    FILE *f = fopen(path, "wb");
+    if (!f || fwrite(data, 1, bytes, f) != bytes || fclose(f)) die("cannot write %s", path);
+    free(data), free(path), free(config_path), free(base);
+    return dir;
+}
+
+// An adapter that adds one number to that number and nothing to all others.
+static void add_to_odd(const char *base, double more)
+{
+    char *config_path = join(base, "config.json"), *dir = in_scratch("odd-adapter");
+    model m = {0};
+    opt.model = base;
+    if (system("rm -rf $D/odd-adapter")) die("cannot remove %s", dir);
+    model_measure(&m, config_read(config_path), small_plan("frozen"));
+    fill_model(&m, NULL, 0);
+    linear *q = linear_of(&m.layers[0], 0);
+    wide *x = alloc(elements(q->D), sizeof *x);
+    x[5] = (wide)more;
+    put(q->D, x, TYPE_OF(wide));
+    stage_begin(dir), peft_write(&m, base), stage_publish(dir);
+    model_free(&m), free(x), free(config_path), free(dir);
+}
+
+// What cannot be written as a number is refused, with the tensor's name; what an update loses is a percentage, or there is none.
+static void test_odd_merges(void)
+{
+    static const struct { const char *what; enum dtype type; float odd; uint16_t instead; double more; int status; const char *says, *prints; } cases[] = {
+        {"a sum beyond float16",   F16,  65000, 0,      900,   1, "layers.0.self_attn.q_proj.weight has a 65892 with the adapter merged in, which is Inf in F16", ""},
+        {"a sum within float16",   F16,  65000, 0,      400,   0, "", "layer  0 q"},
+        {"an Inf in the base",     F16,  65000, 0x7c00, 900,   1, "layers.0.self_attn.q_proj.weight holds NaN or Inf", ""},
+        {"a NaN in the base",      F16,  65000, 0x7e00, 0,     1, "layers.0.self_attn.q_proj.weight holds NaN or Inf", ""},
+        {"an Inf in a bf16 base",  BF16, 65000, 0x7f80, 0,     1, "layers.0.self_attn.q_proj.weight holds NaN or Inf", ""},
+        {"a sum beyond bfloat16",  BF16, 3.38e38f, 0,   2e36,  1, "which is Inf in BF16", ""},
+        {"no update at all",       BF16, 65000, 0,      0,     0, "", "layer  0 q     its update is zero"},
+        {"an update that is lost", BF16, 65000, 0,      1,     0, "", "layer  0 q       0.0 % of the update survive"},
+        {"an update that is kept", BF16, 1,     0,      1,     0, "", "layer  0 q     100.0 % of the update survive"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char *base = odd_model(cases[i].type, cases[i].odd, 0);
+        add_to_odd(base, cases[i].more);
+        if (cases[i].instead) free(odd_model(cases[i].type, cases[i].odd, cases[i].instead));
+        check(system("rm -rf $D/odd-merged"), 0, "cannot prepare");
+        int status = train_run("--merge $D/odd-merged --model %s --adapter $D/odd-adapter", base);
+        char *error = output_of("stderr"), *text = output_of("stdout");
+        check(status == cases[i].status && strstr(error, cases[i].says) && strstr(text, cases[i].prints) && !strstr(text, "inf") && !strstr(text, "nan") ? 0 : 1, 0,
+            "%s: status %d, says «%s%s»", cases[i].what, status, error, text);
+        check(system("! ls -d $D/odd-merged* 2>/dev/null | grep -q .") ? !status ? 0 : 1 : status ? 0 : 1, 0, "%s: a directory of it", cases[i].what);
+        free(base), free(error), free(text);
+    }
 }
 
 // ---- real models --------------------------------------------------------------------------------------------------
@@ -1937,6 +2178,83 @@ static void test_llama2_counts(void)    // section 4 of the paper, on the shape 
         free(text);
     }
     free(dir), free(path);
+}
+
+// ---- options ---------------------------------------------------------------------------------------------------
+
+// What the program prints with some options in place of others that mean the same.
+static const struct { const char *theirs, *ours; } spellings[] = {
+    {"-h", "--help"},
+    {"--list --rank=16", "--list --rank 16"},
+    {"--list --lora_r 16 --model_name_or_path base", "--list --rank 16 --model base"},
+    {"--list --targets q_proj,v_proj", "--list --targets q,v"},
+    {"--list --target_modules='q_proj, v_proj,down_proj'", "--list --targets q,v,down"},
+    {"--list --targets all-linear", "--list --targets q,k,v,o,gate,up,down"},
+    {"--generate=Once --max_new_tokens=5", "--generate Once --max-new 5"},
+    {"--generate Once --max-new 9 --max-new 5", "--generate Once --max-new 5"},
+};
+
+static void test_spellings(void)
+{
+    for (size_t i = 0; i < sizeof spellings / sizeof *spellings; i++) {
+        check(train_run("%s", spellings[i].ours), 0, "exit status of %s", spellings[i].ours);
+        char *want = output_of("stdout");
+        check(train_run("%s", spellings[i].theirs), 0, "exit status of %s", spellings[i].theirs);
+        char *got = output_of("stdout");
+        check(*want && !strcmp(got, want) ? 0 : 1, 0, "%s prints «%s»", spellings[i].theirs, got);
+        free(got), free(want);
+    }
+    check(train_run("--generate Once --max-new 9 --max-new=5"), 0, "exit status of an option given twice");
+    char *text = output_of("stderr");
+    check(strcmp(text, "note: --max-new is given twice; 5 counts, not 9\n"), 0, "says «%s»", text);
+    free(text);
+    check(train_run("--version"), 0, "exit status of --version");
+    text = output_of("stdout");
+    check(strcmp(text, "train " VERSION "\n"), 0, "prints «%s»", text);
+    free(text);
+
+    check(train_run("--model base --data data/train.jsonl --val $D/few.jsonl --method lora --rank 4 --alpha 8 --targets q,v --lr 0.01 --schedule linear --warmup 1 --weight-decay 0.1 --clip 0.5"
+        " --batch 2 --accum 2 --steps 2 --seq 140 --max-new 3 --eval-every 1 --save-every 1 --log $D/ours.log --out $D/ours"), 0, "our names");
+    check(train_run("--model_name_or_path=base --data_path data/train.jsonl --validation_file $D/few.jsonl --method LoRA --lora_r=4 --lora_alpha 8 --target_modules q_proj,v_proj --learning_rate 0.01"
+        " --lr_scheduler_type Linear --warmup_steps 1 --weight_decay 0.1 --max_grad_norm 0.5 --per_device_train_batch_size 2 --gradient_accumulation_steps 2 --max_steps 2 --max_seq_length 140"
+        " --max_new_tokens 3 --eval_steps 1 --save_steps 1 --log $D/theirs.log --output_dir $D/theirs"), 0, "their names");
+    check(!same_files("ours/adapter_model.safetensors", "theirs/adapter_model.safetensors"), 0, "adapter");
+    check(!same_logs("ours.log", "theirs.log"), 0, "log");
+}
+
+// Every other name leads to something that is there, and every pair of commands is refused.
+static void test_option_tables(void)
+{
+    for (int i = 0; i < ALIASES; i++) {
+        char *value, *theirs = strdup(aliases[i].theirs);
+        int option = option_named(theirs, &value);
+        if (*theirs == '-') check(option < 0 || strcmp(option_table[option].name, aliases[i].ours), 0, "%s", theirs);
+        else check(method_named(aliases[i].ours) || !strcmp(parse_schedule(theirs), aliases[i].ours) ? 0 : 1, 0, "%s", theirs);
+        free(theirs);
+    }
+    for (int i = 0; i < METHODS; i++) check(method_named(methods[i].name) == &methods[i] ? 0 : 1, 0, "%s", methods[i].name);
+    for (int i = 0; i < COMMANDS; i++)
+        for (int j = 0; j < COMMANDS; j++) {
+            if (i == j) continue;
+            check(train_run("%s %s %s %s", option_table[i].name, option_table[i].kind == 's' ? "x" : "", option_table[j].name, option_table[j].kind == 's' ? "x" : "") != 1, 0, "exit status");
+            char *text = output_of("stderr");
+            check(!strstr(text, "give one of them"), 0, "%s and %s: «%s»", option_table[i].name, option_table[j].name, text);
+            free(text);
+        }
+}
+
+// Half an epoch is half its steps, rounded up.
+static void test_epochs(void)
+{
+    static const struct { const char *epochs; int steps; } cases[] = {{"0.1", 1}, {"0.5", 2}, {"0.51", 3}, {"1", 4}, {"1.25", 5}, {"1.26", 6}, {"2", 8}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char want[64];
+        check(train_run("--data $D/few.jsonl --batch 2 --epochs %s --method lora --rank 1 --log $D/log --out $D/epochs", cases[i].epochs), 0, "exit status");
+        char *text = output_of("stdout");
+        snprintf(want, sizeof want, "steps      %d of 2 rows", cases[i].steps);
+        check(!strstr(text, want) || isnan(logged("log", cases[i].steps, "\"loss\":")), 0, "--epochs %s: expected %d steps", cases[i].epochs, cases[i].steps);
+        free(text);
+    }
 }
 
 // ---- the GPU -----------------------------------------------------------------------------------------------------------
@@ -2057,6 +2375,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"together",       "sequences that are answered together say what each says alone",                   test_together, BOTH},
     {"answers",        "an answer is the number behind #### or The answer is:, whatever follows it",     test_answers, ONLY_F32},
     {"batches",        "--batch 64 and --batch 16 --accum 4 take the same steps",                         test_batches, ONLY_F32},
+    {"room",           "an answer has room for --max-new tokens, whatever other rows are; what is cut off is counted", test_room, ONLY_F32},
     {"threads",        "adapter and log have the same bytes for 1, 2 and 4 threads",                      test_threads_same_bytes, ONLY_F32},
     {"quota",          "there are no more threads than a control group's quota allows",                   test_quota, ONLY_F32},
     {"busy",           "beside other work, all threads are not much slower than one",                     test_busy, ONLY_F32},
@@ -2064,8 +2383,15 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"killed",         "so does one that a signal ended",                                                 test_killed, ONLY_F32},
     {"compare",        "--compare gives every method a row, continues, and its runs are ordinary ones",   test_compare, ONLY_F32},
     {"wrong-input",    "every wrong input gets one clear line, and nothing is left behind",               test_wrong_input, ONLY_F32},
+    {"spellings",      "options in PEFT's and Trainer's spelling mean what they mean there",              test_spellings, ONLY_F32},
+    {"option-tables",  "every other name leads somewhere; two commands at once are refused, whichever",    test_option_tables, ONLY_F32},
+    {"epochs",         "half an epoch is half its steps, rounded up",                                      test_epochs, ONLY_F32},
     {"full-disk",      "a full disk is said, and the older result stays",                                 test_full_disk, ONLY_F32},
     {"output",         "links and slashes lead to the same place; a full standard output is an error",    test_out, ONLY_F32},
+    {"kept-files",     "--merge and full keep every file of the model directory that is not a weight",    test_kept_files, ONLY_F32},
+    {"only-ours",      "--out replaces what a run says it wrote, and nothing else",                        test_only_ours, ONLY_F32},
+    {"discard",        "a signal leaves nothing of a directory in the making, whatever its files are called", test_discard, ONLY_F32},
+    {"odd-merges",     "a merge that would write Inf or NaN is refused; what survives is a number or said to be nothing", test_odd_merges, ONLY_F32},
     {"counts",         "trainable parameters on Llama2-7B are the paper's",                               test_llama2_counts, ONLY_F32},
     {"stories",        "a real model says what transformers says, 256 tokens long",                       test_stories, ONLY_F32},
     {"gsm8k",          "every method learns GSM8K rows; Bone's first gradient and progress beat LoRA's",  test_gsm8k, ONLY_F32},

@@ -17,6 +17,7 @@
 #define STB_DS_IMPLEMENTATION
 #include "adapters.h"
 #include <ctype.h>
+#include <fnmatch.h>
 #include <omp.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -796,11 +797,13 @@ void adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad_sca
 
 // ---- 3  options --------------------------------------------------------------------------------------------
 
+#define VERSION "0.9"
+
 typedef struct {
     const char *model, *init, *adapter, *data, *val, *out, *log, *resume, *method, *targets, *schedule, *generate, *merge, *tokenize;
-    int eval, list, help, check, compare, quick, sweep_lr, seeds, tf32, chat, exact_match, no_shuffle;
-    int rank, mini_r, dora_detach, steps, epochs, batch, accum, recompute, seq, warmup, seed, threads, eval_every, save_every, max_new;
-    double alpha, plus_ratio, lr, weight_decay, clip, temperature, top_p;
+    int eval, list, help, version, check, compare, quick, sweep_lr, seeds, tf32, chat, exact_match, no_shuffle;
+    int rank, mini_r, dora_detach, steps, batch, accum, recompute, seq, warmup, seed, threads, eval_every, save_every, max_new;
+    double epochs, alpha, plus_ratio, lr, weight_decay, clip, temperature, top_p;
 } options;
 
 static const char default_method[] = "bone";
@@ -811,7 +814,7 @@ static options opt = {
     .plus_ratio = 16, .lr = 4e-3, .clip = 1, .top_p = 1,
 };
 
-// kind: s text, i whole number, d number, f flag. Numbers are checked against [least, most].
+// kind: s text, i whole number, d number, f flag. Numbers are checked against [least, most]. The first COMMANDS rows exclude each other.
 static const struct option { const char *name, *value; char kind; void *at; double least, most; const char *help; } option_table[] = {
     {"--eval",            "",       'f', &opt.eval,          0, 0, "print the loss of --model (and --adapter) on --val"},
     {"--generate",        "TEXT",   's', &opt.generate,      0, 0, "continue TEXT"},
@@ -823,7 +826,8 @@ static const struct option { const char *name, *value; char kind; void *at; doub
     {"--quick",           "",       'f', &opt.quick,         0, 0, "--compare with a fifth of the work"},
     {"--seeds",           "N",      'i', &opt.seeds,         1, 1000, "--compare with N seeds each, from --seed on, and their spread"},
     {"--sweep-lr",        "",       'f', &opt.sweep_lr,      0, 0, "--compare at a quarter to sixteen times --lr, too"},
-    {"--help",            "",       'f', &opt.help,          0, 0, "print this page"},
+    {"--help",            "",       'f', &opt.help,          0, 0, "print this page (-h)"},
+    {"--version",         "",       'f', &opt.version,       0, 0, "print the program's version"},
     {"--model",           "DIR",    's', &opt.model,         0, 0, "base model, a Hugging Face directory"},
     {"--init",            "CONFIG", 's', &opt.init,          0, 0, "start from random weights of this config.json (with --method full; tokenizer from --model)"},
     {"--adapter",         "DIR",    's', &opt.adapter,       0, 0, "adapter to use, or to go on training"},
@@ -841,7 +845,7 @@ static const struct option { const char *name, *value; char kind; void *at; doub
     {"--lora-plus-ratio", "λ",      'd', &opt.plus_ratio,    1e-9, 1e9, "LoRA+: B's learning rate over A's"},
     {"--dora-detach",     "",       'f', &opt.dora_detach,   0, 0, "DoRA: no gradient through the norm, as in PEFT"},
     {"--steps",           "N",      'i', &opt.steps,         1, 1e9, "optimiser steps (default: by --epochs)"},
-    {"--epochs",          "N",      'i', &opt.epochs,        1, 1e6, "passes over --data"},
+    {"--epochs",          "X",      'd', &opt.epochs,        1e-9, 1e6, "passes over --data; half of one is 0.5"},
     {"--batch",           "B",      'i', &opt.batch,         1, 1 << 20, "rows a micro-batch"},
     {"--accum",           "K",      'i', &opt.accum,         1, 1 << 20, "micro-batches a step"},
     {"--recompute",       "N",      'i', &opt.recompute,     0, 2, "keep less for the backward pass: 1 not gate and up, 2 only each layer's input"},
@@ -862,7 +866,21 @@ static const struct option { const char *name, *value; char kind; void *at; doub
     {"--temperature",     "X",      'd', &opt.temperature,   0, 1e6, "sample with this temperature (0: the likeliest token)"},
     {"--top-p",           "X",      'd', &opt.top_p,         1e-9, 1, "sample from the likeliest tokens of this total probability"},
 };
-enum { OPTIONS = sizeof option_table / sizeof *option_table };
+enum { OPTIONS = sizeof option_table / sizeof *option_table, COMMANDS = 7 };
+static char *given_values[OPTIONS];            // what each was given on the command line, "" for flags; NULL where it was not
+
+// What others call our options and their values: PEFT, transformers' Trainer, the scripts around them. Underscores count as dashes.
+static const struct { const char *theirs, *ours; } aliases[] = {
+    {"-h", "--help"}, {"--model-name-or-path", "--model"}, {"--base-model", "--model"}, {"--adapter-name-or-path", "--adapter"},
+    {"--data-path", "--data"}, {"--train-file", "--data"}, {"--validation-file", "--val"}, {"--output-dir", "--out"},
+    {"--learning-rate", "--lr"}, {"--lr-scheduler-type", "--schedule"}, {"--warmup-steps", "--warmup"}, {"--max-grad-norm", "--clip"},
+    {"--per-device-train-batch-size", "--batch"}, {"--gradient-accumulation-steps", "--accum"}, {"--num-train-epochs", "--epochs"},
+    {"--max-steps", "--steps"}, {"--save-steps", "--save-every"}, {"--eval-steps", "--eval-every"}, {"--resume-from-checkpoint", "--resume"},
+    {"--lora-r", "--rank"}, {"--r", "--rank"}, {"--lora-alpha", "--alpha"}, {"--target-modules", "--targets"}, {"--lora-target-modules", "--targets"},
+    {"--max-seq-length", "--seq"}, {"--max-length", "--seq"}, {"--model-max-length", "--seq"}, {"--cutoff-len", "--seq"}, {"--max-new-tokens", "--max-new"},
+    {"miss", "bone"}, {"bat-col", "bat"}, {"loraplus", "lora+"}, {"constant-with-warmup", "constant"},
+};
+enum { ALIASES = sizeof aliases / sizeof *aliases, NAME = 64 };
 
 static void print_help(void)
 {
@@ -876,6 +894,7 @@ static void print_help(void)
         int n = printf("  %s %s", o->name, o->value);
         printf("%*s%s%s\n", n < 28 ? 28 - n : 1, "", o->help, value);
     }
+    puts("\n--rank=16 is --rank 16. The names that PEFT and transformers have for the same things, --learning_rate or --lora_r, will do, too.");
 }
 
 static void set_option(const struct option *o, const char *text)
@@ -951,38 +970,144 @@ static void spin_briefly(char **argv)
     execv("/proc/self/exe", argv);                              // where that is not allowed, it goes on as it is
 }
 
+// A name of n bytes as this program spells it.
+static void usual_name(char name[NAME], const char *text, size_t n)
+{
+    snprintf(name, NAME, "%.*s", (int)(n < NAME ? n : NAME), text);
+    for (char *c = name; *c; c++) if (*c == '_') *c = '-';
+    for (int i = 0; i < ALIASES; i++) if (!strcasecmp(name, aliases[i].theirs)) strcpy(name, aliases[i].ours);
+}
+
+// The option that an argument names, -1 if none does, and the value behind a "=", NULL without one.
+static int option_named(char *arg, char **value)
+{
+    char name[NAME];
+    size_t n = strcspn(arg, "=");
+    *value = arg[n] ? arg + n + 1 : NULL;
+    usual_name(name, arg, n);
+    for (int i = 0; i < OPTIONS && *arg == '-'; i++) if (!strcmp(name, option_table[i].name)) return i;
+    return -1;
+}
+
+// Edits from one name to another: a letter more, less or changed, or two neighbours swapped (optimal string alignment).
+static int edits(const char *a, const char *b)
+{
+    int d[NAME][NAME], n = (int)strlen(a), m = (int)strlen(b);
+    for (int i = 0; i <= n; i++)
+        for (int j = 0; j <= m; j++) {
+            int best = i && j ? d[i - 1][j - 1] + (a[i - 1] != b[j - 1]) : i + j;
+            if (i && j && d[i - 1][j] + 1 < best) best = d[i - 1][j] + 1;
+            if (i && j && d[i][j - 1] + 1 < best) best = d[i][j - 1] + 1;
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && d[i - 2][j - 2] + 1 < best) best = d[i - 2][j - 2] + 1;
+            d[i][j] = best;
+        }
+    return d[n][m];
+}
+
+// Takes `candidate`, or `means` in its place, for what was meant if it is nearer than what was found so far; or if `name` only adds words to it.
+static void nearer(const char *name, const char *candidate, const char *means, int *least, const char **found)
+{
+    size_t n = strlen(candidate);
+    int d = !strncmp(name, candidate, n) && name[n] == '-' ? 1 : edits(name, candidate);
+    if (d < *least) *least = d, *found = means;
+}
+
+__attribute__((noreturn))
+static void unknown_option(const char *arg)
+{
+    char name[NAME];
+    const char *meant = NULL;
+    usual_name(name, arg, strcspn(arg, "="));
+    int least = (int)strlen(name) / 3 + 1;                      // a third of it may be wrong
+    if (*arg != '-') die("unknown option %s: options begin with --, and the parts of a list are joined by commas", arg);
+    for (int i = 0; i < OPTIONS; i++) nearer(name, option_table[i].name, option_table[i].name, &least, &meant);
+    for (int i = 0; i < ALIASES; i++) nearer(name, aliases[i].theirs, aliases[i].ours, &least, &meant);
+    if (meant) die("unknown option %s; did you mean %s? --help lists them", arg, meant);
+    die("unknown option %s; --help lists them", arg);
+}
+
+// One option of the command line. Of two values the last one counts, but two adapters at once are something else.
+static void give_option(int i, char *value)
+{
+    const struct option *o = &option_table[i];
+    if (given_values[i] && o->at == &opt.adapter)
+        die("--adapter is given twice, %s and %s; one is used at a time: --merge the first and give the result as --model", given_values[i], value);
+    if (given_values[i] && strcmp(given_values[i], value)) fprintf(stderr, "note: %s is given twice; %s counts, not %s\n", o->name, value, given_values[i]);
+    given_values[i] = value;
+    if (o->kind == 'f') *(int *)o->at = 1;
+    else set_option(o, value);
+}
+
+static void read_options(int argc, char **argv)
+{
+    memset(given_values, 0, sizeof given_values);
+    for (int a = 1; a < argc; a++) {
+        char *value, *none;
+        int i = option_named(argv[a], &value);
+        if (i < 0) unknown_option(argv[a]);
+        const struct option *o = &option_table[i];
+        if (o->kind == 'f' && value) die("%s: %s takes no value", argv[a], o->name);
+        if (o->kind != 'f' && !value) {
+            if (a + 1 == argc || option_named(argv[a + 1], &none) >= 0) die("%s needs a value: %s %s", argv[a], argv[a], o->value);
+            value = argv[++a];
+        }
+        give_option(i, value ? value : "");
+    }
+    for (int i = 0; i < COMMANDS; i++)
+        for (int j = 0; j < i; j++)
+            if (given_values[i] && given_values[j]) die("%s and %s: give one of them", option_table[j].name, option_table[i].name);
+}
+
+// The schedule as learning_rate() knows it.
+static const char *parse_schedule(const char *text)
+{
+    static const char *const schedules[] = {"cosine", "linear", "constant"};
+    char name[NAME];
+    usual_name(name, text, strlen(text));
+    for (int i = 0; i < 3; i++) if (!strcasecmp(name, schedules[i])) return schedules[i];
+    die("--schedule %s: expected cosine, linear or constant", text);
+}
+
+// A model's name on Hugging Face, such as meta-llama/Llama-2-7b-hf, where a directory is wanted.
+static void refuse_hub_name(const char *option, const char *name)
+{
+    const char *slash = name ? strchr(name, '/') : NULL;
+    if (!slash || slash == name || !slash[1] || strchr(slash + 1, '/') || strchr(".~", *name) || !access(name, F_OK)) return;
+    char *folder = strndup(name, (size_t)(slash - name));
+    int path = !folder || !access(folder, F_OK);
+    free(folder);
+    if (!path) die("%s %s: there is no such directory here. If it is a name on Hugging Face, get it first: hf download %s --local-dir %s, then %s %s", option, name, name, slash + 1, option, slash + 1);
+}
+
 static void parse_options(int argc, char **argv)
 {
-    for (int a = 1; a < argc; a++) {
-        int i = 0;
-        while (i < OPTIONS && strcmp(argv[a], option_table[i].name)) i++;
-        if (i == OPTIONS) die("unknown option %s; --help lists them", argv[a]);
-        if (option_table[i].kind == 'f') { *(int *)option_table[i].at = 1; continue; }
-        if (a + 1 == argc) die("%s needs a value: %s %s", argv[a], argv[a], option_table[i].value);
-        set_option(&option_table[i], argv[++a]);
-    }
+    read_options(argc, argv);
     if (!opt.val && !opt.data) opt.val = "data/val.jsonl";
     if (!opt.data) opt.data = "data/train.jsonl";
     if (!opt.out) opt.out = opt.compare ? "compare" : "out";
-    if (strcmp(opt.schedule, "cosine") && strcmp(opt.schedule, "linear") && strcmp(opt.schedule, "constant"))
-        die("--schedule %s: expected cosine, linear or constant", opt.schedule);
+    opt.schedule = parse_schedule(opt.schedule);
     if ((long)opt.batch * opt.accum > 1 << 24) die("--batch %d times --accum %d is too much; at most %d rows a step", opt.batch, opt.accum, 1 << 24);
-    if (opt.eval + opt.list + opt.compare + !!opt.generate + !!opt.merge + !!opt.tokenize > 1) die("--eval, --generate, --merge, --tokenize, --list, --compare: give one of them");
+    refuse_hub_name("--model", opt.model);
+    refuse_hub_name("--adapter", opt.adapter);
     if (opt.threads) omp_set_num_threads(opt.threads);
     else if (!getenv("OMP_NUM_THREADS")) omp_set_num_threads(usable_cpus(""));
     if (opt.tf32 && !dev_tf32()) die("--tf32 is for floats on a GPU; this program computes otherwise");
 }
 
+// A bit for each of linear_names. PEFT's names, q_proj, and its "all-linear" will do.
 static int parse_targets(const char *list)
 {
     int targets = 0;
-    while (*list) {
-        size_t n = strcspn(list, ",");
-        int i = 0;
-        while (i < 7 && (strlen(linear_names[i]) != n || strncmp(list, linear_names[i], n))) i++;
-        if (i == 7) die("--targets: there is no linear layer \"%.*s\"; choose from q,k,v,o,gate,up,down", (int)n, list);
-        targets |= 1 << i;
-        list += n + (list[n] == ',');
+    while (*(list += strspn(list, ", "))) {
+        size_t n = strcspn(list, ", ");
+        char *name = strndup(list, n);
+        if (!name) die("out of memory");
+        int i = 0, all = !strcmp(name, "all-linear");
+        while (i < 7 && strcmp(name, linear_names[i]) && strcmp(name, module_names[i])) i++;
+        if (i == 7 && !all) die("--targets: there is no linear layer \"%s\"; choose from q,k,v,o,gate,up,down", name);
+        targets |= all ? 127 : 1 << i;
+        list += n;
+        free(name);
     }
     if (!targets) die("--targets: names no layer; choose from q,k,v,o,gate,up,down");
     return targets;
@@ -990,7 +1115,9 @@ static int parse_targets(const char *list)
 
 static plan plan_from_options(void)
 {
-    const method *m = method_named(opt.method);
+    char name[NAME];
+    usual_name(name, opt.method, strlen(opt.method));
+    const method *m = method_named(name);
     if (!m) die("--method %s: there is no such method; --list shows them", opt.method);
     return (plan){
         .method = m, .rank = opt.rank, .mini_r = opt.mini_r, .targets = parse_targets(opt.targets), .seed = (uint64_t)opt.seed,
@@ -1198,7 +1325,7 @@ static void shuffle(int *order, int n, uint64_t seed, int epoch)
 
 // ---- 5  generation -----------------------------------------------------------------------------------------
 
-typedef struct { int *ids, n, cached, room, done; } sequence;     // ids has space for `room`; the first `cached` are in the cache
+typedef struct { int *ids, n, cached, room, ended, done; } sequence;     // ids has space for `room`; the first `cached` are in the cache; `ended` by EOS
 
 // The likeliest token, or with --temperature one at random from the likeliest whose probabilities reach --top-p.
 typedef struct { double p; int id; } candidate;
@@ -1237,6 +1364,7 @@ static int ends_answer(const model *m, const tokenizer *t, int id)
 }
 
 // One pass: every live sequence that fits feeds the tokens its cache lacks, and gets one more. Returns how many did.
+// The sequences share the cache evenly.
 static int generate_pass(model *m, const tokenizer *t, sequence *s, int count, batch *b, int *who, rng *g)
 {
     batch_clear(b);
@@ -1245,7 +1373,7 @@ static int generate_pass(model *m, const tokenizer *t, sequence *s, int count, b
         int n = s[i].n - s[i].cached;
         if (s[i].done || b->tokens + n > m->p.tokens) continue;
         who[b->rows] = i;
-        b->spans[b->rows++] = (span){b->tokens, n, i * s[i].room, s[i].n};
+        b->spans[b->rows++] = (span){b->tokens, n, i * (m->p.cache_rows / count), s[i].n};
         for (int j = s[i].cached; j < s[i].n; j++) b->ids[b->tokens] = s[i].ids[j], b->pos[b->tokens++] = j;
         b->target_row[b->targets] = b->tokens - 1, b->label[b->targets++] = 0;
     }
@@ -1261,7 +1389,8 @@ static int generate_pass(model *m, const tokenizer *t, sequence *s, int count, b
         int id = pick(logits + (size_t)(i % m->chunk) * (size_t)m->c.vocab, m->c.vocab, g);
         q->cached = q->n;
         q->ids[q->n++] = id;
-        q->done = ends_answer(m, t, id) || q->n == q->room;
+        q->ended = ends_answer(m, t, id);
+        q->done = q->ended || q->n == q->room;
     }
     free(logits);
     return b->rows;
@@ -1293,28 +1422,57 @@ static char *final_answer(const char *text, int *mark)
     return answer;
 }
 
-// The number that the text begins with by GSM8K's pattern -?[0-9.,]+, its commas left out; NAN if there is none, or if it is
-// part of a formula such as 3/4 or 2x. *rest is what stands behind it.
-static double leading_number(const char *text, const char **rest)
+// How long a number stands at the text's beginning, 0 if none does: digits with a point at most, and with commas only where they
+// part thousands. 1,234.5 is one; 1,2 and 18.5.3 are none.
+static size_t number_length(const char *text)
 {
-    char digits[64] = "", *end;
-    size_t n = 0;
-    if (*text == '-') digits[n++] = *text++;
-    for (; n < sizeof digits - 1 && *text && strchr("0123456789.,", *text); text++) if (*text != ',') digits[n++] = *text;
-    double x = strtod(digits, &end);
-    *rest = text;
-    return end == digits || isalpha((unsigned char)*text) || (*text && strchr("/\\^", *text)) ? NAN : x;
+    const char *at = text + strspn(text, "0123456789");
+    if (at > text && at <= text + 3 && *text != '0')
+        while (*at == ',' && strspn(at + 1, "0123456789") == 3) at += 4;
+    if (*at == '.') at += 1 + strspn(at + 1, "0123456789");
+    size_t n = (size_t)(at - text);
+    return n == 1 && *text == '.' ? 0 : n;
 }
 
-// Is the model's answer the right one? A number is compared as a number: 42, 42.0 and "42 apples" are 42.
+// The number that the text begins with, written so that equal numbers are equal strings: no commas, no zeros that say nothing. NULL if
+// there is none, or if it goes on as something else: 3/4, 2x, 10:30, 2023-05-01. *rest is what stands behind it.
+// Strings, because 12345678901234567890 and …891 are the same double.
+static char *leading_number(const char *text, const char **rest)
+{
+    const char *digits = text + (*text == '-' || *text == '+');
+    size_t run = strspn(digits, "0123456789.,"), n = number_length(digits);
+    *rest = digits + run;
+    while (run && strchr(".,", digits[run - 1])) run--;         // the sentence's, not the number's
+    if (n && digits[n - 1] == '.') n--;
+    int goes_on = **rest && (isalpha((unsigned char)**rest) || strchr("/\\^", **rest) || (strchr("+-*=:_", **rest) && isdigit((unsigned char)(*rest)[1])));
+    if (!n || n != run || goes_on) return NULL;
+
+    char *number = alloc(n + 3, 1), *end = number;
+    const char *last = digits + n;
+    while (digits < last && strchr("0,", *digits)) digits++;
+    if (digits == last || *digits == '.') *end++ = '0';
+    for (; digits < last; digits++) if (*digits != ',') *end++ = *digits;
+    if (strchr(number, '.')) {
+        while (end[-1] == '0') *--end = 0;
+        if (end[-1] == '.') *--end = 0;
+    }
+    if (*text == '-' && strcmp(number, "0")) memmove(number + 1, number, (size_t)(end - number) + 1), *number = '-';
+    return number;
+}
+
+// Is the model's answer the right one? A number is compared as a number: 42 is 42.0, and behind a mark it may have a unit, "42 apples".
+// Marks and numbers are those of GSM8K (github.com/openai/grade-school-math, dataset.py: "#### " and -?[0-9.,]+, commas left out) and
+// of MetaMathQA (github.com/meta-math/MetaMath, eval_gsm8k.py: "The answer is: " and [-+]?\d*[.,/]?\d+), but what either would read
+// as another number is none here. An empty answer is never right.
 static int same_answer(const char *given, const char *right)
 {
     int mark, right_mark;
     const char *rest, *right_rest;
     char *a = final_answer(given, &mark), *b = final_answer(right, &right_mark);
-    double x = leading_number(a, &rest), y = leading_number(b, &right_rest);
-    int same = !mark == !right_mark && (isnan(y) || *right_rest ? !strcmp(a, b) : x == y);
-    free(a), free(b);
+    char *x = leading_number(a, &rest), *y = leading_number(b, &right_rest);
+    int numbers = x && y && !*right_rest && (mark || !*rest);
+    int same = *a && !mark == !right_mark && (numbers ? !strcmp(x, y) : !strcmp(a, b));
+    free(a), free(b), free(x), free(y);
     return same;
 }
 
@@ -1333,17 +1491,21 @@ static int has_answers(const dataset *d)
     return arrlen(d->rows) > 0;
 }
 
-// How many of the first `rows` answers to the prompts of d match; *sample gets the first one's text.
-static int exact_match(model *m, const tokenizer *t, const dataset *d, int rows, char **sample, void (*progress)(int, int))
+// Of the first `rows` answers to the prompts of d: how many match, and how many were cut off at --max-new. *sample gets the first
+// one's text.
+typedef struct { int hits, cut; } scores;
+static scores exact_match(model *m, const tokenizer *t, const dataset *d, int rows, char **sample, void (*progress)(int, int))
 {
     sequence s[GROUP];
     batch b = batch_new(m->p.tokens, GROUP);
-    int who[GROUP], hits = 0, room = m->p.cache_rows / GROUP;
+    int who[GROUP];
+    scores got = {0};
     rng g = {0};
     for (int first = 0; first < rows; first += GROUP) {
         int n = rows - first < GROUP ? rows - first : GROUP;
         for (int i = 0; i < n; i++) {
             const row *r = &d->rows[first + i];
+            int room = r->prompt + opt.max_new;
             s[i] = (sequence){.ids = alloc((size_t)room, sizeof(int)), .n = r->prompt, .room = room};
             memcpy(s[i].ids, r->ids, (size_t)r->prompt * sizeof(int));
         }
@@ -1351,7 +1513,8 @@ static int exact_match(model *m, const tokenizer *t, const dataset *d, int rows,
         for (int i = 0; i < n; i++) {
             const row *r = &d->rows[first + i];
             char *text = decode(t, s[i].ids + r->prompt, s[i].n - r->prompt);
-            hits += same_answer(text, r->answer);
+            got.hits += same_answer(text, r->answer);
+            got.cut += !s[i].ended;
             if (first + i == 0 && sample) *sample = text;
             else free(text);
             free(s[i].ids);
@@ -1359,24 +1522,40 @@ static int exact_match(model *m, const tokenizer *t, const dataset *d, int rows,
         progress(first + n, rows);
     }
     batch_free(&b);
-    return hits;
+    return got;
 }
 
 // ---- 6  saving and resuming --------------------------------------------------------------------------------
 
-static void stage_copy(const char *dir, const char *name)       // where there is one
+// One file of another directory, in pieces.
+static void stage_copy(const char *dir, const char *name)
 {
-    char *path = join(dir, name);
-    size_t bytes;
-    if (!access(path, F_OK)) {
-        char *data = read_file(path, &bytes);
-        stage_file(name, data, bytes);
-        free(data);
-    }
-    free(path);
+    static char piece[1 << 20];
+    char *from = join(dir, name), *to;
+    FILE *in = fopen(from, "rb");
+    if (in) {
+        FILE *out = stage_open(name, &to);
+        for (size_t n; (n = fread(piece, 1, sizeof piece, in));) write_checked(out, piece, n, to);
+        if (ferror(in)) die("%s: %s", from, strerror(errno));
+        close_checked(out, to);
+        fclose(in);
+        free(to);
+    } else fprintf(stderr, "note: %s is not copied: %s\n", from, strerror(errno));
+    free(from);
 }
 
-// A complete model directory: every base tensor (with adapters merged), config.json, the tokenizer's files.
+// Whether a file of a model directory stays what it is whatever the weights are: the tokenizer's, the chat template, the licence, … Not so
+// the weights in any format, what is written anew, and what a training run or an adapter left there.
+static int outlasts_weights(const char *name)
+{
+    static const char *const patterns[] = {"config.json", "*.safetensors", "*.safetensors.index.json", "*.bin.index.json", "pytorch_model*.bin", "model*.bin",
+        "ggml*.bin", "adapter_model*.bin", "adapter_config.json", "state.json", "*.gguf", "*.ggml", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot",
+        "*.npz", "*.tflite", NULL};
+    for (const char *const *p = patterns; *p; p++) if (!fnmatch(*p, name, 0)) return 0;
+    return 1;
+}
+
+// A complete model directory: every base tensor (with adapters merged), config.json, and what else the source directory holds.
 static void stage_model(model *m, const char *source, enum dtype trained_type)
 {
     output *list = NULL;
@@ -1400,8 +1579,9 @@ static void stage_model(model *m, const char *source, enum dtype trained_type)
     cJSON_DeleteItemFromObjectCaseSensitive(json, "dtype");
     cJSON_AddStringToObject(json, "torch_dtype", names[type]);
     stage_json("config.json", json);
-    for (const char *const *name = (const char *const[]){"tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", NULL}; *name; name++)
-        stage_copy(source, *name);
+    char **files = files_of(source);
+    for (int i = 0; i < arrlen(files); i++) if (outlasts_weights(files[i])) stage_copy(source, files[i]);
+    free_names(files);
     arrfree(list);
 }
 
@@ -1451,15 +1631,27 @@ static output *state_tensors(model *m)
 
 static char *destination;                // --out, as check_out() found it
 
+// state.json: the settings, and which files the run wrote, so that a later one replaces these and nobody else's.
+static void stage_state(cJSON *settings)
+{
+    char **names = files_of(staged);
+    cJSON *files = cJSON_AddArrayToObject(settings, "files");
+    for (int i = 0; i < arrlen(names); i++) cJSON_AddItemToArray(files, cJSON_CreateString(names[i]));
+    free_names(names);
+    stage_json("state.json", settings);
+}
+
 static void save_run(model *m, int step)
 {
-    if (!isfinite(sum_of_squares(flat(m, m->block[PARAM])))) die("step %d: the weights are not finite and are not saved; a smaller --lr may help", step);
+    for (int i = 0; i < arrlen(m->tensors); i++)
+        if (m->tensors[i].kind == PARAM && !isfinite(sum_of_squares(*m->tensors[i].at)))
+            die("step %d: %s is not finite and is not saved; a smaller --lr may help", step, m->tensors[i].name);
     stage_begin(destination);
     if (full_training(m)) stage_model(m, opt.model, F32);
     else peft_write(m, opt.model);
     output *state = state_tensors(m);
     safetensors_write(m, "state.safetensors", state, (int)arrlen(state));
-    stage_json("state.json", run_settings(m, step));
+    stage_state(run_settings(m, step));
     arrfree(state);
     stage_publish(destination);
 }
@@ -1672,6 +1864,12 @@ static void report_step(run *r, double loss, double norm, double lr, int tokens,
     fflush(stdout);
 }
 
+static void print_cut(scores got)
+{
+    if (got.cut) printf(", %d cut off at --max-new %d", got.cut, opt.max_new);
+    putchar('\n');
+}
+
 // Validation loss and, for small models, answers.
 static void report_eval(run *r, const char *when, int answers)
 {
@@ -1683,7 +1881,9 @@ static void report_eval(run *r, const char *when, int answers)
     printf("%-10s eval loss %.4f over %ld tokens", when, loss, targets);
     if (r->scored && answers) {
         char *sample = NULL;
-        printf(",  exact match %d of %d\n", exact_match(&r->m, r->t, &r->val, r->scored, &sample, show_answers), r->scored);
+        scores got = exact_match(&r->m, r->t, &r->val, r->scored, &sample, show_answers);
+        printf(",  exact match %d of %d", got.hits, r->scored);
+        print_cut(got);
         printf("           asked:    ");
         char *question = decode(r->t, r->val.rows[0].ids, r->val.rows[0].prompt), *at = strstr(question, "### Instruction:\n"), *end = at ? strstr(at, "\n\n### Response:") : NULL;
         printf("%.*s\n           answered: ", end ? (int)(end - at - 17) : 0, end ? at + 17 : "");
@@ -1916,17 +2116,16 @@ static int longest_row(const dataset *d)
     return n;
 }
 
-// Room for micro-batches of the longest rows there are, and for answering `scored` rows.
+// Room for micro-batches of the longest rows there are, and for answering `scored` rows with --max-new tokens each.
 static void plan_sizes(plan *p, const dataset *train, const dataset *val, int scored)
 {
-    int longest = longest_row(val) > longest_row(train) ? longest_row(val) : longest_row(train), answer = 0;
+    int longest = longest_row(val) > longest_row(train) ? longest_row(val) : longest_row(train);
     if ((long)opt.batch * longest > INT_MAX / 4) die("--batch %d times %d tokens is too much; raise --accum instead", opt.batch, longest);
     p->tokens = opt.batch * (longest - 1), p->positions = longest;
     if (!scored) return;
-    for (int i = 0; i < arrlen(val->rows); i++) if (val->rows[i].n - val->rows[i].prompt > answer) answer = val->rows[i].n - val->rows[i].prompt;
-    int more = 2 * answer + 8 < opt.max_new ? 2 * answer + 8 : opt.max_new;
-    p->positions = longest_prompt(val) + more > longest ? longest_prompt(val) + more : longest;
-    p->cache_rows = GROUP * (longest_prompt(val) + more);
+    int answered = longest_prompt(val) + opt.max_new;
+    if (answered > longest) p->positions = answered;
+    p->cache_rows = GROUP * answered;
 }
 
 static double megabytes(const model *m, enum kind k) { return (double)m->used[k] * (double)dtypes[type_of_kind(k)].size / 1e6; }
@@ -1946,6 +2145,16 @@ static void print_rows(const char *label, const dataset *d)
     putchar('\n');
 }
 
+// A model can go further than the positions it was trained on, but it rarely says anything sensible there.
+static void print_positions(const model *m)
+{
+    const plan *p = &m->p;
+    int most = m->c.max_pos, prompt = p->cache_rows / GROUP - opt.max_new;
+    if (p->positions <= most) return;
+    if (p->positions * GROUP > p->cache_rows) printf("note       rows of up to %d tokens, but the model was made for %d; --seq %d cuts them\n", p->positions, most, most);
+    else printf("note       prompts of up to %d tokens and answers of --max-new %d, but the model was made for %d\n", prompt, opt.max_new, most);
+}
+
 // What is about to happen, before anything large is allocated.
 static void print_plan(const run *r)
 {
@@ -1962,7 +2171,7 @@ static void print_plan(const run *r)
     printf("\ntrains     %.0f parameters, %.2f %% of the model\n", trained, 100 * trained / base);
     print_rows("data", &r->train);
     if (r->val.rows) print_rows("validation", &r->val);
-    if (m->p.positions > c->max_pos) printf("note       rows of up to %d tokens, but the model was made for %d; --seq %d cuts them\n", m->p.positions, c->max_pos, c->max_pos);
+    print_positions(m);
     printf("steps      %d of %d rows, at most %d tokens at a time; lr %g, %s\n", r->steps, opt.batch * opt.accum, m->p.tokens, opt.lr, opt.schedule);
     printf("memory     trained weights, gradients, AdamW %.1f MB; activations %.1f MB; work space %.1f MB", 4 * state + megabytes(m, START),
         megabytes(m, ACT) + megabytes(m, STAT) + megabytes(m, AUX), megabytes(m, WORK) + megabytes(m, CACHE) + (double)dev_reserve(needs_of(m), 0) / 1e6);
@@ -2058,9 +2267,9 @@ static void open_run(run *r)
     r->m.p = p;
     layout(&r->m);
     int n = (int)arrlen(r->train.rows);
-    long steps = opt.steps ? opt.steps : (long)opt.epochs * ceil_div(n, opt.batch * opt.accum);
-    if (steps > 1000000000) die("--epochs %d: makes %ld steps, at most 1000000000", opt.epochs, steps);
-    if (opt.warmup > steps) die("--warmup %d exceeds the %ld steps of this run", opt.warmup, steps);
+    double steps = opt.steps ? opt.steps : ceil(opt.epochs * ceil_div(n, opt.batch * opt.accum));       // as Trainer rounds
+    if (steps > 1e9) die("--epochs %g: makes %.0f steps, at most 1000000000", opt.epochs, steps);
+    if (opt.warmup > steps) die("--warmup %d exceeds the %.0f steps of this run", opt.warmup, steps);
     r->steps = (int)steps;
     r->order = alloc((size_t)n, sizeof *r->order);
     for (int i = 0; i < n; i++) r->order[i] = i;
@@ -2100,9 +2309,11 @@ static void run_eval(void)
     model_measure(&m, c, p);
     fill_model(&m, NULL, 0);
     print_rows("rows", &val);
+    print_positions(&m);
     if (rows) {
-        int hits = exact_match(&m, t, &val, rows, NULL, show_answers);
-        printf("exact match %d of %d, %.1f %%\n", hits, rows, 100.0 * hits / rows);
+        scores got = exact_match(&m, t, &val, rows, NULL, show_answers);
+        printf("exact match %d of %d, %.1f %%", got.hits, rows, 100.0 * got.hits / rows);
+        print_cut(got);
     }
     long targets;
     double loss = evaluate(&m, &val, &targets);
@@ -2149,7 +2360,7 @@ static void run_generate(void)
 }
 
 // On a 16-bit base, rounding swallows the part of an update that is smaller than the base's last bit. Says how much is left:
-// the projection of the rounded update on the true one.
+// the projection of the rounded update on the true one, or NaN if there is no update.
 static double update_survived(model *m, linear *l, enum dtype type)
 {
     size_t n = elements(l->W);
@@ -2158,12 +2369,11 @@ static double update_survived(model *m, linear *l, enum dtype type)
     get(W, l->W);
     get(after, merged(m, l));
     for (size_t i = 0; i < n; i++) {
-        uint16_t h = type == BF16 ? to_bf16((float)after[i]) : to_f16((float)after[i]);
-        double update = (double)after[i] - (double)W[i], kept = (double)(type == BF16 ? from_bf16(h) : from_f16(h)) - (double)W[i];
+        double update = (double)after[i] - (double)W[i], kept = rounded((double)after[i], type) - (double)W[i];
         both += update * kept, wanted += update * update;
     }
     free(W), free(after);
-    return wanted > 0 ? both / wanted : 1;
+    return both / wanted;
 }
 
 // A GPU that computes in bf16 holds a float base rounded; merging it would write that into every weight.
@@ -2186,13 +2396,16 @@ static void run_merge(void)
     char *out = check_out("--merge", opt.merge, opt.model, 0);
     fill_model(&m, NULL, 0);
     refuse_rounded(&m);
-    for (int i = 0; i < 7 * m.c.layers; i++) {
-        linear *l = adapter_at(&m, i);
-        if (l && (l->W.type == BF16 || l->W.type == F16))
-            printf("layer %2d %-4s  %5.1f %% of the update survive rounding to %s\n", i / 7, linear_names[i % 7], 100 * update_survived(&m, l, l->W.type), dtypes[l->W.type].name);
-    }
     stage_begin(out);
     stage_model(&m, opt.model, F32);
+    for (int i = 0; i < 7 * m.c.layers; i++) {
+        linear *l = adapter_at(&m, i);
+        if (!l || (l->W.type != BF16 && l->W.type != F16)) continue;
+        double survived = update_survived(&m, l, l->W.type);
+        printf("layer %2d %-4s  ", i / 7, linear_names[i % 7]);
+        if (isnan(survived)) printf("its update is zero\n");
+        else printf("%5.1f %% of the update survive rounding to %s\n", 100 * survived, dtypes[l->W.type].name);
+    }
     stage_publish(out);
     free(out);
     printf("model with %s merged in: %s\n", opt.adapter, opt.merge);
@@ -2519,14 +2732,14 @@ static void read_cell(cell *c, const char *text, char *log, FILE *csv)
 }
 
 // Runs a cell unless that is done, with the options that were given to --compare and those that are its own; then reads it.
-static int run_cell(cell *c, char **given, FILE *csv)
+static int run_cell(cell *c, char **shared, FILE *csv)
 {
     char *base = text_of("%s/runs/%s-rank%d-lr%g-seed%d-steps%d", opt.out, c->label, c->rank, c->lr, c->seed, c->steps), **argv = NULL;
     char *done = text_of("%s.txt", base), *part = text_of("%s.part", base), *log = text_of("%s.log", base), *command = strdup("");
     char *own[] = {"--data", strdup(opt.data), "--method", strdup(method_of(c->label)), "--rank", text_of("%d", c->rank), "--lr", text_of("%.17g", c->lr),
         "--seed", text_of("%d", c->seed), "--steps", text_of("%d", c->steps), opt.val && c->part != NORMS ? "--val" : NULL, strdup(opt.val ? opt.val : ""), NULL};
     arrput(argv, "/proc/self/exe");
-    for (int i = 0; i < arrlen(given); i++) arrput(argv, given[i]);
+    for (int i = 0; i < arrlen(shared); i++) arrput(argv, shared[i]);
     for (char **o = own; *o; o++) arrput(argv, *o);
     for (int i = 1; i < arrlen(argv); i++) command = text_of("%s%s%c", command, argv[i], i + 1 < arrlen(argv) ? ' ' : '\n');
     for (char **o = (char *[]){"--out", base, "--log", log, NULL}; *o; o++) arrput(argv, *o);
@@ -2541,7 +2754,7 @@ static int run_cell(cell *c, char **given, FILE *csv)
         if (!f) die("cannot write %s: %s", part, strerror(errno));
         fputs(command, f), close_checked(f, part);
         int status = run_program(argv, part, &usage);
-        strcpy(staged, base), stage_discard();                  // the adapter itself is not wanted
+        remove_run(base);                                       // the adapter itself is not wanted
         if (interrupted) { printf("\nstopped; the same command goes on from here\n"); exit(130); }
         text = read_file(part, &bytes);
         char *error = strstr(text, "error: ");
@@ -2616,16 +2829,17 @@ static void draw(void)
     else printf("%s/table.md, cells.csv, steps.csv; loss.png, gradient.png, match.png, cost.png\n", opt.out);
 }
 
-static void run_compare(int argc, char **argv)
+static void run_compare(void)
 {
     static const char *const own[] = {"--compare", "--quick", "--sweep-lr", "--seeds", "--data", "--val", "--method", "--rank", "--lr", "--seed", "--steps", "--out", "--log", NULL};
     if (opt.init || opt.adapter || opt.resume) die("--compare starts from --model alone: no --init, --adapter or --resume");
-    char **given = NULL, *runs = join(opt.out, "runs"), *path = join(opt.out, "steps.csv");
-    for (int a = 1, i, mine; a < argc; a++) {                   // what every cell gets, too
-        for (i = 0, mine = 0; strcmp(argv[a], option_table[i].name); i++) {}
-        for (const char *const *o = own; *o; o++) mine |= !strcmp(*o, argv[a]);
-        if (!mine) arrput(given, argv[a]);
-        if (option_table[i].kind != 'f' && ++a && !mine) arrput(given, argv[a]);
+    char **shared = NULL, *runs = join(opt.out, "runs"), *path = join(opt.out, "steps.csv");
+    for (int i = 0; i < OPTIONS; i++) {                         // what every cell gets, too
+        int mine = !given_values[i];
+        for (const char *const *o = own; *o; o++) mine |= !strcmp(*o, option_table[i].name);
+        if (mine) continue;
+        arrput(shared, strdup(option_table[i].name));
+        if (option_table[i].kind != 'f') arrput(shared, given_values[i]);
     }
     if ((mkdir(opt.out, 0777) && errno != EEXIST) || (mkdir(runs, 0777) && errno != EEXIST)) die("--out %s: %s", opt.out, strerror(errno));
     FILE *csv = fopen(path, "w");
@@ -2643,7 +2857,7 @@ static void run_compare(int argc, char **argv)
         cell *c = &list[i];
         int left = worked > 0 ? (int)((seconds() - start) / worked * (all - done)) : 0;
         show("run %d of %d: %s rank %d seed %d, %d:%02d to go", i + 1, n, c->label, c->rank, c->seed, left / 60, left % 60);
-        int ran = run_cell(c, given, csv);
+        int ran = run_cell(c, shared, csv);
         done += c->steps + 20, worked += ran * (c->steps + 20);
         show_progress("", 1, 1);
         printf("%3d of %d  %-5s %-8s rank %-4d lr %-7.2g seed %d %s", i + 1, n, part_names[c->part], c->label, c->rank, c->lr, c->seed, ran ? "" : " (done before)");
@@ -2668,13 +2882,14 @@ int main(int argc, char **argv)
     sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal, .sa_flags = SA_RESTART}, NULL);
     parse_options(argc, argv);
     if (opt.help) print_help();
+    else if (opt.version) puts("train " VERSION);
     else if (opt.list) run_list();
     else if (opt.tokenize) run_tokenize();
     else if (opt.merge) run_merge();
     else if (opt.generate) run_generate();
     else if (opt.eval) run_eval();
     else if (opt.check) status = run_check(argc, argv);
-    else if (opt.compare) run_compare(argc, argv);
+    else if (opt.compare) run_compare();
     else fine_tune();
     if (fflush(stdout) || ferror(stdout)) die("cannot write all of standard output; is its disk full?");
     return status;

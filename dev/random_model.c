@@ -53,9 +53,9 @@ static void write_shard(const output *list, int first, int last, int number, cJS
 {
     char name[64];
     snprintf(name, sizeof name, "model-%05d.safetensors", number);
-    char *path = join(staged, name), *text = cJSON_PrintUnformatted(safetensors_header(list + first, last - first));
-    FILE *f = fopen(path, "wb");
-    if (!f || !text) die("cannot write %s: %s", path, strerror(errno));
+    char *path, *text = cJSON_PrintUnformatted(safetensors_header(list + first, last - first));
+    FILE *f = stage_open(name, &path);
+    if (!text) die("out of memory");
     uint64_t bytes = strlen(text);
     write_checked(f, &bytes, 8, path);
     write_checked(f, text, bytes, path);
