@@ -654,7 +654,10 @@ static char *tiny_model(void)
     static const char *const format =
         "{\"model_type\": \"llama\", \"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, \"num_attention_heads\": %d,"
         " \"num_key_value_heads\": %d, \"head_dim\": %d, \"vocab_size\": %d, \"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": %s}";
-    char *dir = in_scratch("tiny"), *path = in_scratch("tiny.json"), text[400];
+    static int made;
+    char name[32], text[400];
+    snprintf(name, sizeof name, "tiny%d", made++);
+    char *dir = in_scratch(name), *path = in_scratch("tiny.json");
     int kv = between(1, 3), group = between(1, 3);
     snprintf(text, sizeof text, format, between(1, 20), between(1, 24), between(1, 3), kv * group, kv, 2 * between(1, 3),
         between(3, 40), between(0, 1) ? "true" : "false");
