@@ -24,6 +24,7 @@ static void parse(const char *dir, const char *path)
         checkpoint c = checkpoint_open(dir, "model");
         for (int i = 0; i < shlen(c.tensors); i++) {             // every byte that a header promises can be read
             mat m = c.tensors[i].value.at;
+            if (*c.tensors[i].value.unusable) continue;
             wide *x = alloc(elements(m), sizeof *x);
             get(x, m);
             free(x);
