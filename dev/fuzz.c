@@ -57,5 +57,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     FILE *f = fopen(path, "wb");
     if (!f || fwrite(data, 1, size, f) != size || fclose(f)) abort();
     if (!setjmp(refused)) parse(dir, path);
+    for (; mapped; mapped = mapped->next) munmap(mapped->p, mapped->bytes), close(mapped->fd);     // of a file refused
     return 0;
 }
