@@ -151,17 +151,38 @@ void     adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad
 #include <cjson/cJSON.h>
 #include <stb/stb_ds.h>
 
+// tokenizer.c: how many bytes the character in front has, 0 if it is not UTF-8.
+size_t text_character(const char *text, size_t bytes);
+
+// The text as a terminal may have it, in a fresh string: control characters, which could move the cursor or hide a
+// line, and bytes that are not UTF-8 are written as \x1b. Those in `kept` stay as they are. NULL if out of memory.
+static char *printable(const char *text, const char *kept)
+{
+    size_t bytes = strlen(text), n;
+    char *out = malloc(4 * bytes + 1), *to = out;
+    for (; out && *text; text += n, bytes -= n) {
+        const unsigned char *c = (const unsigned char *)text;
+        n = text_character(text, bytes);
+        int c0 = n == 1 && (*c < ' ' || *c == 127) && !strchr(kept, *c), c1 = n == 2 && c[0] == 0xc2 && c[1] < 0xa0;
+        if (n && !c0 && !c1) { memcpy(to, text, n); to += n; continue; }
+        if (!n) n = 1;
+        for (size_t i = 0; i < n; i++) to += sprintf(to, "\\x%02x", c[i]);
+    }
+    if (out) *to = 0;
+    return out;
+}
+
 // One clear line, then a non-zero exit. What was half-written is removed by the exit handler (section 8).
 __attribute__((noreturn, format(printf, 1, 2)))
 static void die(const char *format, ...)
 {
+    char *text = NULL, *line;
     va_list args;
     va_start(args, format);
-    fflush(stdout);
-    fputs("error: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    line = vasprintf(&text, format, args) < 0 ? NULL : printable(text, "");
     va_end(args);
+    fflush(stdout);
+    fprintf(stderr, "error: %s\n", line ? line : "out of memory");
     exit(1);
 }
 
@@ -173,17 +194,69 @@ static void *alloc(size_t n, size_t size)
     return p;
 }
 
+// Stops, with a reason, at what cannot be read to its end like a file. A named pipe is not even opened: that would wait
+// for whoever writes into it.
+static void expect_file(const char *path)
+{
+    struct stat st;
+    char to[PATH_MAX] = "";
+    if (!stat(path, &st) && S_ISREG(st.st_mode)) return;
+    int error = errno, linked = readlink(path, to, sizeof to - 1) > 0;
+    int there = !stat(path, &st);
+    if (!there && linked) die("%s: is a link to %s, which is not there; fetch that file, or link to where it is", path, to);
+    if (!there) die("%s: %s", path, strerror(error));
+    if (S_ISDIR(st.st_mode)) die("%s: is a directory, not a regular file; name a file inside it", path);
+    const char *what = S_ISFIFO(st.st_mode) ? "pipe" : "device or socket";
+    die("%s: is a %s, not a regular file; save what comes out of it as a file first", path, what);
+}
+
+// git-lfs leaves three lines of text where a large file should be.
+static void refuse_pointer(const char *path, const char *text, size_t bytes)
+{
+    static const char start[] = "version https://git-lfs";
+    if (bytes >= sizeof start - 1 && !memcmp(text, start, sizeof start - 1))
+        die("%s: is a git-lfs pointer, not the file itself; in its folder: git lfs install && git lfs pull", path);
+}
+
 static char *read_file(const char *path, size_t *bytes)
 {
+    expect_file(path);
     FILE *f = fopen(path, "rb");
     struct stat st;
     if (!f || fstat(fileno(f), &st)) die("%s: %s", path, strerror(errno));
-    if (!S_ISREG(st.st_mode)) die("%s: not a regular file", path);
     char *text = alloc((size_t)st.st_size + 1, 1);
     *bytes = fread(text, 1, (size_t)st.st_size, f);
     if (ferror(f)) die("%s: %s", path, strerror(errno));
     fclose(f);
+    refuse_pointer(path, text, *bytes);
     return text;
+}
+
+// The line of a text that `at` is in, counted from 1; *byte is its place in the line, likewise.
+static int line_of(const char *text, const char *at, size_t *byte)
+{
+    int line = 1;
+    const char *start = text;
+    for (; text < at; text++) if (*text == '\n') line++, start = text + 1;
+    *byte = (size_t)(at - start) + 1;
+    return line;
+}
+
+// Stops at the first byte that no UTF-8 text has: what follows would be lost, or read as something else.
+static void expect_utf8(const char *path, const char *text, size_t bytes)
+{
+    size_t byte, n;
+    int bom = bytes > 1 && (!memcmp(text, "\xff\xfe", 2) || !memcmp(text, "\xfe\xff", 2));
+    if (bom || (bytes > 3 && ((!text[0] && !text[2]) || (!text[1] && !text[3]))))
+        die("%s: is UTF-16, expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8 %s > NEW", path, path);
+    for (const char *at = text; at < text + bytes; at += n) {
+        n = *at ? text_character(at, (size_t)(text + bytes - at)) : 0;
+        if (n) continue;
+        int line = line_of(text, at, &byte);
+        if (!*at) die("%s:%d: byte %zu of the line is NUL, which no text holds; is it text?", path, line, byte);
+        die("%s:%d: byte %zu of the line is 0x%02x, which is not UTF-8; convert it, e.g. from Latin 1: "
+            "iconv -f LATIN1 -t UTF-8 %s > NEW", path, line, byte, (unsigned char)*at, path);
+    }
 }
 
 // dir/name in a fresh string.
@@ -336,25 +409,206 @@ typedef struct {
     char *text;                 // the file itself: a merged model is written with the same config
 } config;
 
-// One JSON value and nothing behind it, else NULL. A NUL, raw or as \u0000, would end cJSON's strings early: refused.
-static cJSON *json_value(const char *text, size_t bytes)
+/* A strict pass in front of cJSON, which reads broken escapes, lone surrogates, control characters and keys that occur
+   twice without a word, and numbers of 63 digits at most. The pass finds where a value ends, stops at what is wrong in
+   it, and notes where keys and numbers stand. NaN, Infinity and -Infinity, which Python writes, do no harm in a field
+   that nobody reads.                                                                                              */
+typedef struct { const char *at; size_t n; } place;
+typedef struct {
+    const char *path, *text;    // the file, and its text, which is UTF-8
+    const char *at, *end;       // how far it is read; where to stop
+    int finite, depth;          // finite: NaN and its like are refused
+    place *places;              // of every key (n is 0) and number of the value, in their order
+} json_reader;
+
+__attribute__((noreturn, format(printf, 2, 3)))
+static void json_wrong(const json_reader *r, const char *format, ...)
 {
-    const char *end = text;
-    for (const char *c = text; c + 6 <= text + bytes; c += *c == '\\' ? 2 : 1)
-        if (!memcmp(c, "\\u0000", 6)) return NULL;
-    cJSON *json = memchr(text, 0, bytes) ? NULL : cJSON_ParseWithLengthOpts(text, bytes, &end, 0);
-    while (end < text + bytes && strchr(" \t\r\n", *end)) end++;
-    if (json && end == text + bytes) return json;
-    cJSON_Delete(json);
-    return NULL;
+    char what[120];
+    size_t byte;
+    int line = line_of(r->text, r->at, &byte);
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
+    die("%s:%d: not valid JSON, at byte %zu of the line: %s", r->path, line, byte, what);
+}
+
+static void json_expected(const json_reader *r, const char *what)
+{
+    json_wrong(r, "expected %s%s", what, r->at == r->end ? ", but it ends here" : "");
+}
+
+static size_t json_left(const json_reader *r) { return (size_t)(r->end - r->at); }
+static int json_next_is(const json_reader *r, char c) { return r->at < r->end && *r->at == c; }
+static void json_skip(json_reader *r) { while (r->at < r->end && memchr(" \t\r\n", *r->at, 4)) r->at++; }
+
+static int json_word(json_reader *r, const char *word)
+{
+    size_t n = strlen(word);
+    if (json_left(r) < n || memcmp(r->at, word, n)) return 0;
+    r->at += n;
+    return 1;
+}
+
+static int hex4(const char *p, const char *end)          // \u12ab is 0x12ab; -1 if it is not spelled so
+{
+    int code = 0;
+    if (end - p < 6 || p[0] != '\\' || p[1] != 'u') return -1;
+    for (int i = 2; i < 6; i++) {
+        int letter = p[i] | 32, digit = -1;
+        if (p[i] >= '0' && p[i] <= '9') digit = p[i] - '0';
+        if (letter >= 'a' && letter <= 'f') digit = letter - 'a' + 10;
+        if (digit < 0) return -1;
+        code = 16 * code + digit;
+    }
+    return code;
+}
+
+static void json_escape(json_reader *r)
+{
+    int code = hex4(r->at, r->end), low = code < 0 ? -1 : hex4(r->at + 6, r->end);
+    int letters = json_left(r) < 2 ? 1 : 2, short_one = letters == 2 && memchr("\"\\/bfnrt", r->at[1], 8);
+    if (code < 0 && !short_one) json_wrong(r, "an invalid escape, %.*s", letters, r->at);
+    if (code == 0) json_wrong(r, "\\u0000, a NUL, which no text holds");
+    int pair = code >= 0xd800 && code < 0xdc00 && low >= 0xdc00 && low < 0xe000, half = code >= 0xd800 && code < 0xe000;
+    if (half && !pair) json_wrong(r, "a lone surrogate, %.6s, half of a character", r->at);
+    r->at += code < 0 ? 2 : pair ? 12 : 6;
+}
+
+static place json_string(json_reader *r)
+{
+    place p = {r->at, 0};
+    for (r->at++; !json_next_is(r, '"');) {
+        if (r->at == r->end) json_wrong(r, "it ends in the middle of a text");
+        if ((unsigned char)*r->at < ' ') json_wrong(r, "a control character, 0x%02x; JSON has \\u%04x", *r->at, *r->at);
+        if (*r->at == '\\') json_escape(r);
+        else r->at++;
+    }
+    r->at++;
+    return p;
+}
+
+static const char *digits_end(const char *p, const char *end)
+{
+    while (p < end && *p >= '0' && *p <= '9') p++;
+    return p;
+}
+
+static void json_digits(json_reader *r)
+{
+    if (json_next_is(r, '-')) r->at++;
+    const char *end = digits_end(r->at, r->end);
+    if (end == r->at) json_expected(r, "a value");
+    if (*r->at == '0' && end > r->at + 1) json_wrong(r, "a number with a leading zero");
+    r->at = end;
+    for (int exponent = 0; exponent < 2; exponent++) {
+        if (!json_next_is(r, exponent ? 'e' : '.') && !(exponent && json_next_is(r, 'E'))) continue;
+        r->at++;
+        if (exponent && (json_next_is(r, '+') || json_next_is(r, '-'))) r->at++;
+        if ((end = digits_end(r->at, r->end)) == r->at) json_wrong(r, "a number without its digits");
+        r->at = end;
+    }
+}
+
+static void json_number(json_reader *r)
+{
+    const char *start = r->at;
+    int not_finite = json_word(r, "NaN") || json_word(r, "Infinity") || json_word(r, "-Infinity");
+    if (not_finite && r->finite) json_wrong(r, "%.*s, which only Python writes", (int)(r->at - start), start);
+    if (!not_finite) json_digits(r);
+    arrput(r->places, ((place){start, (size_t)(r->at - start)}));
+}
+
+static void json_value(json_reader *r)
+{
+    json_skip(r);
+    if (json_next_is(r, '"')) json_string(r);
+    else if (!json_next_is(r, '{') && !json_next_is(r, '[')) {
+        if (!json_word(r, "true") && !json_word(r, "false") && !json_word(r, "null")) json_number(r);
+    } else {                                                    // { "key": value, … } or [ value, … ]
+        int object = *r->at++ == '{', first = 1;
+        if (++r->depth > 500) json_wrong(r, "nested deeper than 500 levels");
+        for (; json_skip(r), !json_next_is(r, object ? '}' : ']'); first = 0) {
+            if (!first && !json_next_is(r, ',')) json_expected(r, object ? ", or }" : ", or ]");
+            if (!first) r->at++;
+            json_skip(r);
+            if (object && !json_next_is(r, '"')) json_expected(r, "a key in quotes");
+            if (object) arrput(r->places, json_string(r));
+            json_skip(r);
+            if (object && !json_next_is(r, ':')) json_expected(r, ": behind a key");
+            if (object) r->at++;
+            json_value(r);
+        }
+        r->at++, r->depth--;
+    }
+}
+
+// Gives numbers their value and, as valuestring, their spelling; NaN and its like become a cJSON_Raw, which no
+// field takes. Stops at a key that occurs twice.
+static void json_finish(json_reader *r, cJSON *item, const place **next)
+{
+    struct { char *key; int value; } *keys = NULL;
+    cJSON *child;
+    if (cJSON_IsNumber(item)) {
+        place p = *(*next)++;
+        if (!(item->valuestring = strndup(p.at, p.n))) die("out of memory");
+        item->type = strchr("NI", p.at[*p.at == '-']) ? cJSON_Raw : cJSON_Number;
+        cJSON_SetNumberHelper(item, strtod(item->valuestring, NULL));
+    }
+    cJSON_ArrayForEach(child, item) {
+        if (cJSON_IsObject(item)) {
+            r->at = (*next)++->at;
+            if (shgeti(keys, child->string) >= 0) json_wrong(r, "\"%.60s\" occurs twice", child->string);
+            shput(keys, child->string, 1);
+        }
+        json_finish(r, child, next);
+    }
+    shfree(keys);
+}
+
+// The JSON value in front, for cJSON_Delete; r->at is then behind it.
+static cJSON *json_read(json_reader *r)
+{
+    r->depth = 0;
+    if (r->places) arrsetlen(r->places, 0);
+    json_skip(r);
+    const char *start = r->at;
+    json_value(r);
+    const char *end = r->at;
+    char *copy = strndup(start, (size_t)(end - start));
+    if (!copy) die("out of memory");
+    for (int i = 0; i < arrlen(r->places); i++) {               // cJSON finds a 0 for every number
+        char *at = copy + (r->places[i].at - start);
+        if (!r->places[i].n) continue;
+        memset(at, ' ', r->places[i].n);
+        *at = '0';
+    }
+    cJSON *json = cJSON_Parse(copy);
+    const place *next = r->places;
+    free(copy);
+    if (!json) die("out of memory");
+    json_finish(r, json, &next);
+    r->at = end;
+    return json;
+}
+
+// One JSON object and nothing behind it: what every file but rows holds.
+static cJSON *parse_object(const char *path, const char *text, size_t bytes, int finite)
+{
+    json_reader r = {path, text, text, text + bytes, finite, 0, NULL};
+    expect_utf8(path, text, bytes);
+    cJSON *json = json_read(&r);
+    json_skip(&r);
+    if (r.at < r.end) json_wrong(&r, "more text behind the value");
+    if (!cJSON_IsObject(json)) die("%s: expected a JSON object { … }", path);
+    arrfree(r.places);
+    return json;
 }
 
 static cJSON *parse_json(const char *path, const char *text, size_t bytes)
 {
-    cJSON *json = json_value(text, bytes);
-    if (!json) die("%s: not valid JSON", path);
-    if (!cJSON_IsObject(json)) die("%s: expected a JSON object { … }", path);
-    return json;
+    return parse_object(path, text, bytes, 0);
 }
 
 // An integer field in [1, 2^24]; `missing` < 0 makes it required.
@@ -394,6 +648,11 @@ static void config_refuse(const cJSON *json, const char *path)
     const cJSON *act = cJSON_GetObjectItemCaseSensitive(json, "hidden_act");
     if (cJSON_IsString(act) && strcmp(act->valuestring, "silu"))
         die("%s: \"hidden_act\" is \"%s\", only \"silu\" is built", path, act->valuestring);
+    const cJSON *quantised = cJSON_GetObjectItemCaseSensitive(json, "quantization_config");
+    const cJSON *how = cJSON_GetObjectItemCaseSensitive(quantised, "quant_method");
+    if (quantised && !cJSON_IsNull(quantised))
+        die("%s: the model is quantised (%s), which is not built; fetch the one it was made from, in F32, F16 or BF16",
+            path, cJSON_IsString(how) ? how->valuestring : "quantization_config");
     for (const char **name = (const char *[]){"attention_bias", "mlp_bias", NULL}; *name; name++)
         if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(json, *name))) die("%s: \"%s\" is true, biases are not built", path, *name);
     for (const char **name = (const char *[]){"rope_scaling", "rope_parameters", NULL}; *name; name++) {
@@ -443,17 +702,48 @@ static config config_read(const char *path)
 typedef struct { int n[3]; } shape;                            // {n}, {rows, cols} or {batch, rows, cols}
 #define SHAPE(...) ((shape){{__VA_ARGS__}})
 
-typedef struct { shape shape; mat at; const char *file; } stored;
-typedef struct { void *p; size_t bytes; } mapping;
+typedef struct {
+    shape shape;
+    mat at;
+    const char *file, *name;
+    size_t from, to;                                           // its bytes of the data
+    char unusable[80];                                         // why it can be no weight of a Llama, or empty
+} stored;
+
+typedef struct mapping {
+    char *p;
+    size_t bytes;
+    char *path, *line;                                         // line: what a signal handler says if the file is cut short
+    int fd;
+    struct timespec changed;                                   // the file's last change, when it was mapped
+    struct mapping *next;
+} mapping;
+
 typedef struct {
     struct { char *key; stored value; } *tensors;              // by name
-    mapping *maps;
+    mapping **maps;
 } checkpoint;
+
+static mapping *mapped;                 // every file that is: a signal handler looks here for the one cut short
+#define CHANGED ": was cut short or changed while it was in use; restore it and start again"
+
+// What safetensors knows beside our dtypes, with bits. No weight that we use is of these: they are quantised.
+static const struct { const char *name; int bits; } other_dtypes[] = {
+    {"BOOL", 8}, {"F4", 4}, {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"U8", 8}, {"I8", 8}, {"F8_E5M2", 8}, {"F8_E4M3", 8},
+    {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16}, {"U16", 16}, {"I32", 32}, {"U32", 32},
+    {"C64", 64}, {"I64", 64}, {"U64", 64}, {NULL, 0}
+};
+
+static void expect_usable(stored s)
+{
+    if (*s.unusable) die("%s: tensor %s %s", s.file, s.name, s.unusable);
+}
 
 // dst = a tensor of a file. Its matrix points into mapped memory of the host, in spite of the type. The pages it has to
 // itself are given back: copied and mapped, full fine-tuning's weights would stand in memory twice.
 static void put_stored(mat dst, stored s)
 {
+    expect_usable(s);
     uintptr_t from = (uintptr_t)s.at.p, to = from + elements(s.at) * dtypes[s.at.type].size, page = (uintptr_t)sysconf(_SC_PAGESIZE);
     put(dst, (const void *)from, s.at.type);
     from = (from + page - 1) / page * page, to = to / page * page;
@@ -477,60 +767,175 @@ static mat mat_of(dev p, enum dtype type, shape s)
     return m;
 }
 
+// A whole number that is spelled as one, as the format asks; -1 for anything else.
+static double whole_number(const cJSON *item)
+{
+    const char *spelt = cJSON_IsNumber(item) ? item->valuestring : "no";
+    return spelt[strspn(spelt, "0123456789")] || item->valuedouble > 9e15 ? -1 : item->valuedouble;
+}
+
+// The bits of a number of the file, and its dtype if it is one of ours.
+static int bits_of(const cJSON *item, const char *path, enum dtype *type)
+{
+    const cJSON *dtype = cJSON_GetObjectItemCaseSensitive(item, "dtype");
+    const char *name = cJSON_IsString(dtype) ? dtype->valuestring : "nothing that is known";
+    for (int i = 0; i < DTYPES; i++)
+        if (!strcmp(name, dtypes[i].name)) { *type = (enum dtype)i; return 8 * (int)dtypes[i].size; }
+    for (int i = 0; other_dtypes[i].name; i++)
+        if (!strcmp(name, other_dtypes[i].name)) return other_dtypes[i].bits;
+    die("%s: tensor %s has as dtype %s, expected F32, F16 or BF16", path, item->string, name);
+}
+
 // One entry of the header, every number of it checked against the file before it is believed.
 static stored stored_read(const cJSON *item, const char *path, char *data, size_t bytes)
 {
-    const cJSON *dtype = cJSON_GetObjectItemCaseSensitive(item, "dtype"), *dims = cJSON_GetObjectItemCaseSensitive(item, "shape");
+    const cJSON *dims = cJSON_GetObjectItemCaseSensitive(item, "shape"), *dim;
     const cJSON *offsets = cJSON_GetObjectItemCaseSensitive(item, "data_offsets");
     stored s = {.file = path};
-    int type = 0;
-    if (!cJSON_IsString(dtype)) die("%s: tensor %s has no dtype", path, item->string);
-    while (type < DTYPES && strcmp(dtype->valuestring, dtypes[type].name)) type++;
-    if (type == DTYPES) die("%s: tensor %s is %s, expected F32, F16 or BF16", path, item->string, dtype->valuestring);
-    int count = cJSON_GetArraySize(dims), at = 0;
-    if (!cJSON_IsArray(dims) || count < 1 || count > 3) die("%s: tensor %s has %d dimensions, expected 1 to 3", path, item->string, count);
-    double size = (double)dtypes[type].size;
-    const cJSON *dim;
+    enum dtype type = DTYPES;
+    double a = whole_number(cJSON_GetArrayItem(offsets, 0)), b = whole_number(cJSON_GetArrayItem(offsets, 1));
+    double bits = bits_of(item, path, &type);
+    int count = cJSON_GetArraySize(dims), at = 0, small = 1;
+    if (!cJSON_IsArray(dims)) die("%s: tensor %s has a bad shape", path, item->string);
     cJSON_ArrayForEach(dim, dims) {
-        double n = cJSON_IsNumber(dim) ? dim->valuedouble : 0;
-        if (!(n >= 1 && n <= INT_MAX) || n != floor(n)) die("%s: tensor %s has a bad shape", path, item->string);
-        s.shape.n[at++] = (int)n;
-        size *= n;
+        double n = whole_number(dim);
+        bits *= n > 1 ? n : 1;                                  // zeros count below: nothing on the way may overflow
+        if (n < 0 || bits > 9e15) die("%s: tensor %s has a bad shape", path, item->string);
+        small &= n >= 1 && n <= INT_MAX;
+        if (at < 3) s.shape.n[at++] = (int)(n <= INT_MAX ? n : 0);
     }
-    const cJSON *from = cJSON_GetArrayItem(offsets, 0), *to = cJSON_GetArrayItem(offsets, 1);
-    double a = cJSON_IsNumber(from) ? from->valuedouble : -1, b = cJSON_IsNumber(to) ? to->valuedouble : -1;
-    if (!(a >= 0 && b >= a && b <= 9e15) || a != floor(a)) die("%s: tensor %s has bad data_offsets", path, item->string);
+    cJSON_ArrayForEach(dim, dims) if (dim->valuedouble == 0) bits = 0;
+    int bad = cJSON_GetArraySize(offsets) != 2 || a < 0 || b < a;
+    if (bad) die("%s: tensor %s has bad data_offsets", path, item->string);
     if (b > (double)bytes) die("%s: tensor %s ends at byte %.0f of the data, the file has %zu: truncated? fetch it again", path, item->string, b, bytes);
-    if (b - a != size) die("%s: tensor %s takes %.0f bytes by its shape, data_offsets give %.0f", path, item->string, size, b - a);
-    s.at = mat_of(data + (size_t)a, (enum dtype)type, s.shape);
+    if (8 * (b - a) != bits)
+        die("%s: tensor %s takes %.0f bytes by its shape, data_offsets give %.0f", path, item->string, bits / 8, b - a);
+    const char *dtype = cJSON_GetObjectItemCaseSensitive(item, "dtype")->valuestring;
+    size_t room = sizeof s.unusable;
+    if (type == DTYPES) snprintf(s.unusable, room, "is %s, expected F32, F16 or BF16; is the model quantised?", dtype);
+    else if (count < 1 || count > 3) snprintf(s.unusable, room, "has %d dimensions, expected 1 to 3", count);
+    else if (!small) snprintf(s.unusable, room, "has a side of 0 or above %d", INT_MAX);
+    s.from = (size_t)a, s.to = (size_t)b;
+    if (!*s.unusable) s.at = mat_of(data + s.from, type, s.shape);
     return s;
 }
 
-// Adds one file's tensors to the checkpoint. Pages are private: PiSSA may change them, the file never changes.
+static int by_offset(const void *a, const void *b)
+{
+    const stored *x = a, *y = b;
+    return x->from != y->from ? (x->from > y->from ? 1 : -1) : (x->to > y->to) - (x->to < y->to);
+}
+
+// Every byte of the data belongs to one tensor, as the safetensors library asks: no two share one, none is left over.
+// Sorts the list.
+static void expect_covered(stored *list, const char *path, size_t bytes)
+{
+    size_t end = 0;
+    if (list) qsort(list, (size_t)arrlen(list), sizeof *list, by_offset);
+    for (int i = 0; i < arrlen(list); i++) {
+        const stored *s = &list[i];
+        if (s->from < end)
+            die("%s: tensors %s and %s share bytes of the data; fetch it again", path, list[i - 1].name, s->name);
+        if (s->from > end)
+            die("%s: bytes %zu to %zu of the data belong to no tensor; fetch it again", path, end, s->from);
+        end = s->to;
+    }
+    if (end < bytes) die("%s: %zu bytes stand behind the last tensor; fetch it again", path, bytes - end);
+}
+
+static void metadata_check(const cJSON *item, const char *path)
+{
+    const cJSON *entry;
+    if (!cJSON_IsObject(item) && !cJSON_IsNull(item)) die("%s: __metadata__ is not an object of texts", path);
+    cJSON_ArrayForEach(entry, item)
+        if (!cJSON_IsString(entry))
+            die("%s: __metadata__ is not an object of texts, see \"%s\"", path, entry->string);
+}
+
+// Maps a file and adds it to the checkpoint. Pages are private: PiSSA may change them, the file never changes.
+static mapping *mapping_open(checkpoint *c, const char *path)
+{
+    expect_file(path);
+    mapping *f = alloc(1, sizeof *f);
+    struct stat st;
+    f->fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (f->fd < 0 || fstat(f->fd, &st)) die("%s: %s", path, strerror(errno));
+    f->bytes = (size_t)st.st_size, f->changed = st.st_mtim;
+    if (f->bytes < 8) die("%s: %zu bytes are no safetensors file", path, f->bytes);
+    f->p = mmap(NULL, f->bytes, PROT_READ, MAP_PRIVATE | MAP_NORESERVE, f->fd, 0);
+    if (f->p == MAP_FAILED) die("%s: cannot map %zu bytes: %s", path, f->bytes, strerror(errno));
+    char *shown = printable(path, "");
+    f->path = strdup(path);
+    if (!f->path || !shown || asprintf(&f->line, "error: %s" CHANGED "\n", shown) < 0) die("out of memory");
+    free(shown);
+    f->next = mapped, mapped = f;
+    arrput(c->maps, f);
+    return f;
+}
+
+// Adds one file's tensors to the checkpoint.
 static void safetensors_open(checkpoint *c, const char *path)
 {
-    int fd = open(path, O_RDONLY);
-    struct stat st;
-    if (fd < 0 || fstat(fd, &st)) die("%s: %s", path, strerror(errno));
-    size_t bytes = (size_t)st.st_size;
-    int usable = S_ISREG(st.st_mode) && bytes >= 8;
-    char *file = usable ? mmap(NULL, bytes, PROT_READ, MAP_PRIVATE | MAP_NORESERVE, fd, 0) : MAP_FAILED;
-    close(fd);
-    if (!usable) die("%s: %zu bytes are no safetensors file", path, bytes);
-    if (file == MAP_FAILED) die("%s: cannot map %zu bytes: %s", path, bytes, strerror(errno));
-    arrput(c->maps, ((mapping){file, bytes}));
-
+    const mapping *f = mapping_open(c, path);
     uint64_t header = 0;
-    for (int i = 7; i >= 0; i--) header = header << 8 | (unsigned char)file[i];
-    if (header > bytes - 8 || header > 100000000) die("%s: header of %llu bytes in a file of %zu: not safetensors, or truncated", path, (unsigned long long)header, bytes);
-    cJSON *json = parse_json(path, file + 8, header), *item;
-    char *name = strdup(path);
+    refuse_pointer(path, f->p, f->bytes);
+    for (int i = 7; i >= 0; i--) header = header << 8 | (unsigned char)f->p[i];
+    if (header > f->bytes - 8 || header > 100000000)
+        die("%s: header of %llu bytes in a file of %zu: not safetensors, or truncated",
+            path, (unsigned long long)header, f->bytes);
+    char *where = alloc(strlen(path) + 16, 1);
+    sprintf(where, "%s, its header", path);
+    cJSON *json = parse_object(where, f->p + 8, header, 1), *item;
+    stored *list = NULL;
     cJSON_ArrayForEach(item, json) {
-        if (!strcmp(item->string, "__metadata__")) continue;
+        if (!strcmp(item->string, "__metadata__")) { metadata_check(item, path); continue; }
         if (shgeti(c->tensors, item->string) >= 0) die("%s: tensor %s occurs twice", path, item->string);
-        shput(c->tensors, item->string, stored_read(item, name, file + 8 + header, bytes - 8 - header));
+        stored s = stored_read(item, f->path, f->p + 8 + header, f->bytes - 8 - header);
+        shput(c->tensors, item->string, s);
+        ptrdiff_t at = shgeti(c->tensors, item->string);
+        c->tensors[at].value.name = s.name = c->tensors[at].key;
+        arrput(list, s);
     }
+    expect_covered(list, path, f->bytes - 8 - header);
+    arrfree(list);
     cJSON_Delete(json);
+    free(where);
+}
+
+// A link to nothing exists, too: what is wrong with it is said when it is opened.
+static int exists(const char *path)
+{
+    struct stat st;
+    return !lstat(path, &st);
+}
+
+// Stops at a file that holds weights in a format that is not read here.
+static void refuse_weights(const char *dir, const char *name)
+{
+    static const char save_again[] = "in PyTorch's own format, which is not read; open it with transformers or PEFT, "
+                                     "whose save_pretrained() writes safetensors";
+    static const struct { const char *start, *end, *says; } formats[] = {
+        {"", ".gguf", "in llama.cpp's format, which is not read; fetch the model it was made from, in safetensors"},
+        {"consolidated", ".pth", "in Meta's own format, which is not read; fetch the repository whose name ends in -hf, "
+                                 "or use transformers' convert_llama_weights_to_hf.py"},
+        {"pytorch_model", ".bin", save_again},
+        {"adapter_model", ".bin", save_again},
+        {"model-", ".safetensors", "a part of a model, and model.safetensors.index.json, which names the parts, "
+                                   "is not here; fetch it, too"},
+    };
+    size_t n = strlen(name);
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
+        size_t end = strlen(formats[i].end), start = strlen(formats[i].start);
+        if (n < end || strcmp(name + n - end, formats[i].end) || strncmp(name, formats[i].start, start)) continue;
+        die("%s: %s is %s", dir, name, formats[i].says);
+    }
+}
+
+static void refuse_format(const char *dir)
+{
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && (e = readdir(d));) refuse_weights(dir, e->d_name);
+    if (d) closedir(d);
 }
 
 // dir/base.safetensors, or the shards that dir/base.safetensors.index.json names.
@@ -541,10 +946,11 @@ static checkpoint checkpoint_open(const char *dir, const char *base)
     char name[64];
     snprintf(name, sizeof name, "%s.safetensors", base);
     char *path = join(dir, name);
-    if (!access(path, F_OK)) { safetensors_open(&c, path); free(path); return c; }
+    if (exists(path)) { safetensors_open(&c, path); free(path); return c; }
     snprintf(name, sizeof name, "%s.safetensors.index.json", base);
     char *index = join(dir, name);
-    if (access(index, F_OK)) die("%s: no %s.safetensors and no %s here; expected one of them (.bin and .gguf are not read)", dir, base, name);
+    if (!exists(index)) refuse_format(dir);
+    if (!exists(index)) die("%s: no %s.safetensors and no %s here; expected one of them", dir, base, name);
 
     size_t bytes;
     char *text = read_file(index, &bytes);
@@ -571,14 +977,33 @@ static checkpoint checkpoint_open(const char *dir, const char *base)
 static void checkpoint_writable(checkpoint *c)
 {
     for (int i = 0; i < arrlen(c->maps); i++)
-        if (mprotect(c->maps[i].p, c->maps[i].bytes, PROT_READ | PROT_WRITE)) die("cannot make the weights writable: %s", strerror(errno));
+        if (mprotect(c->maps[i]->p, c->maps[i]->bytes, PROT_READ | PROT_WRITE))
+            die("cannot make the weights writable: %s", strerror(errno));
 }
 
 static void checkpoint_close(checkpoint *c)
 {
-    for (int i = 0; i < arrlen(c->maps); i++) munmap(c->maps[i].p, c->maps[i].bytes);
+    for (int i = 0; i < arrlen(c->maps); i++) {
+        mapping *f = c->maps[i], **at = &mapped;
+        while (*at != f) at = &(*at)->next;
+        *at = f->next;
+        munmap(f->p, f->bytes), close(f->fd);
+        free(f->path), free(f->line), free(f);
+    }
     arrfree(c->maps);
     shfree(c->tensors);
+}
+
+// Stops if a file is no longer what was mapped: the rest of a page behind a new end reads as zeros, and what was
+// written over reads as that.
+static void checkpoint_unchanged(const checkpoint *c)
+{
+    struct stat st;
+    for (int i = 0; i < arrlen(c->maps); i++) {
+        const mapping *f = c->maps[i];
+        int there = !fstat(f->fd, &st), size = there && (size_t)st.st_size == f->bytes;
+        if (!size || memcmp(&st.st_mtim, &f->changed, sizeof f->changed)) die("%s" CHANGED, f->path);
+    }
 }
 
 /* ---- 6  the model and its memory --------------------------------------------------------------------------- */
@@ -667,6 +1092,7 @@ struct model {
     config c;
     plan p;
     checkpoint file;
+    int reads_file;                                                 // weights are read from it all the time
     mat embed, dembed, norm, dnorm, head, dhead;                    // (vocab, dim), (dim), (vocab, dim): embed itself if tied
     layer *layers;
     mat last;                                                       // (N, dim) the residual stream at the end
@@ -961,6 +1387,8 @@ static void model_load(model *m, const char *dir)
 {
     size_t found = 0;
     char a[64], b[64];
+    for (int i = 0; i < shlen(m->file.tensors); i++)
+        if (!strstr(m->file.tensors[i].key, "rotary_emb.inv_freq")) expect_usable(m->file.tensors[i].value);
     for (int i = 0; i < arrlen(m->tensors); i++) {
         tensor *t = &m->tensors[i];
         if (strncmp(t->name, "model.", 6) && strcmp(t->name, "lm_head.weight")) continue;
@@ -969,7 +1397,7 @@ static void model_load(model *m, const char *dir)
         stored s = m->file.tensors[at].value;
         if (memcmp(&s.shape, &t->shape, sizeof(shape)))
             die("%s: tensor %s has shape %s, config.json asks for %s", s.file, t->name, shape_text(s.shape, a), shape_text(t->shape, b));
-        if (t->kind == BASE) *t->at = dev_weight(s.at);
+        if (t->kind == BASE) *t->at = dev_weight(s.at), m->reads_file |= t->at->p == s.at.p;
         else put_stored(*t->at, s);
         if (t->kind == PARAM && !isfinite(sum_of_squares(*t->at))) die("%s: tensor %s holds NaN or Inf", s.file, t->name);
         found++;
@@ -1138,6 +1566,7 @@ static void model_forward(model *m, const batch *b)
     embedding_forward(m->layers[0].x, m->embed, m->ids);
     for (int i = 0; i < m->c.layers; i++)
         layer_forward(m, &m->layers[i], i + 1 < m->c.layers ? m->layers[i + 1].x : m->last, b);
+    if (m->reads_file) checkpoint_unchanged(&m->file);
 }
 
 // Logits of up to a chunk of rows, into m->logits: the rows gathered, normed, and multiplied with the head.
@@ -1272,7 +1701,7 @@ static char **run_files(const char *dir)
     size_t bytes = 0;
     struct stat st;
     char *text = !stat(path, &st) && S_ISREG(st.st_mode) ? read_file(path, &bytes) : NULL;
-    cJSON *state = text ? json_value(text, bytes) : NULL, *files = cJSON_GetObjectItemCaseSensitive(state, "files"), *item;
+    cJSON *state = text ? cJSON_ParseWithLength(text, bytes) : NULL, *files = cJSON_GetObjectItemCaseSensitive(state, "files"), *item;
     if (cJSON_HasObjectItem(state, "--method")) arrput(names, strdup("state.json"));
     for (const char *const *name = before; *name && names && !files; name++) arrput(names, strdup(*name));
     cJSON_ArrayForEach(item, files)
@@ -1487,6 +1916,7 @@ static void safetensors_write(model *m, const char *name, const output *o, int n
         write_checked(f, x, count * dtypes[o[i].type].size, path);
         free(x);
     }
+    if (m->reads_file) checkpoint_unchanged(&m->file);
     close_checked(f, path);
     free(text), free(path);
     cJSON_Delete(header);

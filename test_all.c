@@ -1433,6 +1433,180 @@ static void test_rows(void)
     tokenizer_free(t);
 }
 
+// What a child process says on stderr while it does this work on a path: the line of die(), or nothing.
+static char *said_by(void (*work)(const char *path), const char *path)
+{
+    char *log = in_scratch("said");
+    int status;
+    size_t bytes;
+    fflush(stdout);
+    pid_t pid = fork();
+    if (!pid) {
+        if (!freopen(log, "w", stderr)) _exit(9);
+        work(path);
+        _exit(0);
+    }
+    if (pid < 0 || waitpid(pid, &status, 0) < 0) die("cannot start a process: %s", strerror(errno));
+    char *text = read_file(log, &bytes), *end = strchr(text, '\n');
+    check(WIFEXITED(status) && WEXITSTATUS(status) == (*text ? 1 : 0) ? 0 : 1, 0, "%s: status %d with «%s»", path, status, text);
+    check(*text && (!end || end[1] || strncmp(text, "error: ", 7)), 0, "%s: not one line: «%s»", path, text);
+    if (end) *end = 0;
+    free(log);
+    return text;
+}
+
+static void write_bytes(const char *path, const char *data, size_t bytes)
+{
+    FILE *f = fopen(path, "wb");
+    if (!f || fwrite(data, 1, bytes, f) != bytes || fclose(f)) die("%s: %s", path, strerror(errno));
+}
+
+static tokenizer *shared_tokenizer;
+static void only_read_rows(const char *path) { read_rows(shared_tokenizer, path, 1024); }
+
+#define BYTES(literal) literal, sizeof(literal) - 1
+#define AB "{\"question\": \"a\", \"answer\": \"b\"}"
+
+// `says`: a part of the one line that refuses the file. NULL: it is read, the first row is this question and answer,
+// `rows` in all, and `empty` were left out for want of an answer.
+static const struct {
+    const char *name, *file;
+    size_t bytes;
+    const char *says, *question, *answer;
+    int rows, empty;
+} row_files[] = {
+    {"number.jsonl",     BYTES("{\"instruction\": \"Add 1.\", \"input\": 21, \"output\": \"22\"}\n"), NULL, "Add 1.\n21", "22", 1, 0},
+    {"spelling.jsonl",   BYTES("{\"question\": 21.50, \"answer\": -1E3}"), NULL, "21.50", "-1E3", 1, 0},
+    {"long.jsonl",       BYTES("{\"question\": \"a\", \"answer\": 12345678901234567890123456789012345678901234567890123456789012345678901234567890}"),
+        NULL, "a", "12345678901234567890123456789012345678901234567890123456789012345678901234567890", 1, 0},
+    {"nan.jsonl",        BYTES("{\"score\": NaN, \"x\": [Infinity, {\"y\": -Infinity}], \"question\": \"a\", \"answer\": \"b\"}"), NULL, "a", "b", 1, 0},
+    {"text-beside.jsonl", BYTES("{\"text\": {\"not\": \"read\"}, \"question\": \"a\", \"answer\": \"b\"}"), NULL, "a", "b", 1, 0},
+    {"null.jsonl",       BYTES("{\"instruction\": \"a\", \"input\": null, \"output\": \"b\"}"), NULL, "a", "b", 1, 0},
+    {"null-shape.jsonl", BYTES("{\"instruction\": null, \"output\": null, \"question\": \"a\", \"answer\": \"b\"}"), NULL, "a", "b", 1, 0},
+    {"empty.jsonl",      BYTES("{\"question\": \"x\", \"answer\": \"\"}\n" AB "\n{\"text\": \"\"}\n" AB), NULL, "a", "b", 2, 2},
+    {"blank.jsonl",      BYTES("\n" AB "\n\n  \t\r\n" AB "\r\n\n"), NULL, "a", "b", 2, 0},
+    {"mark.jsonl",       BYTES("\xef\xbb\xbf" AB "\n"), NULL, "a", "b", 1, 0},
+    {"array.jsonl",      BYTES("\n[" AB ",\n " AB "]\n"), NULL, "a", "b", 2, 0},
+    {"lines.json",       BYTES(AB "\n" AB "\n"), NULL, "a", "b", 2, 0},
+    {"pair.jsonl",       BYTES("{\"question\": \"\\ud83d\\uDE00\\u00e9\", \"answer\": \"b\"}"), NULL, "\xf0\x9f\x98\x80\xc3\xa9", "b", 1, 0},
+    {"true.jsonl",       BYTES(AB "\n{\"instruction\": \"a\", \"input\": true, \"output\": \"b\"}"), "true.jsonl:2: \"input\" is true, expected text or a number", 0, 0, 0, 0},
+    {"object.jsonl",     BYTES("{\"question\": {\"a\": 1}, \"answer\": \"b\"}"), "\"question\" is an object, expected", 0, 0, 0, 0},
+    {"list.jsonl",       BYTES("{\"question\": \"a\", \"answer\": [\"b\"]}"), "\"answer\" is an array, expected", 0, 0, 0, 0},
+    {"nan-read.jsonl",   BYTES("{\"question\": \"a\", \"answer\": NaN}"), "\"answer\" is NaN, expected", 0, 0, 0, 0},
+    {"null-answer.jsonl", BYTES("{\"question\": \"a\", \"answer\": null}"), "has \"question\" but no text in \"answer\"", 0, 0, 0, 0},
+    {"false-text.json",  BYTES("[{\"text\": \"a b\"}, {\"text\": false}]"), "false-text.json, row 2: \"text\" is false", 0, 0, 0, 0},
+    {"high.jsonl",       BYTES(AB "\n{\"question\": \"a\\ud83d b\", \"answer\": \"b\"}"), "high.jsonl:2: not valid JSON, at byte 16 of the line: a lone surrogate, \\ud83d", 0, 0, 0, 0},
+    {"low.jsonl",        BYTES("{\"question\": \"\\ude00\", \"answer\": \"b\"}"), "a lone surrogate, \\ude00", 0, 0, 0, 0},
+    {"two-high.jsonl",   BYTES("{\"question\": \"\\ud83d\\ud83d\\ude00\", \"answer\": \"b\"}"), "a lone surrogate, \\ud83d", 0, 0, 0, 0},
+    {"zero.jsonl",       BYTES("{\"question\": \"a\\u0000\", \"answer\": \"b\"}"), "at byte 16 of the line: \\u0000, a NUL", 0, 0, 0, 0},
+    {"escape.jsonl",     BYTES("{\"question\": \"a\\x41\", \"answer\": \"b\"}"), "an invalid escape, \\x", 0, 0, 0, 0},
+    {"hex.jsonl",        BYTES("{\"question\": \"a\\u12g4\", \"answer\": \"b\"}"), "an invalid escape, \\u", 0, 0, 0, 0},
+    {"tab.jsonl",        BYTES("{\"question\": \"a\tb\", \"answer\": \"b\"}"), "a control character, 0x09", 0, 0, 0, 0},
+    {"latin.jsonl",      BYTES(AB "\n{\"question\": \"caf\xe9\", \"answer\": \"b\"}"), "latin.jsonl:2: byte 18 of the line is 0xe9, which is not UTF-8", 0, 0, 0, 0},
+    {"overlong.jsonl",   BYTES("{\"question\": \"\xc0\x80\", \"answer\": \"b\"}"), "byte 15 of the line is 0xc0", 0, 0, 0, 0},
+    {"nul.jsonl",        BYTES(AB "\n{\"question\": \"a\0\", \"answer\": \"b\"}"), "nul.jsonl:2: byte 16 of the line is NUL", 0, 0, 0, 0},
+    {"nul.txt",          BYTES("Once upon a time.\nThere was\0 a girl."), "nul.txt:2: byte 10 of the line is NUL", 0, 0, 0, 0},
+    {"latin.txt",        BYTES("Once upon a time.\n\xe9t\xe9"), "latin.txt:2: byte 1 of the line is 0xe9", 0, 0, 0, 0},
+    {"cut.txt",          BYTES("Once upon a time \xe2\x82"), "cut.txt:1: byte 18 of the line is 0xe2", 0, 0, 0, 0},
+    {"utf16.txt",        BYTES("\xff\xfeO\0n\0c\0e\0"), "utf16.txt: is UTF-16", 0, 0, 0, 0},
+    {"utf16be.jsonl",    BYTES("\xfe\xff\0{\0}"), "is UTF-16", 0, 0, 0, 0},
+    {"utf16bare.json",   BYTES("[\0{\0}\0]\0"), "is UTF-16", 0, 0, 0, 0},
+    {"twice.jsonl",      BYTES("{\"question\": \"a\", \"answer\": \"b\", \"\\u0061nswer\": \"c\"}"), "at byte 34 of the line: \"answer\" occurs twice", 0, 0, 0, 0},
+    {"comma.json",       BYTES("[" AB ",\n]"), "comma.json:2: not valid JSON, at byte 1 of the line: expected a value", 0, 0, 0, 0},
+    {"open.json",        BYTES("[" AB "\n"), "open.json:2: not valid JSON, at byte 1 of the line: expected , or ]", 0, 0, 0, 0},
+    {"behind.json",      BYTES("[" AB "]\n[" AB "]"), "behind.json:2: not valid JSON, at byte 1 of the line: more text behind the array", 0, 0, 0, 0},
+    {"two.jsonl",        BYTES(AB AB), "more text behind the object", 0, 0, 0, 0},
+    {"octal.jsonl",      BYTES("{\"question\": 012, \"answer\": \"b\"}"), "a number with a leading zero", 0, 0, 0, 0},
+    {"point.jsonl",      BYTES("{\"question\": 1., \"answer\": \"b\"}"), "a number without its digits", 0, 0, 0, 0},
+};
+
+static void test_row_files(void)
+{
+    tokenizer *t = shared_tokenizer = open_tokenizer("base", 0);
+    for (size_t i = 0; i < sizeof row_files / sizeof *row_files; i++) {
+        char *path = in_scratch(row_files[i].name), want[1000];
+        write_bytes(path, row_files[i].file, row_files[i].bytes);
+        const char *name = row_files[i].name, *says = row_files[i].says;
+        char *said = said_by(only_read_rows, path);
+        check(says ? !strstr(said, says) : *said, 0, "%s: «%s», expected «%s»", name, said, says ? says : "");
+        if (!says && !*said) {
+            dataset d = read_rows(t, path, 1024);
+            char *whole = decode(t, d.rows[0].ids, d.rows[0].n), *prompt = format_prompt(row_files[i].question, NULL);
+            snprintf(want, sizeof want, "%s%s", prompt, row_files[i].answer);
+            check(strcmp(whole, want) || strcmp(d.rows[0].answer, row_files[i].answer), 0, "%s: «%s»", name, whole);
+            check(arrlen(d.rows) != row_files[i].rows, 0, "%s: %td rows", name, arrlen(d.rows));
+            check(d.empty != row_files[i].empty, 0, "%s: %d left out", name, d.empty);
+            free(whole), free(prompt), free_rows(&d);
+        }
+        free(said), free(path);
+    }
+    tokenizer_free(t);
+}
+
+// A header, the bytes of data behind it, and what refuses them: NULL where the safetensors library (0.8) reads the file.
+// Where it takes the last of two equal keys, this program refuses both, as the format's documentation asks.
+#define T(dtype, shape, offsets) "{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" offsets "}"
+static const struct { const char *header; int data; const char *says; } safetensors_files[] = {
+    {"{\"a\":" T("F32", "[2]", "[0,8]") ",\"b\":" T("BF16", "[2,2]", "[8,16]") "}", 16, NULL},
+    {"{\"b\":" T("F32", "[2]", "[8,16]") ",\"a\":" T("F32", "[2]", "[0,8]") "}  \n", 16, NULL},
+    {"{\"__metadata__\":{\"format\":\"pt\"},\"a\":" T("F32", "[2]", "[0,8]") "}", 8, NULL},
+    {"{\"a\":" T("F32", "[]", "[0,4]") ",\"b\":" T("I64", "[1]", "[4,12]") ",\"c\":" T("F32", "[0,3]", "[12,12]") ",\"d\":" T("F4", "[4]", "[12,14]") "}", 14, NULL},
+    {"{\"c\":" T("F32", "[0]", "[0,0]") ",\"a\":" T("F32", "[1,1,1,2]", "[0,8]") "}", 8, NULL},
+    {"{}", 0, NULL},
+    {"{\"a\":" T("F32", "[2]", "[0,8]") ",\"b\":" T("F32", "[2]", "[0,8]") "}", 8, "tensors a and b share bytes"},
+    {"{\"a\":" T("F32", "[2]", "[0,8]") ",\"b\":" T("F32", "[2]", "[4,12]") "}", 12, "tensors a and b share bytes"},
+    {"{\"a\":" T("F32", "[2]", "[0,8]") ",\"c\":" T("F32", "[0]", "[4,4]") "}", 8, "tensors a and c share bytes"},
+    {"{\"a\":" T("F32", "[2]", "[0,8]") ",\"b\":" T("F32", "[2]", "[12,20]") "}", 20, "bytes 8 to 12 of the data belong to no tensor"},
+    {"{\"a\":" T("F32", "[2]", "[4,12]") "}", 12, "bytes 0 to 4 of the data belong to no tensor"},
+    {"{\"a\":" T("F32", "[2]", "[0,8]") "}", 12, "4 bytes stand behind the last tensor"},
+    {"{}", 4, "4 bytes stand behind the last tensor"},
+    {"{\"a\":" T("F32", "[2]", "[0,8]") "}", 4, "truncated"},
+    {"{\"a\":" T("F32", "[2]", "[8,0]") "}", 8, "bad data_offsets"},
+    {"{\"a\":" T("F32", "[2]", "[0,8,8]") "}", 8, "bad data_offsets"},
+    {"{\"a\":" T("F32", "[2]", "[0,8.0]") "}", 8, "bad data_offsets"},
+    {"{\"a\":" T("F32", "[2e0]", "[0,8]") "}", 8, "bad shape"},
+    {"{\"a\":" T("F32", "[-2]", "[0,8]") "}", 8, "bad shape"},
+    {"{\"a\":" T("F32", "[4611686018427387904,4]", "[0,0]") "}", 0, "bad shape"},
+    {"{\"a\":" T("F32", "[4611686018427387904,4611686018427387904,0]", "[0,0]") "}", 0, "bad shape"},
+    {"{\"a\":" T("F32", "[3]", "[0,8]") "}", 8, "takes 12 bytes by its shape, data_offsets give 8"},
+    {"{\"a\":" T("Q4", "[2]", "[0,8]") "}", 8, "has as dtype Q4"},
+    {"{\"a\":{\"dtype\":\"F32\",\"data_offsets\":[0,8]}}", 8, "bad shape"},
+    {"{\"a\":" T("F32", "[2]", "[0,8]") ",\"a\":" T("F32", "[2]", "[8,16]") "}", 16, "\"a\" occurs twice"},
+    {"{\"a\":" T("F32", "[2]", "[0,8]") ",\"\\u0061\":" T("F32", "[2]", "[0,8]") "}", 8, "\"a\" occurs twice"},
+    {"{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "\"dtype\" occurs twice"},
+    {"{\"__metadata__\":{},\"__metadata__\":{},\"a\":" T("F32", "[2]", "[0,8]") "}", 8, "\"__metadata__\" occurs twice"},
+    {"{\"__metadata__\":{\"steps\":3},\"a\":" T("F32", "[2]", "[0,8]") "}", 8, "__metadata__ is not an object of texts"},
+    {"{\"a\":{\"more\":NaN,\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "not valid JSON"},
+    {"{\"a\\ud800\":" T("F32", "[2]", "[0,8]") "}", 8, "a lone surrogate"},
+    {"{\"a\x1b\":" T("F32", "[2]", "[0,8]") "}", 8, "a control character, 0x1b"},
+    {"{\"a\xff\":" T("F32", "[2]", "[0,8]") "}", 8, "not UTF-8"},
+    {"{\"a\\u001b[31m\\u009b\\n\":" T("F32", "[3]", "[0,8]") "}", 8, "tensor a\\x1b[31m\\xc2\\x9b\\x0a takes"},
+    {"[]", 0, "expected a JSON object"},
+    {"", 0, "expected a value"},
+};
+
+static void only_open(const char *dir)
+{
+    checkpoint c = checkpoint_open(dir, "model");
+    checkpoint_close(&c);
+}
+
+static void test_safetensors(void)
+{
+    char *dir = in_scratch("header"), *path = in_scratch("header/model.safetensors");
+    mkdir(dir, 0777);
+    for (size_t i = 0; i < sizeof safetensors_files / sizeof *safetensors_files; i++) {
+        const char *header = safetensors_files[i].header, *says = safetensors_files[i].says;
+        char file[400] = {(char)strlen(header), (char)(strlen(header) >> 8)};
+        memcpy(file + 8, header, strlen(header));
+        write_bytes(path, file, 8 + strlen(header) + (size_t)safetensors_files[i].data);
+        char *said = said_by(only_open, dir);
+        check(says ? !strstr(said, says) : *said, 0, "%s: «%s», expected «%s»", header, said, says ? says : "");
+        free(said);
+    }
+    free(dir), free(path);
+}
+
 static void test_answers(void)
 {
     static const struct { const char *given, *right; int same; } cases[] = {
@@ -1653,6 +1827,67 @@ static void test_room(void)
     free(text);
 }
 
+// Reads a tensor of a file that is cut short after it was mapped.
+static void read_cut(const char *dir)
+{
+    char *path = join(dir, "model.safetensors");
+    catch_cut_files();
+    checkpoint c = checkpoint_open(dir, "model");
+    if (truncate(path, 8192)) _exit(9);
+    for (int i = 0; i < shlen(c.tensors); i++) free(host(c.tensors[i].value.at));
+}
+
+// A run whose model is cut short, or written over, in mid-flight. It does not go on even where no page is lost.
+static void test_cut_file(void)
+{
+    static const char *const harms[] = {"truncate -s 100000 ", "truncate -s -4 ",
+                                        "dd conv=notrunc bs=1 seek=200000 if=/dev/zero count=1 2>/dev/null of="};
+    char command[1000];
+    check(system("rm -rf $D/model; cp -r base $D/model && chmod -R u+w $D/model"), 0, "cannot prepare");
+    char *dir = in_scratch("model"), *said = said_by(read_cut, dir);
+    check(!strstr(said, "model.safetensors: was cut short or changed"), 0, "in one process: «%s»", said);
+    for (int i = 0; i < 3; i++) {
+        snprintf(command, sizeof command,
+            "rm -rf $D/model $D/cut.log; cp -r base $D/model && chmod -R u+w $D/model; "
+            "$TRAIN --model $D/model --data data/train.jsonl --batch 4 --seq 128 --steps 3000 --log $D/cut.log "
+            "--out $D/cut >$D/stdout 2>$D/stderr & p=$!; "
+            "while kill -0 $p && ! grep -q '\"step\":3,\"loss' $D/cut.log 2>/dev/null; do sleep 0.01; done; "
+            "%s$D/model/model.safetensors; wait $p", harms[i]);
+        int status = WEXITSTATUS(system(command));
+        char *text = output_of("stderr"), *end = strchr(text, '\n');
+        check(status == 1 ? 0 : 1, 0, "%s: status %d", harms[i], status);
+        int one_line = !strncmp(text, "error: ", 7) && end && !end[1];
+        check(!one_line || !strstr(text, "safetensors: was cut short or changed"), 0, "%s: «%s»", harms[i], text);
+        check(system("! ls -d $D/cut $D/*.tmp* 2>/dev/null | grep -q ."), 0, "%s: something is left", harms[i]);
+        free(text);
+    }
+    free(dir), free(said);
+}
+
+// A row that holds escape sequences, asked while training, and generated on a terminal.
+static void test_escapes(void)
+{
+    char command[1000], shown[4000];
+    size_t bytes = 0;
+    char *path = in_scratch("rows.jsonl");
+    write_text(path, "{\"question\": \"\\u001b[31mred\\u009b\", \"answer\": \"1\"}\n");
+    check(train_run("--data $D/rows.jsonl --val $D/rows.jsonl --steps 1 --max-new 2 --out $D/escapes"), 0, "status");
+    char *text = output_of("stdout");
+    check(strchr(text, 27) || !strstr(text, "asked:    \\x1b[31mred\\xc2\\x9b") ? 1 : 0, 0, "«%s»", text);
+    int terminal = posix_openpt(O_RDWR | O_NOCTTY);
+    int opened = terminal >= 0 && !grantpt(terminal) && !unlockpt(terminal);
+    if (!opened) { snprintf(skipped, sizeof skipped, "no terminals here"); return; }
+    snprintf(command, sizeof command, "$TRAIN --generate \"$(printf 'a\\033[31m\\n\\tb')\" --max-new 2 >%s",
+        ptsname(terminal));
+    check(system(command), 0, "exit status on a terminal");
+    for (ssize_t n = 1; n > 0 && bytes < sizeof shown - 1; bytes += n > 0 ? (size_t)n : 0)
+        n = read(terminal, shown + bytes, sizeof shown - 1 - bytes);
+    shown[bytes] = 0;
+    check(strstr(shown, "\033[31m") || !strstr(shown, "a\\x1b[31m\r\n"), 0, "on a terminal «%s»", shown);
+    close(terminal);
+    free(text), free(path);
+}
+
 #define FEW_ROWS "--data data/train.jsonl --val $D/few.jsonl --batch 4 --seq 128 --max-new 4"       /* the first of data/val.jsonl: evaluating takes the time */
 #define SHORT_RUN FEW_ROWS " --steps 6 --accum 2 --warmup 2"
 
@@ -1777,6 +2012,8 @@ static void test_compare(void)
 
 // ---- wrong input ---------------------------------------------------------------------------------------------------
 
+#define POINTER "printf 'version https://git-lfs.github.com/spec/v1\\noid sha256:0123\\nsize 13476835328\\n'"
+
 // Each makes one thing wrong in a copy of base/ (in $D/model) or of the rows ($D/rows.jsonl), runs $ARGS, and wants a
 // non-zero status, one line that begins with "error:" and holds the text, and no $D/out.
 static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
@@ -1800,13 +2037,30 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"a shard not there",   "rm $D/model/model.safetensors; echo '{\"weight_map\":{\"model.norm.weight\":\"a.safetensors\"}}' > $D/model/model.safetensors.index.json", "", "a.safetensors"},
     {"no rows file",        "rm $D/rows.jsonl",                                                 "", "rows.jsonl"},
     {"an empty file",       ": > $D/rows.jsonl",                                                "", "no row"},
-    {"an empty row",        "echo >> $D/rows.jsonl; head -1 data/val.jsonl >> $D/rows.jsonl",   "", "rows.jsonl:4: empty line"},
-    {"a broken row",        "echo '{\"question\": \"a' >> $D/rows.jsonl",                       "", "rows.jsonl:4: expected a JSON object"},
+    {"a broken row",        "echo '{\"question\": \"a' >> $D/rows.jsonl",                       "", "rows.jsonl:4: not valid JSON, at byte 16 of the line: it ends in the middle"},
+    {"a list as a row",     "echo '3' >> $D/rows.jsonl",                                        "", "rows.jsonl:4: expected a JSON object"},
+    {"rows in a pipe",      "rm -f $D/pipe.jsonl; mkfifo $D/pipe.jsonl",                        "--data $D/pipe.jsonl", "pipe.jsonl: is a pipe"},
+    {"rows behind a broken link", "ln -sfn $D/none $D/link.jsonl",                              "--data $D/link.jsonl", "link.jsonl: is a link to"},
+    {"a folder for rows",   "mkdir -p $D/folder.jsonl",                                         "--data $D/folder.jsonl", "folder.jsonl: is a directory"},
+    {"rows left to git-lfs", POINTER " > $D/rows.jsonl",                                         "", "rows.jsonl: is a git-lfs pointer"},
+    {"config left to git-lfs", POINTER " > $D/model/config.json",                               "", "config.json: is a git-lfs pointer"},
+    {"model left to git-lfs", POINTER " > $D/model/model.safetensors",                          "", "model.safetensors: is a git-lfs pointer"},
+    {"tokenizer left to git-lfs", POINTER " > $D/model/tokenizer.model",                        "", "tokenizer.model: is a git-lfs pointer"},
+    {"a model in a pipe",   "rm $D/model/model.safetensors; mkfifo $D/model/model.safetensors", "", "model.safetensors: is a pipe"},
+    {"a model behind a broken link", "ln -sfn none $D/model/model.safetensors",                 "", "model.safetensors: is a link to none"},
+    {"a tokenizer in a pipe", "rm $D/model/tokenizer.model; mkfifo $D/model/tokenizer.model",   "", "tokenizer.model: is not a regular file"},
+    {"PyTorch's weights",   "mv $D/model/model.safetensors $D/model/pytorch_model-00001-of-00001.bin", "", "pytorch_model-00001-of-00001.bin is in PyTorch's own format"},
+    {"llama.cpp's weights", "rm $D/model/*; touch $D/model/llama-q4.gguf",                      "", "llama-q4.gguf is in llama.cpp's format"},
+    {"llama.cpp's file",    "touch $D/llama-q4.gguf",                                           "--model $D/llama-q4.gguf", "llama-q4.gguf is in llama.cpp's format"},
+    {"Meta's weights",      "rm $D/model/*; touch $D/model/consolidated.00.pth $D/model/params.json", "", "consolidated.00.pth is in Meta's own format"},
+    {"a part of a model",   "mv $D/model/model.safetensors $D/model/model-00001-of-00002.safetensors", "", "model.safetensors.index.json, which names the parts"},
+    {"a quantised config",  "sed -i 's/^{/{\"quantization_config\": {\"quant_method\": \"gptq\"},/' $D/model/config.json", "", "is quantised (gptq)"},
+    {"a name with a colour", "sed -i '0,/l.norm/s//\\\\u001b/; s/\"F32\"/\"I32\"/g' $D/model/model.safetensors", "", "is I32, expected"},
     {"half a row",          "echo '{\"question\": \"a\"}' >> $D/rows.jsonl",                    "", "rows.jsonl:4: has \"question\" but no text in \"answer\""},
     {"no known field",      "echo '{\"prompt\": \"a\"}' >> $D/rows.jsonl",                      "", "rows.jsonl:4: no \"instruction\""},
     {"no answer within seq", ":",                                                               "--seq 16", "within --seq 16"},
-    {"text behind a row",   "sed -i '2s/$/ and more/' $D/rows.jsonl",                            "", "rows.jsonl:2: expected a JSON object"},
-    {"a NUL in a row",      "sed -i '2s/Now/\\\\u0000/' $D/rows.jsonl",                         "", "rows.jsonl:2: expected a JSON object"},
+    {"text behind a row",   "sed -i '2s/$/ and more/' $D/rows.jsonl",                            "", "rows.jsonl:2: not valid JSON"},
+    {"a NUL in a row",      "sed -i '2s/Now/\\\\u0000/' $D/rows.jsonl",                         "", "\\u0000, a NUL, which no text holds"},
     {"a head that is not tied", "sed 's/\\(tie_word_embeddings.:\\).*true/\\1 false/' base/config.json > $D/untied.json; $TRAIN --init $D/untied.json --method full"
         " --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null; cp $D/mine/model.safetensors $D/model", "", "lm_head.weight is not model.embed_tokens"},
     {"a token beyond the model", "echo '{\"[PAD]\": 768}' > $D/model/added_tokens.json; echo '{\"text\": \"a [PAD] b\"}' >> $D/rows.jsonl", "", "holds token 768"},
@@ -1889,6 +2143,7 @@ static void test_wrong_input(void)
         char *text = output_of("stderr"), *line = strstr(text, "error:"), command[200];
         int lines = 0;
         for (const char *c = text; *c; c++) lines += *c == '\n';
+        for (const char *c = text; *c; c++) check(*c == 27, 0, "%s: a raw escape", wrong[i].what);
         check(status == 1 ? 0 : 1, 0, "%s: status %d", wrong[i].what, status);
         check(lines == 1 && line == text && strstr(text, wrong[i].says) ? 0 : 1, 0, "%s: expected one line with «%s», got «%s»", wrong[i].what, wrong[i].says, text);
         snprintf(command, sizeof command, "! ls -d %s/out %s/*.tmp* 2>/dev/null | grep -q .", scratch, scratch);
@@ -2374,6 +2629,10 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"stops",          "an answer ends at every eos_token_id of the model",                               test_stops, BOTH},
     {"config",         "rope_theta counts wherever it stands, initializer_range is --init's σ",           test_config, ONLY_F64},
     {"rows",           "Alpaca's, MetaMathQA's and GSM8K's rows work as they are published",              test_rows, ONLY_F32},
+    {"row-files",      "rows are read as they are meant, or named with file, line and byte; never in part", test_row_files, BOTH},
+    {"safetensors",    "what the safetensors library refuses is refused, and what it reads is read",      test_safetensors, BOTH},
+    {"cut-file",       "a model file that changes while it is used ends the run with one line",           test_cut_file, BOTH},
+    {"escapes",        "control characters of rows and models never reach the terminal",                  test_escapes, ONLY_F32},
     {"sampling",       "tokens come as often as softmax(logits/temperature), cut at top-p, says",         test_sampling, ONLY_F32},
     {"together",       "sequences that are answered together say what each says alone",                   test_together, BOTH},
     {"answers",        "an answer is the number behind #### or The answer is:, whatever follows it",     test_answers, ONLY_F32},

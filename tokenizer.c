@@ -65,6 +65,9 @@ int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, bool b
 // that encoding puts in front is dropped, bytes that are not UTF-8 become U+FFFD. An id that does not exist is skipped.
 char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *bytes);
 
+// How many bytes the character in front of a text has, 0 if it is not UTF-8.
+size_t text_character(const char *text, size_t bytes);
+
 // ---- 2  slices and UTF-8 -----------------------------------------------------------------------------------
 
 typedef struct { const char *p; size_t n; } slice;      // n bytes inside a file or a text; no NUL behind them
@@ -99,6 +102,8 @@ static size_t utf8_length(slice s)
     }
     return code >= lowest[n] && code <= 0x10ffff && (code < 0xd800 || code > 0xdfff) ? n : 0;
 }
+
+size_t text_character(const char *text, size_t bytes) { return utf8_length((slice){text, bytes}); }
 
 // ---- 3  protobuf -------------------------------------------------------------------------------------------
 
@@ -251,7 +256,8 @@ static bool wrong(const report *r, const char *format, ...)     // always false
 static bool read_file(tokenizer *t, const report *r)
 {
     struct stat st;
-    FILE *f = fopen(r->path, "rb");
+    int special = !stat(r->path, &st) && !S_ISREG(st.st_mode);
+    FILE *f = fopen(special ? "/dev/null" : r->path, "rb");         // opening a named pipe would wait for its writer
     if (!f) return wrong(r, "%s. Expected the tokenizer.model of the model directory: copy it there", strerror(errno));
     const char *problem = NULL;
     if (fstat(fileno(f), &st) || !S_ISREG(st.st_mode)) problem = "is not a regular file. Expected a tokenizer.model: copy it there";
@@ -309,6 +315,8 @@ static bool read_model(tokenizer *t, const report *r)
     size_t count = 0;
     for (field f; next_field(&rest, &f);) count += f.key == KEY(1, BYTES);
     if (file.n && file.p[0] == '{') return wrong(r, "is JSON. Expected the binary tokenizer.model, not tokenizer.json: copy that one there");
+    if (starts_with(file, SLICE("version https://git-lfs")))
+        return wrong(r, "is a git-lfs pointer, not the file itself. In its folder: git lfs install && git lfs pull");
     if (rest.n) return wrong(r, "is not a SentencePiece model, or is cut short (at byte %zu of %zu). Expected a protobuf, not a web page or "
                                 "a git-lfs pointer: download it again", file.n - rest.n, file.n);
     if (count < 1 || count > 10000000) return wrong(r, "has %zu pieces. Expected 1 to 10000000: download it again", count);

@@ -1147,7 +1147,7 @@ typedef struct {
     char *answer;               // what scoring compares with, NULL for plain text
 } row;
 
-typedef struct { row *rows; const char *path; int cut, dropped; } dataset;
+typedef struct { row *rows; const char *path; int cut, dropped, empty; } dataset;
 
 static const char prompt_format[] =
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -1157,6 +1157,19 @@ static const char *string_field(const cJSON *json, const char *name)
 {
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
     return cJSON_IsString(item) ? item->valuestring : NULL;
+}
+
+// A field as text; a number as the file spells it. NULL where it is missing or null; anything else is refused.
+static const char *text_field(const char *where, const cJSON *json, const char *name)
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
+    if (!item || cJSON_IsNull(item)) return NULL;
+    if (cJSON_IsString(item) || cJSON_IsNumber(item)) return item->valuestring;
+    const char *kind = item->valuestring;                                   // NaN, or the like
+    if (cJSON_IsBool(item)) kind = cJSON_IsTrue(item) ? "true" : "false";
+    if (cJSON_IsArray(item)) kind = "an array";
+    if (cJSON_IsObject(item)) kind = "an object";
+    die("%s: \"%s\" is %s, expected text or a number", where, name, kind);
 }
 
 static char *format_prompt(const char *question, const char *input)
@@ -1191,26 +1204,29 @@ static row encode_row(const tokenizer *t, const char *prompt, const char *answer
     return r;
 }
 
-// One object in any of the four shapes. What is wrong with it is said with file and line (.jsonl) or number (.json).
+// One object in any of the four shapes. What is wrong with it is said with file and line, or with its number in an
+// array. A row whose answer or text is empty has nothing to learn: it comes back without ids.
 static row read_row(const tokenizer *t, const char *where, const cJSON *json)
 {
     static const char *const shapes[][2] = {{"instruction", "output"}, {"query", "response"}, {"question", "answer"}};
     if (!cJSON_IsObject(json)) die("%s: expected a JSON object, e.g. {\"question\": …, \"answer\": …}", where);
-    const char *text = string_field(json, "text");
     row r = {0};
-    for (int i = 0; i < 3 && !r.ids; i++) {
-        const char *question = string_field(json, shapes[i][0]), *answer = string_field(json, shapes[i][1]);
+    for (int i = 0; i < 3; i++) {
+        const char *question = text_field(where, json, shapes[i][0]);
+        const char *answer = text_field(where, json, shapes[i][1]);
         if (!question && !answer) continue;
         if (!question || !answer) die("%s: has \"%s\" but no text in \"%s\"", where, shapes[i][!question], shapes[i][!!question]);
-        if (!*question || !*answer) die("%s: \"%s\" is empty", where, shapes[i][!*answer]);
-        char *prompt = format_prompt(question, i == 0 ? string_field(json, "input") : NULL);
+        if (!*question) die("%s: \"%s\" is empty", where, shapes[i][0]);
+        if (!*answer) return r;
+        char *prompt = format_prompt(question, i == 0 ? text_field(where, json, "input") : NULL);
         r = encode_row(t, prompt, answer, 1);
         r.answer = strdup(answer);
         free(prompt);
+        return r;
     }
-    if (!r.ids && !text) die("%s: no \"instruction\"/\"output\", \"query\"/\"response\", \"question\"/\"answer\" or \"text\" here", where);
-    if (!r.ids && !*text) die("%s: \"text\" is empty", where);
-    if (!r.ids) r = encode_row(t, "", text, !!opt.init);        // a model that starts from nothing must learn where a text ends
+    const char *text = text_field(where, json, "text");
+    if (!text) die("%s: no \"instruction\"/\"output\", \"query\"/\"response\", \"question\"/\"answer\" or \"text\" here", where);
+    if (*text) r = encode_row(t, "", text, !!opt.init);         // a model that starts from nothing must learn where a text ends
     if (r.prompt < 1) r.prompt = 1;                             // nothing predicts the first token
     return r;
 }
@@ -1224,6 +1240,7 @@ static int ends_with(const char *s, const char *end)
 // A row as long as --seq allows; one without a token left to learn is dropped. Both are counted and said.
 static void keep_row(dataset *d, row r, int seq)
 {
+    if (!r.ids) { d->empty++; return; }
     if (r.n > seq) r.n = seq, d->cut++;
     if (r.n > r.prompt) { arrput(d->rows, r); return; }
     d->dropped++;
@@ -1244,44 +1261,88 @@ static void read_text(dataset *d, const tokenizer *t, const char *text, int seq)
     free(all.ids);
 }
 
-static void read_lines(dataset *d, const tokenizer *t, char *text, size_t bytes, int seq)
+// The rows of a file, one by one: the elements of an array, or the lines. Its first character says which.
+typedef struct {
+    json_reader json;
+    int array, number;                  // number: of the element, or of the line
+    const char *counted, *end;          // lines are counted up to here; the end of the file
+    char where[PATH_MAX + 32];          // the row, for messages
+} row_reader;
+
+static row_reader read_json_rows(const char *path, const char *text, size_t bytes)
 {
-    int number = 1;
-    for (char *line = text, *end; line < text + bytes; line = end + 1, number++) {
-        char where[PATH_MAX + 32];
-        snprintf(where, sizeof where, "%s:%d", d->path, number);
-        end = memchr(line, '\n', (size_t)(text + bytes - line));
-        if (!end) end = text + bytes;
-        if (line + strspn(line, " \t\r") == end) die("%s: empty line, expected a JSON object", where);
-        cJSON *json = json_value(line, (size_t)(end - line));
-        keep_row(d, read_row(t, where, json), seq);
-        cJSON_Delete(json);
-    }
+    const char *end = text + bytes;
+    row_reader r = {.counted = text, .end = end};
+    r.json = (json_reader){.path = path, .text = text, .at = text, .end = end};
+    json_skip(&r.json);
+    r.array = json_next_is(&r.json, '[');
+    if (r.array) r.json.at++;
+    else r.number = 1;
+    return r;
 }
 
-static void read_array(dataset *d, const tokenizer *t, const char *text, size_t bytes, int seq)
+// The next element of an array. j->at stands behind its [ at first, later behind the element before.
+static cJSON *next_element(row_reader *r)
 {
-    cJSON *json = json_value(text, bytes), *item;
-    if (!cJSON_IsArray(json)) die("%s: expected a JSON array of objects; one object a line is .jsonl", d->path);
-    int number = 1;
-    cJSON_ArrayForEach(item, json) {
-        char where[PATH_MAX + 32];
-        snprintf(where, sizeof where, "%s, row %d", d->path, number++);
-        keep_row(d, read_row(t, where, item), seq);
+    json_reader *j = &r->json;
+    json_skip(j);
+    if (json_next_is(j, ']')) {
+        j->at++, json_skip(j);
+        if (j->at < j->end) json_wrong(j, "more text behind the array");
+        return NULL;
     }
-    cJSON_Delete(json);
+    if (r->number && !json_next_is(j, ',')) json_wrong(j, "expected , or ] behind row %d", r->number);
+    if (r->number++) j->at++;
+    return json_read(j);
+}
+
+// The next line that is not blank.
+static cJSON *next_line(row_reader *r)
+{
+    json_reader *j = &r->json;
+    j->end = r->end;
+    json_skip(j);
+    for (; r->counted < j->at; r->counted++) r->number += *r->counted == '\n';
+    if (j->at == r->end) return NULL;
+    const char *newline = memchr(j->at, '\n', json_left(j));
+    if (newline) j->end = newline;
+    cJSON *json = json_read(j);
+    json_skip(j);
+    if (j->at < j->end) json_wrong(j, "more text behind the object; expected one object a line");
+    return json;
+}
+
+static cJSON *next_row(row_reader *r)
+{
+    cJSON *json = r->array ? next_element(r) : next_line(r);
+    snprintf(r->where, sizeof r->where, r->array ? "%s, row %d" : "%s:%d", r->json.path, r->number);
+    if (!json) arrfree(r->json.places);
+    return json;
+}
+
+// The text of a file of rows, without the mark that some editors put in front of UTF-8. *whole is for free().
+static const char *read_utf8(const char *path, char **whole, size_t *bytes)
+{
+    *whole = read_file(path, bytes);
+    expect_utf8(path, *whole, *bytes);
+    int mark = *bytes >= 3 && !memcmp(*whole, "\xef\xbb\xbf", 3) ? 3 : 0;
+    *bytes -= (size_t)mark;
+    return *whole + mark;
 }
 
 static dataset read_rows(const tokenizer *t, const char *path, int seq)
 {
     dataset d = {.path = path};
     size_t bytes;
-    char *text = read_file(path, &bytes);
-    if (ends_with(path, ".txt")) read_text(&d, t, text, seq);
-    else if (ends_with(path, ".jsonl")) read_lines(&d, t, text, bytes, seq);
-    else if (ends_with(path, ".json")) read_array(&d, t, text, bytes, seq);
-    else die("%s: expected a .jsonl, .json or .txt file", path);
-    free(text);
+    char *whole;
+    const char *text = read_utf8(path, &whole, &bytes);
+    int json = ends_with(path, ".jsonl") || ends_with(path, ".json");
+    row_reader r = read_json_rows(path, text, bytes);
+    if (!json && !ends_with(path, ".txt")) die("%s: expected a .jsonl, .json or .txt file", path);
+    if (!json) read_text(&d, t, text, seq);
+    for (cJSON *object; json && (object = next_row(&r)); cJSON_Delete(object))
+        keep_row(&d, read_row(t, r.where, object), seq);
+    free(whole);
     if (!arrlen(d.rows)) die("%s: no row has a token to learn within --seq %d%s", path, seq, d.dropped ? "; a larger --seq keeps them" : "");
     return d;
 }
@@ -1572,7 +1633,7 @@ static void stage_model(model *m, const char *source, enum dtype trained_type)
         arrput(list, o);
     }
     safetensors_write(m, "model.safetensors", list, (int)arrlen(list));
-    cJSON *json = cJSON_Parse(m->c.text);
+    cJSON *json = parse_json("config.json", m->c.text, strlen(m->c.text));
     const char *names[DTYPES] = {"float32", "float64", "bfloat16", "float16"};
     enum dtype type = arrlen(list) ? list[0].type : trained_type;
     cJSON_DeleteItemFromObjectCaseSensitive(json, "torch_dtype");
@@ -1705,6 +1766,26 @@ static void on_signal(int signal)
     if (in_loop && !interrupted) { interrupted = signal; return; }
     stage_discard();
     _exit(128 + signal);
+}
+
+// Reading a mapped file beyond the end that it has by now raises SIGBUS. Ends the program as die() does, with nothing
+// but what a signal handler may call. The threads of a product meet the end together; the first one speaks.
+static void on_cut_file(int signal_number, siginfo_t *info, void *context)
+{
+    static char told;
+    const mapping *f = mapped;
+    (void)context;
+    while (f && ((char *)info->si_addr < f->p || (char *)info->si_addr >= f->p + f->bytes)) f = f->next;
+    if (!f) { signal(signal_number, SIG_DFL); return; }         // another fault: it comes again and ends the program
+    while (__atomic_test_and_set(&told, __ATOMIC_SEQ_CST)) pause();
+    stage_discard();
+    ssize_t written = write(STDERR_FILENO, f->line, strlen(f->line));
+    _exit(written < 0 ? 2 : 1);
+}
+
+static void catch_cut_files(void)
+{
+    sigaction(SIGBUS, &(struct sigaction){.sa_sigaction = on_cut_file, .sa_flags = SA_SIGINFO}, NULL);
 }
 
 static double seconds(void)
@@ -1870,6 +1951,15 @@ static void print_cut(scores got)
     putchar('\n');
 }
 
+// A text from a row or a model on one line.
+static void show_line(const char *label, char *text)
+{
+    for (char *c = text; *c; c++) if (*c == '\n') *c = ' ';
+    char *safe = printable(text, "\t");
+    printf("%s%s", label, safe ? safe : "");
+    free(safe);
+}
+
 // Validation loss and, for small models, answers.
 static void report_eval(run *r, const char *when, int answers)
 {
@@ -1884,10 +1974,10 @@ static void report_eval(run *r, const char *when, int answers)
         scores got = exact_match(&r->m, r->t, &r->val, r->scored, &sample, show_answers);
         printf(",  exact match %d of %d", got.hits, r->scored);
         print_cut(got);
-        printf("           asked:    ");
         char *question = decode(r->t, r->val.rows[0].ids, r->val.rows[0].prompt), *at = strstr(question, "### Instruction:\n"), *end = at ? strstr(at, "\n\n### Response:") : NULL;
-        printf("%.*s\n           answered: ", end ? (int)(end - at - 17) : 0, end ? at + 17 : "");
-        for (const char *c = sample; *c; c++) putchar(*c == '\n' ? ' ' : *c);
+        if (end) *end = 0;
+        show_line("           asked:    ", end ? at + 17 : ""), putchar('\n');
+        show_line("           answered: ", sample);
         free(sample), free(question);
     }
     putchar('\n');
@@ -2051,7 +2141,10 @@ static tokenizer *open_tokenizer(const char *dir, int vocab)
 static config open_config(void)
 {
     if (opt.init) return config_read(opt.init);
+    struct stat st;
     char *path = join(opt.model, "config.json"), *generation;
+    if (!stat(opt.model, &st) && !S_ISDIR(st.st_mode)) refuse_weights("--model", opt.model);
+    if (!exists(path)) refuse_format(opt.model);
     config c = config_read(path);
     cJSON *json = directory_json(opt.model, "generation_config.json", &generation);
     config_stops(&c, json);
@@ -2139,9 +2232,12 @@ static double base_parameters(const model *m)
 
 static void print_rows(const char *label, const dataset *d)
 {
-    printf("%-10s %s: %td rows", label, d->path, arrlen(d->rows));
+    char *path = printable(d->path, "");
+    printf("%-10s %s: %td rows", label, path ? path : "", arrlen(d->rows));
+    free(path);
     if (d->cut) printf(", %d cut to --seq %d", d->cut, opt.seq);
     if (d->dropped) printf(", %d left out: --seq %d leaves nothing of their answer", d->dropped, opt.seq);
+    if (d->empty) printf(", %d left out: their answer is empty", d->empty);
     putchar('\n');
 }
 
@@ -2328,9 +2424,11 @@ static void print_more(const tokenizer *t, const int *ids, int n, int last, size
     char *text = decode(t, ids, n);
     size_t length = strlen(text);
     while (!last && length >= 3 && !memcmp(text + length - 3, "\xef\xbf\xbd", 3)) length -= 3;
-    if (length > *printed) fwrite(text + *printed, 1, length - *printed, stdout), *printed = length;
+    text[length] = 0;
+    char *safe = length > *printed && isatty(STDOUT_FILENO) ? printable(text + *printed, "\n\t") : NULL;
+    if (length > *printed) fputs(safe ? safe : text + *printed, stdout), *printed = length;
     fflush(stdout);
-    free(text);
+    free(safe), free(text);
 }
 
 static void run_generate(void)
@@ -2416,23 +2514,20 @@ static void run_tokenize(void)
 {
     tokenizer *t = open_tokenizer(opt.model, 0);
     size_t bytes, n;
-    char *file = read_file(opt.tokenize, &bytes);
-    int number = 1;
-    for (char *line = file, *end; line < file + bytes; line = end + 1, number++) {
-        end = memchr(line, '\n', (size_t)(file + bytes - line));
-        if (!end) end = file + bytes;
-        cJSON *json = json_value(line, (size_t)(end - line));
-        const char *text = string_field(json, "text");
-        if (!text) die("%s:%d: expected a JSON object with \"text\"", opt.tokenize, number);
+    char *whole;
+    const char *file = read_utf8(opt.tokenize, &whole, &bytes);
+    row_reader r = read_json_rows(opt.tokenize, file, bytes);
+    for (cJSON *json; (json = next_row(&r)); cJSON_Delete(json)) {
+        const char *text = text_field(r.where, json, "text");
+        if (!text) die("%s: expected a JSON object with \"text\"", r.where);
         int *ids = tokenizer_encode(t, text, strlen(text), 1, &n);
         if (!ids) die("out of memory while tokenising");
         putchar('[');
         for (size_t i = 0; i < n; i++) printf("%s%d", i ? "," : "", ids[i]);
         puts("]");
         free(ids);
-        cJSON_Delete(json);
     }
-    free(file);
+    free(whole);
     tokenizer_free(t);
 }
 
@@ -2877,6 +2972,7 @@ int main(int argc, char **argv)
     setvbuf(stdout, NULL, _IOLBF, 0);
     int status = 0;
     atexit(stage_discard);
+    catch_cut_files();
     signal(SIGXFSZ, SIG_IGN);           // a file over the limit is an error of write(), like a full disk
     sigaction(SIGINT, &(struct sigaction){.sa_handler = on_signal, .sa_flags = SA_RESTART}, NULL);
     sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal, .sa_flags = SA_RESTART}, NULL);

@@ -111,6 +111,16 @@ GPU reserve: no factors      | train.cu   | /bytes\[FACTOR_A\] = /d             
 GPU reserve: no backward     | train.cu   | s/if (n.train) bytes/if (0) bytes/                                | gpu-allocations | forward
 GPU reserve: shorter rows    | train.cu   | s/score_row(n.keys);/score_row(n.keys) \/ 2;/                      | gpu-allocations | forward
 GPU AdamW: no decay          | train.cu   | s/w\[i\] \* shrink/w[i]/                                           | gpu-ops     | forward
+json: half a character       | model.h    | /if (half && !pair) json_wrong/d                                  | row-files   |
+json: equal keys             | model.h    | /json_wrong(r, "\\"%.60s\\" occurs twice"/d                       | row-files   |
+json: numbers by cJSON       | model.h    | s/^        \*at = .0.;$/        (void)at;/; s/^        memset(at, . ., r->places.i..n);$// | row-files   |
+rows: any byte               | train.c    | /^    expect_utf8(path, \*whole, \*bytes);$/d                     | row-files   |
+rows: answers of nothing     | train.c    | s/if (!r.ids) { d->empty++; return; }/if (!r.ids) return;/        | row-files   |
+safetensors: shared bytes    | model.h    | /^        if (s->from < end)$/,+1d                                | safetensors |
+safetensors: holes           | model.h    | /^        if (s->from > end)$/,+1d                                | safetensors |
+safetensors: bytes behind    | model.h    | /stand behind the last tensor/d                                   | safetensors |
+safetensors: a cut file      | train.c    | /^    sigaction(SIGBUS/d                                          | cut-file    |
+printable: C1                | model.h    | s/if (n && !c0 && !c1)/if (n \&\& !c0)/                           | safetensors |
 '
 
 build() { # directory, file: compiles the double tests of the sources in it; where train.cu is changed, that file alone
