@@ -90,8 +90,8 @@ static const char small_config[] =
     "{\"model_type\": \"llama\", \"hidden_size\": 12, \"intermediate_size\": 20, \"num_hidden_layers\": 2, \"num_attention_heads\": 4,"
     " \"num_key_value_heads\": 2, \"head_dim\": 4, \"vocab_size\": 13, \"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": %s}";
 
-// Random weights of this config.json as a Hugging Face directory, in this build's own precision.
-static void write_model(const char *dir, const char *config_path)
+// Random weights of this config.json as a Hugging Face directory, in this build's own precision; `size` is how large they are.
+static void write_model(const char *dir, const char *config_path, double size)
 {
     model m = {0};
     plan p = plan_from_options();
@@ -100,7 +100,7 @@ static void write_model(const char *dir, const char *config_path)
     model_measure(&m, config_read(config_path), p);
     model_allocate(&m);
     for (int i = 0; i < arrlen(m.tensors); i++)
-        if (m.tensors[i].kind == PARAM) randomise(*m.tensors[i].at, m.tensors[i].shape.n[1] ? 0.4 : 1);
+        if (m.tensors[i].kind == PARAM) randomise(*m.tensors[i].at, m.tensors[i].shape.n[1] ? size : 1);
     stage_begin(dir);
     stage_model(&m, ".", TYPE_OF(wide));
     stage_publish(dir);
@@ -113,7 +113,7 @@ static char *small_model(int tied)
     if (!access(dir, F_OK)) { free(config_path); return dir; }
     snprintf(text, sizeof text, small_config, tied ? "true" : "false");
     write_text(config_path, text);
-    write_model(dir, config_path);
+    write_model(dir, config_path, 0.4);
     free(config_path);
     return dir;
 }
@@ -171,10 +171,12 @@ static int left_out(int i) { return only_method && strcmp(methods[i].name, only_
 // high for the GPU's blocks and tiles.
 
 enum { HEAD = 4, FEW = 6 };
+enum { SPANS = 4, POSITIONS = 1200 };
 static struct { mat out, cot, in[3], grad[3]; } op;
 static dev_ints op_pos, op_ids;
-static span op_spans[2];
-static int op_head;                     // attention's head_dim: it is the heads that grow, not their number
+static span op_spans[SPANS];            // attention's
+static int op_span_count, op_head;      // op_head: head_dim of attention and RoPE. It is the heads that grow, not their number
+static int op_pad;                      // columns of larger matrices that stand beside those of the op
 static mat op_lse, op_table, op_kept;
 
 static void nt_forward(void) { matmul_nt(op.out, op.in[0], op.in[1], 0.7, SET); }
@@ -189,8 +191,8 @@ static void norm_forward(void) { rmsnorm_forward(op.out, (mat){0}, (mat){0}, op.
 static void norm_backward(void) { rmsnorm_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1], 1e-5); }
 static void rope_forward(void) { copy(op.out, op.in[0]), rope(op.out, op_pos, op_table, 1); }
 static void rope_backward(void) { mat d = like(op.cot); copy(d, op.cot), rope(d, op_pos, op_table, -1), add(op.grad[0], d, 1), dev_free(d.p); }
-static void att_forward(void) { attention_forward(op.out, op_lse, op.in[0], op.in[1], op.in[2], op_head, op_spans, 2); }
-static void att_backward(void) { attention_backward(op.grad[0], op.grad[1], op.grad[2], op.cot, op.in[0], op.in[1], op.in[2], op.out, op_lse, op_head, op_spans, 2); }
+static void att_forward(void) { attention_forward(op.out, op_lse, op.in[0], op.in[1], op.in[2], op_head, op_spans, op_span_count); }
+static void att_backward(void) { attention_backward(op.grad[0], op.grad[1], op.grad[2], op.cot, op.in[0], op.in[1], op.in[2], op.out, op_lse, op_head, op_spans, op_span_count); }
 static void glu_forward(void) { swiglu_forward(op.out, (mat){0}, op.in[0], op.in[1]); }
 static void glu_backward(void) { swiglu_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1]); }
 static void ce_forward(void) { copy(op_kept, op.in[0]), cross_entropy(op.out, op_kept, op_ids, 0); }
@@ -207,8 +209,16 @@ static void dot_backward(void) { broadcast_mul(op.grad[0], op.in[1], op.cot, 0.7
 static void mag_forward(void) { magnitude_forward(op.out, op.in[0], op.in[1]); }
 static void mag_backward(void) { magnitude_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1]); }
 
-enum { OUT = 1, IN0 = 2, IN1 = 4, FROZEN0 = 8, FROZEN1 = 16 };  // which of them are wide, not real; which have no gradient
-static const struct { const char *name; shape out, in[3]; void (*forward)(void), (*backward)(void); int flags; } op_cases[] = {
+enum { OUT = 1, IN0 = 2, IN1 = 4, FROZEN0 = 8, FROZEN1 = 16, FRONT_TO_BACK = 32 };  // which are wide, not real; which have no gradient; no columns beside them
+
+typedef struct {
+    const char *name;
+    shape out, in[3];
+    void (*forward)(void), (*backward)(void);
+    int flags;
+} op_case;
+
+static const op_case op_cases[] = {
     {"matmul_nt", {{6, 5}}, {{{6, 7}}, {{5, 7}}}, nt_forward, nt_backward, 0},
     {"matmul_nn", {{6, 7}}, {{{6, 5}}, {{5, 7}}}, nn_forward, nn_backward, IN1},
     {"matmul_tn", {{5, 7}}, {{{6, 5}}, {{6, 7}}}, tn_forward, tn_backward, OUT},
@@ -231,14 +241,18 @@ static const struct { const char *name; shape out, in[3]; void (*forward)(void),
     {"broadcast_mul, rows of wide", {{6, 5}}, {{{6, 5}}, {{6, 1}}}, mul_forward, mul_backward, IN0 | IN1},
     {"broadcast_dot, columns", {{1, 50}}, {{{6, 50}}, {{6, 50}}}, dot_forward, dot_backward, OUT},
     {"broadcast_dot, rows", {{6, 1}}, {{{6, 50}}, {{6, 50}}}, dot_forward, dot_backward, OUT},
-    {"magnitude", {{6, 1}}, {{{6, 1}}, {{6, 1}}}, mag_forward, mag_backward, OUT | IN0 | IN1},
+    {"magnitude", {{6, 1}}, {{{6, 1}}, {{6, 1}}}, mag_forward, mag_backward, OUT | IN0 | IN1 | FRONT_TO_BACK},
 };
 enum { OP_CASES = sizeof op_cases / sizeof *op_cases };
+
+static const span two_spans[SPANS] = {{0, 4, 0, 4}, {4, 2, 4, 2}};
 
 static mat op_mat(shape s, int f, int is_wide)  // f times the size, but for a batch and for sides of 1
 {
     for (int d = s.n[2] ? 1 : 0; d < 3; d++) if (s.n[d] > 1) s.n[d] *= f;
-    return typed_mat(s, is_wide ? TYPE_OF(wide) : TYPE_OF(real));
+    mat m = mat_of(NULL, F32, s), all = typed_mat(SHAPE(m.batch, m.rows, m.cols + op_pad), is_wide ? TYPE_OF(wide) : TYPE_OF(real));
+    all.cols = m.cols;
+    return all;
 }
 
 static void put_numbers(mat m, double (*number)(int row, int col, double was))
@@ -250,28 +264,35 @@ static void put_numbers(mat m, double (*number)(int row, int col, double was))
     free(x);
 }
 
-static double turned(int t, int i, double was) { (void)was; return i < HEAD / 2 ? cos(t * (i + 0.3)) : sin(t * (i - HEAD / 2 + 0.3)); }
+static double turned(int t, int i, double was) { (void)was; return i < op_head / 2 ? cos(t * (i + 0.3)) : sin(t * (i - op_head / 2 + 0.3)); }
 static double positive(int i, int j, double was) { (void)i, (void)j; return 1 + was * was; }
 static double scale_of_loss(int i, int j, double was) { (void)i, (void)j, (void)was; return 0.3; }
 
-static void op_open(int i, int f)
+static void op_open(const op_case *c, int f, int head, const span *spans)
 {
-    int n = FEW * f, *ids = alloc((size_t)n, sizeof *ids), *pos = alloc((size_t)n, sizeof *pos);
-    for (int k = 0; k < n; k++) ids[k] = (k * k + 3) % (4 * f), pos[k] = k % 3;
+    int pad = op_pad;
+    if (c->flags & FRONT_TO_BACK) op_pad = 0;
+    memset(&op, 0, sizeof op);
+    op.out = op_mat(c->out, f, c->flags & OUT), op.cot = op_mat(c->out, f, c->flags & OUT);
+    for (int j = 0; j < 3 && c->in[j].n[0]; j++) op.in[j] = op_mat(c->in[j], f, c->flags & IN0 << j);
+    for (int j = 0; j < 3; j++) if (op.in[j].p && !(c->flags & FROZEN0 << j)) op.grad[j] = op_mat(c->in[j], f, c->flags & IN0 << j), zero(op.grad[j]);
+    int n = op.out.rows, *ids = alloc((size_t)n, sizeof *ids), *pos = alloc((size_t)n, sizeof *pos);
+    for (int k = 0; k < n; k++) ids[k] = (k * k + 3) % (c->forward == embed_forward ? op.in[0].rows : op.in[0].cols), pos[k] = k * k % POSITIONS;
     op_ids = (dev_ints)dev_alloc((size_t)n * sizeof(int)), op_pos = (dev_ints)dev_alloc((size_t)n * sizeof(int));
     put_ints(op_ids, ids, (size_t)n), put_ints(op_pos, pos, (size_t)n);
-    op_spans[0] = (span){0, 4 * f, 0, 4 * f}, op_spans[1] = (span){4 * f, 2 * f, 4 * f, 2 * f};
-    op_head = HEAD * f, op_lse = typed_mat(SHAPE(n, 4), TYPE_OF(wide)), op_table = random_mat(SHAPE(3, HEAD)), op_kept = op_mat(SHAPE(6, 9), f, 0);
+    for (op_span_count = 0; op_span_count < SPANS && spans[op_span_count].nq; op_span_count++) {
+        span s = spans[op_span_count];
+        op_spans[op_span_count] = (span){s.q * f, s.nq * f, s.k * f, s.nk * f};
+    }
+    op_head = head * f;
+    op_lse = typed_mat(SHAPE(n, ceil_div(op.in[0].cols, op_head)), TYPE_OF(wide)), op_table = random_mat(SHAPE(POSITIONS, op_head)), op_kept = op_mat(c->in[0], f, 0);
     put_numbers(op_table, turned);
-    memset(&op, 0, sizeof op);
-    op.out = op_mat(op_cases[i].out, f, op_cases[i].flags & OUT), op.cot = op_mat(op_cases[i].out, f, op_cases[i].flags & OUT);
-    for (int j = 0; j < 3 && op_cases[i].in[j].n[0]; j++) op.in[j] = op_mat(op_cases[i].in[j], f, op_cases[i].flags & IN0 << j);
-    for (int j = 0; j < 3; j++) if (op.in[j].p && !(op_cases[i].flags & FROZEN0 << j)) op.grad[j] = like(op.in[j]);
-    if (op_cases[i].forward == mag_forward) put_numbers(op.in[1], positive);            // squares
-    if (op_cases[i].forward == ce_forward) put_numbers(op.cot, scale_of_loss);
+    if (c->forward == mag_forward) put_numbers(op.in[1], positive);            // squares
+    if (c->forward == ce_forward) put_numbers(op.cot, scale_of_loss);
     free(ids), free(pos);
-    op_cases[i].forward();
-    op_cases[i].backward();
+    op_pad = pad;
+    c->forward();
+    c->backward();
 }
 
 static void op_close(void)
@@ -433,7 +454,7 @@ static snapshot *op_results(void)
     for (int i = 0; i < OP_CASES; i++) {
         char prefix[64];
         snprintf(prefix, sizeof prefix, "%s, ", op_cases[i].name);
-        op_open(i, 37);
+        op_open(&op_cases[i], 37, HEAD, two_spans);
         list = take(list, prefix, "out", op.out);
         for (int j = 0; j < 3; j++) if (op.grad[j].p) list = take(list, prefix, grads[j], op.grad[j]);
         op_close();
@@ -552,7 +573,7 @@ static void test_gradients(void)
 
 static double op_value(void *context)
 {
-    op_cases[*(int *)context].forward();
+    ((const op_case *)context)->forward();
     wide *x = host(op.out), *c = host(op.cot);
     double sum = dot(x, c, (int)elements(op.out));
     free(x), free(c);
@@ -562,8 +583,9 @@ static double op_value(void *context)
 static void test_ops(void)
 {
     for (int i = 0; i < OP_CASES; i++) {
-        op_open(i, 1);
-        for (int j = 0; j < 3; j++) if (op.grad[j].p) check(numeric_error(op_value, &i, op.in[j], op.grad[j]), 1e-7, "%s, input %d", op_cases[i].name, j);
+        op_case c = op_cases[i];
+        op_open(&c, 1, HEAD, two_spans);
+        for (int j = 0; j < 3; j++) if (op.grad[j].p) check(numeric_error(op_value, &c, op.in[j], op.grad[j]), 1e-7, "%s, input %d", op_cases[i].name, j);
         op_close();
     }
 }
@@ -659,7 +681,7 @@ static char *tiny_model(void)
     snprintf(text, sizeof text, format, between(1, 20), between(1, 24), between(1, 3), kv * group, kv, 2 * between(1, 3),
         between(3, 40), between(0, 1) ? "true" : "false");
     write_text(path, text);
-    write_model(dir, path);
+    write_model(dir, path, 0.4);
     free(path);
     return dir;
 }
@@ -1079,6 +1101,376 @@ static void test_adamw(void)
     }
     check(fabs((double)*ROW(w, 0) - p) / p, sizeof(real) == 8 ? 1e-13 : 1e-6, "weight after three steps");
     dev_free(w.p), dev_free(g.p), dev_free(m.p), dev_free(v.p);
+}
+
+// ---- every op beyond its blocks ---------------------------------------------------------------------------------------
+//
+// Ops work in blocks, panels, chunks and by several threads: a fault may begin in the second one. Here each op crosses all of
+// its own, in views with other columns beside them, and is held to its formula in plain loops over doubles; its backward to central
+// differences, too. Sizes are named by the blocks that they cross.
+
+static struct { double *out, *cot, *in[3], *grad[3]; } plain;       // what the loops read and find; grad is what the op adds
+
+static double *doubles(mat m)
+{
+    wide *x = host(m);
+    double *y = alloc(elements(m), sizeof *y);
+    for (size_t i = 0; i < elements(m); i++) y[i] = (double)x[i];
+    free(x);
+    return y;
+}
+
+// y (M, N) += 0.7 Σ_k a[i, k] b[k, j]. One i, k or j further are ai, ak, bk or bj numbers.
+static void plain_product(double *y, int M, int N, int K, const double *a, int ai, int ak, const double *b, int bk, int bj)
+{
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < N; j++) {
+            double sum = 0;
+            for (int k = 0; k < K; k++) sum += a[i * ai + k * ak] * b[k * bk + j * bj];
+            y[i * N + j] += 0.7 * sum;
+        }
+}
+
+static void plain_nt(void)              // y = x wᵀ,  dx = dy w,  dw = dyᵀ x, for each matrix of the batch
+{
+    int M = op.out.rows, N = op.out.cols, K = op.in[0].cols;
+    for (int b = 0; b < op.out.batch; b++) {
+        const double *x = plain.in[0] + b * M * K, *w = plain.in[1] + b * N * K, *dy = plain.cot + b * M * N;
+        plain_product(plain.out + b * M * N, M, N, K, x, K, 1, w, 1, K);
+        plain_product(plain.grad[0] + b * M * K, M, K, N, dy, N, 1, w, K, 1);
+        plain_product(plain.grad[1] + b * N * K, N, K, M, dy, 1, N, x, K, 1);
+    }
+}
+
+static void plain_nn(void)              // y = x w,  dx = dy wᵀ,  dw = xᵀ dy
+{
+    int M = op.out.rows, N = op.out.cols, K = op.in[0].cols;
+    plain_product(plain.out, M, N, K, plain.in[0], K, 1, plain.in[1], N, 1);
+    plain_product(plain.grad[0], M, K, N, plain.cot, N, 1, plain.in[1], 1, N);
+    plain_product(plain.grad[1], K, N, M, plain.in[0], 1, K, plain.cot, N, 1);
+}
+
+static void plain_tn(void)              // y = xᵀ w,  dx = w dyᵀ,  dw = x dy
+{
+    int M = op.out.rows, N = op.out.cols, K = op.in[0].rows;
+    plain_product(plain.out, M, N, K, plain.in[0], 1, M, plain.in[1], N, 1);
+    plain_product(plain.grad[0], K, M, N, plain.in[1], N, 1, plain.cot, 1, N);
+    plain_product(plain.grad[1], K, N, M, plain.in[0], M, 1, plain.cot, N, 1);
+}
+
+static int op_id(int n) { return ((const int *)op_ids)[n]; }
+
+static void plain_embedding(void)       // out[n] = table[id]
+{
+    for (int n = 0, C = op.out.cols; n < op.out.rows; n++)
+        for (int c = 0; c < C; c++) {
+            plain.out[n * C + c] = plain.in[0][op_id(n) * C + c];
+            plain.grad[0][op_id(n) * C + c] += plain.cot[n * C + c];
+        }
+}
+
+static void plain_rmsnorm(void)         // out_c = w_c x_c ρ,  dout_e/dx_c = w_e (ρ [e = c] − x_e x_c ρ³/C)
+{
+    int C = op.out.cols;
+    for (int n = 0; n < op.out.rows; n++) {
+        const double *x = plain.in[0] + n * C, *w = plain.in[1], *g = plain.cot + n * C;
+        double squares = 0, along = 0;
+        for (int c = 0; c < C; c++) squares += x[c] * x[c], along += g[c] * w[c] * x[c];
+        double rho = 1 / sqrt(squares / C + 1e-5);
+        for (int c = 0; c < C; c++) {
+            plain.out[n * C + c] = w[c] * x[c] * rho;
+            plain.grad[0][n * C + c] = g[c] * w[c] * rho - along * x[c] * rho * rho * rho / C;
+            plain.grad[1][c] += g[c] * x[c] * rho;
+        }
+    }
+}
+
+static void plain_rope(void)            // (a cos − b sin, b cos + a sin) for the halves of a head, and its transpose
+{
+    int d = op_head, half = d / 2, C = op.out.cols;
+    for (int n = 0; n < op.out.rows; n++)
+        for (int h = 0; h < C / d; h++)
+            for (int i = 0; i < half; i++) {
+                int a = n * C + h * d + i, b = a + half, pos = ((const int *)op_pos)[n];
+                double cosine = cos(pos * (i + 0.3)), sine = sin(pos * (i + 0.3));
+                plain.out[a] = plain.in[0][a] * cosine - plain.in[0][b] * sine;
+                plain.out[b] = plain.in[0][b] * cosine + plain.in[0][a] * sine;
+                plain.grad[0][a] = plain.cot[a] * cosine + plain.cot[b] * sine;
+                plain.grad[0][b] = plain.cot[b] * cosine - plain.cot[a] * sine;
+            }
+}
+
+// One query row of one head: P = softmax(q kᵀ/√d) over the keys it sees, dS = P ⊙ (dP − Σ P dP).
+static void plain_attention_row(int at, int kv, int kv_cols, int seen)
+{
+    int d = op_head;
+    double p[1000], dp[1000], sum = 0, delta = 0;
+    const double *q = plain.in[0] + at, *g = plain.cot + at;
+    for (int c = 0; c < seen; c++) {
+        double score = 0;
+        for (int e = 0; e < d; e++) score += q[e] * plain.in[1][kv + c * kv_cols + e];
+        sum += p[c] = exp(score / sqrt(d));
+    }
+    for (int c = 0; c < seen; c++) {
+        p[c] /= sum, dp[c] = 0;
+        for (int e = 0; e < d; e++) dp[c] += g[e] * plain.in[2][kv + c * kv_cols + e];
+        delta += p[c] * dp[c];
+    }
+    for (int c = 0; c < seen; c++)
+        for (int e = 0; e < d; e++) {
+            int key = kv + c * kv_cols + e;
+            double ds = p[c] * (dp[c] - delta) / sqrt(d);
+            plain.out[at + e] += p[c] * plain.in[2][key];
+            plain.grad[0][at + e] += ds * plain.in[1][key];
+            plain.grad[1][key] += ds * q[e];
+            plain.grad[2][key] += p[c] * g[e];
+        }
+}
+
+static void plain_attention(void)       // every row of every head of every span
+{
+    int cols = op.in[0].cols, kv_cols = op.in[1].cols, group = cols / kv_cols;
+    for (span *s = op_spans; s < op_spans + op_span_count; s++)
+        for (int r = 0; r < s->nq; r++)
+            for (int h = 0; h < cols / op_head; h++)
+                plain_attention_row((s->q + r) * cols + h * op_head, s->k * kv_cols + h / group * op_head, kv_cols, s->nk - s->nq + r + 1);
+}
+
+static void plain_swiglu(void)          // out = g σ(g) u,  dσ/dg = σ (1 − σ)
+{
+    for (size_t i = 0; i < elements(op.out); i++) {
+        double g = plain.in[0][i], u = plain.in[1][i], sigma = 1 / (1 + exp(-g)), d = plain.cot[i];
+        plain.out[i] = g * sigma * u;
+        plain.grad[0][i] = d * u * (sigma + g * sigma * (1 - sigma));
+        plain.grad[1][i] = d * g * sigma;
+    }
+}
+
+static void plain_cross_entropy(void)   // −log softmax(z)[label], and 0.3 (softmax(z) − [label])
+{
+    int C = op.in[0].cols;
+    for (int n = 0; n < op.in[0].rows; n++) {
+        const double *z = plain.in[0] + n * C;
+        double sum = 0;
+        for (int c = 0; c < C; c++) sum += exp(z[c]);
+        for (int c = 0; c < C; c++) plain.grad[0][n * C + c] = 0.3 * (exp(z[c]) / sum - (c == op_id(n)));
+        plain.out[n] = -log(exp(z[op_id(n)]) / sum);
+    }
+}
+
+static void plain_shard_sum(void)       // s[c] = Σ_j x[j·r + c]: column c of x belongs to c mod r
+{
+    for (int n = 0, C = op.in[0].cols, r = op.out.cols; n < op.out.rows; n++)
+        for (int c = 0; c < C; c++) {
+            plain.out[n * r + c % r] += plain.in[0][n * C + c];
+            plain.grad[0][n * C + c] = plain.cot[n * r + c % r];
+        }
+}
+
+static void plain_shard_tile(void)
+{
+    for (int n = 0, C = op.out.cols, r = op.in[0].cols; n < op.out.rows; n++)
+        for (int c = 0; c < C; c++) {
+            plain.out[n * C + c] = plain.in[0][n * r + c % r];
+            plain.grad[0][n * r + c % r] += plain.cot[n * C + c];
+        }
+}
+
+static void plain_broadcast_mul(void)   // y = 0.7 x g, g a number a row or a column
+{
+    for (int n = 0, C = op.out.cols; n < op.out.rows; n++)
+        for (int c = 0; c < C; c++) {
+            int i = n * C + c, at = op.in[1].cols == 1 ? n : c;
+            plain.out[i] = 0.7 * plain.in[0][i] * plain.in[1][at];
+            plain.grad[0][i] = 0.7 * plain.cot[i] * plain.in[1][at];
+            plain.grad[1][at] += 0.7 * plain.cot[i] * plain.in[0][i];
+        }
+}
+
+static void plain_broadcast_dot(void)   // g = 0.7 Σ x y along the rows or the columns
+{
+    for (int n = 0, C = op.in[0].cols; n < op.in[0].rows; n++)
+        for (int c = 0; c < C; c++) {
+            int i = n * C + c, at = op.out.cols == 1 ? n : c;
+            plain.out[at] += 0.7 * plain.in[0][i] * plain.in[1][i];
+            plain.grad[0][i] = 0.7 * plain.cot[at] * plain.in[1][i];
+            plain.grad[1][i] = 0.7 * plain.cot[at] * plain.in[0][i];
+        }
+}
+
+static void plain_magnitude(void)       // m / √q
+{
+    for (size_t i = 0; i < elements(op.out); i++) {
+        double m = plain.in[0][i], q = plain.in[1][i];
+        plain.out[i] = m / sqrt(q);
+        plain.grad[0][i] = plain.cot[i] / sqrt(q);
+        plain.grad[1][i] = -plain.cot[i] * m / (2 * q * sqrt(q));
+    }
+}
+
+static const struct { void (*op)(void), (*loops)(void); } in_plain_loops[] = {
+    {nt_forward, plain_nt}, {nn_forward, plain_nn}, {tn_forward, plain_tn}, {embed_forward, plain_embedding}, {norm_forward, plain_rmsnorm},
+    {rope_forward, plain_rope}, {att_forward, plain_attention}, {glu_forward, plain_swiglu}, {ce_forward, plain_cross_entropy},
+    {sum_forward, plain_shard_sum}, {tile_forward, plain_shard_tile}, {mul_forward, plain_broadcast_mul}, {dot_forward, plain_broadcast_dot},
+    {mag_forward, plain_magnitude},
+};
+
+// The cases of op_cases, larger. Rows of 61 and 2051 numbers fill vectors of 4, 8 and 16 and leave a rest.
+enum { BLOCK = QUERIES };
+static const struct { op_case op; int head; span spans[SPANS]; } edge_cases[] = {
+    {.op = {"matmul_nt", {{MC + 5, OFTEN + 9}}, {{{MC + 5, KC + 7}}, {{OFTEN + 9, KC + 7}}}, nt_forward, nt_backward, 0}},
+    {.op = {"matmul_nn", {{MC + 5, OFTEN + 9}}, {{{MC + 5, KC + 7}}, {{KC + 7, OFTEN + 9}}}, nn_forward, nn_backward, 0}},
+    {.op = {"matmul_tn", {{MC + 5, OFTEN + 9}}, {{{KC + 7, MC + 5}}, {{KC + 7, OFTEN + 9}}}, tn_forward, tn_backward, 0}},
+    {.op = {"batched matmul_nt", {{3, MC + 5, 2 * NR + 1}}, {{{3, MC + 5, KC + 7}}, {{3, 2 * NR + 1, KC + 7}}}, nt_forward, nt_backward, 0}},
+    {.op = {"embedding", {{333, 77}}, {{{50, 77}}}, embed_forward, embed_backward, 0}},
+    {.op = {"rmsnorm of short rows", {{333, 61}}, {{{333, 61}}, {{61}}}, norm_forward, norm_backward, 0}},
+    {.op = {"rmsnorm of long rows", {{20, 2051}}, {{{20, 2051}}, {{2051}}}, norm_forward, norm_backward, 0}},
+    {.op = {"rope, heads of 48", {{333, 144}}, {{{333, 144}}}, rope_forward, rope_backward, 0}, .head = 48},
+    {.op = {"rope, heads of 10", {{333, 50}}, {{{333, 50}}}, rope_forward, rope_backward, 0}, .head = 10},
+    {.op = {"attention, 61 rows", {{BLOCK + 1, 16}}, {{{BLOCK + 1, 16}}, {{BLOCK + 1, 8}}, {{BLOCK + 1, 8}}}, att_forward, att_backward, 0},
+        .head = 4, .spans = {{0, BLOCK + 1, 0, BLOCK + 1}}},
+    {.op = {"attention, 130 rows, 3 heads of 48 on 1", {{130, 144}}, {{{130, 144}}, {{130, 48}}, {{130, 48}}}, att_forward, att_backward, 0},
+        .head = 48, .spans = {{0, 130, 0, 130}}},
+    {.op = {"attention, 700 rows, 2 heads of 64 on 1", {{700, 128}}, {{{700, 128}}, {{700, 64}}, {{700, 64}}}, att_forward, att_backward, 0},
+        .head = 64, .spans = {{0, 700, 0, 700}}},
+    {.op = {"attention, whole blocks", {{5 * BLOCK + 2, 160}}, {{{5 * BLOCK + 2, 160}}, {{5 * BLOCK + 2, 160}}, {{5 * BLOCK + 2, 160}}}, att_forward, att_backward, 0},
+        .head = 80, .spans = {{0, BLOCK, 0, BLOCK}, {BLOCK, 2 * BLOCK, BLOCK, 2 * BLOCK}, {3 * BLOCK, 1, 3 * BLOCK, 1}, {3 * BLOCK + 1, 2 * BLOCK + 1, 3 * BLOCK + 1, 2 * BLOCK + 1}}},
+    {.op = {"attention, earlier keys", {{194, 32}}, {{{194, 32}}, {{441, 16}}, {{441, 16}}}, att_forward, att_backward, 0},
+        .head = 8, .spans = {{0, BLOCK + 1, 0, 90}, {BLOCK + 1, 130, 90, 331}, {BLOCK + 131, 3, 421, 20}}},
+    {.op = {"swiglu of short rows", {{333, 61}}, {{{333, 61}}, {{333, 61}}}, glu_forward, glu_backward, 0}},
+    {.op = {"swiglu of long rows", {{20, 2051}}, {{{20, 2051}}, {{20, 2051}}}, glu_forward, glu_backward, 0}},
+    {.op = {"cross_entropy of few", {{333, 1}}, {{{333, 61}}}, ce_forward, ce_backward, OUT}},
+    {.op = {"cross_entropy of many", {{5, 1}}, {{{5, 32003}}}, ce_forward, ce_backward, OUT}},
+    {.op = {"shard_sum, short last shard", {{20, 64}}, {{{20, 2051}}}, sum_forward, sum_backward, 0}},
+    {.op = {"shard_sum, one shard", {{333, 61}}, {{{333, 61}}}, sum_forward, sum_backward, 0}},
+    {.op = {"shard_sum, less than a shard", {{333, 77}}, {{{333, 61}}}, sum_forward, sum_backward, 0}},
+    {.op = {"shard_sum, shards of one", {{20, 1}}, {{{20, 2051}}}, sum_forward, sum_backward, 0}},
+    {.op = {"shard_tile, short last shard", {{20, 2051}}, {{{20, 64}}}, tile_forward, tile_backward, 0}},
+    {.op = {"shard_tile, one shard", {{333, 61}}, {{{333, 61}}}, tile_forward, tile_backward, 0}},
+    {.op = {"shard_tile, less than a shard", {{333, 61}}, {{{333, 77}}}, tile_forward, tile_backward, 0}},
+    {.op = {"shard_tile, shards of one", {{20, 2051}}, {{{20, 1}}}, tile_forward, tile_backward, 0}},
+    {.op = {"broadcast_mul, columns", {{20, 2051}}, {{{20, 2051}}, {{1, 2051}}}, mul_forward, mul_backward, 0}},
+    {.op = {"broadcast_mul, rows", {{20, 2051}}, {{{20, 2051}}, {{20, 1}}}, mul_forward, mul_backward, 0}},
+    {.op = {"broadcast_dot, columns", {{1, 205}}, {{{100, 205}}, {{100, 205}}}, dot_forward, dot_backward, 0}},
+    {.op = {"broadcast_dot, rows", {{20, 1}}, {{{20, 3 * KC + 5}}, {{20, 3 * KC + 5}}}, dot_forward, dot_backward, 0}},
+    {.op = {"magnitude", {{20011, 1}}, {{{20011, 1}}, {{20011, 1}}}, mag_forward, mag_backward, FRONT_TO_BACK}},
+};
+
+// The derivative of f along u, at x: four points, as numeric_error.
+static double slope_along(double (*f)(void *), void *context, mat x, const wide *at, const wide *u)
+{
+    static const struct { double at, weight; } points[4] = {{-2, 1}, {-1, -8}, {1, 8}, {2, -1}};
+    size_t n = elements(x);
+    wide *moved = alloc(n, sizeof *moved);
+    double sum = 0, h = 2e-4;
+    for (int k = 0; k < 4; k++) {
+        for (size_t i = 0; i < n; i++) moved[i] = at[i] + (wide)(points[k].at * h) * u[i];
+        put(x, moved, TYPE_OF(wide));
+        sum += points[k].weight * f(context);
+    }
+    put(x, at, TYPE_OF(wide));
+    free(moved);
+    return sum / (12 * h);
+}
+
+// How far f's slope at x along a random direction is from the gradient's, over the gradient's length: what a typical slope is.
+static double slope_error(double (*f)(void *), void *context, mat x, const wide *gradient)
+{
+    size_t n = elements(x);
+    wide *at = host(x), *u = alloc(n, sizeof *u);
+    double want = 0, squares = 0;
+    for (size_t i = 0; i < n; i++) {
+        u[i] = (wide)rng_normal(&dice);
+        want += (double)gradient[i] * (double)u[i], squares += pow((double)gradient[i], 2);
+    }
+    double err = fabs(slope_along(f, context, x, at, u) - want) / sqrt(squares);
+    free(at), free(u);
+    return err;
+}
+
+// What an op wrote, in the columns beside its own.
+static mat beside(mat m)
+{
+    m.p = m.ld > (size_t)m.cols ? at(m, 0, m.cols) : NULL;
+    m.cols = (int)m.ld - m.cols;
+    return m;
+}
+
+static void plain_loops(const op_case *c)
+{
+    plain.cot = doubles(op.cot), plain.out = alloc(elements(op.out), sizeof(double));
+    for (int j = 0; j < 3; j++)
+        if (op.in[j].p) plain.in[j] = doubles(op.in[j]), plain.grad[j] = alloc(elements(op.in[j]), sizeof(double));
+    for (size_t i = 0; i < sizeof in_plain_loops / sizeof *in_plain_loops; i++)
+        if (in_plain_loops[i].op == c->forward) in_plain_loops[i].loops();
+}
+
+static void plain_free(void)
+{
+    free(plain.cot), free(plain.out);
+    for (int j = 0; j < 3; j++) free(plain.in[j]), free(plain.grad[j]);
+    memset(&plain, 0, sizeof plain);
+}
+
+// One thing that an op wrote, with one thread and with two, against the loops: started from `before`, where the op adds.
+static void check_written(const op_case *c, const char *what, mat m, const double *loops, const wide *before, wide **first)
+{
+    size_t n = elements(m);
+    wide *got = host(m), *want = alloc(n, sizeof *want);
+    for (size_t i = 0; i < n; i++) want[i] = (wide)(loops[i] + (before ? (double)before[i] : 0));
+    if (!*first) check(distance(got, want, n), EXACT, "%s, %s by plain loops", c->name, what);
+    else check(memcmp(got, *first, n * sizeof *got) != 0, 0, "%s, %s with two threads", c->name, what);
+    free(want);
+    if (*first) free(got);
+    else *first = got;
+}
+
+static void check_edges(const op_case *c, int f, int head, const span *spans)
+{
+    static const char *const inputs[3] = {"d in 0", "d in 1", "d in 2"};
+    wide *before[3] = {0}, *first[4] = {0}, *edge[4] = {0};
+    mat written[4] = {[3] = {0}};
+    op_open(c, f, head, spans);
+    plain_loops(c);
+    for (int j = 0; j < 3; j++) if (op.grad[j].p) randomise(op.grad[j], 1), before[j] = host(op.grad[j]), written[j] = op.grad[j];
+    written[3] = op.out;
+    for (int j = 0; j < 4; j++) if (written[j].p && beside(written[j]).p) edge[j] = host(beside(written[j]));
+    for (int threads = 1; threads <= 2; threads++) {
+        omp_set_num_threads(threads);
+        for (int j = 0; j < 3; j++) if (op.grad[j].p) put(op.grad[j], before[j], TYPE_OF(wide));
+        c->forward(), c->backward();
+        check_written(c, "out", op.out, plain.out, NULL, &first[3]);
+        for (int j = 0; j < 3; j++)                                                     // magnitude's second gradient is set, not added
+            if (op.grad[j].p) check_written(c, inputs[j], op.grad[j], plain.grad[j], c->forward == mag_forward && j == 1 ? NULL : before[j], &first[j]);
+    }
+    for (int j = 0; j < 3; j++) {
+        if (!op.grad[j].p || sizeof(real) != 8) continue;                               // differences need digits
+        for (size_t i = 0; i < elements(op.grad[j]); i++) first[j][i] -= c->forward == mag_forward && j == 1 ? 0 : before[j][i];
+        check(slope_error(op_value, (void *)(uintptr_t)c, op.in[j], first[j]), 1e-7, "%s, %s by differences", c->name, inputs[j]);
+    }
+    for (int j = 0; j < 4; j++) {
+        wide *now = edge[j] ? host(beside(written[j])) : NULL;
+        if (now) check(memcmp(now, edge[j], elements(beside(written[j])) * sizeof *now) != 0, 0, "%s, what stands beside", c->name);
+        free(now), free(edge[j]), free(first[j]);
+    }
+    for (int j = 0; j < 3; j++) free(before[j]);
+    plain_free(), op_close();
+}
+
+static int not_asked_for(const char *name) { return only_method && !strstr(name, only_method); }
+
+static void test_beyond_blocks(void)
+{
+    int threads = omp_get_max_threads();
+    op_pad = 5;
+    for (int i = 0; i < OP_CASES; i++)
+        if (!not_asked_for(op_cases[i].name)) check_edges(&op_cases[i], 1, HEAD, two_spans);
+    for (size_t i = 0; i < sizeof edge_cases / sizeof *edge_cases; i++) {
+        int head = edge_cases[i].head ? edge_cases[i].head : HEAD;
+        if (!not_asked_for(edge_cases[i].op.name)) check_edges(&edge_cases[i].op, 1, head, edge_cases[i].spans);
+    }
+    op_pad = 0;
+    omp_set_num_threads(threads);
 }
 
 // ---- goldens of transformers and PEFT -------------------------------------------------------------------------------
@@ -2043,6 +2435,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"in-place",       "a product has the same bits whether its factors are read in place or copied",     test_in_place, BOTH},
     {"exp",            "exp is exact to the last bits and keeps NaN",                                     test_exp, BOTH},
     {"halves",         "bf16 and f16 round to nearest even and keep Inf and NaN",                         test_halves, ONLY_F32},
+    {"beyond-blocks",  "every op is its formula, plain and differentiated, beyond its blocks; for 1 and 2 threads", test_beyond_blocks, BOTH},
     {"adamw",          "AdamW is PyTorch's",                                                              test_adamw, BOTH},
     {"expected-ids",   "Llama2's tokenizer gives SentencePiece's ids",                                    test_tokenizer_expected, ONLY_F32},
     {"own-ids",        "so does the bundled one",                                                         test_tokenizer_own, ONLY_F32},
