@@ -1123,12 +1123,16 @@ static double *doubles(mat m)
 // y (M, N) += 0.7 Σ_k a[i, k] b[k, j]. One i, k or j further are ai, ak, bk or bj numbers.
 static void plain_product(double *y, int M, int N, int K, const double *a, int ai, int ak, const double *b, int bk, int bj)
 {
-    for (int i = 0; i < M; i++)
-        for (int j = 0; j < N; j++) {
+    double *column = alloc((size_t)K, sizeof *column);                  // of b: read for every i
+    for (int j = 0; j < N; j++) {
+        for (int k = 0; k < K; k++) column[k] = b[k * bk + j * bj];
+        for (int i = 0; i < M; i++) {
             double sum = 0;
-            for (int k = 0; k < K; k++) sum += a[i * ai + k * ak] * b[k * bk + j * bj];
+            for (int k = 0; k < K; k++) sum += a[i * ai + k * ak] * column[k];
             y[i * N + j] += 0.7 * sum;
         }
+    }
+    free(column);
 }
 
 static void plain_nt(void)              // y = x wᵀ,  dx = dy w,  dw = dyᵀ x, for each matrix of the batch
@@ -1470,6 +1474,84 @@ static void test_beyond_blocks(void)
         if (!not_asked_for(edge_cases[i].op.name)) check_edges(&edge_cases[i].op, 1, head, edge_cases[i].spans);
     }
     op_pad = 0;
+    omp_set_num_threads(threads);
+}
+
+// A product in the middle of larger matrices: their other elements must stay. Matrices of a batch lie beside each other, as
+// Bat-row's, or behind each other, as Bat's; the weight may be one for all.
+enum layout { ALONE, BESIDE, BEHIND, ONE_WEIGHT };
+
+static mat in_the_middle(mat *all, enum dtype type, int rows, int cols, enum layout l, int count)
+{
+    mat numbers = random_mat(SHAPE((l == BEHIND ? count : 1) * (rows + 2), (l == BEHIND ? 1 : count) * cols + 5));
+    *all = as_type(numbers, type);
+    dev_free(numbers.p);
+    mat m = part_of(*all, 1, rows, 3, cols);
+    m.batch = count;
+    m.stride = l == BEHIND ? (size_t)(rows + 2) * m.ld : (size_t)cols;
+    return m;
+}
+
+// y = or += 0.7 a b by plain loops. Matrices of a batch that are one for all have batch 1.
+static void plain_form(int form, mat y, mat a, mat b, int K, enum mode mode)
+{
+    int M = y.rows, N = y.cols;
+    double *was = doubles(y), *x = doubles(a), *w = doubles(b);
+    wide *sums = alloc(elements(y), sizeof *sums);
+    for (size_t i = 0; i < elements(y) && mode == SET; i++) was[i] = 0;
+    for (int n = 0; n < y.batch; n++)
+        plain_product(was + n * M * N, M, N, K, x + n % a.batch * M * K, form == 2 ? 1 : K, form == 2 ? M : 1,
+            w + n % b.batch * K * N, form ? N : 1, form ? 1 : K);
+    for (size_t i = 0; i < elements(y); i++) sums[i] = (wide)was[i];
+    put(y, sums, TYPE_OF(wide));
+    free(was), free(x), free(w), free(sums);
+}
+
+typedef struct { int M, N, K; enum layout layout; } product_size;
+
+static void check_product(int form, product_size s, enum dtype a_type, enum dtype b_type, enum mode mode)
+{
+    static void (*const forms[3])(mat, mat, mat, double, enum mode) = {matmul_nt, matmul_nn, matmul_tn};
+    int count = s.layout == ALONE ? 1 : 3, of_b = s.layout == ONE_WEIGHT ? 1 : count;
+    mat all_a, all_b, all_y, whole[3], a, b, y;
+    a = in_the_middle(&all_a, a_type, form == 2 ? s.K : s.M, form == 2 ? s.M : s.K, s.layout, count);
+    b = in_the_middle(&all_b, b_type, form ? s.K : s.N, form ? s.N : s.K, s.layout, of_b);
+    y = in_the_middle(&all_y, TYPE_OF(real), s.M, s.N, s.layout, count);
+    for (int i = 0; i < 3; i++) {                                       // by the loops, with one thread, with two
+        whole[i] = mat_of(dev_alloc(elements(all_y) * sizeof(real)), TYPE_OF(real), SHAPE(all_y.rows, all_y.cols));
+        copy(whole[i], all_y);
+        y.p = at(whole[i], 1, 3);
+        omp_set_num_threads(i < 2 ? 1 : 2);
+        if (i) forms[form](y, a, b, 0.7, mode);
+        else plain_form(form, y, a, b, s.K, mode);
+    }
+    char name[160];
+    snprintf(name, sizeof name, "form %d, %s times %s, %d x %d x %d, layout %d, %s", form, dtypes[a_type].name, dtypes[b_type].name,
+        s.M, s.N, s.K, (int)s.layout, mode == ADD ? "+=" : "=");
+    check(mat_distance(whole[1], whole[0]), EXACT, "%s", name);
+    check(memcmp(whole[1].p, whole[2].p, elements(all_y) * sizeof(real)) != 0, 0, "%s, with two threads", name);
+    for (mat *m = (mat[]){all_a, all_b, all_y, whole[0], whole[1], whole[2], {0}}; m->p; m++) dev_free(m->p);
+}
+
+// The product's blocks: panels of MR rows, MC of them together, slivers of NR columns, NC together, KC of the sum; a factor that is
+// used more often than OFTEN is copied. Narrow results of xᵀ w are computed as their transposes.
+static void test_beyond_panels(void)
+{
+    static const product_size sizes[] = {
+        {MR + 1, NR + 1, KC + 1, ALONE}, {1, 2 * NC + 3, KC + 1, ALONE}, {MR + 2, NC + NR + 1, KC + 2, ALONE}, {MC + 5, 3, 2 * KC + 3, ALONE},
+        {4 * MC + 5, NR + 3, KC + 7, ALONE}, {MC + 5, OFTEN + 9, KC + 3, ALONE}, {OFTEN + 5, 2 * NR - 1, KC + 3, ALONE}, {OFTEN + 5, OFTEN + 9, KC + 3, ALONE},
+        {OFTEN + 5, NC + NR + 1, 33, ALONE}, {NC + 37, NR + 4, 65, ALONE}, {OFTEN + 5, NR + 4, KC + 3, ALONE},
+        {MC + 5, NR + 4, KC + 3, BESIDE}, {MC + 5, NR + 4, KC + 3, BEHIND}, {MC + 5, 2 * NR + 1, KC + 3, ONE_WEIGHT},
+        {MR + 1, NC + 3, 70, BESIDE}, {MR + 1, NC + 3, 70, BEHIND}, {OFTEN + 5, OFTEN + 9, 9, BESIDE}, {OFTEN + 5, OFTEN + 9, 9, ONE_WEIGHT},
+    };
+    static const product_size of_any_type[] = {{MR + 2, NR + 3, KC + 9, ALONE}, {2 * MR + 1, NR + 3, KC + 9, BESIDE}};
+    int threads = omp_get_max_threads();
+    for (int form = 0; form < 3; form++)
+        for (int mode = SET; mode <= ADD; mode++) {
+            for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) check_product(form, sizes[i], TYPE_OF(real), TYPE_OF(real), (enum mode)mode);
+            for (int types = 0; types < 2 * DTYPES * DTYPES; types++)
+                check_product(form, of_any_type[types % 2], (enum dtype)(types / 2 % DTYPES), (enum dtype)(types / 2 / DTYPES), (enum mode)mode);
+        }
     omp_set_num_threads(threads);
 }
 
@@ -2436,6 +2518,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"exp",            "exp is exact to the last bits and keeps NaN",                                     test_exp, BOTH},
     {"halves",         "bf16 and f16 round to nearest even and keep Inf and NaN",                         test_halves, ONLY_F32},
     {"beyond-blocks",  "every op is its formula, plain and differentiated, beyond its blocks; for 1 and 2 threads", test_beyond_blocks, BOTH},
+    {"beyond-panels",  "every product is the plain one beyond its panels, for 1 and 2 threads, and writes nothing else", test_beyond_panels, BOTH},
     {"adamw",          "AdamW is PyTorch's",                                                              test_adamw, BOTH},
     {"expected-ids",   "Llama2's tokenizer gives SentencePiece's ids",                                    test_tokenizer_expected, ONLY_F32},
     {"own-ids",        "so does the bundled one",                                                         test_tokenizer_own, ONLY_F32},
