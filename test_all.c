@@ -1555,6 +1555,117 @@ static void test_beyond_panels(void)
     omp_set_num_threads(threads);
 }
 
+// Copies between two dtypes, by way of a buffer of KC numbers, one number at a time in the loops.
+static void check_copy(enum dtype to, enum dtype from)
+{
+    enum { N = 11, C = 2 * KC + 77 };
+    mat all_x, all_y, x = in_the_middle(&all_x, from, N, C, BEHIND, 2), y = in_the_middle(&all_y, to, N, C, BEHIND, 2);
+    size_t bytes = elements(all_y) * dtypes[to].size, wrong = 0;
+    char *before = alloc(bytes, 1);
+    memcpy(before, all_y.p, bytes);
+    copy(y, x);
+    for (int b = 0; b < 2; b++)
+        for (int i = 0; i < N; i++)
+            for (int j = 0; j < C; j++) {
+                real buffer;
+                double one = (double)*widened(at(nth(x, b), i, j), from, 1, &buffer);
+                wide number = (wide)one;
+                narrow(before + (at(nth(y, b), i, j) - (char *)all_y.p), to, &number, 1);
+            }
+    wrong = memcmp(before, all_y.p, bytes) != 0;
+    check((double)wrong, 0, "copy of %s to %s", dtypes[from].name, dtypes[to].name);
+    free(before), dev_free(all_x.p), dev_free(all_y.p);
+}
+
+// Rows of a table, and products of its rows with themselves, as the base's weights are read in the dtype of their file.
+static void check_table(enum dtype type)
+{
+    enum { N = 60, ROWS = 20, C = 2 * KC + 77 };
+    int ids[N];
+    mat all, table = in_the_middle(&all, type, ROWS, C, ALONE, 1), rows = random_mat(SHAPE(N, C)), squares = random_mat(SHAPE(ROWS, 1));
+    mat want_rows = like(rows), want_squares = like(squares);
+    double *numbers = doubles(table);
+    for (int i = 0; i < N; i++) ids[i] = i * i % ROWS;
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j < C; j++) ROW(want_rows, i)[j] = (real)numbers[ids[i] * C + j];
+    for (int i = 0; i < ROWS; i++) {
+        double sum = 0;
+        for (int j = 0; j < C; j++) sum += pow(numbers[i * C + j], 2);
+        *ROW(want_squares, i) = (real)((double)*ROW(squares, i) + 0.7 * sum);
+    }
+    embedding_forward(rows, table, ids);
+    broadcast_dot(squares, table, table, 0.7, ADD);
+    check(mat_distance(rows, want_rows), 0, "rows of a table in %s", dtypes[type].name);
+    check(mat_distance(squares, want_squares), EXACT, "squares of a table in %s", dtypes[type].name);
+    for (mat *m = (mat[]){all, rows, squares, want_rows, want_squares, {0}}; m->p; m++) dev_free(m->p);
+    free(numbers);
+}
+
+// zero and add in the middle of larger matrices, and the tiled identity, either way up.
+static void check_elements(void)
+{
+    enum { N = 21, C = 1031 };
+    mat all_x, all_y, x = in_the_middle(&all_x, TYPE_OF(real), N, C, ALONE, 1), y = in_the_middle(&all_y, TYPE_OF(real), 2 * N, C, BEHIND, 2);
+    mat want = like(all_y), e[2] = {random_mat(SHAPE(67, 1031)), random_mat(SHAPE(1031, 67))};
+    copy(want, all_y);
+    for (int b = 0; b < 2; b++)
+        for (int i = 0; i < 2 * N; i++)
+            for (int j = 0; j < C; j++) ROW(want, 1 + b * (2 * N + 2) + i)[3 + j] = b || i >= N ? 0 : (real)0.7 * ROW(x, i)[j];
+    zero(y);
+    add(rows_of(nth(y, 0), 0, N), x, 0.7);
+    check(mat_distance(all_y, want), EXACT, "zero and add");
+    for (int k = 0; k < 2; k++) {
+        int wrong = 0;
+        tiled_identity(e[k]);
+        for (int i = 0; i < e[k].rows; i++)
+            for (int j = 0; j < e[k].cols; j++) wrong += ROW(e[k], i)[j] != ((i - j) % 67 == 0);
+        check(wrong, 0, "tiled identity (%d, %d)", e[k].rows, e[k].cols);
+        dev_free(e[k].p);
+    }
+    dev_free(all_x.p), dev_free(all_y.p), dev_free(want.p);
+}
+
+// The training step's two ops on n numbers: PyTorch's AdamW one number at a time, and a sum of n squares.
+static void check_training(int n)
+{
+    mat w = random_mat(SHAPE(n, 1)), g = random_mat(SHAPE(n, 1)), m = like(w), v = like(w), want = like(w);
+    double squares = 0;
+    for (int i = 0; i < n; i++) {
+        double p = (double)*ROW(w, i), m1 = 0, m2 = 0, d = 0.5 * (double)*ROW(g, i);
+        for (int t = 1; t <= 3; t++) {
+            p -= 0.01 * 0.1 * p;
+            m1 = 0.9 * m1 + 0.1 * d, m2 = 0.999 * m2 + 0.001 * d * d;
+            p -= 0.01 * (m1 / (1 - pow(0.9, t))) / (sqrt(m2 / (1 - pow(0.999, t))) + 1e-8);
+        }
+        *ROW(want, i) = (real)p;
+        squares += pow((double)*ROW(g, i), 2);
+    }
+    for (int t = 1; t <= 3; t++) adamw(w, g, m, v, 0.01, 0.1, 0.5, t);
+    check(mat_distance(w, want), EXACT, "adamw of %d numbers", n);
+    check(fabs(sum_of_squares(g) / squares - 1), 1e-12, "sum of %d squares", n);        // a double in either build
+    for (mat *all = (mat[]){w, g, m, v, want, {0}}; all->p; all++) dev_free(all->p);
+}
+
+// Ops without a backward, beyond a buffer of KC numbers, a piece of 65536, and what is worth two threads.
+static void test_beyond_buffers(void)
+{
+    int before = omp_get_max_threads();
+    for (int threads = 1; threads <= 2; threads++) {
+        omp_set_num_threads(threads);
+        for (int to = 0; to < DTYPES; to++)
+            for (int from = 0; from < DTYPES; from++) check_copy((enum dtype)to, (enum dtype)from);
+        for (int type = 0; type < DTYPES; type++) check_table((enum dtype)type);
+        check_elements();
+        for (int i = 0; i < 4; i++) check_training((int[]){1, 20011, 1 << 16, (2 << 16) + 3}[i]);
+    }
+    mat x = random_mat(SHAPE((2 << 16) + 3, 1));
+    double two = sum_of_squares(x);
+    omp_set_num_threads(1);
+    check(sum_of_squares(x) != two, 0, "sum of squares with one thread and with two");
+    dev_free(x.p);
+    omp_set_num_threads(before);
+}
+
 // ---- goldens of transformers and PEFT -------------------------------------------------------------------------------
 
 static char *golden_text(const char *dir, const char *name)
@@ -2519,6 +2630,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"halves",         "bf16 and f16 round to nearest even and keep Inf and NaN",                         test_halves, ONLY_F32},
     {"beyond-blocks",  "every op is its formula, plain and differentiated, beyond its blocks; for 1 and 2 threads", test_beyond_blocks, BOTH},
     {"beyond-panels",  "every product is the plain one beyond its panels, for 1 and 2 threads, and writes nothing else", test_beyond_panels, BOTH},
+    {"beyond-buffers", "copies in every dtype, tables, AdamW and its norm are plain loops beyond buffers and pieces", test_beyond_buffers, BOTH},
     {"adamw",          "AdamW is PyTorch's",                                                              test_adamw, BOTH},
     {"expected-ids",   "Llama2's tokenizer gives SentencePiece's ids",                                    test_tokenizer_expected, ONLY_F32},
     {"own-ids",        "so does the bundled one",                                                         test_tokenizer_own, ONLY_F32},
