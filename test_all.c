@@ -1360,13 +1360,13 @@ static const struct { op_case op; int head; span spans[SPANS]; } edge_cases[] = 
     {.op = {"magnitude", {{20011, 1}}, {{{20011, 1}}, {{20011, 1}}}, mag_forward, mag_backward, FRONT_TO_BACK}},
 };
 
-// The derivative of f along u, at x: four points, as numeric_error.
+// The derivative of f along u, at x: four points, as numeric_error, but closer: many numbers move at once.
 static double slope_along(double (*f)(void *), void *context, mat x, const wide *at, const wide *u)
 {
     static const struct { double at, weight; } points[4] = {{-2, 1}, {-1, -8}, {1, 8}, {2, -1}};
     size_t n = elements(x);
     wide *moved = alloc(n, sizeof *moved);
-    double sum = 0, h = 2e-4;
+    double sum = 0, h = 2e-5;
     for (int k = 0; k < 4; k++) {
         for (size_t i = 0; i < n; i++) moved[i] = at[i] + (wide)(points[k].at * h) * u[i];
         put(x, moved, TYPE_OF(wide));
@@ -1663,6 +1663,160 @@ static void test_beyond_buffers(void)
     omp_set_num_threads(1);
     check(sum_of_squares(x) != two, 0, "sum of squares with one thread and with two");
     dev_free(x.p);
+    omp_set_num_threads(before);
+}
+
+// ---- a model beyond its blocks ------------------------------------------------------------------------------------------
+
+// The head by plain loops: logits = head norm(x), loss = −log softmax(logits)[label], one target after the other.
+typedef struct { double loss, *dlast, *dhead, *dnorm; } plain_loss;
+
+static plain_loss plain_head(const model *m, const batch *b, double scale)
+{
+    int C = m->c.dim, V = m->c.vocab;
+    double *last = doubles(m->last), *head = doubles(m->head), *w = doubles(m->norm), *z = alloc((size_t)V, sizeof *z);
+    double *hn = alloc((size_t)C, sizeof *hn), *dhn = alloc((size_t)C, sizeof *dhn);
+    plain_loss y = {0, alloc(elements(m->last), sizeof *z), alloc(elements(m->head), sizeof *z), alloc((size_t)C, sizeof *z)};
+    for (int t = 0; t < b->targets; t++) {
+        const double *x = last + b->target_row[t] * C;
+        double squares = 0, sum = 0, along = 0;
+        for (int c = 0; c < C; c++) squares += x[c] * x[c], dhn[c] = 0;
+        double rho = 1 / sqrt(squares / C + m->c.eps);
+        for (int c = 0; c < C; c++) hn[c] = w[c] * x[c] * rho;
+        for (int v = 0; v < V; v++) {
+            z[v] = 0;
+            for (int c = 0; c < C; c++) z[v] += head[v * C + c] * hn[c];
+            sum += exp(z[v]);
+        }
+        y.loss -= log(exp(z[b->label[t]]) / sum);
+        for (int v = 0; v < V; v++) {
+            double dz = scale * (exp(z[v]) / sum - (v == b->label[t]));
+            for (int c = 0; c < C; c++) y.dhead[v * C + c] += dz * hn[c], dhn[c] += dz * head[v * C + c];
+        }
+        for (int c = 0; c < C; c++) along += dhn[c] * w[c] * x[c], y.dnorm[c] += dhn[c] * x[c] * rho;
+        for (int c = 0; c < C; c++) y.dlast[b->target_row[t] * C + c] += dhn[c] * w[c] * rho - along * x[c] * rho * rho * rho / C;
+    }
+    free(last), free(head), free(w), free(z), free(hn), free(dhn);
+    return y;
+}
+
+static double distance_to(mat m, const double *y)
+{
+    wide *x = host(m), *want = alloc(elements(m), sizeof *want);
+    for (size_t i = 0; i < elements(m); i++) want[i] = (wide)y[i];
+    double d = distance(x, want, elements(m));
+    free(x), free(want);
+    return d;
+}
+
+// Every second row is a target. chunk > 0: rows of logits at a time; 0: what the size of the vocabulary makes of it.
+static void check_head(int dim, int vocab, int chunk, int targets)
+{
+    char *path = in_scratch("head.json"), text[400];
+    snprintf(text, sizeof text, "{\"model_type\": \"llama\", \"hidden_size\": %d, \"intermediate_size\": 4, \"num_hidden_layers\": 1, \"num_attention_heads\": 1,"
+        " \"head_dim\": 4, \"vocab_size\": %d, \"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": %s}", dim, vocab, chunk ? "false" : "true");
+    write_text(path, text);
+    plan p = small_plan("full");
+    p.tokens = p.positions = 2 * targets;
+    model m = {0};
+    model_measure(&m, config_read(path), p);
+    if (!chunk) check(m.chunk != 16, 0, "a vocabulary of %d is multiplied with %d rows at a time", vocab, m.chunk);
+    else m.chunk = chunk;
+    model_allocate(&m);
+    if (chunk) m.chunk = chunk;                                         // the layout sets it again
+    randomise(m.head, 0.4), randomise(m.norm, 1);
+    batch b = batch_new(2 * targets, 1);
+    b.tokens = 2 * targets, b.targets = targets;
+    for (int t = 0; t < targets; t++) b.target_row[t] = 2 * t + 1, b.label[t] = (int)(7919L * t * t % vocab);
+    batch_enter(&m, &b);
+    randomise(m.last, 1);
+    double loss = head_loss(&m, &b, 0.3);
+    plain_loss want = plain_head(&m, &b, 0.3);
+    check(fabs(loss / want.loss - 1), EXACT, "loss over %d, %d rows at a time", vocab, m.chunk);
+    check(distance_to(m.dx, want.dlast), EXACT, "dx over %d, %d rows at a time", vocab, m.chunk);
+    check(distance_to(m.dhead, want.dhead), EXACT, "dhead over %d, %d rows at a time", vocab, m.chunk);
+    check(distance_to(m.dnorm, want.dnorm), EXACT, "dnorm over %d, %d rows at a time", vocab, m.chunk);
+    free(want.dlast), free(want.dhead), free(want.dnorm), free(path), batch_free(&b), model_free(&m);
+}
+
+static void test_beyond_chunks(void)
+{
+    check_head(4, 1 << 19, 0, 40);
+    static const int chunks[] = {40, 39, 20, 7, 1};
+    for (int i = 0; i < 5; i++) check_head(36, 61, chunks[i], 40);
+}
+
+// Rows of 210, 63 and 4 tokens, widths beyond a vector, a sliver and a panel. Bat's blocks and mini's columns fit; Bone's last
+// shards are short.
+static const char long_config[] =
+    "{\"model_type\": \"llama\", \"hidden_size\": 40, \"intermediate_size\": 60, \"num_hidden_layers\": 2, \"num_attention_heads\": 4,"
+    " \"num_key_value_heads\": 2, \"head_dim\": 10, \"vocab_size\": 67, \"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": true}";
+
+static batch long_batch(void)
+{
+    static const int lengths[3] = {211, 64, 5};
+    batch b = batch_new(280, 3);
+    for (int i = 0; i < 3; i++) {
+        int ids[211];
+        for (int k = 0; k < lengths[i]; k++) ids[k] = (k * k + 11 * i + 3) % 67;
+        batch_add(&b, &(row){.ids = ids, .n = lengths[i], .prompt = 1 + 7 * i % 9});
+    }
+    return b;
+}
+
+static model *open_long(const char *method_name, int recompute)
+{
+    plan p = small_plan(method_name);
+    int shards = !strcmp(method_name, "bone") || !strcmp(method_name, "mini");
+    p.rank = shards ? 18 : 10, p.mini_r = 10, p.tokens = 280, p.positions = 211, p.recompute = recompute;
+    model *m = alloc(1, sizeof *m);
+    char *dir = in_scratch("long"), *path = in_scratch("long.json");
+    write_text(path, long_config);
+    if (access(dir, F_OK)) write_model(dir, path, 0.2);
+    opt.model = dir;
+    model_measure(m, open_config(), p);
+    batch b = long_batch();
+    fill_model(m, &b, 1);
+    batch_free(&b), free(dir), free(path);
+    return m;
+}
+
+// A step's gradient is the slope of its loss, the same bits for each --recompute and number of threads, and the same but for
+// rounding where the head works on 16 rows at a time.
+static void check_long(const char *name)
+{
+    wide *first = NULL;
+    for (int n = 0; n < 3; n++) {
+        omp_set_num_threads(1 + n % 2);
+        model *m = open_long(name, n);
+        rng start = dice;
+        shake(m, 0.05, &dice);
+        if (n < 2) dice = start;
+        stepped s = {m, long_batch()};
+        model_step(m, &s.b, 1.0 / s.b.targets);
+        wide *grad = host(flat(m, m->grad));
+        if (!n) first = grad;
+        else check(memcmp(grad, first, m->used[PARAM] * sizeof *grad) != 0, 0, "%s, --recompute %d, %d threads", name, n, 1 + n % 2);
+        if (n == 2) {
+            m->chunk = 16;
+            zero(flat(m, m->grad));
+            model_step(m, &s.b, 1.0 / s.b.targets);
+            wide *by_16 = host(flat(m, m->grad));
+            check(distance(by_16, first, m->used[PARAM]), EXACT, "%s, 16 rows of logits at a time", name);
+            for (int k = 0; k < 2 && sizeof(real) == 8; k++)
+                check(slope_error(loss_of, &s, flat(m, m->block[PARAM]), grad), 1e-7, "%s, gradient by differences", name);
+            free(by_16);
+        }
+        if (n) free(grad);
+        batch_free(&s.b), close_small(m);
+    }
+    free(first);
+}
+
+static void test_beyond_rows(void)
+{
+    int before = omp_get_max_threads();
+    for (int i = 0; i < METHODS; i++) if (!left_out(i)) check_long(methods[i].name);
     omp_set_num_threads(before);
 }
 
@@ -2631,6 +2785,8 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"beyond-blocks",  "every op is its formula, plain and differentiated, beyond its blocks; for 1 and 2 threads", test_beyond_blocks, BOTH},
     {"beyond-panels",  "every product is the plain one beyond its panels, for 1 and 2 threads, and writes nothing else", test_beyond_panels, BOTH},
     {"beyond-buffers", "copies in every dtype, tables, AdamW and its norm are plain loops beyond buffers and pieces", test_beyond_buffers, BOTH},
+    {"beyond-chunks",  "loss and gradients of the head are plain loops, however few rows of logits stand in memory", test_beyond_chunks, BOTH},
+    {"beyond-rows",    "rows of 200 tokens: the gradient is the loss's slope, for every method, --recompute and threads", test_beyond_rows, BOTH},
     {"adamw",          "AdamW is PyTorch's",                                                              test_adamw, BOTH},
     {"expected-ids",   "Llama2's tokenizer gives SentencePiece's ids",                                    test_tokenizer_expected, ONLY_F32},
     {"own-ids",        "so does the bundled one",                                                         test_tokenizer_own, ONLY_F32},
