@@ -1331,7 +1331,7 @@ static const struct { void (*op)(void), (*loops)(void); } in_plain_loops[] = {
 
 // The cases of op_cases, larger. Rows of 61 and 2051 numbers fill vectors of 4, 8 and 16 and leave a rest.
 enum { BLOCK = QUERIES };
-static const struct { op_case op; int head; span spans[SPANS]; } edge_cases[] = {
+static const struct { op_case op; int head; span spans[SPANS]; } large_cases[] = {
     {.op = {"matmul_nt", {{MC + 5, OFTEN + 9}}, {{{MC + 5, KC + 7}}, {{OFTEN + 9, KC + 7}}}, nt_forward, nt_backward, 0}},
     {.op = {"matmul_nn", {{MC + 5, OFTEN + 9}}, {{{MC + 5, KC + 7}}, {{KC + 7, OFTEN + 9}}}, nn_forward, nn_backward, 0}},
     {.op = {"matmul_tn", {{MC + 5, OFTEN + 9}}, {{{KC + 7, MC + 5}}, {{KC + 7, OFTEN + 9}}}, tn_forward, tn_backward, 0}},
@@ -1478,9 +1478,9 @@ static void test_beyond_blocks(void)
     op_pad = 5;
     for (int i = 0; i < OP_CASES; i++)
         if (!not_asked_for(op_cases[i].name)) check_edges(&op_cases[i], 1, HEAD, two_spans);
-    for (size_t i = 0; i < sizeof edge_cases / sizeof *edge_cases; i++) {
-        int head = edge_cases[i].head ? edge_cases[i].head : HEAD;
-        if (!not_asked_for(edge_cases[i].op.name)) check_edges(&edge_cases[i].op, 1, head, edge_cases[i].spans);
+    for (size_t i = 0; i < sizeof large_cases / sizeof *large_cases; i++) {
+        int head = large_cases[i].head ? large_cases[i].head : HEAD;
+        if (!not_asked_for(large_cases[i].op.name)) check_edges(&large_cases[i].op, 1, head, large_cases[i].spans);
     }
     op_pad = 0;
     omp_set_num_threads(threads);

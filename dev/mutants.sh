@@ -81,7 +81,7 @@ beyond: attention, q of the first block | train.c | s/mat Q = part_of(q, a.row,/
 beyond: attention, dq into the first block | train.c | s/matmul_nn(part_of(dq, a.row,/matmul_nn(part_of(dq, s.q,/   | beyond-blocks | attention
 beyond: attention, lse of the first block | train.c | s/l = \*lse_at(lse, a.row + r, h)/l = *lse_at(lse, s.q + r, h)/ | beyond-blocks | attention
 beyond: attention, Δ of the first block | train.c | s/\*o = ROW(out, a.row + r) + a.q_col/*o = ROW(out, s.q + r) + a.q_col/ | beyond-blocks | attention
-beyond: attention, one row too many dropped | train.c | /^static void attention_backward_head/,/^}/s/q0 < s.nq; q0/q0 + 1 < s.nq; q0/ | beyond-blocks | attention
+beyond: attention, a last block of one row | train.c | /^static void attention_backward_head/,/^}/s/q0 < s.nq; q0/q0 + 1 < s.nq; q0/ | beyond-blocks | attention
 beyond: attention, wrong from the 61st query | train.c | /^static void attention_backward_head/,/^}/s/ds\[c\] = p\[c\] \* (ds\[c\] - delta)/ds[c] = p[c] * (ds[c] - (q0 ? 0 : delta))/ | beyond-rows | lora
 beyond: attention, keys of the first span | train.c | /^static void attention_backward_head/,/^}/s/mat K = part_of(k, s.k,/mat K = part_of(k, 0,/ | beyond-blocks | attention
 beyond: attention, out into the first block | train.c | s/matmul_nn(part_of(out, a.row,/matmul_nn(part_of(out, spans[i].q,/ | beyond-blocks | attention
@@ -98,8 +98,8 @@ beyond: product, rows of the first block | train.c | s/i0 = block \* p->rows/i0 
 beyond: product, slivers for two threads | train.c | s/s < slivers \* (part + 1) \/ p->parts/s < slivers \/ p->parts * (part + 1)/ | beyond-panels |
 beyond: product, tasks for two threads | train.c | s/task < tasks \* (thread + 1) \/ threads/task < tasks \/ threads * (thread + 1)/ | beyond-panels |
 beyond: product, transposed and not added | train.c | s/y.cols, y.rows, K, MC, 1, 1, scale, NULL, mode/y.cols, y.rows, K, MC, 1, 1, scale, NULL, SET/ | beyond-panels |
-beyond: product, blocks beside each other | train.c | s/(size_t)i \* m.stride \* dtypes/(size_t)i * (size_t)m.rows * m.ld * dtypes/ | beyond-panels |
-beyond: product, one weight for all | train.c | s/if (m.batch > 1) m.p = /m.p = /                             | beyond-panels |
+beyond: product, blocks beside each other | train.c | s/offset(m, (size_t)i \* m.stride)/offset(m, (size_t)i * (size_t)m.rows * m.ld)/ | beyond-panels |
+beyond: product, one weight for all | train.c | s/if (m.batch > 1) m = offset/m = offset/                             | beyond-panels |
 beyond: embedding, first 32 columns | train.c | s/c < dout.cols \&\& c < c0 + 32; c++/c < 32; c++/            | beyond-blocks | embedding
 beyond: rope, first 1000 positions | train.c | s/ROW(table, pos\[n\])/ROW(table, pos[n] % 1000)/               | beyond-blocks | rope
 beyond: shard sum, short last shard | train.c | s/s\[c\] += x\[j + c\]/s[c] += part == r ? x[j + c] : 0/       | beyond-blocks | shard_sum
