@@ -90,8 +90,8 @@ static const char small_config[] =
     "{\"model_type\": \"llama\", \"hidden_size\": 12, \"intermediate_size\": 20, \"num_hidden_layers\": 2, \"num_attention_heads\": 4,"
     " \"num_key_value_heads\": 2, \"head_dim\": 4, \"vocab_size\": 13, \"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": %s}";
 
-// Random weights of this config.json as a Hugging Face directory, in this build's own precision.
-static void write_model(const char *dir, const char *config_path)
+// Random weights of this config.json as a Hugging Face directory, in this build's own precision; `size` is how large they are.
+static void write_model(const char *dir, const char *config_path, double size)
 {
     model m = {0};
     plan p = plan_from_options();
@@ -100,7 +100,7 @@ static void write_model(const char *dir, const char *config_path)
     model_measure(&m, config_read(config_path), p);
     model_allocate(&m);
     for (int i = 0; i < arrlen(m.tensors); i++)
-        if (m.tensors[i].kind == PARAM) randomise(*m.tensors[i].at, m.tensors[i].shape.n[1] ? 0.4 : 1);
+        if (m.tensors[i].kind == PARAM) randomise(*m.tensors[i].at, m.tensors[i].shape.n[1] ? size : 1);
     stage_begin(dir);
     stage_model(&m, staged, TYPE_OF(wide));           // no other files are to be copied
     stage_publish(dir);
@@ -113,7 +113,7 @@ static char *small_model(int tied)
     if (!access(dir, F_OK)) { free(config_path); return dir; }
     snprintf(text, sizeof text, small_config, tied ? "true" : "false");
     write_text(config_path, text);
-    write_model(dir, config_path);
+    write_model(dir, config_path, 0.4);
     free(config_path);
     return dir;
 }
@@ -171,10 +171,12 @@ static int left_out(int i) { return only_method && strcmp(methods[i].name, only_
 // high for the GPU's blocks and tiles.
 
 enum { HEAD = 4, FEW = 6 };
+enum { SPANS = 4, POSITIONS = 1200 };
 static struct { mat out, cot, in[3], grad[3]; } op;
 static dev_ints op_pos, op_ids;
-static span op_spans[2];
-static int op_head;                     // attention's head_dim: it is the heads that grow, not their number
+static span op_spans[SPANS];            // attention's
+static int op_span_count, op_head;      // op_head: head_dim of attention and RoPE. It is the heads that grow, not their number
+static int op_pad;                      // columns of larger matrices that stand beside those of the op
 static mat op_lse, op_table, op_kept;
 
 static void nt_forward(void) { matmul_nt(op.out, op.in[0], op.in[1], 0.7, SET); }
@@ -189,8 +191,8 @@ static void norm_forward(void) { rmsnorm_forward(op.out, (mat){0}, (mat){0}, op.
 static void norm_backward(void) { rmsnorm_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1], 1e-5); }
 static void rope_forward(void) { copy(op.out, op.in[0]), rope(op.out, op_pos, op_table, 1); }
 static void rope_backward(void) { mat d = like(op.cot); copy(d, op.cot), rope(d, op_pos, op_table, -1), add(op.grad[0], d, 1), dev_free(d.p); }
-static void att_forward(void) { attention_forward(op.out, op_lse, op.in[0], op.in[1], op.in[2], op_head, op_spans, 2); }
-static void att_backward(void) { attention_backward(op.grad[0], op.grad[1], op.grad[2], op.cot, op.in[0], op.in[1], op.in[2], op.out, op_lse, op_head, op_spans, 2); }
+static void att_forward(void) { attention_forward(op.out, op_lse, op.in[0], op.in[1], op.in[2], op_head, op_spans, op_span_count); }
+static void att_backward(void) { attention_backward(op.grad[0], op.grad[1], op.grad[2], op.cot, op.in[0], op.in[1], op.in[2], op.out, op_lse, op_head, op_spans, op_span_count); }
 static void glu_forward(void) { swiglu_forward(op.out, (mat){0}, op.in[0], op.in[1]); }
 static void glu_backward(void) { swiglu_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1]); }
 static void ce_forward(void) { copy(op_kept, op.in[0]), cross_entropy(op.out, op_kept, op_ids, 0); }
@@ -207,8 +209,16 @@ static void dot_backward(void) { broadcast_mul(op.grad[0], op.in[1], op.cot, 0.7
 static void mag_forward(void) { magnitude_forward(op.out, op.in[0], op.in[1]); }
 static void mag_backward(void) { magnitude_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1]); }
 
-enum { OUT = 1, IN0 = 2, IN1 = 4, FROZEN0 = 8, FROZEN1 = 16 };  // which of them are wide, not real; which have no gradient
-static const struct { const char *name; shape out, in[3]; void (*forward)(void), (*backward)(void); int flags; } op_cases[] = {
+enum { OUT = 1, IN0 = 2, IN1 = 4, FROZEN0 = 8, FROZEN1 = 16, FRONT_TO_BACK = 32 };  // which are wide, not real; which have no gradient; no columns beside them
+
+typedef struct {
+    const char *name;
+    shape out, in[3];
+    void (*forward)(void), (*backward)(void);
+    int flags;
+} op_case;
+
+static const op_case op_cases[] = {
     {"matmul_nt", {{6, 5}}, {{{6, 7}}, {{5, 7}}}, nt_forward, nt_backward, 0},
     {"matmul_nn", {{6, 7}}, {{{6, 5}}, {{5, 7}}}, nn_forward, nn_backward, IN1},
     {"matmul_tn", {{5, 7}}, {{{6, 5}}, {{6, 7}}}, tn_forward, tn_backward, OUT},
@@ -231,14 +241,27 @@ static const struct { const char *name; shape out, in[3]; void (*forward)(void),
     {"broadcast_mul, rows of wide", {{6, 5}}, {{{6, 5}}, {{6, 1}}}, mul_forward, mul_backward, IN0 | IN1},
     {"broadcast_dot, columns", {{1, 50}}, {{{6, 50}}, {{6, 50}}}, dot_forward, dot_backward, OUT},
     {"broadcast_dot, rows", {{6, 1}}, {{{6, 50}}, {{6, 50}}}, dot_forward, dot_backward, OUT},
-    {"magnitude", {{6, 1}}, {{{6, 1}}, {{6, 1}}}, mag_forward, mag_backward, OUT | IN0 | IN1},
+    {"magnitude", {{6, 1}}, {{{6, 1}}, {{6, 1}}}, mag_forward, mag_backward, OUT | IN0 | IN1 | FRONT_TO_BACK},
 };
 enum { OP_CASES = sizeof op_cases / sizeof *op_cases };
+
+// What 37 times the size does not cross on a GPU: columns and repeated ids beyond a block's threads, rows beyond a grid.
+static const op_case gpu_cases[] = {
+    {"wide embedding", {{300, 261}}, {{{40, 261}}}, embed_forward, embed_backward, 0},
+    {"wide rope", {{6, 592}}, {{{6, 592}}}, rope_forward, rope_backward, 0},
+    {"shard_sum of many rows", {{65600, 2}}, {{{65600, 3}}}, sum_forward, sum_backward, 0},
+    {"magnitude of many", {{300, 1}}, {{{300, 1}}, {{300, 1}}}, mag_forward, mag_backward, OUT | IN0 | IN1 | FRONT_TO_BACK},
+};
+enum { GPU_CASES = sizeof gpu_cases / sizeof *gpu_cases };
+
+static const span two_spans[SPANS] = {{0, 4, 0, 4}, {4, 2, 4, 2}};
 
 static mat op_mat(shape s, int f, int is_wide)  // f times the size, but for a batch and for sides of 1
 {
     for (int d = s.n[2] ? 1 : 0; d < 3; d++) if (s.n[d] > 1) s.n[d] *= f;
-    return typed_mat(s, is_wide ? TYPE_OF(wide) : TYPE_OF(real));
+    mat m = mat_of(NULL, F32, s), all = typed_mat(SHAPE(m.batch, m.rows, m.cols + op_pad), is_wide ? TYPE_OF(wide) : TYPE_OF(real));
+    all.cols = m.cols;
+    return all;
 }
 
 static void put_numbers(mat m, double (*number)(int row, int col, double was))
@@ -250,28 +273,35 @@ static void put_numbers(mat m, double (*number)(int row, int col, double was))
     free(x);
 }
 
-static double turned(int t, int i, double was) { (void)was; return i < HEAD / 2 ? cos(t * (i + 0.3)) : sin(t * (i - HEAD / 2 + 0.3)); }
+static double turned(int t, int i, double was) { (void)was; return i < op_head / 2 ? cos(t * (i + 0.3)) : sin(t * (i - op_head / 2 + 0.3)); }
 static double positive(int i, int j, double was) { (void)i, (void)j; return 1 + was * was; }
 static double scale_of_loss(int i, int j, double was) { (void)i, (void)j, (void)was; return 0.3; }
 
-static void op_open(int i, int f)
+static void op_open(const op_case *c, int f, int head, const span *spans)
 {
-    int n = FEW * f, *ids = alloc((size_t)n, sizeof *ids), *pos = alloc((size_t)n, sizeof *pos);
-    for (int k = 0; k < n; k++) ids[k] = (k * k + 3) % (4 * f), pos[k] = k % 3;
+    int pad = op_pad;
+    if (c->flags & FRONT_TO_BACK) op_pad = 0;
+    memset(&op, 0, sizeof op);
+    op.out = op_mat(c->out, f, c->flags & OUT), op.cot = op_mat(c->out, f, c->flags & OUT);
+    for (int j = 0; j < 3 && c->in[j].n[0]; j++) op.in[j] = op_mat(c->in[j], f, c->flags & IN0 << j);
+    for (int j = 0; j < 3; j++) if (op.in[j].p && !(c->flags & FROZEN0 << j)) op.grad[j] = op_mat(c->in[j], f, c->flags & IN0 << j), zero(op.grad[j]);
+    int n = op.out.rows, *ids = alloc((size_t)n, sizeof *ids), *pos = alloc((size_t)n, sizeof *pos);
+    for (int k = 0; k < n; k++) ids[k] = (k * k + 3) % (c->forward == embed_forward ? op.in[0].rows : op.in[0].cols), pos[k] = k * k % POSITIONS;
     op_ids = (dev_ints)dev_alloc((size_t)n * sizeof(int)), op_pos = (dev_ints)dev_alloc((size_t)n * sizeof(int));
     put_ints(op_ids, ids, (size_t)n), put_ints(op_pos, pos, (size_t)n);
-    op_spans[0] = (span){0, 4 * f, 0, 4 * f}, op_spans[1] = (span){4 * f, 2 * f, 4 * f, 2 * f};
-    op_head = HEAD * f, op_lse = typed_mat(SHAPE(n, 4), TYPE_OF(wide)), op_table = random_mat(SHAPE(3, HEAD)), op_kept = op_mat(SHAPE(6, 9), f, 0);
+    for (op_span_count = 0; op_span_count < SPANS && spans[op_span_count].nq; op_span_count++) {
+        span s = spans[op_span_count];
+        op_spans[op_span_count] = (span){s.q * f, s.nq * f, s.k * f, s.nk * f};
+    }
+    op_head = head * f;
+    op_lse = typed_mat(SHAPE(n, ceil_div(op.in[0].cols, op_head)), TYPE_OF(wide)), op_table = random_mat(SHAPE(POSITIONS, op_head)), op_kept = op_mat(c->in[0], f, 0);
     put_numbers(op_table, turned);
-    memset(&op, 0, sizeof op);
-    op.out = op_mat(op_cases[i].out, f, op_cases[i].flags & OUT), op.cot = op_mat(op_cases[i].out, f, op_cases[i].flags & OUT);
-    for (int j = 0; j < 3 && op_cases[i].in[j].n[0]; j++) op.in[j] = op_mat(op_cases[i].in[j], f, op_cases[i].flags & IN0 << j);
-    for (int j = 0; j < 3; j++) if (op.in[j].p && !(op_cases[i].flags & FROZEN0 << j)) op.grad[j] = like(op.in[j]);
-    if (op_cases[i].forward == mag_forward) put_numbers(op.in[1], positive);            // squares
-    if (op_cases[i].forward == ce_forward) put_numbers(op.cot, scale_of_loss);
+    if (c->forward == mag_forward) put_numbers(op.in[1], positive);            // squares
+    if (c->forward == ce_forward) put_numbers(op.cot, scale_of_loss);
     free(ids), free(pos);
-    op_cases[i].forward();
-    op_cases[i].backward();
+    op_pad = pad;
+    c->forward();
+    c->backward();
 }
 
 static void op_close(void)
@@ -430,10 +460,11 @@ static snapshot *op_results(void)
 {
     static const char *const grads[3] = {"d in 0", "d in 1", "d in 2"};
     snapshot *list = NULL;
-    for (int i = 0; i < OP_CASES; i++) {
+    for (int i = 0; i < OP_CASES + GPU_CASES; i++) {
+        const op_case *c = i < OP_CASES ? &op_cases[i] : &gpu_cases[i - OP_CASES];
         char prefix[64];
-        snprintf(prefix, sizeof prefix, "%s, ", op_cases[i].name);
-        op_open(i, 37);
+        snprintf(prefix, sizeof prefix, "%s, ", c->name);
+        op_open(c, i < OP_CASES ? 37 : 1, HEAD, two_spans);
         list = take(list, prefix, "out", op.out);
         for (int j = 0; j < 3; j++) if (op.grad[j].p) list = take(list, prefix, grads[j], op.grad[j]);
         op_close();
@@ -552,7 +583,7 @@ static void test_gradients(void)
 
 static double op_value(void *context)
 {
-    op_cases[*(int *)context].forward();
+    ((const op_case *)context)->forward();
     wide *x = host(op.out), *c = host(op.cot);
     double sum = dot(x, c, (int)elements(op.out));
     free(x), free(c);
@@ -562,8 +593,9 @@ static double op_value(void *context)
 static void test_ops(void)
 {
     for (int i = 0; i < OP_CASES; i++) {
-        op_open(i, 1);
-        for (int j = 0; j < 3; j++) if (op.grad[j].p) check(numeric_error(op_value, &i, op.in[j], op.grad[j]), 1e-7, "%s, input %d", op_cases[i].name, j);
+        op_case c = op_cases[i];
+        op_open(&c, 1, HEAD, two_spans);
+        for (int j = 0; j < 3; j++) if (op.grad[j].p) check(numeric_error(op_value, &c, op.in[j], op.grad[j]), 1e-7, "%s, input %d", op_cases[i].name, j);
         op_close();
     }
 }
@@ -662,7 +694,7 @@ static char *tiny_model(void)
     snprintf(text, sizeof text, format, between(1, 20), between(1, 24), between(1, 3), kv * group, kv, 2 * between(1, 3),
         between(3, 40), between(0, 1) ? "true" : "false");
     write_text(path, text);
-    write_model(dir, path);
+    write_model(dir, path, 0.4);
     free(path);
     return dir;
 }
@@ -1082,6 +1114,722 @@ static void test_adamw(void)
     }
     check(fabs((double)*ROW(w, 0) - p) / p, sizeof(real) == 8 ? 1e-13 : 1e-6, "weight after three steps");
     dev_free(w.p), dev_free(g.p), dev_free(m.p), dev_free(v.p);
+}
+
+// ---- every op beyond its blocks ---------------------------------------------------------------------------------------
+//
+// Ops work in blocks, panels, chunks and by several threads: a fault may begin in the second one. Here each op crosses all of
+// its own, in views with other columns beside them, and is held to its formula in plain loops over doubles; its backward to central
+// differences, too. Sizes are named by the blocks that they cross.
+
+static struct { double *out, *cot, *in[3], *grad[3]; } plain;       // what the loops read and find; grad is what the op adds
+
+static double *doubles(mat m)
+{
+    wide *x = host(m);
+    double *y = alloc(elements(m), sizeof *y);
+    for (size_t i = 0; i < elements(m); i++) y[i] = (double)x[i];
+    free(x);
+    return y;
+}
+
+// y (M, N) += 0.7 Σ_k a[i, k] b[k, j]. One i, k or j further are ai, ak, bk or bj numbers.
+static void plain_product(double *y, int M, int N, int K, const double *a, int ai, int ak, const double *b, int bk, int bj)
+{
+    double *column = alloc((size_t)K, sizeof *column);                  // of b: read for every i
+    for (int j = 0; j < N; j++) {
+        for (int k = 0; k < K; k++) column[k] = b[k * bk + j * bj];
+        for (int i = 0; i < M; i++) {
+            double sum = 0;
+            for (int k = 0; k < K; k++) sum += a[i * ai + k * ak] * column[k];
+            y[i * N + j] += 0.7 * sum;
+        }
+    }
+    free(column);
+}
+
+static void plain_nt(void)              // y = x wᵀ,  dx = dy w,  dw = dyᵀ x, for each matrix of the batch
+{
+    int M = op.out.rows, N = op.out.cols, K = op.in[0].cols;
+    for (int b = 0; b < op.out.batch; b++) {
+        const double *x = plain.in[0] + b * M * K, *w = plain.in[1] + b * N * K, *dy = plain.cot + b * M * N;
+        plain_product(plain.out + b * M * N, M, N, K, x, K, 1, w, 1, K);
+        plain_product(plain.grad[0] + b * M * K, M, K, N, dy, N, 1, w, K, 1);
+        plain_product(plain.grad[1] + b * N * K, N, K, M, dy, 1, N, x, K, 1);
+    }
+}
+
+static void plain_nn(void)              // y = x w,  dx = dy wᵀ,  dw = xᵀ dy
+{
+    int M = op.out.rows, N = op.out.cols, K = op.in[0].cols;
+    plain_product(plain.out, M, N, K, plain.in[0], K, 1, plain.in[1], N, 1);
+    plain_product(plain.grad[0], M, K, N, plain.cot, N, 1, plain.in[1], 1, N);
+    plain_product(plain.grad[1], K, N, M, plain.in[0], 1, K, plain.cot, N, 1);
+}
+
+static void plain_tn(void)              // y = xᵀ w,  dx = w dyᵀ,  dw = x dy
+{
+    int M = op.out.rows, N = op.out.cols, K = op.in[0].rows;
+    plain_product(plain.out, M, N, K, plain.in[0], 1, M, plain.in[1], N, 1);
+    plain_product(plain.grad[0], K, M, N, plain.in[1], N, 1, plain.cot, 1, N);
+    plain_product(plain.grad[1], K, N, M, plain.in[0], M, 1, plain.cot, N, 1);
+}
+
+static int op_id(int n) { return ((const int *)op_ids)[n]; }
+
+static void plain_embedding(void)       // out[n] = table[id]
+{
+    for (int n = 0, C = op.out.cols; n < op.out.rows; n++)
+        for (int c = 0; c < C; c++) {
+            plain.out[n * C + c] = plain.in[0][op_id(n) * C + c];
+            plain.grad[0][op_id(n) * C + c] += plain.cot[n * C + c];
+        }
+}
+
+static void plain_rmsnorm(void)         // out_c = w_c x_c ρ,  dout_e/dx_c = w_e (ρ [e = c] − x_e x_c ρ³/C)
+{
+    int C = op.out.cols;
+    for (int n = 0; n < op.out.rows; n++) {
+        const double *x = plain.in[0] + n * C, *w = plain.in[1], *g = plain.cot + n * C;
+        double squares = 0, along = 0;
+        for (int c = 0; c < C; c++) squares += x[c] * x[c], along += g[c] * w[c] * x[c];
+        double rho = 1 / sqrt(squares / C + 1e-5);
+        for (int c = 0; c < C; c++) {
+            plain.out[n * C + c] = w[c] * x[c] * rho;
+            plain.grad[0][n * C + c] = g[c] * w[c] * rho - along * x[c] * rho * rho * rho / C;
+            plain.grad[1][c] += g[c] * x[c] * rho;
+        }
+    }
+}
+
+static void plain_rope(void)            // (a cos − b sin, b cos + a sin) for the halves of a head, and its transpose
+{
+    int d = op_head, half = d / 2, C = op.out.cols;
+    for (int n = 0; n < op.out.rows; n++)
+        for (int h = 0; h < C / d; h++)
+            for (int i = 0; i < half; i++) {
+                int a = n * C + h * d + i, b = a + half, pos = ((const int *)op_pos)[n];
+                double cosine = cos(pos * (i + 0.3)), sine = sin(pos * (i + 0.3));
+                plain.out[a] = plain.in[0][a] * cosine - plain.in[0][b] * sine;
+                plain.out[b] = plain.in[0][b] * cosine + plain.in[0][a] * sine;
+                plain.grad[0][a] = plain.cot[a] * cosine + plain.cot[b] * sine;
+                plain.grad[0][b] = plain.cot[b] * cosine - plain.cot[a] * sine;
+            }
+}
+
+// One query row of one head: P = softmax(q kᵀ/√d) over the keys it sees, dS = P ⊙ (dP − Σ P dP).
+static void plain_attention_row(int at, int kv, int kv_cols, int seen)
+{
+    int d = op_head;
+    double p[1000], dp[1000], sum = 0, delta = 0;
+    const double *q = plain.in[0] + at, *g = plain.cot + at;
+    for (int c = 0; c < seen; c++) {
+        double score = 0;
+        for (int e = 0; e < d; e++) score += q[e] * plain.in[1][kv + c * kv_cols + e];
+        sum += p[c] = exp(score / sqrt(d));
+    }
+    for (int c = 0; c < seen; c++) {
+        p[c] /= sum, dp[c] = 0;
+        for (int e = 0; e < d; e++) dp[c] += g[e] * plain.in[2][kv + c * kv_cols + e];
+        delta += p[c] * dp[c];
+    }
+    for (int c = 0; c < seen; c++)
+        for (int e = 0; e < d; e++) {
+            int key = kv + c * kv_cols + e;
+            double ds = p[c] * (dp[c] - delta) / sqrt(d);
+            plain.out[at + e] += p[c] * plain.in[2][key];
+            plain.grad[0][at + e] += ds * plain.in[1][key];
+            plain.grad[1][key] += ds * q[e];
+            plain.grad[2][key] += p[c] * g[e];
+        }
+}
+
+static void plain_attention(void)       // every row of every head of every span
+{
+    int cols = op.in[0].cols, kv_cols = op.in[1].cols, group = cols / kv_cols;
+    for (span *s = op_spans; s < op_spans + op_span_count; s++)
+        for (int r = 0; r < s->nq; r++)
+            for (int h = 0; h < cols / op_head; h++)
+                plain_attention_row((s->q + r) * cols + h * op_head, s->k * kv_cols + h / group * op_head, kv_cols, s->nk - s->nq + r + 1);
+}
+
+static void plain_swiglu(void)          // out = g σ(g) u,  dσ/dg = σ (1 − σ)
+{
+    for (size_t i = 0; i < elements(op.out); i++) {
+        double g = plain.in[0][i], u = plain.in[1][i], sigma = 1 / (1 + exp(-g)), d = plain.cot[i];
+        plain.out[i] = g * sigma * u;
+        plain.grad[0][i] = d * u * (sigma + g * sigma * (1 - sigma));
+        plain.grad[1][i] = d * g * sigma;
+    }
+}
+
+static void plain_cross_entropy(void)   // −log softmax(z)[label], and 0.3 (softmax(z) − [label])
+{
+    int C = op.in[0].cols;
+    for (int n = 0; n < op.in[0].rows; n++) {
+        const double *z = plain.in[0] + n * C;
+        double sum = 0;
+        for (int c = 0; c < C; c++) sum += exp(z[c]);
+        for (int c = 0; c < C; c++) plain.grad[0][n * C + c] = 0.3 * (exp(z[c]) / sum - (c == op_id(n)));
+        plain.out[n] = -log(exp(z[op_id(n)]) / sum);
+    }
+}
+
+static void plain_shard_sum(void)       // s[c] = Σ_j x[j·r + c]: column c of x belongs to c mod r
+{
+    for (int n = 0, C = op.in[0].cols, r = op.out.cols; n < op.out.rows; n++)
+        for (int c = 0; c < C; c++) {
+            plain.out[n * r + c % r] += plain.in[0][n * C + c];
+            plain.grad[0][n * C + c] = plain.cot[n * r + c % r];
+        }
+}
+
+static void plain_shard_tile(void)
+{
+    for (int n = 0, C = op.out.cols, r = op.in[0].cols; n < op.out.rows; n++)
+        for (int c = 0; c < C; c++) {
+            plain.out[n * C + c] = plain.in[0][n * r + c % r];
+            plain.grad[0][n * r + c % r] += plain.cot[n * C + c];
+        }
+}
+
+static void plain_broadcast_mul(void)   // y = 0.7 x g, g a number a row or a column
+{
+    for (int n = 0, C = op.out.cols; n < op.out.rows; n++)
+        for (int c = 0; c < C; c++) {
+            int i = n * C + c, at = op.in[1].cols == 1 ? n : c;
+            plain.out[i] = 0.7 * plain.in[0][i] * plain.in[1][at];
+            plain.grad[0][i] = 0.7 * plain.cot[i] * plain.in[1][at];
+            plain.grad[1][at] += 0.7 * plain.cot[i] * plain.in[0][i];
+        }
+}
+
+static void plain_broadcast_dot(void)   // g = 0.7 Σ x y along the rows or the columns
+{
+    for (int n = 0, C = op.in[0].cols; n < op.in[0].rows; n++)
+        for (int c = 0; c < C; c++) {
+            int i = n * C + c, at = op.out.cols == 1 ? n : c;
+            plain.out[at] += 0.7 * plain.in[0][i] * plain.in[1][i];
+            plain.grad[0][i] = 0.7 * plain.cot[at] * plain.in[1][i];
+            plain.grad[1][i] = 0.7 * plain.cot[at] * plain.in[0][i];
+        }
+}
+
+static void plain_magnitude(void)       // m / √q
+{
+    for (size_t i = 0; i < elements(op.out); i++) {
+        double m = plain.in[0][i], q = plain.in[1][i];
+        plain.out[i] = m / sqrt(q);
+        plain.grad[0][i] = plain.cot[i] / sqrt(q);
+        plain.grad[1][i] = -plain.cot[i] * m / (2 * q * sqrt(q));
+    }
+}
+
+static const struct { void (*op)(void), (*loops)(void); } in_plain_loops[] = {
+    {nt_forward, plain_nt}, {nn_forward, plain_nn}, {tn_forward, plain_tn}, {embed_forward, plain_embedding}, {norm_forward, plain_rmsnorm},
+    {rope_forward, plain_rope}, {att_forward, plain_attention}, {glu_forward, plain_swiglu}, {ce_forward, plain_cross_entropy},
+    {sum_forward, plain_shard_sum}, {tile_forward, plain_shard_tile}, {mul_forward, plain_broadcast_mul}, {dot_forward, plain_broadcast_dot},
+    {mag_forward, plain_magnitude},
+};
+
+// The cases of op_cases, larger. Rows of 61 and 2051 numbers fill vectors of 4, 8 and 16 and leave a rest.
+enum { BLOCK = QUERIES };
+static const struct { op_case op; int head; span spans[SPANS]; } large_cases[] = {
+    {.op = {"matmul_nt", {{MC + 5, OFTEN + 9}}, {{{MC + 5, KC + 7}}, {{OFTEN + 9, KC + 7}}}, nt_forward, nt_backward, 0}},
+    {.op = {"matmul_nn", {{MC + 5, OFTEN + 9}}, {{{MC + 5, KC + 7}}, {{KC + 7, OFTEN + 9}}}, nn_forward, nn_backward, 0}},
+    {.op = {"matmul_tn", {{MC + 5, OFTEN + 9}}, {{{KC + 7, MC + 5}}, {{KC + 7, OFTEN + 9}}}, tn_forward, tn_backward, 0}},
+    {.op = {"batched matmul_nt", {{3, MC + 5, 2 * NR + 1}}, {{{3, MC + 5, KC + 7}}, {{3, 2 * NR + 1, KC + 7}}}, nt_forward, nt_backward, 0}},
+    {.op = {"embedding", {{333, 77}}, {{{50, 77}}}, embed_forward, embed_backward, 0}},
+    {.op = {"rmsnorm of short rows", {{333, 61}}, {{{333, 61}}, {{61}}}, norm_forward, norm_backward, 0}},
+    {.op = {"rmsnorm of long rows", {{20, 2051}}, {{{20, 2051}}, {{2051}}}, norm_forward, norm_backward, 0}},
+    {.op = {"rope, heads of 48", {{333, 144}}, {{{333, 144}}}, rope_forward, rope_backward, 0}, .head = 48},
+    {.op = {"rope, heads of 10", {{333, 50}}, {{{333, 50}}}, rope_forward, rope_backward, 0}, .head = 10},
+    {.op = {"attention, 61 rows", {{BLOCK + 1, 16}}, {{{BLOCK + 1, 16}}, {{BLOCK + 1, 8}}, {{BLOCK + 1, 8}}}, att_forward, att_backward, 0},
+        .head = 4, .spans = {{0, BLOCK + 1, 0, BLOCK + 1}}},
+    {.op = {"attention, 130 rows, 3 heads of 48 on 1", {{130, 144}}, {{{130, 144}}, {{130, 48}}, {{130, 48}}}, att_forward, att_backward, 0},
+        .head = 48, .spans = {{0, 130, 0, 130}}},
+    {.op = {"attention, 700 rows, 2 heads of 64 on 1", {{700, 128}}, {{{700, 128}}, {{700, 64}}, {{700, 64}}}, att_forward, att_backward, 0},
+        .head = 64, .spans = {{0, 700, 0, 700}}},
+    {.op = {"attention, whole blocks", {{5 * BLOCK + 2, 160}}, {{{5 * BLOCK + 2, 160}}, {{5 * BLOCK + 2, 160}}, {{5 * BLOCK + 2, 160}}}, att_forward, att_backward, 0},
+        .head = 80, .spans = {{0, BLOCK, 0, BLOCK}, {BLOCK, 2 * BLOCK, BLOCK, 2 * BLOCK}, {3 * BLOCK, 1, 3 * BLOCK, 1}, {3 * BLOCK + 1, 2 * BLOCK + 1, 3 * BLOCK + 1, 2 * BLOCK + 1}}},
+    {.op = {"attention, earlier keys", {{194, 32}}, {{{194, 32}}, {{441, 16}}, {{441, 16}}}, att_forward, att_backward, 0},
+        .head = 8, .spans = {{0, BLOCK + 1, 0, 90}, {BLOCK + 1, 130, 90, 331}, {BLOCK + 131, 3, 421, 20}}},
+    {.op = {"swiglu of short rows", {{333, 61}}, {{{333, 61}}, {{333, 61}}}, glu_forward, glu_backward, 0}},
+    {.op = {"swiglu of long rows", {{20, 2051}}, {{{20, 2051}}, {{20, 2051}}}, glu_forward, glu_backward, 0}},
+    {.op = {"cross_entropy of few", {{333, 1}}, {{{333, 61}}}, ce_forward, ce_backward, OUT}},
+    {.op = {"cross_entropy of many", {{5, 1}}, {{{5, 32003}}}, ce_forward, ce_backward, OUT}},
+    {.op = {"shard_sum, short last shard", {{20, 64}}, {{{20, 2051}}}, sum_forward, sum_backward, 0}},
+    {.op = {"shard_sum, one shard", {{333, 61}}, {{{333, 61}}}, sum_forward, sum_backward, 0}},
+    {.op = {"shard_sum, less than a shard", {{333, 77}}, {{{333, 61}}}, sum_forward, sum_backward, 0}},
+    {.op = {"shard_sum, shards of one", {{20, 1}}, {{{20, 2051}}}, sum_forward, sum_backward, 0}},
+    {.op = {"shard_tile, short last shard", {{20, 2051}}, {{{20, 64}}}, tile_forward, tile_backward, 0}},
+    {.op = {"shard_tile, one shard", {{333, 61}}, {{{333, 61}}}, tile_forward, tile_backward, 0}},
+    {.op = {"shard_tile, less than a shard", {{333, 61}}, {{{333, 77}}}, tile_forward, tile_backward, 0}},
+    {.op = {"shard_tile, shards of one", {{20, 2051}}, {{{20, 1}}}, tile_forward, tile_backward, 0}},
+    {.op = {"broadcast_mul, columns", {{20, 2051}}, {{{20, 2051}}, {{1, 2051}}}, mul_forward, mul_backward, 0}},
+    {.op = {"broadcast_mul, rows", {{20, 2051}}, {{{20, 2051}}, {{20, 1}}}, mul_forward, mul_backward, 0}},
+    {.op = {"broadcast_dot, columns", {{1, 205}}, {{{100, 205}}, {{100, 205}}}, dot_forward, dot_backward, 0}},
+    {.op = {"broadcast_dot, rows", {{20, 1}}, {{{20, 3 * KC + 5}}, {{20, 3 * KC + 5}}}, dot_forward, dot_backward, 0}},
+    {.op = {"magnitude", {{20011, 1}}, {{{20011, 1}}, {{20011, 1}}}, mag_forward, mag_backward, FRONT_TO_BACK}},
+};
+
+// The derivative of f along u, at x: four points, as numeric_error, but closer: many numbers move at once.
+static double slope_along(double (*f)(void *), void *context, mat x, const wide *at, const wide *u)
+{
+    static const struct { double at, weight; } points[4] = {{-2, 1}, {-1, -8}, {1, 8}, {2, -1}};
+    size_t n = elements(x);
+    wide *moved = alloc(n, sizeof *moved);
+    double sum = 0, h = 2e-5;
+    for (int k = 0; k < 4; k++) {
+        for (size_t i = 0; i < n; i++) moved[i] = at[i] + (wide)(points[k].at * h) * u[i];
+        put(x, moved, TYPE_OF(wide));
+        sum += points[k].weight * f(context);
+    }
+    put(x, at, TYPE_OF(wide));
+    free(moved);
+    return sum / (12 * h);
+}
+
+// How far f's slope at x along a random direction is from the gradient's, over the gradient's length: what a typical slope is.
+static double slope_error(double (*f)(void *), void *context, mat x, const wide *gradient)
+{
+    size_t n = elements(x);
+    wide *at = host(x), *u = alloc(n, sizeof *u);
+    double want = 0, squares = 0;
+    for (size_t i = 0; i < n; i++) {
+        u[i] = (wide)rng_normal(&dice);
+        want += (double)gradient[i] * (double)u[i], squares += pow((double)gradient[i], 2);
+    }
+    double err = fabs(slope_along(f, context, x, at, u) - want) / sqrt(squares);
+    free(at), free(u);
+    return err;
+}
+
+// What an op wrote, in the columns beside its own.
+static mat beside(mat m)
+{
+    int cols = (int)m.ld - m.cols;
+    return cols ? part_of(m, 0, m.rows, m.cols, cols) : (mat){0};
+}
+
+static void plain_loops(const op_case *c)
+{
+    plain.cot = doubles(op.cot), plain.out = alloc(elements(op.out), sizeof(double));
+    for (int j = 0; j < 3; j++)
+        if (op.in[j].p) plain.in[j] = doubles(op.in[j]), plain.grad[j] = alloc(elements(op.in[j]), sizeof(double));
+    for (size_t i = 0; i < sizeof in_plain_loops / sizeof *in_plain_loops; i++)
+        if (in_plain_loops[i].op == c->forward) in_plain_loops[i].loops();
+}
+
+static void plain_free(void)
+{
+    free(plain.cot), free(plain.out);
+    for (int j = 0; j < 3; j++) free(plain.in[j]), free(plain.grad[j]);
+    memset(&plain, 0, sizeof plain);
+}
+
+// One thing that an op wrote, with one thread and with two, against the loops: started from `before`, where the op adds.
+static void check_written(const op_case *c, const char *what, mat m, const double *loops, const wide *before, wide **first)
+{
+    size_t n = elements(m);
+    wide *got = host(m), *want = alloc(n, sizeof *want);
+    for (size_t i = 0; i < n; i++) want[i] = (wide)(loops[i] + (before ? (double)before[i] : 0));
+    if (!*first) check(distance(got, want, n), EXACT, "%s, %s by plain loops", c->name, what);
+    else check(memcmp(got, *first, n * sizeof *got) != 0, 0, "%s, %s with two threads", c->name, what);
+    free(want);
+    if (*first) free(got);
+    else *first = got;
+}
+
+static void check_edges(const op_case *c, int f, int head, const span *spans)
+{
+    static const char *const inputs[3] = {"d in 0", "d in 1", "d in 2"};
+    wide *before[3] = {0}, *first[4] = {0}, *edge[4] = {0};
+    mat written[4] = {[3] = {0}};
+    op_open(c, f, head, spans);
+    plain_loops(c);
+    for (int j = 0; j < 3; j++) if (op.grad[j].p) randomise(op.grad[j], 1), before[j] = host(op.grad[j]), written[j] = op.grad[j];
+    written[3] = op.out;
+    for (int j = 0; j < 4; j++) if (written[j].p && beside(written[j]).p) edge[j] = host(beside(written[j]));
+    for (int threads = 1; threads <= 2; threads++) {
+        omp_set_num_threads(threads);
+        for (int j = 0; j < 3; j++) if (op.grad[j].p) put(op.grad[j], before[j], TYPE_OF(wide));
+        c->forward(), c->backward();
+        check_written(c, "out", op.out, plain.out, NULL, &first[3]);
+        for (int j = 0; j < 3; j++)                                                     // magnitude's second gradient is set, not added
+            if (op.grad[j].p) check_written(c, inputs[j], op.grad[j], plain.grad[j], c->forward == mag_forward && j == 1 ? NULL : before[j], &first[j]);
+    }
+    for (int j = 0; j < 3; j++) {
+        if (!op.grad[j].p || sizeof(real) != 8) continue;                               // differences need digits
+        for (size_t i = 0; i < elements(op.grad[j]); i++) first[j][i] -= c->forward == mag_forward && j == 1 ? 0 : before[j][i];
+        check(slope_error(op_value, (void *)(uintptr_t)c, op.in[j], first[j]), 1e-7, "%s, %s by differences", c->name, inputs[j]);
+    }
+    for (int j = 0; j < 4; j++) {
+        wide *now = edge[j] ? host(beside(written[j])) : NULL;
+        if (now) check(memcmp(now, edge[j], elements(beside(written[j])) * sizeof *now) != 0, 0, "%s, what stands beside", c->name);
+        free(now), free(edge[j]), free(first[j]);
+    }
+    for (int j = 0; j < 3; j++) free(before[j]);
+    plain_free(), op_close();
+}
+
+static int not_asked_for(const char *name) { return only_method && !strstr(name, only_method); }
+
+static void test_beyond_blocks(void)
+{
+    int threads = omp_get_max_threads();
+    op_pad = 5;
+    for (int i = 0; i < OP_CASES; i++)
+        if (!not_asked_for(op_cases[i].name)) check_edges(&op_cases[i], 1, HEAD, two_spans);
+    for (size_t i = 0; i < sizeof large_cases / sizeof *large_cases; i++) {
+        int head = large_cases[i].head ? large_cases[i].head : HEAD;
+        if (!not_asked_for(large_cases[i].op.name)) check_edges(&large_cases[i].op, 1, head, large_cases[i].spans);
+    }
+    op_pad = 0;
+    omp_set_num_threads(threads);
+}
+
+// A product in the middle of larger matrices: their other elements must stay. Matrices of a batch lie beside each other, as
+// Bat-row's, or behind each other, as Bat's; the weight may be one for all.
+enum layout { ALONE, BESIDE, BEHIND, ONE_WEIGHT };
+
+static mat in_the_middle(mat *all, enum dtype type, int rows, int cols, enum layout l, int count)
+{
+    mat numbers = random_mat(SHAPE((l == BEHIND ? count : 1) * (rows + 2), (l == BEHIND ? 1 : count) * cols + 5));
+    *all = as_type(numbers, type);
+    dev_free(numbers.p);
+    mat m = part_of(*all, 1, rows, 3, cols);
+    m.batch = count;
+    m.stride = l == BEHIND ? (size_t)(rows + 2) * m.ld : (size_t)cols;
+    return m;
+}
+
+// y = or += 0.7 a b by plain loops. Matrices of a batch that are one for all have batch 1.
+static void plain_form(int form, mat y, mat a, mat b, int K, enum mode mode)
+{
+    int M = y.rows, N = y.cols;
+    double *was = doubles(y), *x = doubles(a), *w = doubles(b);
+    wide *sums = alloc(elements(y), sizeof *sums);
+    for (size_t i = 0; i < elements(y) && mode == SET; i++) was[i] = 0;
+    for (int n = 0; n < y.batch; n++)
+        plain_product(was + n * M * N, M, N, K, x + n % a.batch * M * K, form == 2 ? 1 : K, form == 2 ? M : 1,
+            w + n % b.batch * K * N, form ? N : 1, form ? 1 : K);
+    for (size_t i = 0; i < elements(y); i++) sums[i] = (wide)was[i];
+    put(y, sums, TYPE_OF(wide));
+    free(was), free(x), free(w), free(sums);
+}
+
+typedef struct { int M, N, K; enum layout layout; } product_size;
+
+static void check_product(int form, product_size s, enum dtype a_type, enum dtype b_type, enum mode mode)
+{
+    static void (*const forms[3])(mat, mat, mat, double, enum mode) = {matmul_nt, matmul_nn, matmul_tn};
+    int count = s.layout == ALONE ? 1 : 3, of_b = s.layout == ONE_WEIGHT ? 1 : count;
+    mat all_a, all_b, all_y, whole[3], a, b, y;
+    a = in_the_middle(&all_a, a_type, form == 2 ? s.K : s.M, form == 2 ? s.M : s.K, s.layout, count);
+    b = in_the_middle(&all_b, b_type, form ? s.K : s.N, form ? s.N : s.K, s.layout, of_b);
+    y = in_the_middle(&all_y, TYPE_OF(real), s.M, s.N, s.layout, count);
+    for (int i = 0; i < 3; i++) {                                       // by the loops, with one thread, with two
+        whole[i] = mat_of(dev_alloc(elements(all_y) * sizeof(real)), TYPE_OF(real), SHAPE(all_y.rows, all_y.cols));
+        copy(whole[i], all_y);
+        y.p = at(whole[i], 1, 3);
+        omp_set_num_threads(i < 2 ? 1 : 2);
+        if (i) forms[form](y, a, b, 0.7, mode);
+        else plain_form(form, y, a, b, s.K, mode);
+    }
+    char name[160];
+    snprintf(name, sizeof name, "form %d, %s times %s, %d x %d x %d, layout %d, %s", form, dtypes[a_type].name, dtypes[b_type].name,
+        s.M, s.N, s.K, (int)s.layout, mode == ADD ? "+=" : "=");
+    check(mat_distance(whole[1], whole[0]), EXACT, "%s", name);
+    check(memcmp(whole[1].p, whole[2].p, elements(all_y) * sizeof(real)) != 0, 0, "%s, with two threads", name);
+    for (mat *m = (mat[]){all_a, all_b, all_y, whole[0], whole[1], whole[2], {0}}; m->p; m++) dev_free(m->p);
+}
+
+// The product's blocks: panels of MR rows, MC of them together, slivers of NR columns, NC together, KC of the sum; a factor that is
+// used more often than OFTEN is copied. Narrow results of xᵀ w are computed as their transposes.
+static void test_beyond_panels(void)
+{
+    static const product_size sizes[] = {
+        {MR + 1, NR + 1, KC + 1, ALONE}, {1, 2 * NC + 3, KC + 1, ALONE}, {MR + 2, NC + NR + 1, KC + 2, ALONE}, {MC + 5, 3, 2 * KC + 3, ALONE},
+        {4 * MC + 5, NR + 3, KC + 7, ALONE}, {MC + 5, OFTEN + 9, KC + 3, ALONE}, {OFTEN + 5, 2 * NR - 1, KC + 3, ALONE}, {OFTEN + 5, OFTEN + 9, KC + 3, ALONE},
+        {OFTEN + 5, NC + NR + 1, 33, ALONE}, {NC + 37, NR + 4, 65, ALONE}, {OFTEN + 5, NR + 4, KC + 3, ALONE},
+        {MC + 5, NR + 4, KC + 3, BESIDE}, {MC + 5, NR + 4, KC + 3, BEHIND}, {MC + 5, 2 * NR + 1, KC + 3, ONE_WEIGHT},
+        {MR + 1, NC + 3, 70, BESIDE}, {MR + 1, NC + 3, 70, BEHIND}, {OFTEN + 5, OFTEN + 9, 9, BESIDE}, {OFTEN + 5, OFTEN + 9, 9, ONE_WEIGHT},
+    };
+    static const product_size of_any_type[] = {{MR + 2, NR + 3, KC + 9, ALONE}, {2 * MR + 1, NR + 3, KC + 9, BESIDE}};
+    int threads = omp_get_max_threads();
+    for (int form = 0; form < 3; form++)
+        for (int mode = SET; mode <= ADD; mode++) {
+            for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) check_product(form, sizes[i], TYPE_OF(real), TYPE_OF(real), (enum mode)mode);
+            for (int types = 0; types < 2 * DTYPES * DTYPES; types++)
+                check_product(form, of_any_type[types % 2], (enum dtype)(types / 2 % DTYPES), (enum dtype)(types / 2 / DTYPES), (enum mode)mode);
+        }
+    omp_set_num_threads(threads);
+}
+
+// Copies between two dtypes, by way of a buffer of KC numbers, one number at a time in the loops.
+static void check_copy(enum dtype to, enum dtype from)
+{
+    enum { N = 11, C = 2 * KC + 77 };
+    mat all_x, all_y, x = in_the_middle(&all_x, from, N, C, BEHIND, 2), y = in_the_middle(&all_y, to, N, C, BEHIND, 2);
+    size_t bytes = elements(all_y) * dtypes[to].size, wrong = 0;
+    char *before = alloc(bytes, 1);
+    memcpy(before, all_y.p, bytes);
+    copy(y, x);
+    for (int b = 0; b < 2; b++)
+        for (int i = 0; i < N; i++)
+            for (int j = 0; j < C; j++) {
+                real buffer;
+                double one = (double)*widened(at(nth(x, b), i, j), from, 1, &buffer);
+                wide number = (wide)one;
+                narrow(before + (at(nth(y, b), i, j) - (char *)all_y.p), to, &number, 1);
+            }
+    wrong = memcmp(before, all_y.p, bytes) != 0;
+    check((double)wrong, 0, "copy of %s to %s", dtypes[from].name, dtypes[to].name);
+    free(before), dev_free(all_x.p), dev_free(all_y.p);
+}
+
+// Rows of a table, and products of its rows with themselves, as the base's weights are read in the dtype of their file.
+static void check_table(enum dtype type)
+{
+    enum { N = 60, ROWS = 20, C = 2 * KC + 77 };
+    int ids[N];
+    mat all, table = in_the_middle(&all, type, ROWS, C, ALONE, 1), rows = random_mat(SHAPE(N, C)), squares = random_mat(SHAPE(ROWS, 1));
+    mat want_rows = like(rows), want_squares = like(squares);
+    double *numbers = doubles(table);
+    for (int i = 0; i < N; i++) ids[i] = i * i % ROWS;
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j < C; j++) ROW(want_rows, i)[j] = (real)numbers[ids[i] * C + j];
+    for (int i = 0; i < ROWS; i++) {
+        double sum = 0;
+        for (int j = 0; j < C; j++) sum += pow(numbers[i * C + j], 2);
+        *ROW(want_squares, i) = (real)((double)*ROW(squares, i) + 0.7 * sum);
+    }
+    embedding_forward(rows, table, ids);
+    broadcast_dot(squares, table, table, 0.7, ADD);
+    check(mat_distance(rows, want_rows), 0, "rows of a table in %s", dtypes[type].name);
+    check(mat_distance(squares, want_squares), EXACT, "squares of a table in %s", dtypes[type].name);
+    for (mat *m = (mat[]){all, rows, squares, want_rows, want_squares, {0}}; m->p; m++) dev_free(m->p);
+    free(numbers);
+}
+
+// zero and add in the middle of larger matrices, and the tiled identity, either way up.
+static void check_elements(void)
+{
+    enum { N = 21, C = 1031 };
+    mat all_x, all_y, x = in_the_middle(&all_x, TYPE_OF(real), N, C, ALONE, 1), y = in_the_middle(&all_y, TYPE_OF(real), 2 * N, C, BEHIND, 2);
+    mat want = like(all_y), e[2] = {random_mat(SHAPE(67, 1031)), random_mat(SHAPE(1031, 67))};
+    copy(want, all_y);
+    for (int b = 0; b < 2; b++)
+        for (int i = 0; i < 2 * N; i++)
+            for (int j = 0; j < C; j++) ROW(want, 1 + b * (2 * N + 2) + i)[3 + j] = b || i >= N ? 0 : (real)0.7 * ROW(x, i)[j];
+    zero(y);
+    add(rows_of(nth(y, 0), 0, N), x, 0.7);
+    check(mat_distance(all_y, want), EXACT, "zero and add");
+    for (int k = 0; k < 2; k++) {
+        int wrong = 0;
+        tiled_identity(e[k]);
+        for (int i = 0; i < e[k].rows; i++)
+            for (int j = 0; j < e[k].cols; j++) wrong += ROW(e[k], i)[j] != ((i - j) % 67 == 0);
+        check(wrong, 0, "tiled identity (%d, %d)", e[k].rows, e[k].cols);
+        dev_free(e[k].p);
+    }
+    dev_free(all_x.p), dev_free(all_y.p), dev_free(want.p);
+}
+
+// The training step's two ops on n numbers: PyTorch's AdamW one number at a time, and a sum of n squares.
+static void check_training(int n)
+{
+    mat w = random_mat(SHAPE(n, 1)), g = random_mat(SHAPE(n, 1)), m = like(w), v = like(w), want = like(w);
+    double squares = 0;
+    for (int i = 0; i < n; i++) {
+        double p = (double)*ROW(w, i), m1 = 0, m2 = 0, d = 0.5 * (double)*ROW(g, i);
+        for (int t = 1; t <= 3; t++) {
+            p -= 0.01 * 0.1 * p;
+            m1 = 0.9 * m1 + 0.1 * d, m2 = 0.999 * m2 + 0.001 * d * d;
+            p -= 0.01 * (m1 / (1 - pow(0.9, t))) / (sqrt(m2 / (1 - pow(0.999, t))) + 1e-8);
+        }
+        *ROW(want, i) = (real)p;
+        squares += pow((double)*ROW(g, i), 2);
+    }
+    for (int t = 1; t <= 3; t++) adamw(w, g, m, v, 0.01, 0.1, 0.5, t);
+    check(mat_distance(w, want), EXACT, "adamw of %d numbers", n);
+    check(fabs(sum_of_squares(g) / squares - 1), 1e-12, "sum of %d squares", n);        // a double in either build
+    for (mat *all = (mat[]){w, g, m, v, want, {0}}; all->p; all++) dev_free(all->p);
+}
+
+// Ops without a backward, beyond a buffer of KC numbers, a piece of 65536, and what is worth two threads.
+static void test_beyond_buffers(void)
+{
+    int before = omp_get_max_threads();
+    for (int threads = 1; threads <= 2; threads++) {
+        omp_set_num_threads(threads);
+        for (int to = 0; to < DTYPES; to++)
+            for (int from = 0; from < DTYPES; from++) check_copy((enum dtype)to, (enum dtype)from);
+        for (int type = 0; type < DTYPES; type++) check_table((enum dtype)type);
+        check_elements();
+        for (int i = 0; i < 4; i++) check_training((int[]){1, 20011, 1 << 16, (2 << 16) + 3}[i]);
+    }
+    mat x = random_mat(SHAPE((2 << 16) + 3, 1));
+    double two = sum_of_squares(x);
+    omp_set_num_threads(1);
+    check(sum_of_squares(x) != two, 0, "sum of squares with one thread and with two");
+    dev_free(x.p);
+    omp_set_num_threads(before);
+}
+
+// ---- a model beyond its blocks ------------------------------------------------------------------------------------------
+
+// The head by plain loops: logits = head norm(x), loss = −log softmax(logits)[label], one target after the other.
+typedef struct { double loss, *dlast, *dhead, *dnorm; } plain_loss;
+
+static plain_loss plain_head(const model *m, const batch *b, double scale)
+{
+    int C = m->c.dim, V = m->c.vocab;
+    double *last = doubles(m->last), *head = doubles(m->head), *w = doubles(m->norm), *z = alloc((size_t)V, sizeof *z);
+    double *hn = alloc((size_t)C, sizeof *hn), *dhn = alloc((size_t)C, sizeof *dhn);
+    plain_loss y = {0, alloc(elements(m->last), sizeof *z), alloc(elements(m->head), sizeof *z), alloc((size_t)C, sizeof *z)};
+    for (int t = 0; t < b->targets; t++) {
+        const double *x = last + b->target_row[t] * C;
+        double squares = 0, sum = 0, along = 0;
+        for (int c = 0; c < C; c++) squares += x[c] * x[c], dhn[c] = 0;
+        double rho = 1 / sqrt(squares / C + m->c.eps);
+        for (int c = 0; c < C; c++) hn[c] = w[c] * x[c] * rho;
+        for (int v = 0; v < V; v++) {
+            z[v] = 0;
+            for (int c = 0; c < C; c++) z[v] += head[v * C + c] * hn[c];
+            sum += exp(z[v]);
+        }
+        y.loss -= log(exp(z[b->label[t]]) / sum);
+        for (int v = 0; v < V; v++) {
+            double dz = scale * (exp(z[v]) / sum - (v == b->label[t]));
+            for (int c = 0; c < C; c++) y.dhead[v * C + c] += dz * hn[c], dhn[c] += dz * head[v * C + c];
+        }
+        for (int c = 0; c < C; c++) along += dhn[c] * w[c] * x[c], y.dnorm[c] += dhn[c] * x[c] * rho;
+        for (int c = 0; c < C; c++) y.dlast[b->target_row[t] * C + c] += dhn[c] * w[c] * rho - along * x[c] * rho * rho * rho / C;
+    }
+    free(last), free(head), free(w), free(z), free(hn), free(dhn);
+    return y;
+}
+
+static double distance_to(mat m, const double *y)
+{
+    wide *x = host(m), *want = alloc(elements(m), sizeof *want);
+    for (size_t i = 0; i < elements(m); i++) want[i] = (wide)y[i];
+    double d = distance(x, want, elements(m));
+    free(x), free(want);
+    return d;
+}
+
+// Every second row is a target. chunk > 0: rows of logits at a time; 0: what the size of the vocabulary makes of it.
+static void check_head(int dim, int vocab, int chunk, int targets)
+{
+    char *path = in_scratch("head.json"), text[400];
+    snprintf(text, sizeof text, "{\"model_type\": \"llama\", \"hidden_size\": %d, \"intermediate_size\": 4, \"num_hidden_layers\": 1, \"num_attention_heads\": 1,"
+        " \"head_dim\": 4, \"vocab_size\": %d, \"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": %s}", dim, vocab, chunk ? "false" : "true");
+    write_text(path, text);
+    plan p = small_plan("full");
+    p.tokens = p.positions = 2 * targets;
+    model m = {0};
+    model_measure(&m, config_read(path), p);
+    if (!chunk) check(m.chunk != 16, 0, "a vocabulary of %d is multiplied with %d rows at a time", vocab, m.chunk);
+    else m.chunk = chunk;
+    model_allocate(&m);
+    if (chunk) m.chunk = chunk;                                         // the layout sets it again
+    randomise(m.head, 0.4), randomise(m.norm, 1);
+    batch b = batch_new(2 * targets, 1);
+    b.tokens = 2 * targets, b.targets = targets;
+    for (int t = 0; t < targets; t++) b.target_row[t] = 2 * t + 1, b.label[t] = (int)(7919L * t * t % vocab);
+    batch_enter(&m, &b);
+    randomise(m.last, 1);
+    double loss = head_loss(&m, &b, 0.3);
+    plain_loss want = plain_head(&m, &b, 0.3);
+    check(fabs(loss / want.loss - 1), EXACT, "loss over %d, %d rows at a time", vocab, m.chunk);
+    check(distance_to(m.dx, want.dlast), EXACT, "dx over %d, %d rows at a time", vocab, m.chunk);
+    check(distance_to(m.dhead, want.dhead), EXACT, "dhead over %d, %d rows at a time", vocab, m.chunk);
+    check(distance_to(m.dnorm, want.dnorm), EXACT, "dnorm over %d, %d rows at a time", vocab, m.chunk);
+    free(want.dlast), free(want.dhead), free(want.dnorm), free(path), batch_free(&b), model_free(&m);
+}
+
+static void test_beyond_chunks(void)
+{
+    check_head(4, 600011, 0, 40);              // LOGITS holds 13 rows of it; 16 is the least
+    static const int chunks[] = {40, 39, 20, 7, 1};
+    for (int i = 0; i < 5; i++) check_head(36, 61, chunks[i], 40);
+}
+
+// Rows of 210, 63 and 4 tokens, widths beyond a vector, a sliver and a panel. Bat's blocks and mini's columns fit; Bone's last
+// shards are short.
+static const char long_config[] =
+    "{\"model_type\": \"llama\", \"hidden_size\": 40, \"intermediate_size\": 60, \"num_hidden_layers\": 2, \"num_attention_heads\": 4,"
+    " \"num_key_value_heads\": 2, \"head_dim\": 10, \"vocab_size\": 67, \"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": true}";
+
+static batch long_batch(void)
+{
+    static const int lengths[3] = {211, 64, 5};
+    batch b = batch_new(280, 3);
+    for (int i = 0; i < 3; i++) {
+        int ids[211];
+        for (int k = 0; k < lengths[i]; k++) ids[k] = (k * k + 11 * i + 3) % 67;
+        batch_add(&b, &(row){.ids = ids, .n = lengths[i], .prompt = 1 + 7 * i % 9});
+    }
+    return b;
+}
+
+static model *open_long(const char *method_name, int recompute)
+{
+    plan p = small_plan(method_name);
+    int shards = !strcmp(method_name, "bone") || !strcmp(method_name, "mini");
+    p.rank = shards ? 18 : 10, p.mini_r = 10, p.tokens = 280, p.positions = 211, p.recompute = recompute;
+    model *m = alloc(1, sizeof *m);
+    char *dir = in_scratch("long"), *path = in_scratch("long.json");
+    write_text(path, long_config);
+    if (access(dir, F_OK)) write_model(dir, path, 0.2);
+    opt.model = dir;
+    model_measure(m, open_config(), p);
+    batch b = long_batch();
+    fill_model(m, &b, 1);
+    batch_free(&b), free(dir), free(path);
+    return m;
+}
+
+// A step's gradient is the slope of its loss, the same bits for each --recompute and number of threads, and the same but for
+// rounding where the head works on 16 rows at a time.
+static void check_long(const char *name)
+{
+    wide *first = NULL;
+    for (int n = 0; n < 3; n++) {
+        omp_set_num_threads(1 + n % 2);
+        model *m = open_long(name, n);
+        rng start = dice;
+        shake(m, 0.05, &dice);
+        if (n < 2) dice = start;
+        stepped s = {m, long_batch()};
+        model_step(m, &s.b, 1.0 / s.b.targets);
+        wide *grad = host(flat(m, m->grad));
+        if (!n) first = grad;
+        else check(memcmp(grad, first, m->used[PARAM] * sizeof *grad) != 0, 0, "%s, --recompute %d, %d threads", name, n, 1 + n % 2);
+        if (n == 2) {
+            m->chunk = 16;
+            zero(flat(m, m->grad));
+            model_step(m, &s.b, 1.0 / s.b.targets);
+            wide *by_16 = host(flat(m, m->grad));
+            check(distance(by_16, first, m->used[PARAM]), EXACT, "%s, 16 rows of logits at a time", name);
+            for (int k = 0; k < 2 && sizeof(real) == 8; k++)
+                check(slope_error(loss_of, &s, flat(m, m->block[PARAM]), grad), 1e-7, "%s, gradient by differences", name);
+            free(by_16);
+        }
+        if (n) free(grad);
+        batch_free(&s.b), close_small(m);
+    }
+    free(first);
+}
+
+static void test_beyond_rows(void)
+{
+    int before = omp_get_max_threads();
+    for (int i = 0; i < METHODS; i++) if (!left_out(i)) check_long(methods[i].name);
+    omp_set_num_threads(before);
 }
 
 // ---- goldens of transformers and PEFT -------------------------------------------------------------------------------
@@ -1722,6 +2470,7 @@ static void test_together(void)
         s[i] = (sequence){.ids = together[i], .n = lengths[i], .room = ROOM};
         lengths_alone[i] = one.n;
     }
+    m->chunk = 2;                       // the third one's logits come after those of the other two
     while (generate_pass(m, t, s, N, &b, who, &g)) {}
     for (int i = 0; i < N; i++)
         check(s[i].n == lengths_alone[i] && !memcmp(together[i], alone[i], (size_t)s[i].n * sizeof(int)) ? 0 : 1, 0, "sequence %d of %d tokens", i, s[i].n);
@@ -2619,6 +3368,11 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"in-place",       "a product has the same bits whether its factors are read in place or copied",     test_in_place, BOTH},
     {"exp",            "exp is exact to the last bits and keeps NaN",                                     test_exp, BOTH},
     {"halves",         "bf16 and f16 round to nearest even and keep Inf and NaN",                         test_halves, ONLY_F32},
+    {"beyond-blocks",  "every op is its formula, plain and differentiated, beyond its blocks; for 1 and 2 threads", test_beyond_blocks, BOTH},
+    {"beyond-panels",  "every product is the plain one beyond its panels, for 1 and 2 threads, and writes nothing else", test_beyond_panels, BOTH},
+    {"beyond-buffers", "copies in every dtype, tables, AdamW and its norm are plain loops beyond buffers and pieces", test_beyond_buffers, BOTH},
+    {"beyond-chunks",  "loss and gradients of the head are plain loops, however few rows of logits stand in memory", test_beyond_chunks, BOTH},
+    {"beyond-rows",    "rows of 200 tokens: the gradient is the loss's slope, for every method, --recompute and threads", test_beyond_rows, BOTH},
     {"adamw",          "AdamW is PyTorch's",                                                              test_adamw, BOTH},
     {"expected-ids",   "Llama2's tokenizer gives SentencePiece's ids",                                    test_tokenizer_expected, ONLY_F32},
     {"own-ids",        "so does the bundled one",                                                         test_tokenizer_own, ONLY_F32},

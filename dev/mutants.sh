@@ -77,6 +77,53 @@ matmul: a in place, part of K | train.c   | s/kernel(tile, (real \*)at(p->a, i, 
 matmul: later parts of K     | train.c    | s/p->scale, k0 ? ADD : p->mode)/p->scale, p->mode)/               | matmul      |
 adamw: no correction         | train.c    | s/root = (wide)sqrt(1 - pow(0.999, t))/root = 1/                  | adamw       |
 overwrite, not accumulate    | adapters.h | s/matmul_tn(l->dA, dh, x, 1, ADD)/matmul_tn(l->dA, dh, x, 1, SET)/ | twice      |
+beyond: attention, q of the first block | train.c | s/mat Q = part_of(q, a.row,/mat Q = part_of(q, s.q,/            | beyond-blocks | attention
+beyond: attention, dq into the first block | train.c | s/matmul_nn(part_of(dq, a.row,/matmul_nn(part_of(dq, s.q,/   | beyond-blocks | attention
+beyond: attention, lse of the first block | train.c | s/l = \*lse_at(lse, a.row + r, h)/l = *lse_at(lse, s.q + r, h)/ | beyond-blocks | attention
+beyond: attention, Δ of the first block | train.c | s/\*o = ROW(out, a.row + r) + a.q_col/*o = ROW(out, s.q + r) + a.q_col/ | beyond-blocks | attention
+beyond: attention, a last block of one row | train.c | /^static void attention_backward_head/,/^}/s/q0 < s.nq; q0/q0 + 1 < s.nq; q0/ | beyond-blocks | attention
+beyond: attention, wrong from the 61st query | train.c | /^static void attention_backward_head/,/^}/s/ds\[c\] = p\[c\] \* (ds\[c\] - delta)/ds[c] = p[c] * (ds[c] - (q0 ? 0 : delta))/ | beyond-rows | lora
+beyond: attention, keys of the first span | train.c | /^static void attention_backward_head/,/^}/s/mat K = part_of(k, s.k,/mat K = part_of(k, 0,/ | beyond-blocks | attention
+beyond: attention, out into the first block | train.c | s/matmul_nn(part_of(out, a.row,/matmul_nn(part_of(out, spans[i].q,/ | beyond-blocks | attention
+beyond: attention, keys before the first block | train.c | s/before = s.nk - s.nq + q0;/before = s.nk - s.nq;/     | beyond-blocks | attention
+beyond: product, first part of K copied | train.c | s/widened(at(m, first + i, k0), m.type/widened(at(m, first + i, 0), m.type/ | beyond-panels |
+beyond: product, first part of K copied across | train.c | s/widened(at(m, k0 + k, first)/widened(at(m, k, first)/ | beyond-panels |
+beyond: product, first part of K of b | train.c | s/sliver = (real \*)at(p->b, k0, j)/sliver = (real *)at(p->b, 0, j)/ | beyond-panels |
+beyond: product, first part of K of a across | train.c | s/at(p->a, k0, i), 1, p->a.ld/at(p->a, 0, i), 1, p->a.ld/ | beyond-panels |
+beyond: product, into the first NC columns | train.c | s/gemm_tile(p, i, n0 + s \* NR/gemm_tile(p, i, s * NR/  | beyond-panels |
+beyond: product, slivers of the first NC columns | train.c | s/p->b, p->b_across, n0 + j, k0/p->b, p->b_across, j, k0/ | beyond-panels |
+beyond: product, last sliver of later NC columns | train.c | s/!sliver_in_place(p, n0 + j)/!sliver_in_place(p, j)/ | beyond-panels |
+beyond: product, panels of the first block | train.c | s/packed != block/packed < 0/                              | beyond-panels |
+beyond: product, rows of the first block | train.c | s/i0 = block \* p->rows/i0 = 0/                            | beyond-panels |
+beyond: product, slivers for two threads | train.c | s/s < slivers \* (part + 1) \/ p->parts/s < slivers \/ p->parts * (part + 1)/ | beyond-panels |
+beyond: product, tasks for two threads | train.c | s/task < tasks \* (thread + 1) \/ threads/task < tasks \/ threads * (thread + 1)/ | beyond-panels |
+beyond: product, transposed and not added | train.c | s/y.cols, y.rows, K, MC, 1, 1, scale, NULL, mode/y.cols, y.rows, K, MC, 1, 1, scale, NULL, SET/ | beyond-panels |
+beyond: product, blocks beside each other | train.c | s/offset(m, (size_t)i \* m.stride)/offset(m, (size_t)i * (size_t)m.rows * m.ld)/ | beyond-panels |
+beyond: product, one weight for all | train.c | s/if (m.batch > 1) m = offset/m = offset/                             | beyond-panels |
+beyond: embedding, first 32 columns | train.c | s/c < dout.cols \&\& c < c0 + 32; c++/c < 32; c++/            | beyond-blocks | embedding
+beyond: rope, first 1000 positions | train.c | s/ROW(table, pos\[n\])/ROW(table, pos[n] % 1000)/               | beyond-blocks | rope
+beyond: shard sum, short last shard | train.c | s/s\[c\] += x\[j + c\]/s[c] += part == r ? x[j + c] : 0/       | beyond-blocks | shard_sum
+beyond: shard tile, short last shard | train.c | s/xn\[j + c\] += sn\[c\]/xn[j + c] += part == r ? sn[c] : 0/  | beyond-blocks | shard_tile
+beyond: row dots, first KC numbers | train.c | s/\*v = widened(at(y, n, c), y.type/*v = widened(at(y, n, 0), y.type/ | beyond-blocks | broadcast
+beyond: column dots, first 64 columns | train.c | s/(double)ROW(y, n)\[c0 + j\]/(double)ROW(y, n)[j]/          | beyond-blocks | broadcast
+beyond: column dots, sums of the first 64 | train.c | s/ROW(g, 0)\[c0 + j\] = (mode/ROW(g, 0)[j] = (mode/          | beyond-blocks | broadcast
+beyond: copy, first KC numbers | train.c | s/y.type, widened(at(from, n, c)/y.type, widened(at(from, n, 0)/    | beyond-buffers |
+beyond: copy, first of a batch | train.c | s/mat to = nth(y, b), from = nth(x, b);/mat to = nth(y, b), from = nth(x, 0);/ | beyond-buffers |
+beyond: zero, first of a batch | train.c | s/memset(ROW(nth(x, n \/ x.rows)/memset(ROW(nth(x, 0)/              | beyond-buffers |
+beyond: norm, last piece | train.c | s/pieces = (n + PIECE - 1) \/ PIECE/pieces = n < PIECE ? 1 : n \/ PIECE/ | beyond-buffers |
+beyond: norm, start of later pieces | train.c | s/for (size_t j = i \* PIECE; j < end/for (size_t j = i * PIECE + (i > 0); j < end/ | beyond-buffers |
+beyond: tiled identity, lying | train.c | s/int r = e.rows < e.cols ? e.rows : e.cols/int r = e.cols/         | beyond-buffers |
+beyond: head, labels of the first chunk | model.h | s/m->logits, m->label + i, scale/m->logits, m->label, scale/ | beyond-chunks |
+beyond: head, rows of the first chunk | model.h | s/head_forward(m, m->target_row + i, n)/head_forward(m, m->target_row, n)/ | beyond-chunks |
+beyond: head, dx of the first chunk | model.h | s/m->dhs, m->target_row + i/m->dhs, m->target_row/             | beyond-chunks |
+beyond: head, losses of the first chunk | model.h | s/rows_of(m->losses, i, n)/rows_of(m->losses, 0, n)/       | beyond-chunks |
+beyond: head, short last chunk | model.h | s/i < b->targets; i += m->chunk/i + m->chunk <= b->targets; i += m->chunk/ | beyond-chunks |
+beyond: head, dhn of the chunk before | model.h | s/zero(m->dhn), zero(m->dhs);/zero(m->dhs);/                  | beyond-chunks |
+beyond: head, dhs of the chunk before | model.h | s/zero(m->dhn), zero(m->dhs);/zero(m->dhn);/                  | beyond-chunks |
+beyond: head, dhead of the last chunk | model.h | s/matmul_tn(m->dhead, m->logits, m->hn, 1, ADD)/matmul_tn(m->dhead, m->logits, m->hn, 1, SET)/ | beyond-chunks |
+beyond: head, 16 rows at least | model.h | s/chunk = chunk < 16 ? 16 : chunk/chunk = chunk < 1 ? 1 : chunk/ | beyond-chunks |
+beyond: answers, rows of the first chunk | train.c | s/head_forward(m, m->target_row + i, b->rows/head_forward(m, m->target_row, b->rows/ | together |
+beyond: answers, logits of the first chunk | train.c | s/if (i % m->chunk == 0) {/if (i == 0) {/                       | together |
 GPU reduction: no barrier before | train.cu | /__syncthreads.*may still be read/d                              | gpu-ops     | reverse
 GPU reduction: no barrier within | train.cu | /= x;$/{n;s/__syncthreads();//}                                  | gpu-ops     | forward
 GPU column sum: no barrier   | train.cu   | /of_warp\[warp\]\[lane\] = sum/{n;s/__syncthreads();//}            | gpu-ops     | random:1
