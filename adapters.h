@@ -360,13 +360,21 @@ static svd svd_top(mat W, int r, rng g)
 
 // ---- PiSSA (arXiv 2404.02948) and OLoRA (arXiv 2406.01775) ---------------------------------------------------
 //
-//  LoRA with another start: A and B begin as the most important part of W, and W ← W − s B A gives it up, so that
-//  W + s B A is what it was and step 0 changes nothing. Both A and B have a gradient from the first step on.
+//  LoRA with another start: A and B begin as A0 and B0, the most important part of W. What remains of W is the residual
+//  weight, so that step 0 changes nothing, and both A and B have a gradient from the first step on:
 //
-//  PiSSA:  W ≈ U Σ Vᵀ, the top r by power iteration:   B = U √(Σ/s)  (out, r),   A = √(Σ/s) Vᵀ  (r, in)
-//  OLoRA:  W = Q R:                                    B = Q[:, :r],             A = R[:r, :]
+//     y = x W_resᵀ + s (x Aᵀ) Bᵀ,    W_res = W − s B0 A0
 //
-//  A0, B0 keep the start: the adapter is saved as s (B A − B0 A0), a LoRA of rank 2r on the untouched base.
+//  PiSSA:  W ≈ U Σ Vᵀ, the top r by power iteration:   B0 = U √(Σ/s)  (out, r),   A0 = √(Σ/s) Vᵀ  (r, in)
+//  OLoRA:  W = Q R:                                    B0 = Q[:, :r],             A0 = R[:r, :]
+//
+//  W_res is never stored. Most models have W in 16 bits: W_res would be rounded to them once more, so that step 0 would
+//  not be the base, and what is saved, which stands on the base's own W, not what was trained. W is left as it is, and
+//
+//     y = x Wᵀ + s (x Aᵀ) Bᵀ − s (x A0ᵀ) B0ᵀ
+//
+//  That is the file, too: a LoRA of rank 2r, [A; A0] and [B | −B0]. It costs two thin products more in each direction.
+//  One product with [A; A0] side by side in work space, and one with [B | −B0], take as long: they must be copied there.
 
 static void pissa_layout(model *m, linear *l, const char *name)
 {
@@ -377,16 +385,30 @@ static void pissa_layout(model *m, linear *l, const char *name)
     declare(m, START, &l->B0, NULL, SHAPE(l->B.rows, l->B.cols), "%s.lora_B0", name);
 }
 
-static void give_up_start(model *m, linear *l, int sign) // W ← W ∓ s B0 A0, rounded to the dtype of its file; sign −1 takes it back
+static void pissa_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    mat W = shaped(m->w, 1, l->W.rows, l->W.cols);
-    copy(W, l->W);
-    matmul_nn(W, l->B0, l->A0, -sign * l->scale, ADD);
-    copy(l->W, W);
+    mat h0 = shaped(m->ds, 1, x.rows, l->A0.rows);
+    lora_forward(m, l, y, x, mode);                     // y  = x Wᵀ + s (x Aᵀ) Bᵀ
+    matmul_nt(h0, x, l->A0, 1, SET);                    // h0 = x A0ᵀ          (N, r)
+    matmul_nt(y, h0, l->B0, -l->scale, ADD);            // y −= s h0 B0ᵀ
 }
 
-// B, A from rows of U (r, out) and V (r, in), each times √(σ/s); then W gives them up.
-static void start_from(model *m, linear *l, const wide *U, const wide *sigma, const wide *V)
+static void pissa_backward(model *m, linear *l, mat dx, mat dy, mat x)
+{
+    mat dh0 = shaped(m->ds, 1, x.rows, l->A0.rows);
+    lora_backward(m, l, dx, dy, x);                     // y  = x Wᵀ + s (x Aᵀ) Bᵀ
+    matmul_nn(dh0, dy, l->B0, -l->scale, SET);          // y −= s h0 B0ᵀ:  dh0 = −s dy B0
+    matmul_nn(dx, dh0, l->A0, 1, ADD);                  // h0 = x A0ᵀ:     dx += dh0 A0
+}
+
+static void pissa_merge(model *m, linear *l, mat W)
+{
+    lora_merge(m, l, W);
+    matmul_nn(W, l->B0, l->A0, -l->scale, ADD);         // W' = W + s B A − s B0 A0
+}
+
+// B0, A0 from rows of U (r, out) and V (r, in), each times √(σ/s). B and A begin there.
+static void start_from(linear *l, const wide *U, const wide *sigma, const wide *V)
 {
     int r = l->A.rows, in = l->A.cols, out = l->B.rows;
     wide *a = alloc((size_t)r * (size_t)in, sizeof *a), *b = alloc((size_t)r * (size_t)out, sizeof *b);
@@ -397,14 +419,13 @@ static void start_from(model *m, linear *l, const wide *U, const wide *sigma, co
     }
     put(l->A, a, TYPE_OF(wide)), put(l->A0, a, TYPE_OF(wide));
     put(l->B, b, TYPE_OF(wide)), put(l->B0, b, TYPE_OF(wide));
-    give_up_start(m, l, +1);
     free(a), free(b);
 }
 
 static void pissa_init(model *m, linear *l, const char *name)
 {
     svd f = svd_top(l->W, m->p.rank, rng_named(m->p.seed, name));
-    start_from(m, l, f.U, f.sigma, f.V);
+    start_from(l, f.U, f.sigma, f.V);
     free(f.U), free(f.sigma), free(f.V);
 }
 
@@ -420,7 +441,7 @@ static void olora_init(model *m, linear *l, const char *name)
     orthonormal_rows(Q, r, out, NULL);                  // Q (r, out)
     times_weight(R, Q, l->W, 0, r);                     // R = Qᵀ W, its first r rows (r, in)
     for (int k = 0; k < r; k++) s[k] = (wide)l->scale;      // so that √(σ/s) = 1
-    start_from(m, l, Q, s, R);
+    start_from(l, Q, s, R);
     free(W), free(Q), free(R), free(s);
 }
 
@@ -428,11 +449,12 @@ static void olora_init(model *m, linear *l, const char *name)
 //
 //  LoRA that begins where full fine-tuning would go. With dW = U Σ Vᵀ, the gradient of the first step's rows,
 //
-//     A = V[:, :r]ᵀ  (r, in),    B = out^¼/√γ  U[:, r:2r] Σ[r:2r]  (out, r),    γ = 16,    W ← W − s B A
+//     A0 = V[:, :r]ᵀ  (r, in),    B0 = out^¼/√γ  U[:, r:2r] Σ[r:2r]  (out, r),    γ = 16
 //
-//  so that step 0 changes nothing. dB = s dW Aᵀ then holds the top r of dW, as much as r columns can. r (in + out)
-//  parameters. Scale and choice of vectors are PEFT's defaults ("stable", "ArB2r"); the paper's own code scales A as B
-//  and leaves Σ out of it. dW = dyᵀ x is added up by the backward pass while l->dW has memory, see adapters_init.
+//  and the residual weight W − s B0 A0 of PiSSA, so that step 0 changes nothing. dB = s dW Aᵀ then holds the top r of dW,
+//  as much as r columns can. r (in + out) parameters. Scale and choice of vectors are PEFT's defaults ("stable", "ArB2r");
+//  the paper's own code scales A as B and leaves Σ out of it. dW = dyᵀ x is added up by the backward pass while l->dW has
+//  memory, see adapters_init.
 
 static void lora_ga_layout(model *m, linear *l, const char *name)
 {
@@ -451,14 +473,14 @@ static void lora_ga_init(model *m, linear *l, const char *name)
         sigma[k] = (wide)l->scale;                      // so that start_from's √(σ/s) = 1: A = Vᵀ as it is
         for (int i = 0; i < out; i++) U[(size_t)k * (size_t)out + (size_t)i] *= (wide)stable * f.sigma[r + k];
     }
-    start_from(m, l, U, sigma, f.V);
+    start_from(l, U, sigma, f.V);
     free(f.U), free(f.sigma), free(f.V), free(sigma);
 }
 
 static void lora_ga_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
     matmul_tn(l->dW, dy, x, 1, ADD);                    // the gradient full fine-tuning would have
-    lora_backward(m, l, dx, dy, x);
+    pissa_backward(m, l, dx, dy, x);
 }
 
 // ---- Bone, in PEFT: MiSS (arXiv 2409.15371) ------------------------------------------------------------------
@@ -675,16 +697,16 @@ static void bat_row_merge(model *m, linear *l, mat W)
 // ---- the table -------------------------------------------------------------------------------------------------
 
 static const method methods[] = {
-//   name       equation                                    layout            init          forward          backward          merge          PEFT type     W gives up the start, which wants a gradient; S(x)
+//   name       equation                                    layout            init          forward          backward          merge          PEFT type     a start to subtract, which wants a gradient; S(x)
     {"full",    "y = x Wᵀ, W itself trains",                NULL,             NULL,         full_forward,    full_backward,    NULL,          NULL,         0, 0, 0},
     {"frozen",  "y = x (W + ΔW)ᵀ",                          frozen_layout,    NULL,         frozen_forward,  frozen_backward,  frozen_merge,  "FROZEN",     0, 0, 0},
     {"lora",    "y = x Wᵀ + α/r (x Aᵀ) Bᵀ",                 lora_layout,      lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",       0, 0, 0},
     {"rslora",  "lora with α/√r",                           rslora_layout,    lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",       0, 0, 0},
     {"lora+",   "lora, B learns λ times faster than A",     lora_plus_layout, lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",       0, 0, 0},
     {"dora",    "W + α/r B A, rows of trained length m",    dora_layout,      dora_init,    dora_forward,    dora_backward,    dora_merge,    "LORA",       0, 0, 0},
-    {"pissa",   "lora from the top r of W's SVD",           pissa_layout,     pissa_init,   lora_forward,    lora_backward,    lora_merge,    "LORA",       1, 0, 0},
-    {"olora",   "lora from the QR decomposition of W",      pissa_layout,     olora_init,   lora_forward,    lora_backward,    lora_merge,    "LORA",       1, 0, 0},
-    {"lora-ga", "lora from the SVD of the first gradient",  lora_ga_layout,   lora_ga_init, lora_forward,    lora_ga_backward, lora_merge,    "LORA",       1, 1, 0},
+    {"pissa",   "lora from the top r of W's SVD",           pissa_layout,     pissa_init,   pissa_forward,   pissa_backward,   pissa_merge,   "LORA",       1, 0, 0},
+    {"olora",   "lora from the QR decomposition of W",      pissa_layout,     olora_init,   pissa_forward,   pissa_backward,   pissa_merge,   "LORA",       1, 0, 0},
+    {"lora-ga", "lora from the SVD of the first gradient",  lora_ga_layout,   lora_ga_init, pissa_forward,   lora_ga_backward, pissa_merge,   "LORA",       1, 1, 0},
     {"bone",    "y = x Wᵀ + S(x) D",                        bone_layout,      NULL,         bone_forward,    bone_backward,    bone_merge,    "MISS",       0, 0, 1},
     {"mini",    "bone, D tiled along the outputs too",      mini_layout,      NULL,         mini_forward,    mini_backward,    mini_merge,    "MISS",       0, 0, 1},
     {"bat",     "W'_ij = W_ij + W_ij B_i + B_i",            bat_layout,       NULL,         bat_forward,     bat_backward,     bat_merge,     "MISS",       0, 0, 1},
@@ -725,7 +747,6 @@ static void first_gradient_free(model *m, int depth)
 static void adapters_init(model *m, const batch *first, int batches, void (*progress)(int done, int of))
 {
     int all = 7 * m->c.layers;
-    if (m->p.method->edits_base) checkpoint_writable(&m->file);
     for (int i = 0; i < all; i++) {
         linear *l = adapter_at(m, i);
         char name[32];
@@ -756,7 +777,7 @@ static cJSON *peft_config(const model *m, const char *base)
 {
     const plan *p = &m->p;
     cJSON *json = cJSON_CreateObject();
-    int doubled = p->method->edits_base ? 2 : 1;                          // s (B A − B0 A0): rank 2r, the same s
+    int doubled = p->method->has_start ? 2 : 1;                           // s (B A − B0 A0): rank 2r, the same s
     cJSON_AddStringToObject(json, "peft_type", p->method->peft_type);
     cJSON_AddStringToObject(json, "task_type", "CAUSAL_LM");
     cJSON_AddStringToObject(json, "base_model_name_or_path", base);
@@ -791,7 +812,7 @@ static output *peft_outputs(model *m)
         if (t->kind != PARAM) continue;
         output o = {.shape = t->shape, .type = TYPE_OF(wide), .at = *t->at};
         memcpy(o.name, t->name, sizeof o.name);
-        for (int j = 0; j < 7 * m->c.layers && m->p.method->edits_base; j++) {
+        for (int j = 0; j < 7 * m->c.layers && m->p.method->has_start; j++) {
             linear *l = adapter_at(m, j);
             if (l && t->at == &l->A) o.below = l->A0, o.shape.n[0] *= 2;
             if (l && t->at == &l->B) o.beside = l->B0, o.shape.n[1] *= 2;
@@ -838,8 +859,8 @@ static int peft_targets(const cJSON *json, const char *path)
     return targets;
 }
 
-// Which of our methods a LoRA of PEFT's is. A start inside W ("pissa", "olora") is made again, and W gives it up, before the
-// adapter is read: that is how PEFT reads it. Where the start left W as it was, it no longer matters.
+// Which of our methods a LoRA of PEFT's is. A start inside W ("pissa", "olora") is made again before the adapter is
+// read: that is how PEFT reads it. Where the start left W as it was, it no longer matters.
 static const char *peft_lora(const cJSON *json, const char *path)
 {
     const cJSON *init = cJSON_GetObjectItemCaseSensitive(json, "init_lora_weights");

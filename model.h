@@ -506,7 +506,7 @@ static stored stored_read(const cJSON *item, const char *path, char *data, size_
     return s;
 }
 
-// Adds one file's tensors to the checkpoint. Pages are private: PiSSA may change them, the file never changes.
+// Adds one file's tensors to the checkpoint. Its pages are only ever read.
 static void safetensors_open(checkpoint *c, const char *path)
 {
     int fd = open(path, O_RDONLY);
@@ -567,13 +567,6 @@ static checkpoint checkpoint_open(const char *dir, const char *base)
     return c;
 }
 
-// Lets PiSSA and its relatives change the mapped weights: touched pages become private copies, the file stays as it is.
-static void checkpoint_writable(checkpoint *c)
-{
-    for (int i = 0; i < arrlen(c->maps); i++)
-        if (mprotect(c->maps[i].p, c->maps[i].bytes, PROT_READ | PROT_WRITE)) die("cannot make the weights writable: %s", strerror(errno));
-}
-
 static void checkpoint_close(checkpoint *c)
 {
     for (int i = 0; i < arrlen(c->maps); i++) munmap(c->maps[i].p, c->maps[i].bytes);
@@ -596,7 +589,7 @@ typedef struct method {
     void (*backward)(model *m, linear *l, mat dx, mat dy, mat x);   // dx += …, d(parameters) += …
     void (*merge)(model *m, linear *l, mat W);                      // W (out, in), a copy of l->W, += the adapter
     const char *peft_type;                                          // adapter_config.json: LORA, MISS, or our own name
-    int edits_base;                                                 // init subtracts the start from W
+    int has_start;                                                  // A0, B0: the layer subtracts them, the file holds them
     int wants_gradient;                                             // init finds in l->dW the gradient of the first step
     int wants_shards;                                               // forward and backward find S(x) in m->s: see shards_of
 } method;
@@ -607,7 +600,7 @@ struct linear {
     int first, last;            // among the linears that read the same x with this method: q, k, v share what depends on x alone
     double scale;               // s of y += s (x Aᵀ) Bᵀ
     mat A, dA, B, dB;           // lora: (r, in), (out, r). bat: B (out/r, r, r). bat-row: B (in/r, r, r)
-    mat A0, B0;                 // pissa, olora, lora-ga: where they started
+    mat A0, B0;                 // pissa, olora, lora-ga: the start of A and B
     mat D, dD;                  // bone (r, out), mini (r, mini_r), frozen (out, in)
     mat h;                      // lora: x Aᵀ (N, r), kept for the backward pass
     mat mag, dmag;              // dora: the magnitude m (out)

@@ -90,8 +90,8 @@ static const char small_config[] =
     "{\"model_type\": \"llama\", \"hidden_size\": 12, \"intermediate_size\": 20, \"num_hidden_layers\": 2, \"num_attention_heads\": 4,"
     " \"num_key_value_heads\": 2, \"head_dim\": 4, \"vocab_size\": 13, \"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": %s}";
 
-// Random weights of this config.json as a Hugging Face directory, in this build's own precision.
-static void write_model(const char *dir, const char *config_path)
+// Random weights of this config.json as a Hugging Face directory.
+static void write_model(const char *dir, const char *config_path, enum dtype type)
 {
     model m = {0};
     plan p = plan_from_options();
@@ -100,20 +100,20 @@ static void write_model(const char *dir, const char *config_path)
     model_measure(&m, config_read(config_path), p);
     model_allocate(&m);
     for (int i = 0; i < arrlen(m.tensors); i++)
-        if (m.tensors[i].kind == PARAM) randomise(*m.tensors[i].at, m.tensors[i].shape.n[1] ? 0.4 : 1);
+        if (m.tensors[i].kind == PARAM) randomise(*m.tensors[i].at, m.tensors[i].shape.n[1] ? 0.4 * fmin(1, sqrt(12. / m.c.dim)) : 1);
     stage_begin(dir);
-    stage_model(&m, staged, TYPE_OF(wide));           // no other files are to be copied
+    stage_model(&m, staged, type);                    // no other files are to be copied
     stage_publish(dir);
     model_free(&m);
 }
 
-static char *small_model(int tied)
+static char *small_model(int tied)      // in this build's own precision
 {
     char *dir = in_scratch(tied ? "tied" : "untied"), *config_path = in_scratch(tied ? "tied.json" : "untied.json"), text[400];
     if (!access(dir, F_OK)) { free(config_path); return dir; }
     snprintf(text, sizeof text, small_config, tied ? "true" : "false");
     write_text(config_path, text);
-    write_model(dir, config_path);
+    write_model(dir, config_path, TYPE_OF(wide));
     free(config_path);
     return dir;
 }
@@ -662,7 +662,7 @@ static char *tiny_model(void)
     snprintf(text, sizeof text, format, between(1, 20), between(1, 24), between(1, 3), kv * group, kv, 2 * between(1, 3),
         between(3, 40), between(0, 1) ? "true" : "false");
     write_text(path, text);
-    write_model(dir, path);
+    write_model(dir, path, TYPE_OF(wide));
     free(path);
     return dir;
 }
@@ -704,7 +704,7 @@ static plan tiny_plan(config c)
 // or NULL to make a start, which comes back in the list. Before the step, `scored` validation rows are answered.
 static snapshot *split_step(run *r, plan p, int scored, const snapshot *start, double *loss, double *eval)
 {
-    int kinds = 1 << PARAM | 1 << START | (p.method->edits_base ? 1 << BASE : 0), tokens;
+    int kinds = 1 << PARAM | 1 << START, tokens;
     long targets;
     double norm;
     opt.accum = ceil_div((int)arrlen(r->train.rows), opt.batch);
@@ -801,11 +801,17 @@ static void test_merge(void)
     for (int i = 1; i < METHODS; i++) {
         model *m = open_small(small_plan(methods[i].name), 0), *base = open_small(base_only(), 0);
         shake(m, 0.2, &dice);
-        checkpoint_writable(&base->file);
-        for (int j = 0; j < 14; j++) copy(linear_of(&base->layers[j / 7], j % 7)->W, merged(m, adapter_at(m, j)));
+        mat W[14];
+        for (int j = 0; j < 14; j++) {
+            linear *l = linear_of(&base->layers[j / 7], j % 7);
+            W[j] = like(l->W);
+            copy(W[j], merged(m, adapter_at(m, j)));
+            l->W = W[j];
+        }
         batch b = small_batch(0, 3);
         mat x = all_logits(m, &b), y = all_logits(base, &b);
         check(mat_distance(x, y), 10 * EXACT, "%s", methods[i].name);
+        for (int j = 0; j < 14; j++) dev_free(W[j].p);
         dev_free(x.p), dev_free(y.p), batch_free(&b), close_small(m), close_small(base);
     }
 }
@@ -829,6 +835,7 @@ static double definition(const char *name, const linear *l, const wide *W, const
         return (double)mag[o] / sqrt(length) * ((double)W[o * in + i] + definition("lora", l, W, P, A, NULL, o, i)) - (double)W[o * in + i];
     }
     for (int c = 0; c < r; c++) sum += (double)P[o * r + c] * (double)A[c * in + i];
+    for (int c = 0; c < r && l->A0.p; c++) sum -= (double)ROW(l->B0, o)[c] * (double)ROW(l->A0, c)[i];      // pissa's residual weight
     return 7 / (strcmp(name, "rslora") ? (double)r : sqrt(r)) * sum;     // s B A, α = 7
 }
 
@@ -909,21 +916,76 @@ static void test_svd(void)
     free(text);
 }
 
-static void test_start_given_up(void)   // W_res + s B A = W, for the methods that begin inside W
+static void test_residual(void)         // what pissa leaves of W, W − s B0 A0, is the rest of its SVD; the start, olora's and lora-ga's too, adds nothing
 {
     for (int i = 0; i < METHODS; i++) {
-        if (!methods[i].edits_base) continue;
+        if (!methods[i].has_start) continue;
         model *m = open_small(small_plan(methods[i].name), 0), *base = open_small(base_only(), 0);
         for (int j = 0; j < 14; j++) {
             mat W = linear_of(&base->layers[j / 7], j % 7)->W;
             check(mat_distance(merged(m, adapter_at(m, j)), W), EXACT, "%s, layer %d %s", methods[i].name, j / 7, linear_names[j % 7]);
             if (strcmp(methods[i].name, "pissa")) continue;
-            svd whole = svd_top(W, m->p.rank + 1, (rng){1}), rest = svd_top(linear_of(&m->layers[j / 7], j % 7)->W, 1, (rng){1});
+            linear *l = adapter_at(m, j);
+            mat residual = like(W);
+            copy(residual, W);
+            matmul_nn(residual, l->B0, l->A0, -l->scale, ADD);
+            svd whole = svd_top(W, m->p.rank + 1, (rng){1}), rest = svd_top(residual, 1, (rng){1});
             check(fabs((double)(rest.sigma[0] / whole.sigma[m->p.rank]) - 1), 1e3 * EXACT, "what pissa leaves of layer %d %s begins with σ_r+1", j / 7, linear_names[j % 7]);
-            free(whole.U), free(whole.V), free(whole.sigma), free(rest.U), free(rest.V), free(rest.sigma);
+            free(whole.U), free(whole.V), free(whole.sigma), free(rest.U), free(rest.V), free(rest.sigma), dev_free(residual.p);
         }
         close_small(m), close_small(base);
     }
+}
+
+// The loss of a model with an adapter, or of the model alone, as --eval opens them.
+static double loss_of_files(const char *dir, const char *adapter, const batch *b)
+{
+    model m = {0};
+    opt.model = dir, opt.adapter = adapter;
+    plan p = plan_for_use();
+    p.tokens = 32, p.positions = 16;
+    model_measure(&m, open_config(), p);
+    fill_model(&m, NULL, 0);
+    double loss = model_step(&m, b, 0) / b->targets;
+    model_free(&m);
+    opt.adapter = NULL;
+    return loss;
+}
+
+// Four steps of a method that has a start, then its file.
+static void bf16_case(const char *dir, const char *M, const batch *b)
+{
+    double before = loss_of_files(dir, NULL, b);
+    model m = {0};
+    plan p = small_plan(M);
+    p.rank = 2;                         // lora-ga takes twice as many of the golden's k_proj, which has 4 rows
+    model_measure(&m, open_config(), p);
+    fill_model(&m, b, 1);
+    check(fabs(model_step(&m, b, 0) / b->targets / before - 1), EXACT / 2, "%s, %s at step 0", dir, M);
+    for (int s = 0; s < 4; s++) {
+        zero(flat(&m, m.grad));
+        model_step(&m, b, 1.0 / b->targets);
+        update(&m, s + 1, 5e-3, gradient_norm(&m));
+    }
+    double after = model_step(&m, b, 0) / b->targets;
+    char *out = in_scratch("bf16-adapter");
+    stage_begin(out), peft_write(&m, dir), stage_publish(out);
+    check(after / before, 0.99, "%s, %s trains", dir, M);
+    check(fabs(loss_of_files(dir, out, b) / after - 1), EXACT / 20, "%s, %s as it is saved", dir, M);
+    model_free(&m), free(out);
+}
+
+static void test_bf16_start(void)
+{
+    static const char larger[] = "{\"model_type\": \"llama\", \"hidden_size\": 96, \"intermediate_size\": 200, \"num_hidden_layers\": 4, \"num_attention_heads\": 8,"
+        " \"num_key_value_heads\": 2, \"vocab_size\": 101}";
+    char *dirs[2] = {strdup("dev/golden/base-bf16"), in_scratch("bf16")}, *config_path = in_scratch("bf16.json");
+    write_text(config_path, larger);
+    write_model(dirs[1], config_path, BF16);
+    batch b = small_batch(0, 3);
+    for (int i = 0; i < 2 * METHODS; i++)
+        if (methods[i / 2].has_start) bf16_case(dirs[i % 2], methods[i / 2].name, &b);
+    batch_free(&b), free(dirs[0]), free(dirs[1]), free(config_path);
 }
 
 // ---- attention -----------------------------------------------------------------------------------------------------
@@ -1103,25 +1165,6 @@ static mat golden_tensor(checkpoint *c, const char *kind, const char *name)
     return c->tensors[at].value.at;
 }
 
-// The base in this build's precision, so that what PiSSA leaves of W is not rounded to float.
-static char *golden_base(const char *name)
-{
-    char *from = join("dev/golden", name), *to = in_scratch(name), *path = join(from, "config.json");
-    if (sizeof(real) == 4) { free(to), free(path); return from; }
-    if (access(to, F_OK)) {
-        model m = {0};
-        plan p = plan_from_options();
-        p.method = &methods[0], p.tokens = p.positions = 16;
-        opt.model = from, opt.adapter = NULL;
-        model_measure(&m, config_read(path), p);
-        fill_model(&m, NULL, 0);
-        stage_begin(to), stage_model(&m, from, TYPE_OF(wide)), stage_publish(to);
-        model_free(&m);
-    }
-    free(from), free(path);
-    return to;
-}
-
 static batch golden_batch(void)
 {
     char *text = golden_text("dev/golden", "rows.json");
@@ -1149,16 +1192,14 @@ static double distance_without_signs(mat a, mat b)
     return d;
 }
 
-// The model of a case. Where the adapter starts inside W, its own start is held to PEFT's, and then it gets PEFT's.
+// The model of a case. Where the adapter has a start, its own is held to PEFT's, and then it gets PEFT's.
 static void golden_open(model *m, plan p, const batch *b, checkpoint *golden, const char *name)
 {
     model_measure(m, open_config(), p);
     fill_model(m, b, 1);
-    for (int i = 0; i < 14 && p.method->edits_base; i++) {
+    for (int i = 0; i < 14 && p.method->has_start; i++) {
         linear *l = adapter_at(m, i);
         if (!l) continue;
-        mat ours = like(l->W), theirs = like(l->W);
-        matmul_nn(ours, l->B0, l->A0, 1, SET);
         for (int j = 0; j < arrlen(m->tensors); j++) {
             tensor *t = &m->tensors[j];
             if (t->at != &l->A && t->at != &l->B) continue;
@@ -1167,12 +1208,6 @@ static void golden_open(model *m, plan p, const batch *b, checkpoint *golden, co
             put(own, start.p, start.type);
             if (!opt.adapter) put(*t->at, start.p, start.type);
         }
-        matmul_nn(theirs, l->B0, l->A0, 1, SET);
-        mat W = like(l->W);
-        copy(W, l->W);                                                   // W gives up their start in place of ours
-        add(W, ours, l->scale), add(W, theirs, -l->scale);
-        copy(l->W, W);
-        dev_free(ours.p), dev_free(theirs.p), dev_free(W.p);
     }
 }
 
@@ -1181,7 +1216,7 @@ static void golden_case(const char *name)
     char *dir = join("dev/golden", name), *text = golden_text(dir, "case.json");
     cJSON *json = cJSON_Parse(text);
     const char *method_name = string_field(json, "method");
-    char *base = golden_base(string_field(json, "base"));
+    char *base = join("dev/golden", string_field(json, "base"));
     plan p = plan_from_options();
     opt.model = base, opt.adapter = method_name ? NULL : dir;
     if (method_name) p.method = method_named(method_name), p.rank = 4, p.alpha = 6;
@@ -2355,7 +2390,8 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"definition",     "each layer equals the paper's W + ΔW, written as plain loops",                    test_definition, BOTH},
     {"frozen-is-full", "frozen's gradient is full fine-tuning's over the same matrices; lora-ga's first, too", test_frozen_is_full, BOTH},
     {"svd",            "power iteration finds LAPACK's singular values",                                  test_svd, BOTH},
-    {"start-given-up", "W_res + s B A is W for pissa, olora and lora-ga",                                          test_start_given_up, BOTH},
+    {"residual",       "pissa leaves the rest of W's SVD; W and a start of pissa, olora, lora-ga are W",  test_residual, BOTH},
+    {"bf16-start",     "on a bf16 base, too, they begin with its loss, and what is saved is what was trained", test_bf16_start, BOTH},
     {"goldens",        "logits, loss, gradients and eight AdamW steps are transformers' and PEFT's",      test_goldens, BOTH},
     {"attention",      "attention is softmax(q kᵀ/√d) v by plain loops, grouped heads and cached keys too",  test_attention, BOTH},
     {"cache",          "generating with the key-value cache gives the logits of the whole row",           test_cache, BOTH},

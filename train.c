@@ -1687,10 +1687,6 @@ static int resume_run(model *m, const char *dir)
             die("--resume %s: tensor %s is missing or of another shape", dir, state[i].name);
         put_stored(state[i].at, c.tensors[at].value);
     }
-    for (int i = 0; i < 7 * m->c.layers && m->p.method->edits_base; i++) {
-        linear *l = adapter_at(m, i);
-        if (l) give_up_start(m, l, +1);
-    }
     arrfree(state);
     checkpoint_close(&c);
     return step;
@@ -2092,9 +2088,8 @@ static int fill_model(model *m, const batch *first, int batches)
     model_allocate(m);
     if (opt.init) random_weights(m);
     else m->file = checkpoint_open(opt.model, "model"), model_load(m, opt.model);
-    if (m->p.method->edits_base) checkpoint_writable(&m->file);
     if (opt.resume) return resume_run(m, opt.resume);
-    if (!opt.adapter || m->p.method->edits_base) adapters_init(m, first, batches, show_start);
+    if (!opt.adapter || m->p.method->has_start) adapters_init(m, first, batches, show_start);
     if (opt.adapter) peft_read_weights(m, opt.adapter);
     return 0;
 }
@@ -2518,11 +2513,11 @@ static void shake(model *m, double size, rng *g)
 }
 
 // One step of training on b, and what it leaves. `other`: what it left in the other half, or NULL. Singular vectors of neighbouring
-// values turn into each other by rounding, and W without its start is rounded once more: pissa and its like begin with the other half's.
+// values turn into each other by rounding: pissa and its like begin with the other half's.
 // AdamW divides by |g|, so that a gradient which is zero but for rounding would decide the sign of a whole step; it is given the other's.
 static snapshot *snapshots_of_step(model *m, const batch *b, const snapshot *other)
 {
-    int start = 1 << PARAM | 1 << START | (m->p.method->edits_base ? 1 << BASE : 0);
+    int start = 1 << PARAM | 1 << START;
     snapshot *list = take_kinds(NULL, "start ", m, start, 0);
     give_kinds(m, other, "start ", start, 0);
     model_step(m, b, 1.0 / b->targets);

@@ -16,8 +16,12 @@ lora: scale                  | adapters.h | s/matmul_nn(dh, dy, l->B, l->scale, 
 lora: dropped term           | adapters.h | /matmul_nn(dx, dh, l->A, 1, ADD)/d                                | gradients   | lora
 lora: transposed             | adapters.h | s/matmul_tn(l->dB, dy, l->h,/matmul_tn(l->dB, l->h, dy,/          | gradients   | lora
 rslora: the scale of lora     | adapters.h | s/l->scale = m->p.alpha \/ sqrt(m->p.rank)/l->scale = m->p.alpha \/ m->p.rank/ | definition | rslora
-pissa: W keeps its start     | adapters.h | s/^    give_up_start(m, l, +1);$/    (void)m;/                        | start-given | pissa
-pissa: wrong root            | adapters.h | s/sqrt((double)sigma\[k\] \/ l->scale)/sqrt((double)sigma[k])/    | start-given | pissa
+pissa: the start stays in    | adapters.h | /^static void pissa_forward/,/^}/{/matmul_nt(y, h0/d}              | zero-start  |
+pissa: sign of the start     | adapters.h | s/matmul_nt(y, h0, l->B0, -l->scale, ADD)/matmul_nt(y, h0, l->B0, l->scale, ADD)/ | zero-start |
+pissa: the start left out of dx | adapters.h | /^static void pissa_backward/,/^}/{/matmul_nn(dx, dh0/d}        | gradients   | pissa
+pissa: scale                 | adapters.h | s/matmul_nn(dh0, dy, l->B0, -l->scale, SET)/matmul_nn(dh0, dy, l->B0, -1, SET)/ | gradients | pissa
+pissa: merged with its start | adapters.h | /^static void pissa_merge/,/^}/{/l->B0/d}                         | merge       |
+pissa: wrong root            | adapters.h | s/sqrt((double)sigma\[k\] \/ l->scale)/sqrt((double)sigma[k])/    | residual    |
 dora: sign                   | adapters.h | s/matmul_tn(CB, C, l->B, l->scale, SET)/matmul_tn(CB, C, l->B, -l->scale, SET)/ | gradients | dora
 dora: scale                  | adapters.h | s/broadcast_mul(C, l->B, l->dsquares, 2 \* l->scale, SET)/broadcast_mul(C, l->B, l->dsquares, l->scale, SET)/ | gradients | dora
 dora: dropped term           | adapters.h | /matmul_tn(l->dA, C, l->W, 1, ADD)/d                              | gradients   | dora
