@@ -1700,6 +1700,20 @@ static void test_threads_same_bytes(void)
     check(!same_logs("log1", "log2") + !same_logs("log1", "log4"), 0, "log");
 }
 
+// Starts a run, sends it a signal once its log has the given step, and returns its exit status.
+__attribute__((format(printf, 3, 4)))
+static int stopped_run(const char *signal_name, int step, const char *format, ...)
+{
+    char args[1000], command[2000];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(args, sizeof args, format, list);
+    va_end(list);
+    snprintf(command, sizeof command, "rm -rf $D/part* ; $TRAIN %s --log $D/part.log --out $D/part >$D/stdout 2>&1 & p=$!; "
+        "while kill -0 $p && ! grep -q '\"step\":%d,\"loss' $D/part.log 2>/dev/null; do sleep 0.01; done; kill -%s $p; wait $p", args, step, signal_name);
+    return WEXITSTATUS(system(command));
+}
+
 // A run that ends after some step and is resumed leaves the bytes of one that did not end.
 static void compare_runs(const char *method_name, const char *file, const char *what)
 {
@@ -1710,21 +1724,22 @@ static void compare_runs(const char *method_name, const char *file, const char *
     check(!same_logs("whole.log", "part.log"), 0, "%s, log after %s", method_name, what);
 }
 
+// Whichever step a signal finds it in, a run ends after it; under a rate that falls, and one that stays.
 static void test_resume(void)
 {
-    static const char *const methods_tried[] = {"bone", "pissa", "full"};
-    for (int i = 0; i < 3; i++) {
-        const char *M = methods_tried[i], *file = strcmp(M, "full") ? "adapter_model.safetensors" : "model.safetensors";
-        check(train_run(SHORT_RUN " --schedule constant --method %s --rank 8 --log %s/whole.log --out %s/whole", M, scratch, scratch), 0, "%s, exit status", M);
-        for (int stop = 2; stop < 6; stop++) {
-            char what[32], short_run[160] = SHORT_RUN;
-            snprintf(what, sizeof what, "stopping at step %d", stop);
-            *strchr(strstr(short_run, "--steps"), '6') = (char)('0' + stop);
-            check(train_run("%s --schedule constant --method %s --rank 8 --log %s/part.log --out %s/part", short_run, M, scratch, scratch), 0, "%s, %s", M, what);
-            check(train_run(SHORT_RUN " --schedule constant --method %s --rank 8 --resume %s/part --log %s/part.log --out %s/part", M, scratch, scratch, scratch), 0, "%s resumed after %s", M, what);
-            if (stop == 2) compare_runs(M, file, what);
+    static const struct { const char *method, *schedule, *file; } runs[] = {
+        {"bone", "linear", "adapter_model.safetensors"}, {"pissa", "cosine", "adapter_model.safetensors"}, {"full", "constant", "model.safetensors"},
+    };
+    for (int i = 0; i < 3; i++)
+        for (int stop = 0; stop < 4; stop++) {
+            char options_used[300], what[32];
+            snprintf(options_used, sizeof options_used, FEW_ROWS " --steps 8 --batch 2 --accum 2 --warmup 2 --rank 8 --method %s --schedule %s", runs[i].method, runs[i].schedule);
+            if (!stop) { check(train_run("%s --log $D/whole.log --out $D/whole", options_used), 0, "%s, exit status", runs[i].method); continue; }
+            snprintf(what, sizeof what, "stopping near step %d", stop);
+            check(stopped_run("INT", stop, "%s", options_used) == 130 ? 0 : 1, 0, "%s, %s", runs[i].method, what);
+            check(train_run("%s --resume $D/part --log $D/part.log --out $D/part", options_used), 0, "%s resumed after %s", runs[i].method, what);
+            compare_runs(runs[i].method, runs[i].file, what);
         }
-    }
 }
 
 // Whatever a signal does to a run in mid-flight, the next one goes on from the last step saved.
@@ -1733,15 +1748,11 @@ static void test_killed(void)
     static const char *const options_used = FEW_ROWS " --steps 60 --save-every 1";
     check(train_run("%s --log %s/whole.log --out %s/whole", options_used, scratch, scratch), 0, "exit status");
     for (const char **signal_name = (const char *[]){"INT", "KILL", NULL}; *signal_name; signal_name++) {
-        char command[1000];
-        snprintf(command, sizeof command, "rm -rf %s/part* ; $TRAIN %s --log %s/part.log --out %s/part >%s/stdout 2>&1 & p=$!; "
-            "while ! grep -q '\"step\":3,\"loss' %s/part.log 2>/dev/null; do sleep 0.01; done; kill -%s $p; wait $p", scratch, options_used, scratch, scratch, scratch, scratch, *signal_name);
-        int status = WEXITSTATUS(system(command));
+        int status = stopped_run(*signal_name, 3, "%s", options_used);
         check(status == (strcmp(*signal_name, "INT") ? 137 : 130) ? 0 : 1, 0, "status %d after SIG%s", status, *signal_name);
         check(train_run("%s --log %s/part.log --resume %s/part --out %s/part", options_used, scratch, scratch, scratch), 0, "resumed after SIG%s", *signal_name);
         compare_runs("bone", "adapter_model.safetensors", *signal_name);
-        snprintf(command, sizeof command, "rm -rf %s/part*", scratch);   // SIGKILL leaves the directory in the making
-        check(system(command), 0, "cannot tidy up");
+        check(system("rm -rf $D/part*"), 0, "cannot tidy up");           // SIGKILL leaves the directory in the making
     }
 }
 
@@ -1901,8 +1912,14 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"another model's adapter", ":",                                                            "--eval --val data/val.jsonl --adapter dev/golden/lora-mha", "has shape"},
     {"rows in an unknown file", "touch $D/mine.csv",                                            "--data $D/mine.csv", "expected a .jsonl"},
     {"an array with a bad row", "echo '[{\"text\": \"a b\"}, 3]' > $D/rows.json",              "--data $D/rows.json", "rows.json, row 2: expected a JSON object"},
-    {"resume at another rate", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null", "--resume $D/mine --lr 1", "--lr 0.004, this run has 1"},
+    {"resume at another rate", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine >/dev/null", "--resume $D/mine --lr 1", "--lr 0.004, this run has 1"},
     {"resume on another base", "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null", "--resume $D/mine", "--model \"base\", this run has"},
+    {"resume for longer",   "$TRAIN --model $D/model --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null", "--resume $D/mine", "--steps 1, this run has 2; give the same, or start anew from it with --adapter"},
+    {"resume for longer, constant", "$TRAIN --model $D/model --data $D/rows.jsonl --schedule constant --steps 1 --out $D/mine >/dev/null", "--schedule constant --resume $D/mine", "--steps 1, this run has 2"},
+    {"resume after epochs", "$TRAIN --model $D/model --data $D/rows.jsonl --epochs 2 --batch 1 --accum 1 --out $D/mine >/dev/null", "--batch 1 --accum 1 --resume $D/mine", "--steps 6, this run has 2"},
+    {"resume with another row", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine >/dev/null; sed -i '2s/Now/Then/' $D/rows.jsonl", "--resume $D/mine", "with rows \"3, hash"},
+    {"resume with a row more", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine >/dev/null; sed -n 4p data/train.jsonl >> $D/rows.jsonl", "--resume $D/mine", "this run has \"4, hash"},
+    {"resume with rows in another order", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine >/dev/null; sed -i '1{h;d};2G' $D/rows.jsonl", "--resume $D/mine", "with rows \"3, hash"},
     {"compare an adapter",  ":",                                                                "--compare --adapter dev/golden/lora-mha", "--compare starts from --model alone"},
     {"compare into a file", "touch $D/out.txt",                                                 "--compare --out $D/out.txt", "ot a directory"},
     {"resume from nothing", ":",                                                                "--resume $D/none", "state.json"},
