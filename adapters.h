@@ -135,7 +135,8 @@ static void lora_merge(model *m, linear *l, mat W)
 //
 //     y = z ⊙ g,    z = x Vᵀ,    V = W + s B A,    g_o = m_o / ‖V_o‖,    m (out)
 //
-//  B = 0 and m_o = ‖W_o‖: g = 1, so step 0 changes nothing. r (in + out) + out parameters.
+//  B = 0 and m_o = ‖W_o‖: g = 1, so step 0 changes nothing. r (in + out) + out parameters. A row of zeros, as pruned models
+//  have them, has no direction: g = 1 where ‖V_o‖ = 0, and neither m_o nor the length has a gradient there. (0/0 in PEFT.)
 //  V is never built. With V Aᵀ = W Aᵀ + s B A Aᵀ  (out, r), the squared length of a row is
 //
 //     q_o = ‖V_o‖² = ‖W_o‖² + s B_o·(W Aᵀ)_o + s B_o·(V Aᵀ)_o

@@ -122,7 +122,7 @@ void     shard_tile(mat x, mat s);                                    // x[n, j�
 void     tiled_identity(mat e);                                       // e[i,j] = 1 where i - j is a multiple of the shorter side, else 0
 void     broadcast_mul(mat y, mat x, mat g, double scale, enum mode m);  // y = scale x ⊙ g; g is (1, cols) or (rows, 1) and repeated along the other side
 void     broadcast_dot(mat g, mat x, mat y, double scale, enum mode m);  // g = scale Σ x ⊙ y along the side where g is 1: the backward for broadcast_mul's g
-void     magnitude_forward(mat gain, mat m, mat squares);             // gain = m / √squares, number by number
+void     magnitude_forward(mat gain, mat m, mat squares);             // gain = m / √squares, number by number; 1 where squares is 0
 void     magnitude_backward(mat dm, mat dsquares, mat dgain, mat m, mat squares);   // dm += …, dsquares = …
 
 // training

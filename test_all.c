@@ -426,6 +426,18 @@ static snapshot *training_results(snapshot *list)       // of more numbers than 
     return give_away(give_away(list, "", "sum_of_squares", sum), "", "tiled_identity", e);
 }
 
+static snapshot *no_length_results(snapshot *list)     // magnitudes, some of rows whose length is zero
+{
+    static const wide squares[6] = {4, 0, 1, 0, 9, (wide)0.25};
+    mat q = typed_mat(SHAPE(6, 1), TYPE_OF(wide)), m = typed_mat(SHAPE(6, 1), TYPE_OF(wide)), dgain = typed_mat(SHAPE(6, 1), TYPE_OF(wide));
+    mat gain = typed_mat(SHAPE(6, 1), TYPE_OF(wide)), dm = typed_mat(SHAPE(6, 1), TYPE_OF(wide)), dq = typed_mat(SHAPE(6, 1), TYPE_OF(wide));
+    put(q, squares, TYPE_OF(wide));
+    magnitude_forward(gain, m, q);
+    magnitude_backward(dm, dq, dgain, m, q);
+    dev_free(q.p), dev_free(m.p), dev_free(dgain.p);
+    return give_away(give_away(give_away(list, "no length, ", "gain", gain), "no length, ", "dm", dm), "no length, ", "dsquares", dq);
+}
+
 static snapshot *op_results(void)
 {
     static const char *const grads[3] = {"d in 0", "d in 1", "d in 2"};
@@ -439,6 +451,7 @@ static snapshot *op_results(void)
         op_close();
     }
     unwanted();
+    list = no_length_results(list);
     return training_results(fused_results(attention_results(weight_results(block_results(matmul_results(list))))));
 }
 
@@ -792,6 +805,38 @@ static void test_zero_start(void)
         batch b = small_batch(0, 3);
         mat x = all_logits(m, &b), y = all_logits(base, &b);
         check(mat_distance(x, y), EXACT, "%s", methods[i].name);
+        dev_free(x.p), dev_free(y.p), batch_free(&b), close_small(m), close_small(base);
+    }
+}
+
+// DoRA on weights with rows of zeros, which have no direction: the base at step 0, and finite from there on.
+static void test_zero_rows(void)
+{
+    for (int detach = 0; detach < 2; detach++) {
+        plan p = small_plan("dora");
+        p.dora_detach = detach;
+        model *m = open_small(p, 0), *base = open_small(base_only(), 0);
+        mat W[14];
+        for (int j = 0; j < 14; j++) {
+            linear *l = adapter_at(m, j);
+            W[j] = like(l->W);
+            copy(W[j], l->W), zero(rows_of(W[j], 1, 2));
+            l->W = linear_of(&base->layers[j / 7], j % 7)->W = W[j];
+            l->method->init(m, l, linear_names[j % 7]);
+        }
+        batch b = small_batch(0, 3);
+        mat x = all_logits(m, &b), y = all_logits(base, &b);
+        check(mat_distance(x, y), EXACT, "step 0");
+        double first = model_step(m, &b, 0), last = first;
+        for (int s = 0; s < 5; s++) {
+            zero(flat(m, m->grad));
+            last = model_step(m, &b, 1.0 / b.targets);
+            check(isfinite(last) && isfinite(gradient_norm(m)) ? 0 : 1, 0, "loss %g and gradient %g of step %d", last, gradient_norm(m), s + 1);
+            update(m, s + 1, 1e-3, gradient_norm(m));
+        }
+        check(last / first, 1, "the loss falls");
+        for (int j = 0; j < 14; j++) check(isfinite(sum_of_squares(merged(m, adapter_at(m, j)))) ? 0 : 1, 0, "merged");
+        for (int j = 0; j < 14; j++) dev_free(W[j].p);
         dev_free(x.p), dev_free(y.p), batch_free(&b), close_small(m), close_small(base);
     }
 }
@@ -2403,6 +2448,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"splits",         "every split of the same rows into micro-batches gives their loss and gradient, scored answers or none", test_splits, ONLY_F64},
     {"recompute",      "recomputing activations gives the same bits in less memory",                      test_recompute, BOTH},
     {"zero-start",     "step 0 changes no logit, whatever the method",                                    test_zero_start, BOTH},
+    {"zero-rows",      "dora on a weight with rows of zeros begins with the base, and stays finite",       test_zero_rows, BOTH},
     {"merge",          "the merged model gives the adapter's logits",                                     test_merge, BOTH},
     {"definition",     "each layer equals the paper's W + ΔW, written as plain loops",                    test_definition, BOTH},
     {"frozen-is-full", "frozen's gradient is full fine-tuning's over the same matrices; lora-ga's first, too", test_frozen_is_full, BOTH},

@@ -744,7 +744,10 @@ void broadcast_dot(mat g, mat x, mat y, double scale, enum mode mode)
 
 void magnitude_forward(mat gain, mat m, mat squares)
 {
-    for (size_t i = 0; i < elements(gain); i++) ((wide *)gain.p)[i] = ((wide *)m.p)[i] / (wide)sqrt(((wide *)squares.p)[i]);
+    for (size_t i = 0; i < elements(gain); i++) {
+        wide q = ((wide *)squares.p)[i];
+        ((wide *)gain.p)[i] = q <= 0 ? 1 : ((wide *)m.p)[i] / (wide)sqrt(q);
+    }
 }
 
 //  g = m q^-½:   dm += dg q^-½,   dq = −½ dg m q^-3/2
@@ -752,8 +755,9 @@ void magnitude_backward(mat dm, mat dsquares, mat dgain, mat m, mat squares)
 {
     for (size_t i = 0; i < elements(dgain); i++) {
         wide dg = ((wide *)dgain.p)[i], q = ((wide *)squares.p)[i], root = (wide)sqrt(q);
-        ((wide *)dm.p)[i] += dg / root;
-        ((wide *)dsquares.p)[i] = -dg * ((wide *)m.p)[i] / (2 * q * root);
+        int none = q <= 0;                                              // no length, no gradient
+        ((wide *)dm.p)[i] += none ? 0 : dg / root;
+        ((wide *)dsquares.p)[i] = none ? 0 : -dg * ((wide *)m.p)[i] / (2 * q * root);
     }
 }
 

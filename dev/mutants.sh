@@ -31,6 +31,8 @@ lora-ga: U as V              | adapters.h | s/\*U = f.U + (size_t)r \* (size_t)o
 lora-ga: scale               | adapters.h | s/(wide)stable \* f.sigma\[r + k\]/f.sigma[r + k]/                | goldens     |
 lora-ga: no dx               | adapters.h | /^static void lora_ga_backward/,/^}/s/lora_backward(m, l, dx, dy, x)/lora_backward(m, l, (mat){0}, dy, x)/ | gradients | lora-ga
 lora-ga: last batch alone    | adapters.h | s/for (int i = 0; i < batches; i++) model_step/for (int i = 1; i < batches; i++) model_step/ | frozen-is-full |
+dora: 0/0 of a row of zeros  | train.c    | s/q <= 0 ? 1 : ((wide \*)m.p)\[i\]/((wide *)m.p)[i]/               | zero-rows   |
+dora: 0/0 in its gradient    | train.c    | s/int none = q <= 0;/int none = 0;/                               | zero-rows   |
 bone: sign                   | adapters.h | s/matmul_tn(l->dD, S, dy, 1, ADD)/matmul_tn(l->dD, S, dy, -1, ADD)/ | gradients | bone
 bone: scale                  | adapters.h | s/matmul_nt(dS, dy, l->D, 1,/matmul_nt(dS, dy, l->D, 0.5,/        | gradients   | bone
 bone: dropped term           | adapters.h | /^static void bone_backward/,/^}/{/shard_tile(dx, dS)/d}          | gradients   | bone
@@ -114,6 +116,8 @@ GPU reserve: nothing         | train.cu   | s/if (take) resize/if (0) resize/   
 GPU reserve: no factors      | train.cu   | /bytes\[FACTOR_A\] = /d                                           | gpu-allocations | forward
 GPU reserve: no backward     | train.cu   | s/if (n.train) bytes/if (0) bytes/                                | gpu-allocations | forward
 GPU reserve: shorter rows    | train.cu   | s/score_row(n.keys);/score_row(n.keys) \/ 2;/                      | gpu-allocations | forward
+GPU magnitude: 0/0           | train.cu   | s/squares\[i\] <= 0 ? 1 : m\[i\]/m[i]/                             | gpu-ops     | forward
+GPU magnitude: 0/0 in its gradient | train.cu | s/bool none = q <= 0;/bool none = false;/                        | gpu-ops     | forward
 GPU AdamW: no decay          | train.cu   | s/w\[i\] \* shrink/w[i]/                                           | gpu-ops     | forward
 '
 
