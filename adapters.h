@@ -785,8 +785,9 @@ static cJSON *peft_config(const model *m, const char *base)
     cJSON_AddStringToObject(json, "bias", "none");
     cJSON_AddBoolToObject(json, "inference_mode", 1);
     cJSON_AddNumberToObject(json, "r", p->rank * doubled);
-    cJSON *targets = cJSON_AddArrayToObject(json, "target_modules");
-    for (int i = 0; i < 7; i++)
+    cJSON *targets = p->modules ? cJSON_Duplicate(p->modules, 1) : cJSON_CreateArray();     // as they came, or all layers alike
+    cJSON_AddItemToObject(json, "target_modules", targets);
+    for (int i = 0; i < 7 && !p->modules; i++)
         if (p->targets >> i & 1) cJSON_AddItemToArray(targets, cJSON_CreateString(module_names[i]));
     if (!strcmp(p->method->peft_type, "LORA")) {
         cJSON_AddNumberToObject(json, "lora_alpha", p->alpha * doubled);
@@ -846,18 +847,72 @@ static void peft_refuse(const cJSON *json, const char *path)
     if (cJSON_IsString(bias) && strcmp(bias->valuestring, "none")) die("%s: \"bias\" is \"%s\", only \"none\" is built", path, bias->valuestring);
 }
 
-static int peft_targets(const cJSON *json, const char *path)
+// Python's regular expression as POSIX's, which is matched here; "" if it has what POSIX has not. Whole names are matched, so that
+// a lazy repeat means what a greedy one does. Counts in braces are left out (but
+// for {1,}, which Unsloth writes): a few of them, nested, would take all memory.
+static char *posix_regex(const char *python)
 {
-    const cJSON *list = cJSON_GetObjectItemCaseSensitive(json, "target_modules"), *item;
-    int targets = 0;
-    if (!cJSON_IsArray(list)) die("%s: \"target_modules\" must be a list of names such as \"q_proj\"", path);
-    cJSON_ArrayForEach(item, list) {
-        int i = 0;
-        while (i < 7 && !(cJSON_IsString(item) && !strcmp(item->valuestring, module_names[i]))) i++;
-        if (i == 7) die("%s: target module %s is not a linear layer of Llama", path, cJSON_IsString(item) ? item->valuestring : "?");
-        targets |= 1 << i;
+    char *posix = alloc(strlen(python) + 1, 16), *to = posix;
+    to += sprintf(to, "^(");
+    for (const char *c = python; *c; c++) {
+        size_t set = *c == '[' && c[1] && !strchr("[]\\", c[1]) ? 2 + strcspn(c + 2, "[]\\") : 0;        // [a-z, without the ]
+        int repeat = strchr("*+?", *c) != NULL;
+        if (set && c[set] == ']') to += sprintf(to, "%.*s", (int)set + 1, c), c += set;
+        else if (*c == '\\' && (c[1] == 'd' || c[1] == 'w')) to += sprintf(to, "%s", *++c == 'd' ? "[0-9]" : "[A-Za-z0-9_]");
+        else if (!strncmp(c, "[\\d]", 4)) to += sprintf(to, "[0-9]"), c += 3;
+        else if (!strncmp(c, "{1,}", 4)) *to++ = '+', c += 3;
+        else if (!strncmp(c, "\\b", 2)) to += sprintf(to, "\\b"), c++;
+        else if (*c == '\\' && c[1] && strchr(".-_/", c[1])) to += sprintf(to, "[%c]", *++c);
+        else if (!strncmp(c, "(?:", 3)) *to++ = '(', c += 2;
+        else if (strchr("\\[{}", *c) || !strncmp(c, "(?", 2) || (repeat && (c[1] == '*' || c[1] == '+'))) return *posix = 0, posix;
+        else *to++ = *c, c += repeat && c[1] == '?';
     }
-    return targets;
+    sprintf(to, ")$");
+    return posix;
+}
+
+// "target_modules" by PEFT's rule (check_target_module_exists): a list of names, each a module's whole name or its end from a
+// dot on; or a text, which is "all-linear", or a regular expression for the whole name.
+static int peft_targeted(const cJSON *modules, const char *module)
+{
+    const cJSON *item;
+    size_t n = strlen(module);
+    if (cJSON_IsString(modules)) {
+        regex_t r;
+        if (!strcasecmp(modules->valuestring, "all-linear")) return strstr(module, "_proj") != NULL;
+        char *posix = posix_regex(modules->valuestring);
+        int found = !regcomp(&r, posix, REG_EXTENDED | REG_NOSUB);
+        if (found) found = !regexec(&r, module, 0, NULL, 0), regfree(&r);
+        free(posix);
+        return found;
+    }
+    cJSON_ArrayForEach(item, modules) {
+        size_t end = strlen(item->valuestring);
+        if (end <= n && !strcmp(module + n - end, item->valuestring) && (end == n || module[n - end - 1] == '.')) return 1;
+    }
+    return 0;
+}
+
+// What is asked for is checked here; which linear layers it means, the layout finds out.
+static cJSON *peft_modules(const cJSON *json, const char *path)
+{
+    static const char *const others[] = {"lm_head", "model.embed_tokens", "model.norm", "model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm",
+        "model.layers.0.self_attn", "model.layers.0.mlp", NULL};
+    const cJSON *modules = cJSON_GetObjectItemCaseSensitive(json, "target_modules"), *item;
+    int text = cJSON_IsString(modules) && strlen(modules->valuestring) < 2000;
+    if (!text && !cJSON_IsArray(modules)) die("%s: \"target_modules\" must be a list of names such as \"q_proj\", or a regular expression", path);
+    cJSON_ArrayForEach(item, modules)
+        if (!cJSON_IsString(item)) die("%s: \"target_modules\" holds something else than names", path);
+    if (text) {
+        regex_t r;
+        char *posix = posix_regex(modules->valuestring);
+        if (!*posix || regcomp(&r, posix, REG_EXTENDED | REG_NOSUB))
+            die("%s: \"target_modules\" is the regular expression %s, of which only . * + ? | ( ) (?: ) [ ] \\. \\d \\w are built; write a list of names in its place", path, modules->valuestring);
+        regfree(&r), free(posix);
+    }
+    for (const char *const *other = others; *other; other++)
+        if (peft_targeted(modules, *other)) die("%s: \"target_modules\" asks for %s, and only the seven linear layers of a block, q_proj to down_proj, have adapters here; merge it with PEFT (merge_and_unload) and give the result as --model", path, *other);
+    return cJSON_Duplicate(modules, 1);
 }
 
 // Which of our methods a LoRA of PEFT's is. A start inside W ("pissa", "olora") is made again before the adapter is
@@ -888,6 +943,8 @@ static const char *peft_method(const cJSON *json, const char *path)
     if (!strcmp(name, "MISS")) return "bone";
     for (int i = 0; i < METHODS; i++)
         if (methods[i].peft_type && !strcmp(methods[i].peft_type, name)) return methods[i].name;
+    if (!strcmp(name, "BONE")) die("%s: \"peft_type\" is BONE, which PEFT has replaced by MISS; its scripts/convert-bone-to-miss.py turns this directory into one that is read here", path);
+    if (cJSON_HasObjectItem(json, "lora_parameters")) die("%s: is an adapter of mlx-lm, not of PEFT; join it with its model there (mlx_lm.fuse) and give the result as --model", path);
     die("%s: \"peft_type\" is %s, expected LORA or MISS", path, name);
 }
 
@@ -899,7 +956,7 @@ static void peft_read_config(plan *p, const char *dir)
     cJSON *json = parse_json(path, text, bytes);
     peft_refuse(json, path);
     p->method = method_named(peft_method(json, path));
-    p->targets = peft_targets(json, path);
+    p->modules = peft_modules(json, path), p->targets = 0;
     p->rank = strcmp(p->method->peft_type, "FROZEN") ? config_int(json, path, "r", -1) : 1;
     p->mini_r = config_int(json, path, "mini_r", 1);
     p->alpha = config_number(json, path, "lora_alpha", 8);

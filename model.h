@@ -139,6 +139,7 @@ void     adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad
 #include <fcntl.h>
 #include <limits.h>
 #include <math.h>
+#include <regex.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -645,7 +646,8 @@ typedef struct {
 // What the run asks of the model.
 typedef struct {
     const method *method;
-    int rank, mini_r, targets;  // targets: a bit for each of linear_names
+    int rank, mini_r, targets;  // targets: a bit for each of linear_names that has an adapter (in some layer)
+    const cJSON *modules;       // an adapter's own "target_modules", or NULL: they decide layer by layer, and the layout sets targets
     double alpha, plus_ratio;
     uint64_t seed;
     int tokens;                 // the most tokens in a micro-batch
@@ -730,15 +732,19 @@ static void refuse(model *m, const char *format, ...)
 
 static const method methods[];          // adapters.h; its first row is `full`: W alone
 
+static int peft_targeted(const cJSON *modules, const char *module);    // adapters.h
+
 static int full_training(const model *m) { return m->p.train && m->p.method == &methods[0]; }
 
 static void linear_layout(model *m, linear *l, int which, int depth, const char *name, int out, int in)
 {
-    int targeted = m->p.targets >> which & 1;
+    char module[96], adapter[128];
+    snprintf(module, sizeof module, "model.layers.%d.%s", depth, name);
+    snprintf(adapter, sizeof adapter, "base_model.model.%s", module);
+    if (m->p.modules && peft_targeted(m->p.modules, module)) m->p.targets |= 1 << which;
+    int targeted = m->p.modules ? peft_targeted(m->p.modules, module) : m->p.targets >> which & 1;
     declare(m, full_training(m) ? PARAM : BASE, &l->W, &l->dW, SHAPE(out, in), "model.layers.%d.%s.weight", depth, name);
     l->method = targeted ? m->p.method : &methods[0];
-    char adapter[96];
-    snprintf(adapter, sizeof adapter, "base_model.model.model.layers.%d.%s", depth, name);
     if (l->method->layout) l->method->layout(m, l, adapter);
 }
 
@@ -852,6 +858,7 @@ static void layout(model *m)
     if (c->tied) m->head = m->embed, m->dhead = m->dembed;
     else declare(m, matrix, &m->head, &m->dhead, SHAPE(c->vocab, c->dim), "lm_head.weight");
     work_layout(m);
+    if (m->p.modules && !m->p.targets) refuse(m, "the adapter's \"target_modules\" name no linear layer of this model");
 }
 
 // The first walk alone: what a method would train and need on this config. Allocates nothing.

@@ -1313,6 +1313,44 @@ static void test_goldens(void)
     check(cases >= 16 ? 0 : 1, 0, "%d cases in dev/golden", cases);
 }
 
+// Which linear layers "target_modules" means, in a model of two layers. From PEFT 0.21's check_target_module_exists, Unsloth's own regular
+// expression among them.
+static void test_target_modules(void)
+{
+    static const struct { const char *modules, *layers[2]; } cases[] = {
+        {"[\"q_proj\", \"v_proj\"]",                                   {"q-v----", "q-v----"}},
+        {"[\"self_attn.q_proj\"]",                                     {"q------", "q------"}},
+        {"[\"model.layers.0.self_attn.q_proj\", \"model.layers.1.mlp.down_proj\"]", {"q------", "------d"}},
+        {"[\"layers.1.self_attn.k_proj\", \"o_proj\"]",                {"---o---", "-k-o---"}},
+        {"[\"proj\", \"q_proj\"]",                                     {"q------", "q------"}},
+        {"[\"base_model.model.model.layers.0.self_attn.q_proj\", \"up_proj\"]", {"-----u-", "-----u-"}},
+        {"[\"query_key_value\", \"q_proj\"]",                          {"q------", "q------"}},
+        {"\"all-linear\"",                                             {"qkvogud", "qkvogud"}},
+        {"\".*\\\\.(q_proj|v_proj)\"",                                 {"q-v----", "q-v----"}},
+        {"\"(?:.*?(?:self_attn|mlp).*?(?:q_proj|down_proj)).*?\"",     {"q-----d", "q-----d"}},
+        {"\"model\\\\.layers\\\\.\\\\d+\\\\.self_attn\\\\.(q|k)_proj\"", {"qk-----", "qk-----"}},
+        {"\"model\\\\.layers\\\\.1\\\\..*proj\"",                      {"-------", "qkvogud"}},
+        {"\"^model\\\\.layers\\\\.[0-1]\\\\.mlp\\\\.\\\\w+$\"",        {"----gud", "----gud"}},
+        {"\".*layers.(0).*o_proj\"",                                   {"---o---", "-------"}},
+        {"\"a|.*up_proj|b\"",                                          {"-----u-", "-----u-"}},
+        {"\".+?gate_proj\"",                                           {"----g--", "----g--"}},
+        {"\".*[^pn]_proj\"",                                           {"qkvog--", "qkvog--"}},
+        {"\"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:q_proj|k_proj).*?)|(?:\\\\bmodel\\\\.layers\\\\.[\\\\d]{1,}\\\\.(?:self_attn|mlp)\\\\.(?:(?:q_proj|gate_proj)))\"",
+                                                                       {"q---g--", "q---g--"}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char text[600], *path = in_scratch("adapter_config.json");
+        snprintf(text, sizeof text, "{\"peft_type\": \"LORA\", \"r\": 2, \"target_modules\": %s}", cases[i].modules);
+        write_text(path, text);
+        plan p = small_plan("lora");
+        peft_read_config(&p, scratch);
+        model *m = open_small(p, 0);
+        for (int j = 0; j < 14; j++)
+            check(!adapter_at(m, j) == (cases[i].layers[j / 7][j % 7] == '-') ? 0 : 1, 0, "%s, layer %d %s", cases[i].modules, j / 7, linear_names[j % 7]);
+        close_small(m), free(path);
+    }
+}
+
 // ---- the tokenizer ------------------------------------------------------------------------------------------------
 
 static const char *const real_input = "../shared/real";            // real models and data, where there are any
@@ -1955,6 +1993,13 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"a start that is not built", "cp -r dev/golden/lora-mha $D/mine; sed -i 's/\"init_lora_weights\": true/\"init_lora_weights\": \"corda\"/' $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "\"corda\", which changes the base"},
     {"a pattern of ranks",  "cp -r dev/golden/lora-mha $D/mine; sed -i 's/\"rank_pattern\": {}/\"rank_pattern\": {\"q_proj\": 2}/' $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "\"rank_pattern\" is set"},
     {"another model's adapter", ":",                                                            "--eval --val data/val.jsonl --adapter dev/golden/lora-mha", "has shape"},
+    {"a look-ahead",        "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": \"^(?!.*patch_embed).*$\"}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "write a list of names"},
+    {"an adapter of the embeddings", "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": [\"embed_tokens\"]}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "asks for model.embed_tokens, and only"},
+    {"an adapter of the head", "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": [\"q_proj\", \"lm_head\"]}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "asks for lm_head, and only"},
+    {"an adapter of everything", "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": \".*\"}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "asks for lm_head, and only"},
+    {"an adapter of nothing", "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": [\"c_attn\"]}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "name no linear layer of this model"},
+    {"an old Bone",         "mkdir $D/mine; echo '{\"peft_type\": \"BONE\", \"r\": 64, \"target_modules\": [\"q_proj\"], \"init_weights\": true}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "convert-bone-to-miss.py"},
+    {"an adapter of mlx-lm", "mkdir $D/mine; touch $D/mine/adapters.safetensors; echo '{\"fine_tune_type\": \"lora\", \"num_layers\": 16, \"lora_parameters\": {\"rank\": 8, \"scale\": 20.0, \"dropout\": 0.0}}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "mlx_lm.fuse"},
     {"rows in an unknown file", "touch $D/mine.csv",                                            "--data $D/mine.csv", "expected a .jsonl"},
     {"an array with a bad row", "echo '[{\"text\": \"a b\"}, 3]' > $D/rows.json",              "--data $D/rows.json", "rows.json, row 2: expected a JSON object"},
     {"resume at another rate", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine >/dev/null", "--resume $D/mine --lr 1", "--lr 0.004, this run has 1"},
@@ -2456,6 +2501,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"residual",       "pissa leaves the rest of W's SVD; W and a start of pissa, olora, lora-ga are W",  test_residual, BOTH},
     {"bf16-start",     "on a bf16 base, too, they begin with its loss, and what is saved is what was trained", test_bf16_start, BOTH},
     {"goldens",        "logits, loss, gradients and eight AdamW steps are transformers' and PEFT's",      test_goldens, BOTH},
+    {"target-modules", "names, their ends and regular expressions mean the layers that PEFT takes them for", test_target_modules, BOTH},
     {"attention",      "attention is softmax(q kᵀ/√d) v by plain loops, grouped heads and cached keys too",  test_attention, BOTH},
     {"cache",          "generating with the key-value cache gives the logits of the whole row",           test_cache, BOTH},
     {"matmul",         "the fast product equals the plain one, at every edge and dtype",                  test_matmul, BOTH},

@@ -2184,6 +2184,7 @@ static void print_plan(const run *r)
     if (!full_training(m)) {
         printf(", rank %d on", m->p.rank);
         for (int i = 0; i < 7; i++) if (m->p.targets >> i & 1) printf(" %s", linear_names[i]);
+        if (m->p.modules) printf(" where its target_modules say so");
     }
     printf("\ntrains     %.0f parameters, %.2f %% of the model\n", trained, 100 * trained / base);
     print_rows("data", &r->train);
