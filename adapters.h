@@ -135,7 +135,8 @@ static void lora_merge(model *m, linear *l, mat W)
 //
 //     y = z ⊙ g,    z = x Vᵀ,    V = W + s B A,    g_o = m_o / ‖V_o‖,    m (out)
 //
-//  B = 0 and m_o = ‖W_o‖: g = 1, so step 0 changes nothing. r (in + out) + out parameters.
+//  B = 0 and m_o = ‖W_o‖: g = 1, so step 0 changes nothing. r (in + out) + out parameters. A row of zeros, as pruned models
+//  have them, has no direction: g = 1 where ‖V_o‖ = 0, and neither m_o nor the length has a gradient there. (0/0 in PEFT.)
 //  V is never built. With V Aᵀ = W Aᵀ + s B A Aᵀ  (out, r), the squared length of a row is
 //
 //     q_o = ‖V_o‖² = ‖W_o‖² + s B_o·(W Aᵀ)_o + s B_o·(V Aᵀ)_o
@@ -360,13 +361,21 @@ static svd svd_top(mat W, int r, rng g)
 
 // ---- PiSSA (arXiv 2404.02948) and OLoRA (arXiv 2406.01775) ---------------------------------------------------
 //
-//  LoRA with another start: A and B begin as the most important part of W, and W ← W − s B A gives it up, so that
-//  W + s B A is what it was and step 0 changes nothing. Both A and B have a gradient from the first step on.
+//  LoRA with another start: A and B begin as A0 and B0, the most important part of W. What remains of W is the residual
+//  weight, so that step 0 changes nothing, and both A and B have a gradient from the first step on:
 //
-//  PiSSA:  W ≈ U Σ Vᵀ, the top r by power iteration:   B = U √(Σ/s)  (out, r),   A = √(Σ/s) Vᵀ  (r, in)
-//  OLoRA:  W = Q R:                                    B = Q[:, :r],             A = R[:r, :]
+//     y = x W_resᵀ + s (x Aᵀ) Bᵀ,    W_res = W − s B0 A0
 //
-//  A0, B0 keep the start: the adapter is saved as s (B A − B0 A0), a LoRA of rank 2r on the untouched base.
+//  PiSSA:  W ≈ U Σ Vᵀ, the top r by power iteration:   B0 = U √(Σ/s)  (out, r),   A0 = √(Σ/s) Vᵀ  (r, in)
+//  OLoRA:  W = Q R:                                    B0 = Q[:, :r],             A0 = R[:r, :]
+//
+//  W_res is never stored. Most models have W in 16 bits: W_res would be rounded to them once more, so that step 0 would
+//  not be the base, and what is saved, which stands on the base's own W, not what was trained. W is left as it is, and
+//
+//     y = x Wᵀ + s (x Aᵀ) Bᵀ − s (x A0ᵀ) B0ᵀ
+//
+//  That is the file, too: a LoRA of rank 2r, [A; A0] and [B | −B0]. It costs two thin products more in each direction.
+//  One product with [A; A0] side by side in work space, and one with [B | −B0], take as long: they must be copied there.
 
 static void pissa_layout(model *m, linear *l, const char *name)
 {
@@ -377,16 +386,30 @@ static void pissa_layout(model *m, linear *l, const char *name)
     declare(m, START, &l->B0, NULL, SHAPE(l->B.rows, l->B.cols), "%s.lora_B0", name);
 }
 
-static void give_up_start(model *m, linear *l, int sign) // W ← W ∓ s B0 A0, rounded to the dtype of its file; sign −1 takes it back
+static void pissa_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    mat W = shaped(m->w, 1, l->W.rows, l->W.cols);
-    copy(W, l->W);
-    matmul_nn(W, l->B0, l->A0, -sign * l->scale, ADD);
-    copy(l->W, W);
+    mat h0 = shaped(m->ds, 1, x.rows, l->A0.rows);
+    lora_forward(m, l, y, x, mode);                     // y  = x Wᵀ + s (x Aᵀ) Bᵀ
+    matmul_nt(h0, x, l->A0, 1, SET);                    // h0 = x A0ᵀ          (N, r)
+    matmul_nt(y, h0, l->B0, -l->scale, ADD);            // y −= s h0 B0ᵀ
 }
 
-// B, A from rows of U (r, out) and V (r, in), each times √(σ/s); then W gives them up.
-static void start_from(model *m, linear *l, const wide *U, const wide *sigma, const wide *V)
+static void pissa_backward(model *m, linear *l, mat dx, mat dy, mat x)
+{
+    mat dh0 = shaped(m->ds, 1, x.rows, l->A0.rows);
+    lora_backward(m, l, dx, dy, x);                     // y  = x Wᵀ + s (x Aᵀ) Bᵀ
+    matmul_nn(dh0, dy, l->B0, -l->scale, SET);          // y −= s h0 B0ᵀ:  dh0 = −s dy B0
+    matmul_nn(dx, dh0, l->A0, 1, ADD);                  // h0 = x A0ᵀ:     dx += dh0 A0
+}
+
+static void pissa_merge(model *m, linear *l, mat W)
+{
+    lora_merge(m, l, W);
+    matmul_nn(W, l->B0, l->A0, -l->scale, ADD);         // W' = W + s B A − s B0 A0
+}
+
+// B0, A0 from rows of U (r, out) and V (r, in), each times √(σ/s). B and A begin there.
+static void start_from(linear *l, const wide *U, const wide *sigma, const wide *V)
 {
     int r = l->A.rows, in = l->A.cols, out = l->B.rows;
     wide *a = alloc((size_t)r * (size_t)in, sizeof *a), *b = alloc((size_t)r * (size_t)out, sizeof *b);
@@ -397,14 +420,13 @@ static void start_from(model *m, linear *l, const wide *U, const wide *sigma, co
     }
     put(l->A, a, TYPE_OF(wide)), put(l->A0, a, TYPE_OF(wide));
     put(l->B, b, TYPE_OF(wide)), put(l->B0, b, TYPE_OF(wide));
-    give_up_start(m, l, +1);
     free(a), free(b);
 }
 
 static void pissa_init(model *m, linear *l, const char *name)
 {
     svd f = svd_top(l->W, m->p.rank, rng_named(m->p.seed, name));
-    start_from(m, l, f.U, f.sigma, f.V);
+    start_from(l, f.U, f.sigma, f.V);
     free(f.U), free(f.sigma), free(f.V);
 }
 
@@ -420,7 +442,7 @@ static void olora_init(model *m, linear *l, const char *name)
     orthonormal_rows(Q, r, out, NULL);                  // Q (r, out)
     times_weight(R, Q, l->W, 0, r);                     // R = Qᵀ W, its first r rows (r, in)
     for (int k = 0; k < r; k++) s[k] = (wide)l->scale;      // so that √(σ/s) = 1
-    start_from(m, l, Q, s, R);
+    start_from(l, Q, s, R);
     free(W), free(Q), free(R), free(s);
 }
 
@@ -428,11 +450,12 @@ static void olora_init(model *m, linear *l, const char *name)
 //
 //  LoRA that begins where full fine-tuning would go. With dW = U Σ Vᵀ, the gradient of the first step's rows,
 //
-//     A = V[:, :r]ᵀ  (r, in),    B = out^¼/√γ  U[:, r:2r] Σ[r:2r]  (out, r),    γ = 16,    W ← W − s B A
+//     A0 = V[:, :r]ᵀ  (r, in),    B0 = out^¼/√γ  U[:, r:2r] Σ[r:2r]  (out, r),    γ = 16
 //
-//  so that step 0 changes nothing. dB = s dW Aᵀ then holds the top r of dW, as much as r columns can. r (in + out)
-//  parameters. Scale and choice of vectors are PEFT's defaults ("stable", "ArB2r"); the paper's own code scales A as B
-//  and leaves Σ out of it. dW = dyᵀ x is added up by the backward pass while l->dW has memory, see adapters_init.
+//  and the residual weight W − s B0 A0 of PiSSA, so that step 0 changes nothing. dB = s dW Aᵀ then holds the top r of dW,
+//  as much as r columns can. r (in + out) parameters. Scale and choice of vectors are PEFT's defaults ("stable", "ArB2r");
+//  the paper's own code scales A as B and leaves Σ out of it. dW = dyᵀ x is added up by the backward pass while l->dW has
+//  memory, see adapters_init.
 
 static void lora_ga_layout(model *m, linear *l, const char *name)
 {
@@ -451,14 +474,14 @@ static void lora_ga_init(model *m, linear *l, const char *name)
         sigma[k] = (wide)l->scale;                      // so that start_from's √(σ/s) = 1: A = Vᵀ as it is
         for (int i = 0; i < out; i++) U[(size_t)k * (size_t)out + (size_t)i] *= (wide)stable * f.sigma[r + k];
     }
-    start_from(m, l, U, sigma, f.V);
+    start_from(l, U, sigma, f.V);
     free(f.U), free(f.sigma), free(f.V), free(sigma);
 }
 
 static void lora_ga_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
     matmul_tn(l->dW, dy, x, 1, ADD);                    // the gradient full fine-tuning would have
-    lora_backward(m, l, dx, dy, x);
+    pissa_backward(m, l, dx, dy, x);
 }
 
 // ---- Bone, in PEFT: MiSS (arXiv 2409.15371) ------------------------------------------------------------------
@@ -675,16 +698,16 @@ static void bat_row_merge(model *m, linear *l, mat W)
 // ---- the table -------------------------------------------------------------------------------------------------
 
 static const method methods[] = {
-//   name       equation                                    layout            init          forward          backward          merge          PEFT type     W gives up the start, which wants a gradient; S(x)
+//   name       equation                                    layout            init          forward          backward          merge          PEFT type     a start to subtract, which wants a gradient; S(x)
     {"full",    "y = x Wᵀ, W itself trains",                NULL,             NULL,         full_forward,    full_backward,    NULL,          NULL,         0, 0, 0},
     {"frozen",  "y = x (W + ΔW)ᵀ",                          frozen_layout,    NULL,         frozen_forward,  frozen_backward,  frozen_merge,  "FROZEN",     0, 0, 0},
     {"lora",    "y = x Wᵀ + α/r (x Aᵀ) Bᵀ",                 lora_layout,      lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",       0, 0, 0},
     {"rslora",  "lora with α/√r",                           rslora_layout,    lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",       0, 0, 0},
     {"lora+",   "lora, B learns λ times faster than A",     lora_plus_layout, lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",       0, 0, 0},
     {"dora",    "W + α/r B A, rows of trained length m",    dora_layout,      dora_init,    dora_forward,    dora_backward,    dora_merge,    "LORA",       0, 0, 0},
-    {"pissa",   "lora from the top r of W's SVD",           pissa_layout,     pissa_init,   lora_forward,    lora_backward,    lora_merge,    "LORA",       1, 0, 0},
-    {"olora",   "lora from the QR decomposition of W",      pissa_layout,     olora_init,   lora_forward,    lora_backward,    lora_merge,    "LORA",       1, 0, 0},
-    {"lora-ga", "lora from the SVD of the first gradient",  lora_ga_layout,   lora_ga_init, lora_forward,    lora_ga_backward, lora_merge,    "LORA",       1, 1, 0},
+    {"pissa",   "lora from the top r of W's SVD",           pissa_layout,     pissa_init,   pissa_forward,   pissa_backward,   pissa_merge,   "LORA",       1, 0, 0},
+    {"olora",   "lora from the QR decomposition of W",      pissa_layout,     olora_init,   pissa_forward,   pissa_backward,   pissa_merge,   "LORA",       1, 0, 0},
+    {"lora-ga", "lora from the SVD of the first gradient",  lora_ga_layout,   lora_ga_init, pissa_forward,   lora_ga_backward, pissa_merge,   "LORA",       1, 1, 0},
     {"bone",    "y = x Wᵀ + S(x) D",                        bone_layout,      NULL,         bone_forward,    bone_backward,    bone_merge,    "MISS",       0, 0, 1},
     {"mini",    "bone, D tiled along the outputs too",      mini_layout,      NULL,         mini_forward,    mini_backward,    mini_merge,    "MISS",       0, 0, 1},
     {"bat",     "W'_ij = W_ij + W_ij B_i + B_i",            bat_layout,       NULL,         bat_forward,     bat_backward,     bat_merge,     "MISS",       0, 0, 1},
@@ -725,7 +748,6 @@ static void first_gradient_free(model *m, int depth)
 static void adapters_init(model *m, const batch *first, int batches, void (*progress)(int done, int of))
 {
     int all = 7 * m->c.layers;
-    if (m->p.method->edits_base) checkpoint_writable(&m->file);
     for (int i = 0; i < all; i++) {
         linear *l = adapter_at(m, i);
         char name[32];
@@ -756,15 +778,16 @@ static cJSON *peft_config(const model *m, const char *base)
 {
     const plan *p = &m->p;
     cJSON *json = cJSON_CreateObject();
-    int doubled = p->method->edits_base ? 2 : 1;                          // s (B A − B0 A0): rank 2r, the same s
+    int doubled = p->method->has_start ? 2 : 1;                           // s (B A − B0 A0): rank 2r, the same s
     cJSON_AddStringToObject(json, "peft_type", p->method->peft_type);
     cJSON_AddStringToObject(json, "task_type", "CAUSAL_LM");
     cJSON_AddStringToObject(json, "base_model_name_or_path", base);
     cJSON_AddStringToObject(json, "bias", "none");
     cJSON_AddBoolToObject(json, "inference_mode", 1);
     cJSON_AddNumberToObject(json, "r", p->rank * doubled);
-    cJSON *targets = cJSON_AddArrayToObject(json, "target_modules");
-    for (int i = 0; i < 7; i++)
+    cJSON *targets = p->modules ? cJSON_Duplicate(p->modules, 1) : cJSON_CreateArray();     // as they came, or all layers alike
+    cJSON_AddItemToObject(json, "target_modules", targets);
+    for (int i = 0; i < 7 && !p->modules; i++)
         if (p->targets >> i & 1) cJSON_AddItemToArray(targets, cJSON_CreateString(module_names[i]));
     if (!strcmp(p->method->peft_type, "LORA")) {
         cJSON_AddNumberToObject(json, "lora_alpha", p->alpha * doubled);
@@ -791,7 +814,7 @@ static output *peft_outputs(model *m)
         if (t->kind != PARAM) continue;
         output o = {.shape = t->shape, .type = TYPE_OF(wide), .at = *t->at};
         memcpy(o.name, t->name, sizeof o.name);
-        for (int j = 0; j < 7 * m->c.layers && m->p.method->edits_base; j++) {
+        for (int j = 0; j < 7 * m->c.layers && m->p.method->has_start; j++) {
             linear *l = adapter_at(m, j);
             if (l && t->at == &l->A) o.below = l->A0, o.shape.n[0] *= 2;
             if (l && t->at == &l->B) o.beside = l->B0, o.shape.n[1] *= 2;
@@ -824,22 +847,76 @@ static void peft_refuse(const cJSON *json, const char *path)
     if (cJSON_IsString(bias) && strcmp(bias->valuestring, "none")) die("%s: \"bias\" is \"%s\", only \"none\" is built", path, bias->valuestring);
 }
 
-static int peft_targets(const cJSON *json, const char *path)
+// Python's regular expression as POSIX's, which is matched here; "" if it has what POSIX has not. Whole names are matched, so that
+// a lazy repeat means what a greedy one does. Counts in braces are left out (but
+// for {1,}, which Unsloth writes): a few of them, nested, would take all memory.
+static char *posix_regex(const char *python)
 {
-    const cJSON *list = cJSON_GetObjectItemCaseSensitive(json, "target_modules"), *item;
-    int targets = 0;
-    if (!cJSON_IsArray(list)) die("%s: \"target_modules\" must be a list of names such as \"q_proj\"", path);
-    cJSON_ArrayForEach(item, list) {
-        int i = 0;
-        while (i < 7 && !(cJSON_IsString(item) && !strcmp(item->valuestring, module_names[i]))) i++;
-        if (i == 7) die("%s: target module %s is not a linear layer of Llama", path, cJSON_IsString(item) ? item->valuestring : "?");
-        targets |= 1 << i;
+    char *posix = alloc(strlen(python) + 1, 16), *to = posix;
+    to += sprintf(to, "^(");
+    for (const char *c = python; *c; c++) {
+        size_t set = *c == '[' && c[1] && !strchr("[]\\", c[1]) ? 2 + strcspn(c + 2, "[]\\") : 0;        // [a-z, without the ]
+        int repeat = strchr("*+?", *c) != NULL;
+        if (set && c[set] == ']') to += sprintf(to, "%.*s", (int)set + 1, c), c += set;
+        else if (*c == '\\' && (c[1] == 'd' || c[1] == 'w')) to += sprintf(to, "%s", *++c == 'd' ? "[0-9]" : "[A-Za-z0-9_]");
+        else if (!strncmp(c, "[\\d]", 4)) to += sprintf(to, "[0-9]"), c += 3;
+        else if (!strncmp(c, "{1,}", 4)) *to++ = '+', c += 3;
+        else if (!strncmp(c, "\\b", 2)) to += sprintf(to, "\\b"), c++;
+        else if (*c == '\\' && c[1] && strchr(".-_/", c[1])) to += sprintf(to, "[%c]", *++c);
+        else if (!strncmp(c, "(?:", 3)) *to++ = '(', c += 2;
+        else if (strchr("\\[{}", *c) || !strncmp(c, "(?", 2) || (repeat && (c[1] == '*' || c[1] == '+'))) return *posix = 0, posix;
+        else *to++ = *c, c += repeat && c[1] == '?';
     }
-    return targets;
+    sprintf(to, ")$");
+    return posix;
 }
 
-// Which of our methods a LoRA of PEFT's is. A start inside W ("pissa", "olora") is made again, and W gives it up, before the
-// adapter is read: that is how PEFT reads it. Where the start left W as it was, it no longer matters.
+// "target_modules" by PEFT's rule (check_target_module_exists): a list of names, each a module's whole name or its end from a
+// dot on; or a text, which is "all-linear", or a regular expression for the whole name.
+static int peft_targeted(const cJSON *modules, const char *module)
+{
+    const cJSON *item;
+    size_t n = strlen(module);
+    if (cJSON_IsString(modules)) {
+        regex_t r;
+        if (!strcasecmp(modules->valuestring, "all-linear")) return strstr(module, "_proj") != NULL;
+        char *posix = posix_regex(modules->valuestring);
+        int found = !regcomp(&r, posix, REG_EXTENDED | REG_NOSUB);
+        if (found) found = !regexec(&r, module, 0, NULL, 0), regfree(&r);
+        free(posix);
+        return found;
+    }
+    cJSON_ArrayForEach(item, modules) {
+        size_t end = strlen(item->valuestring);
+        if (end <= n && !strcmp(module + n - end, item->valuestring) && (end == n || module[n - end - 1] == '.')) return 1;
+    }
+    return 0;
+}
+
+// What is asked for is checked here; which linear layers it means, the layout finds out.
+static cJSON *peft_modules(const cJSON *json, const char *path)
+{
+    static const char *const others[] = {"lm_head", "model.embed_tokens", "model.norm", "model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm",
+        "model.layers.0.self_attn", "model.layers.0.mlp", NULL};
+    const cJSON *modules = cJSON_GetObjectItemCaseSensitive(json, "target_modules"), *item;
+    int text = cJSON_IsString(modules) && strlen(modules->valuestring) < 2000;
+    if (!text && !cJSON_IsArray(modules)) die("%s: \"target_modules\" must be a list of names such as \"q_proj\", or a regular expression", path);
+    cJSON_ArrayForEach(item, modules)
+        if (!cJSON_IsString(item)) die("%s: \"target_modules\" holds something else than names", path);
+    if (text) {
+        regex_t r;
+        char *posix = posix_regex(modules->valuestring);
+        if (!*posix || regcomp(&r, posix, REG_EXTENDED | REG_NOSUB))
+            die("%s: \"target_modules\" is the regular expression %s, of which only . * + ? | ( ) (?: ) [ ] \\. \\d \\w are built; write a list of names in its place", path, modules->valuestring);
+        regfree(&r), free(posix);
+    }
+    for (const char *const *other = others; *other; other++)
+        if (peft_targeted(modules, *other)) die("%s: \"target_modules\" asks for %s, and only the seven linear layers of a block, q_proj to down_proj, have adapters here; merge it with PEFT (merge_and_unload) and give the result as --model", path, *other);
+    return cJSON_Duplicate(modules, 1);
+}
+
+// Which of our methods a LoRA of PEFT's is. A start inside W ("pissa", "olora") is made again before the adapter is
+// read: that is how PEFT reads it. Where the start left W as it was, it no longer matters.
 static const char *peft_lora(const cJSON *json, const char *path)
 {
     const cJSON *init = cJSON_GetObjectItemCaseSensitive(json, "init_lora_weights");
@@ -866,6 +943,8 @@ static const char *peft_method(const cJSON *json, const char *path)
     if (!strcmp(name, "MISS")) return "bone";
     for (int i = 0; i < METHODS; i++)
         if (methods[i].peft_type && !strcmp(methods[i].peft_type, name)) return methods[i].name;
+    if (!strcmp(name, "BONE")) die("%s: \"peft_type\" is BONE, which PEFT has replaced by MISS; its scripts/convert-bone-to-miss.py turns this directory into one that is read here", path);
+    if (cJSON_HasObjectItem(json, "lora_parameters")) die("%s: is an adapter of mlx-lm, not of PEFT; join it with its model there (mlx_lm.fuse) and give the result as --model", path);
     die("%s: \"peft_type\" is %s, expected LORA or MISS", path, name);
 }
 
@@ -877,7 +956,7 @@ static void peft_read_config(plan *p, const char *dir)
     cJSON *json = parse_json(path, text, bytes);
     peft_refuse(json, path);
     p->method = method_named(peft_method(json, path));
-    p->targets = peft_targets(json, path);
+    p->modules = peft_modules(json, path), p->targets = 0;
     p->rank = strcmp(p->method->peft_type, "FROZEN") ? config_int(json, path, "r", -1) : 1;
     p->mini_r = config_int(json, path, "mini_r", 1);
     p->alpha = config_number(json, path, "lora_alpha", 8);

@@ -122,7 +122,7 @@ void     shard_tile(mat x, mat s);                                    // x[n, j�
 void     tiled_identity(mat e);                                       // e[i,j] = 1 where i - j is a multiple of the shorter side, else 0
 void     broadcast_mul(mat y, mat x, mat g, double scale, enum mode m);  // y = scale x ⊙ g; g is (1, cols) or (rows, 1) and repeated along the other side
 void     broadcast_dot(mat g, mat x, mat y, double scale, enum mode m);  // g = scale Σ x ⊙ y along the side where g is 1: the backward for broadcast_mul's g
-void     magnitude_forward(mat gain, mat m, mat squares);             // gain = m / √squares, number by number
+void     magnitude_forward(mat gain, mat m, mat squares);             // gain = m / √squares, number by number; 1 where squares is 0
 void     magnitude_backward(mat dm, mat dsquares, mat dgain, mat m, mat squares);   // dm += …, dsquares = …
 
 // training
@@ -139,6 +139,7 @@ void     adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad
 #include <fcntl.h>
 #include <limits.h>
 #include <math.h>
+#include <regex.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -852,7 +853,7 @@ static void metadata_check(const cJSON *item, const char *path)
             die("%s: __metadata__ is not an object of texts, see \"%s\"", path, entry->string);
 }
 
-// Maps a file and adds it to the checkpoint. Pages are private: PiSSA may change them, the file never changes.
+// Maps a file and adds it to the checkpoint. Its pages are only ever read.
 static mapping *mapping_open(checkpoint *c, const char *path)
 {
     expect_file(path);
@@ -973,14 +974,6 @@ static checkpoint checkpoint_open(const char *dir, const char *base)
     return c;
 }
 
-// Lets PiSSA and its relatives change the mapped weights: touched pages become private copies, the file stays as it is.
-static void checkpoint_writable(checkpoint *c)
-{
-    for (int i = 0; i < arrlen(c->maps); i++)
-        if (mprotect(c->maps[i]->p, c->maps[i]->bytes, PROT_READ | PROT_WRITE))
-            die("cannot make the weights writable: %s", strerror(errno));
-}
-
 static void checkpoint_close(checkpoint *c)
 {
     for (int i = 0; i < arrlen(c->maps); i++) {
@@ -1021,7 +1014,7 @@ typedef struct method {
     void (*backward)(model *m, linear *l, mat dx, mat dy, mat x);   // dx += …, d(parameters) += …
     void (*merge)(model *m, linear *l, mat W);                      // W (out, in), a copy of l->W, += the adapter
     const char *peft_type;                                          // adapter_config.json: LORA, MISS, or our own name
-    int edits_base;                                                 // init subtracts the start from W
+    int has_start;                                                  // A0, B0: the layer subtracts them, the file holds them
     int wants_gradient;                                             // init finds in l->dW the gradient of the first step
     int wants_shards;                                               // forward and backward find S(x) in m->s: see shards_of
 } method;
@@ -1032,7 +1025,7 @@ struct linear {
     int first, last;            // among the linears that read the same x with this method: q, k, v share what depends on x alone
     double scale;               // s of y += s (x Aᵀ) Bᵀ
     mat A, dA, B, dB;           // lora: (r, in), (out, r). bat: B (out/r, r, r). bat-row: B (in/r, r, r)
-    mat A0, B0;                 // pissa, olora, lora-ga: where they started
+    mat A0, B0;                 // pissa, olora, lora-ga: the start of A and B
     mat D, dD;                  // bone (r, out), mini (r, mini_r), frozen (out, in)
     mat h;                      // lora: x Aᵀ (N, r), kept for the backward pass
     mat mag, dmag;              // dora: the magnitude m (out)
@@ -1077,7 +1070,8 @@ typedef struct {
 // What the run asks of the model.
 typedef struct {
     const method *method;
-    int rank, mini_r, targets;  // targets: a bit for each of linear_names
+    int rank, mini_r, targets;  // targets: a bit for each of linear_names that has an adapter (in some layer)
+    const cJSON *modules;       // an adapter's own "target_modules", or NULL: they decide layer by layer, and the layout sets targets
     double alpha, plus_ratio;
     uint64_t seed;
     int tokens;                 // the most tokens in a micro-batch
@@ -1163,15 +1157,19 @@ static void refuse(model *m, const char *format, ...)
 
 static const method methods[];          // adapters.h; its first row is `full`: W alone
 
+static int peft_targeted(const cJSON *modules, const char *module);    // adapters.h
+
 static int full_training(const model *m) { return m->p.train && m->p.method == &methods[0]; }
 
 static void linear_layout(model *m, linear *l, int which, int depth, const char *name, int out, int in)
 {
-    int targeted = m->p.targets >> which & 1;
+    char module[96], adapter[128];
+    snprintf(module, sizeof module, "model.layers.%d.%s", depth, name);
+    snprintf(adapter, sizeof adapter, "base_model.model.%s", module);
+    if (m->p.modules && peft_targeted(m->p.modules, module)) m->p.targets |= 1 << which;
+    int targeted = m->p.modules ? peft_targeted(m->p.modules, module) : m->p.targets >> which & 1;
     declare(m, full_training(m) ? PARAM : BASE, &l->W, &l->dW, SHAPE(out, in), "model.layers.%d.%s.weight", depth, name);
     l->method = targeted ? m->p.method : &methods[0];
-    char adapter[96];
-    snprintf(adapter, sizeof adapter, "base_model.model.model.layers.%d.%s", depth, name);
     if (l->method->layout) l->method->layout(m, l, adapter);
 }
 
@@ -1285,6 +1283,7 @@ static void layout(model *m)
     if (c->tied) m->head = m->embed, m->dhead = m->dembed;
     else declare(m, matrix, &m->head, &m->dhead, SHAPE(c->vocab, c->dim), "lm_head.weight");
     work_layout(m);
+    if (m->p.modules && !m->p.targets) refuse(m, "the adapter's \"target_modules\" name no linear layer of this model");
 }
 
 // The first walk alone: what a method would train and need on this config. Allocates nothing.

@@ -90,8 +90,8 @@ static const char small_config[] =
     "{\"model_type\": \"llama\", \"hidden_size\": 12, \"intermediate_size\": 20, \"num_hidden_layers\": 2, \"num_attention_heads\": 4,"
     " \"num_key_value_heads\": 2, \"head_dim\": 4, \"vocab_size\": 13, \"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": %s}";
 
-// Random weights of this config.json as a Hugging Face directory, in this build's own precision; `size` is how large they are.
-static void write_model(const char *dir, const char *config_path, double size)
+// Random weights of this config.json as a Hugging Face directory; `size` is how large they are, `type` what they are written in.
+static void write_model(const char *dir, const char *config_path, double size, enum dtype type)
 {
     model m = {0};
     plan p = plan_from_options();
@@ -102,18 +102,18 @@ static void write_model(const char *dir, const char *config_path, double size)
     for (int i = 0; i < arrlen(m.tensors); i++)
         if (m.tensors[i].kind == PARAM) randomise(*m.tensors[i].at, m.tensors[i].shape.n[1] ? size : 1);
     stage_begin(dir);
-    stage_model(&m, staged, TYPE_OF(wide));           // no other files are to be copied
+    stage_model(&m, staged, type);                    // no other files are to be copied
     stage_publish(dir);
     model_free(&m);
 }
 
-static char *small_model(int tied)
+static char *small_model(int tied)      // in this build's own precision
 {
     char *dir = in_scratch(tied ? "tied" : "untied"), *config_path = in_scratch(tied ? "tied.json" : "untied.json"), text[400];
     if (!access(dir, F_OK)) { free(config_path); return dir; }
     snprintf(text, sizeof text, small_config, tied ? "true" : "false");
     write_text(config_path, text);
-    write_model(dir, config_path, 0.4);
+    write_model(dir, config_path, 0.4, TYPE_OF(wide));
     free(config_path);
     return dir;
 }
@@ -456,6 +456,18 @@ static snapshot *training_results(snapshot *list)       // of more numbers than 
     return give_away(give_away(list, "", "sum_of_squares", sum), "", "tiled_identity", e);
 }
 
+static snapshot *no_length_results(snapshot *list)     // magnitudes, some of rows whose length is zero
+{
+    static const wide squares[6] = {4, 0, 1, 0, 9, (wide)0.25};
+    mat q = typed_mat(SHAPE(6, 1), TYPE_OF(wide)), m = typed_mat(SHAPE(6, 1), TYPE_OF(wide)), dgain = typed_mat(SHAPE(6, 1), TYPE_OF(wide));
+    mat gain = typed_mat(SHAPE(6, 1), TYPE_OF(wide)), dm = typed_mat(SHAPE(6, 1), TYPE_OF(wide)), dq = typed_mat(SHAPE(6, 1), TYPE_OF(wide));
+    put(q, squares, TYPE_OF(wide));
+    magnitude_forward(gain, m, q);
+    magnitude_backward(dm, dq, dgain, m, q);
+    dev_free(q.p), dev_free(m.p), dev_free(dgain.p);
+    return give_away(give_away(give_away(list, "no length, ", "gain", gain), "no length, ", "dm", dm), "no length, ", "dsquares", dq);
+}
+
 static snapshot *op_results(void)
 {
     static const char *const grads[3] = {"d in 0", "d in 1", "d in 2"};
@@ -470,6 +482,7 @@ static snapshot *op_results(void)
         op_close();
     }
     unwanted();
+    list = no_length_results(list);
     return training_results(fused_results(attention_results(weight_results(block_results(matmul_results(list))))));
 }
 
@@ -694,7 +707,7 @@ static char *tiny_model(void)
     snprintf(text, sizeof text, format, between(1, 20), between(1, 24), between(1, 3), kv * group, kv, 2 * between(1, 3),
         between(3, 40), between(0, 1) ? "true" : "false");
     write_text(path, text);
-    write_model(dir, path, 0.4);
+    write_model(dir, path, 0.4, TYPE_OF(wide));
     free(path);
     return dir;
 }
@@ -736,7 +749,7 @@ static plan tiny_plan(config c)
 // or NULL to make a start, which comes back in the list. Before the step, `scored` validation rows are answered.
 static snapshot *split_step(run *r, plan p, int scored, const snapshot *start, double *loss, double *eval)
 {
-    int kinds = 1 << PARAM | 1 << START | (p.method->edits_base ? 1 << BASE : 0), tokens;
+    int kinds = 1 << PARAM | 1 << START, tokens;
     long targets;
     double norm;
     opt.accum = ceil_div((int)arrlen(r->train.rows), opt.batch);
@@ -828,16 +841,54 @@ static void test_zero_start(void)
     }
 }
 
+// DoRA on weights with rows of zeros, which have no direction: the base at step 0, and finite from there on.
+static void test_zero_rows(void)
+{
+    for (int detach = 0; detach < 2; detach++) {
+        plan p = small_plan("dora");
+        p.dora_detach = detach;
+        model *m = open_small(p, 0), *base = open_small(base_only(), 0);
+        mat W[14];
+        for (int j = 0; j < 14; j++) {
+            linear *l = adapter_at(m, j);
+            W[j] = like(l->W);
+            copy(W[j], l->W), zero(rows_of(W[j], 1, 2));
+            l->W = linear_of(&base->layers[j / 7], j % 7)->W = W[j];
+            l->method->init(m, l, linear_names[j % 7]);
+        }
+        batch b = small_batch(0, 3);
+        mat x = all_logits(m, &b), y = all_logits(base, &b);
+        check(mat_distance(x, y), EXACT, "step 0");
+        double first = model_step(m, &b, 0), last = first;
+        for (int s = 0; s < 5; s++) {
+            zero(flat(m, m->grad));
+            last = model_step(m, &b, 1.0 / b.targets);
+            check(isfinite(last) && isfinite(gradient_norm(m)) ? 0 : 1, 0, "loss %g and gradient %g of step %d", last, gradient_norm(m), s + 1);
+            update(m, s + 1, 1e-3, gradient_norm(m));
+        }
+        check(last / first, 1, "the loss falls");
+        for (int j = 0; j < 14; j++) check(isfinite(sum_of_squares(merged(m, adapter_at(m, j)))) ? 0 : 1, 0, "merged");
+        for (int j = 0; j < 14; j++) dev_free(W[j].p);
+        dev_free(x.p), dev_free(y.p), batch_free(&b), close_small(m), close_small(base);
+    }
+}
+
 static void test_merge(void)
 {
     for (int i = 1; i < METHODS; i++) {
         model *m = open_small(small_plan(methods[i].name), 0), *base = open_small(base_only(), 0);
         shake(m, 0.2, &dice);
-        checkpoint_writable(&base->file);
-        for (int j = 0; j < 14; j++) copy(linear_of(&base->layers[j / 7], j % 7)->W, merged(m, adapter_at(m, j)));
+        mat W[14];
+        for (int j = 0; j < 14; j++) {
+            linear *l = linear_of(&base->layers[j / 7], j % 7);
+            W[j] = like(l->W);
+            copy(W[j], merged(m, adapter_at(m, j)));
+            l->W = W[j];
+        }
         batch b = small_batch(0, 3);
         mat x = all_logits(m, &b), y = all_logits(base, &b);
         check(mat_distance(x, y), 10 * EXACT, "%s", methods[i].name);
+        for (int j = 0; j < 14; j++) dev_free(W[j].p);
         dev_free(x.p), dev_free(y.p), batch_free(&b), close_small(m), close_small(base);
     }
 }
@@ -861,6 +912,7 @@ static double definition(const char *name, const linear *l, const wide *W, const
         return (double)mag[o] / sqrt(length) * ((double)W[o * in + i] + definition("lora", l, W, P, A, NULL, o, i)) - (double)W[o * in + i];
     }
     for (int c = 0; c < r; c++) sum += (double)P[o * r + c] * (double)A[c * in + i];
+    for (int c = 0; c < r && l->A0.p; c++) sum -= (double)ROW(l->B0, o)[c] * (double)ROW(l->A0, c)[i];      // pissa's residual weight
     return 7 / (strcmp(name, "rslora") ? (double)r : sqrt(r)) * sum;     // s B A, α = 7
 }
 
@@ -941,21 +993,79 @@ static void test_svd(void)
     free(text);
 }
 
-static void test_start_given_up(void)   // W_res + s B A = W, for the methods that begin inside W
+static void test_residual(void)         // what pissa leaves of W, W − s B0 A0, is the rest of its SVD; the start, olora's and lora-ga's too, adds nothing
 {
     for (int i = 0; i < METHODS; i++) {
-        if (!methods[i].edits_base) continue;
+        if (!methods[i].has_start) continue;
         model *m = open_small(small_plan(methods[i].name), 0), *base = open_small(base_only(), 0);
         for (int j = 0; j < 14; j++) {
             mat W = linear_of(&base->layers[j / 7], j % 7)->W;
             check(mat_distance(merged(m, adapter_at(m, j)), W), EXACT, "%s, layer %d %s", methods[i].name, j / 7, linear_names[j % 7]);
             if (strcmp(methods[i].name, "pissa")) continue;
-            svd whole = svd_top(W, m->p.rank + 1, (rng){1}), rest = svd_top(linear_of(&m->layers[j / 7], j % 7)->W, 1, (rng){1});
+            linear *l = adapter_at(m, j);
+            mat residual = like(W);
+            copy(residual, W);
+            matmul_nn(residual, l->B0, l->A0, -l->scale, ADD);
+            svd whole = svd_top(W, m->p.rank + 1, (rng){1}), rest = svd_top(residual, 1, (rng){1});
             check(fabs((double)(rest.sigma[0] / whole.sigma[m->p.rank]) - 1), 1e3 * EXACT, "what pissa leaves of layer %d %s begins with σ_r+1", j / 7, linear_names[j % 7]);
-            free(whole.U), free(whole.V), free(whole.sigma), free(rest.U), free(rest.V), free(rest.sigma);
+            free(whole.U), free(whole.V), free(whole.sigma), free(rest.U), free(rest.V), free(rest.sigma), dev_free(residual.p);
         }
         close_small(m), close_small(base);
     }
+}
+
+// The loss of a model with an adapter, or of the model alone, as --eval opens them.
+static double loss_of_files(const char *dir, const char *adapter, const batch *b)
+{
+    model m = {0};
+    opt.model = dir, opt.adapter = adapter;
+    plan p = plan_for_use();
+    p.tokens = 32, p.positions = 16;
+    model_measure(&m, open_config(), p);
+    fill_model(&m, NULL, 0);
+    double loss = model_step(&m, b, 0) / b->targets;
+    model_free(&m);
+    opt.adapter = NULL;
+    return loss;
+}
+
+// Four steps of a method that has a start, then its file.
+static void bf16_case(const char *dir, const char *M, const batch *b)
+{
+    double before = loss_of_files(dir, NULL, b);
+    model m = {0};
+    plan p = small_plan(M);
+    p.rank = 2;                         // lora-ga takes twice as many of the golden's k_proj, which has 4 rows
+    model_measure(&m, open_config(), p);
+    fill_model(&m, b, 1);
+    check(fabs(model_step(&m, b, 0) / b->targets / before - 1), EXACT / 2, "%s, %s at step 0", dir, M);
+    for (int s = 0; s < 4; s++) {
+        zero(flat(&m, m.grad));
+        model_step(&m, b, 1.0 / b->targets);
+        update(&m, s + 1, 5e-3, gradient_norm(&m));
+    }
+    double after = model_step(&m, b, 0) / b->targets;
+    static int made;
+    char name[32];
+    snprintf(name, sizeof name, "%s%d", M, made++);
+    char *out = in_scratch(name);
+    stage_begin(out), peft_write(&m, dir), stage_publish(out);
+    check(after / before, 0.99, "%s, %s trains", dir, M);
+    check(fabs(loss_of_files(dir, out, b) / after - 1), EXACT / 20, "%s, %s as it is saved", dir, M);
+    model_free(&m), free(out);
+}
+
+static void test_bf16_start(void)
+{
+    static const char larger[] = "{\"model_type\": \"llama\", \"hidden_size\": 96, \"intermediate_size\": 200, \"num_hidden_layers\": 4, \"num_attention_heads\": 8,"
+        " \"num_key_value_heads\": 2, \"vocab_size\": 101}";
+    char *dirs[2] = {strdup("dev/golden/base-bf16"), in_scratch("bf16")}, *config_path = in_scratch("bf16.json");
+    write_text(config_path, larger);
+    write_model(dirs[1], config_path, 0.4, BF16);
+    batch b = small_batch(0, 3);
+    for (int i = 0; i < 2 * METHODS; i++)
+        if (methods[i / 2].has_start) bf16_case(dirs[i % 2], methods[i / 2].name, &b);
+    batch_free(&b), free(dirs[0]), free(dirs[1]), free(config_path);
 }
 
 // ---- attention -----------------------------------------------------------------------------------------------------
@@ -1784,7 +1894,7 @@ static model *open_long(const char *method_name, int recompute)
     model *m = alloc(1, sizeof *m);
     char *dir = in_scratch("long"), *path = in_scratch("long.json");
     write_text(path, long_config);
-    if (access(dir, F_OK)) write_model(dir, path, 0.2);
+    if (access(dir, F_OK)) write_model(dir, path, 0.2, TYPE_OF(wide));
     opt.model = dir;
     model_measure(m, open_config(), p);
     batch b = long_batch();
@@ -1851,25 +1961,6 @@ static mat golden_tensor(checkpoint *c, const char *kind, const char *name)
     return c->tensors[at].value.at;
 }
 
-// The base in this build's precision, so that what PiSSA leaves of W is not rounded to float.
-static char *golden_base(const char *name)
-{
-    char *from = join("dev/golden", name), *to = in_scratch(name), *path = join(from, "config.json");
-    if (sizeof(real) == 4) { free(to), free(path); return from; }
-    if (access(to, F_OK)) {
-        model m = {0};
-        plan p = plan_from_options();
-        p.method = &methods[0], p.tokens = p.positions = 16;
-        opt.model = from, opt.adapter = NULL;
-        model_measure(&m, config_read(path), p);
-        fill_model(&m, NULL, 0);
-        stage_begin(to), stage_model(&m, from, TYPE_OF(wide)), stage_publish(to);
-        model_free(&m);
-    }
-    free(from), free(path);
-    return to;
-}
-
 static batch golden_batch(void)
 {
     char *text = golden_text("dev/golden", "rows.json");
@@ -1897,16 +1988,14 @@ static double distance_without_signs(mat a, mat b)
     return d;
 }
 
-// The model of a case. Where the adapter starts inside W, its own start is held to PEFT's, and then it gets PEFT's.
+// The model of a case. Where the adapter has a start, its own is held to PEFT's, and then it gets PEFT's.
 static void golden_open(model *m, plan p, const batch *b, checkpoint *golden, const char *name)
 {
     model_measure(m, open_config(), p);
     fill_model(m, b, 1);
-    for (int i = 0; i < 14 && p.method->edits_base; i++) {
+    for (int i = 0; i < 14 && p.method->has_start; i++) {
         linear *l = adapter_at(m, i);
         if (!l) continue;
-        mat ours = like(l->W), theirs = like(l->W);
-        matmul_nn(ours, l->B0, l->A0, 1, SET);
         for (int j = 0; j < arrlen(m->tensors); j++) {
             tensor *t = &m->tensors[j];
             if (t->at != &l->A && t->at != &l->B) continue;
@@ -1915,12 +2004,6 @@ static void golden_open(model *m, plan p, const batch *b, checkpoint *golden, co
             put(own, start.p, start.type);
             if (!opt.adapter) put(*t->at, start.p, start.type);
         }
-        matmul_nn(theirs, l->B0, l->A0, 1, SET);
-        mat W = like(l->W);
-        copy(W, l->W);                                                   // W gives up their start in place of ours
-        add(W, ours, l->scale), add(W, theirs, -l->scale);
-        copy(l->W, W);
-        dev_free(ours.p), dev_free(theirs.p), dev_free(W.p);
     }
 }
 
@@ -1929,7 +2012,7 @@ static void golden_case(const char *name)
     char *dir = join("dev/golden", name), *text = golden_text(dir, "case.json");
     cJSON *json = cJSON_Parse(text);
     const char *method_name = string_field(json, "method");
-    char *base = golden_base(string_field(json, "base"));
+    char *base = join("dev/golden", string_field(json, "base"));
     plan p = plan_from_options();
     opt.model = base, opt.adapter = method_name ? NULL : dir;
     if (method_name) p.method = method_named(method_name), p.rank = 4, p.alpha = 6;
@@ -1979,6 +2062,44 @@ static void test_goldens(void)
     }
     closedir(d);
     check(cases >= 16 ? 0 : 1, 0, "%d cases in dev/golden", cases);
+}
+
+// Which linear layers "target_modules" means, in a model of two layers. From PEFT 0.21's check_target_module_exists, Unsloth's own regular
+// expression among them.
+static void test_target_modules(void)
+{
+    static const struct { const char *modules, *layers[2]; } cases[] = {
+        {"[\"q_proj\", \"v_proj\"]",                                   {"q-v----", "q-v----"}},
+        {"[\"self_attn.q_proj\"]",                                     {"q------", "q------"}},
+        {"[\"model.layers.0.self_attn.q_proj\", \"model.layers.1.mlp.down_proj\"]", {"q------", "------d"}},
+        {"[\"layers.1.self_attn.k_proj\", \"o_proj\"]",                {"---o---", "-k-o---"}},
+        {"[\"proj\", \"q_proj\"]",                                     {"q------", "q------"}},
+        {"[\"base_model.model.model.layers.0.self_attn.q_proj\", \"up_proj\"]", {"-----u-", "-----u-"}},
+        {"[\"query_key_value\", \"q_proj\"]",                          {"q------", "q------"}},
+        {"\"all-linear\"",                                             {"qkvogud", "qkvogud"}},
+        {"\".*\\\\.(q_proj|v_proj)\"",                                 {"q-v----", "q-v----"}},
+        {"\"(?:.*?(?:self_attn|mlp).*?(?:q_proj|down_proj)).*?\"",     {"q-----d", "q-----d"}},
+        {"\"model\\\\.layers\\\\.\\\\d+\\\\.self_attn\\\\.(q|k)_proj\"", {"qk-----", "qk-----"}},
+        {"\"model\\\\.layers\\\\.1\\\\..*proj\"",                      {"-------", "qkvogud"}},
+        {"\"^model\\\\.layers\\\\.[0-1]\\\\.mlp\\\\.\\\\w+$\"",        {"----gud", "----gud"}},
+        {"\".*layers.(0).*o_proj\"",                                   {"---o---", "-------"}},
+        {"\"a|.*up_proj|b\"",                                          {"-----u-", "-----u-"}},
+        {"\".+?gate_proj\"",                                           {"----g--", "----g--"}},
+        {"\".*[^pn]_proj\"",                                           {"qkvog--", "qkvog--"}},
+        {"\"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:q_proj|k_proj).*?)|(?:\\\\bmodel\\\\.layers\\\\.[\\\\d]{1,}\\\\.(?:self_attn|mlp)\\\\.(?:(?:q_proj|gate_proj)))\"",
+                                                                       {"q---g--", "q---g--"}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char text[600], *path = in_scratch("adapter_config.json");
+        snprintf(text, sizeof text, "{\"peft_type\": \"LORA\", \"r\": 2, \"target_modules\": %s}", cases[i].modules);
+        write_text(path, text);
+        plan p = small_plan("lora");
+        peft_read_config(&p, scratch);
+        model *m = open_small(p, 0);
+        for (int j = 0; j < 14; j++)
+            check(!adapter_at(m, j) == (cases[i].layers[j / 7][j % 7] == '-') ? 0 : 1, 0, "%s, layer %d %s", cases[i].modules, j / 7, linear_names[j % 7]);
+        close_small(m), free(path);
+    }
 }
 
 // ---- the tokenizer ------------------------------------------------------------------------------------------------
@@ -2649,6 +2770,20 @@ static void test_threads_same_bytes(void)
     check(!same_logs("log1", "log2") + !same_logs("log1", "log4"), 0, "log");
 }
 
+// Starts a run, sends it a signal once its log has the given step, and returns its exit status.
+__attribute__((format(printf, 3, 4)))
+static int stopped_run(const char *signal_name, int step, const char *format, ...)
+{
+    char args[1000], command[2000];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(args, sizeof args, format, list);
+    va_end(list);
+    snprintf(command, sizeof command, "rm -rf $D/part* ; $TRAIN %s --log $D/part.log --out $D/part >$D/stdout 2>&1 & p=$!; "
+        "while kill -0 $p && ! grep -q '\"step\":%d,\"loss' $D/part.log 2>/dev/null; do sleep 0.01; done; kill -%s $p; wait $p", args, step, signal_name);
+    return WEXITSTATUS(system(command));
+}
+
 // A run that ends after some step and is resumed leaves the bytes of one that did not end.
 static void compare_runs(const char *method_name, const char *file, const char *what)
 {
@@ -2659,21 +2794,22 @@ static void compare_runs(const char *method_name, const char *file, const char *
     check(!same_logs("whole.log", "part.log"), 0, "%s, log after %s", method_name, what);
 }
 
+// Whichever step a signal finds it in, a run ends after it; under a rate that falls, and one that stays.
 static void test_resume(void)
 {
-    static const char *const methods_tried[] = {"bone", "pissa", "full"};
-    for (int i = 0; i < 3; i++) {
-        const char *M = methods_tried[i], *file = strcmp(M, "full") ? "adapter_model.safetensors" : "model.safetensors";
-        check(train_run(SHORT_RUN " --schedule constant --method %s --rank 8 --log %s/whole.log --out %s/whole", M, scratch, scratch), 0, "%s, exit status", M);
-        for (int stop = 2; stop < 6; stop++) {
-            char what[32], short_run[160] = SHORT_RUN;
-            snprintf(what, sizeof what, "stopping at step %d", stop);
-            *strchr(strstr(short_run, "--steps"), '6') = (char)('0' + stop);
-            check(train_run("%s --schedule constant --method %s --rank 8 --log %s/part.log --out %s/part", short_run, M, scratch, scratch), 0, "%s, %s", M, what);
-            check(train_run(SHORT_RUN " --schedule constant --method %s --rank 8 --resume %s/part --log %s/part.log --out %s/part", M, scratch, scratch, scratch), 0, "%s resumed after %s", M, what);
-            if (stop == 2) compare_runs(M, file, what);
+    static const struct { const char *method, *schedule, *file; } runs[] = {
+        {"bone", "linear", "adapter_model.safetensors"}, {"pissa", "cosine", "adapter_model.safetensors"}, {"full", "constant", "model.safetensors"},
+    };
+    for (int i = 0; i < 3; i++)
+        for (int stop = 0; stop < 4; stop++) {
+            char options_used[300], what[32];
+            snprintf(options_used, sizeof options_used, FEW_ROWS " --steps 8 --batch 2 --accum 2 --warmup 2 --rank 8 --method %s --schedule %s", runs[i].method, runs[i].schedule);
+            if (!stop) { check(train_run("%s --log $D/whole.log --out $D/whole", options_used), 0, "%s, exit status", runs[i].method); continue; }
+            snprintf(what, sizeof what, "stopping near step %d", stop);
+            check(stopped_run("INT", stop, "%s", options_used) == 130 ? 0 : 1, 0, "%s, %s", runs[i].method, what);
+            check(train_run("%s --resume $D/part --log $D/part.log --out $D/part", options_used), 0, "%s resumed after %s", runs[i].method, what);
+            compare_runs(runs[i].method, runs[i].file, what);
         }
-    }
 }
 
 // Whatever a signal does to a run in mid-flight, the next one goes on from the last step saved.
@@ -2682,15 +2818,11 @@ static void test_killed(void)
     static const char *const options_used = FEW_ROWS " --steps 60 --save-every 1";
     check(train_run("%s --log %s/whole.log --out %s/whole", options_used, scratch, scratch), 0, "exit status");
     for (const char **signal_name = (const char *[]){"INT", "KILL", NULL}; *signal_name; signal_name++) {
-        char command[1000];
-        snprintf(command, sizeof command, "rm -rf %s/part* ; $TRAIN %s --log %s/part.log --out %s/part >%s/stdout 2>&1 & p=$!; "
-            "while ! grep -q '\"step\":3,\"loss' %s/part.log 2>/dev/null; do sleep 0.01; done; kill -%s $p; wait $p", scratch, options_used, scratch, scratch, scratch, scratch, *signal_name);
-        int status = WEXITSTATUS(system(command));
+        int status = stopped_run(*signal_name, 3, "%s", options_used);
         check(status == (strcmp(*signal_name, "INT") ? 137 : 130) ? 0 : 1, 0, "status %d after SIG%s", status, *signal_name);
         check(train_run("%s --log %s/part.log --resume %s/part --out %s/part", options_used, scratch, scratch, scratch), 0, "resumed after SIG%s", *signal_name);
         compare_runs("bone", "adapter_model.safetensors", *signal_name);
-        snprintf(command, sizeof command, "rm -rf %s/part*", scratch);   // SIGKILL leaves the directory in the making
-        check(system(command), 0, "cannot tidy up");
+        check(system("rm -rf $D/part*"), 0, "cannot tidy up");           // SIGKILL leaves the directory in the making
     }
 }
 
@@ -2867,10 +2999,23 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"a start that is not built", "cp -r dev/golden/lora-mha $D/mine; sed -i 's/\"init_lora_weights\": true/\"init_lora_weights\": \"corda\"/' $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "\"corda\", which changes the base"},
     {"a pattern of ranks",  "cp -r dev/golden/lora-mha $D/mine; sed -i 's/\"rank_pattern\": {}/\"rank_pattern\": {\"q_proj\": 2}/' $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "\"rank_pattern\" is set"},
     {"another model's adapter", ":",                                                            "--eval --val data/val.jsonl --adapter dev/golden/lora-mha", "has shape"},
+    {"a look-ahead",        "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": \"^(?!.*patch_embed).*$\"}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "write a list of names"},
+    {"an adapter of the embeddings", "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": [\"embed_tokens\"]}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "asks for model.embed_tokens, and only"},
+    {"an adapter of the head", "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": [\"q_proj\", \"lm_head\"]}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "asks for lm_head, and only"},
+    {"an adapter of everything", "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": \".*\"}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "asks for lm_head, and only"},
+    {"an adapter of nothing", "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": [\"c_attn\"]}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "name no linear layer of this model"},
+    {"an old Bone",         "mkdir $D/mine; echo '{\"peft_type\": \"BONE\", \"r\": 64, \"target_modules\": [\"q_proj\"], \"init_weights\": true}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "convert-bone-to-miss.py"},
+    {"an adapter of mlx-lm", "mkdir $D/mine; touch $D/mine/adapters.safetensors; echo '{\"fine_tune_type\": \"lora\", \"num_layers\": 16, \"lora_parameters\": {\"rank\": 8, \"scale\": 20.0, \"dropout\": 0.0}}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "mlx_lm.fuse"},
     {"rows in an unknown file", "touch $D/mine.csv",                                            "--data $D/mine.csv", "expected a .jsonl"},
     {"an array with a bad row", "echo '[{\"text\": \"a b\"}, 3]' > $D/rows.json",              "--data $D/rows.json", "rows.json, row 2: expected a JSON object"},
-    {"resume at another rate", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null", "--resume $D/mine --lr 1", "--lr 0.004, this run has 1"},
+    {"resume at another rate", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine >/dev/null", "--resume $D/mine --lr 1", "--lr 0.004, this run has 1"},
     {"resume on another base", "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null", "--resume $D/mine", "--model \"base\", this run has"},
+    {"resume for longer",   "$TRAIN --model $D/model --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null", "--resume $D/mine", "--steps 1, this run has 2; give the same, or start anew from it with --adapter"},
+    {"resume for longer, constant", "$TRAIN --model $D/model --data $D/rows.jsonl --schedule constant --steps 1 --out $D/mine >/dev/null", "--schedule constant --resume $D/mine", "--steps 1, this run has 2"},
+    {"resume after epochs", "$TRAIN --model $D/model --data $D/rows.jsonl --epochs 2 --batch 1 --accum 1 --out $D/mine >/dev/null", "--batch 1 --accum 1 --resume $D/mine", "--steps 6, this run has 2"},
+    {"resume with another row", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine >/dev/null; sed -i '2s/Now/Then/' $D/rows.jsonl", "--resume $D/mine", "with rows \"3, hash"},
+    {"resume with a row more", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine >/dev/null; sed -n 4p data/train.jsonl >> $D/rows.jsonl", "--resume $D/mine", "this run has \"4, hash"},
+    {"resume with rows in another order", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine >/dev/null; sed -i '1{h;d};2G' $D/rows.jsonl", "--resume $D/mine", "with rows \"3, hash"},
     {"compare an adapter",  ":",                                                                "--compare --adapter dev/golden/lora-mha", "--compare starts from --model alone"},
     {"compare into a file", "touch $D/out.txt",                                                 "--compare --out $D/out.txt", "ot a directory"},
     {"resume from nothing", ":",                                                                "--resume $D/none", "state.json"},
@@ -3355,12 +3500,15 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"splits",         "every split of the same rows into micro-batches gives their loss and gradient, scored answers or none", test_splits, ONLY_F64},
     {"recompute",      "recomputing activations gives the same bits in less memory",                      test_recompute, BOTH},
     {"zero-start",     "step 0 changes no logit, whatever the method",                                    test_zero_start, BOTH},
+    {"zero-rows",      "dora on a weight with rows of zeros begins with the base, and stays finite",       test_zero_rows, BOTH},
     {"merge",          "the merged model gives the adapter's logits",                                     test_merge, BOTH},
     {"definition",     "each layer equals the paper's W + ΔW, written as plain loops",                    test_definition, BOTH},
     {"frozen-is-full", "frozen's gradient is full fine-tuning's over the same matrices; lora-ga's first, too", test_frozen_is_full, BOTH},
     {"svd",            "power iteration finds LAPACK's singular values",                                  test_svd, BOTH},
-    {"start-given-up", "W_res + s B A is W for pissa, olora and lora-ga",                                          test_start_given_up, BOTH},
+    {"residual",       "pissa leaves the rest of W's SVD; W and a start of pissa, olora, lora-ga are W",  test_residual, BOTH},
+    {"bf16-start",     "on a bf16 base, too, they begin with its loss, and what is saved is what was trained", test_bf16_start, BOTH},
     {"goldens",        "logits, loss, gradients and eight AdamW steps are transformers' and PEFT's",      test_goldens, BOTH},
+    {"target-modules", "names, their ends and regular expressions mean the layers that PEFT takes them for", test_target_modules, BOTH},
     {"attention",      "attention is softmax(q kᵀ/√d) v by plain loops, grouped heads and cached keys too",  test_attention, BOTH},
     {"cache",          "generating with the key-value cache gives the logits of the whole row",           test_cache, BOTH},
     {"matmul",         "the fast product equals the plain one, at every edge and dtype",                  test_matmul, BOTH},

@@ -744,7 +744,10 @@ void broadcast_dot(mat g, mat x, mat y, double scale, enum mode mode)
 
 void magnitude_forward(mat gain, mat m, mat squares)
 {
-    for (size_t i = 0; i < elements(gain); i++) ((wide *)gain.p)[i] = ((wide *)m.p)[i] / (wide)sqrt(((wide *)squares.p)[i]);
+    for (size_t i = 0; i < elements(gain); i++) {
+        wide q = ((wide *)squares.p)[i];
+        ((wide *)gain.p)[i] = q <= 0 ? 1 : ((wide *)m.p)[i] / (wide)sqrt(q);
+    }
 }
 
 //  g = m q^-½:   dm += dg q^-½,   dq = −½ dg m q^-3/2
@@ -752,8 +755,9 @@ void magnitude_backward(mat dm, mat dsquares, mat dgain, mat m, mat squares)
 {
     for (size_t i = 0; i < elements(dgain); i++) {
         wide dg = ((wide *)dgain.p)[i], q = ((wide *)squares.p)[i], root = (wide)sqrt(q);
-        ((wide *)dm.p)[i] += dg / root;
-        ((wide *)dsquares.p)[i] = -dg * ((wide *)m.p)[i] / (2 * q * root);
+        int none = q <= 0;                                              // no length, no gradient
+        ((wide *)dm.p)[i] += none ? 0 : dg / root;
+        ((wide *)dsquares.p)[i] = none ? 0 : -dg * ((wide *)m.p)[i] / (2 * q * root);
     }
 }
 
@@ -1646,14 +1650,42 @@ static void stage_model(model *m, const char *source, enum dtype trained_type)
     arrfree(list);
 }
 
-// What must be the same for a run to go on as if it had never stopped.
-static cJSON *run_settings(const model *m, int step)
+typedef struct {
+    model m;
+    tokenizer *t;
+    dataset train, val;
+    int steps, step, scored;            // all of them; those done; validation rows that are answered
+    int *order, epoch;                  // of the rows, in this epoch
+    FILE *log;
+    int first;                          // the step this run began with
+    double started;
+} run;
+
+// The rows that a run trains on, as a text: how many, and FNV-1a over their tokens.
+static const char *rows_text(const dataset *d, char text[64])
 {
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (int i = 0; i < arrlen(d->rows); i++) {
+        const row *r = &d->rows[i];
+        for (int j = -2; j < r->n; j++) hash = (hash ^ (uint64_t)(j == -2 ? r->n : j == -1 ? r->prompt : r->ids[j])) * 0x100000001b3u;
+    }
+    snprintf(text, 64, "%td, hash %016llx", arrlen(d->rows), (unsigned long long)hash);
+    return text;
+}
+
+// What must be the same for a run to go on as if it had never stopped. The number of steps counts, though a constant rate does
+// not depend on it: no schedule is an exception, and a run that goes on for longer has a name, --adapter.
+static cJSON *run_settings(const run *r)
+{
+    const model *m = &r->m;
+    char rows[64];
     cJSON *json = cJSON_CreateObject();
-    cJSON_AddNumberToObject(json, "step", step);
+    cJSON_AddNumberToObject(json, "step", r->step);
     cJSON_AddStringToObject(json, "--method", m->p.method->name);
     cJSON_AddStringToObject(json, "--model", opt.model);
     cJSON_AddStringToObject(json, "--data", opt.data);
+    cJSON_AddStringToObject(json, "rows", rows_text(&r->train, rows));
+    cJSON_AddNumberToObject(json, "--steps", r->steps);
     cJSON_AddNumberToObject(json, "--rank", m->p.rank);
     cJSON_AddNumberToObject(json, "--alpha", m->p.alpha);
     cJSON_AddNumberToObject(json, "--mini-r", m->p.mini_r);
@@ -1702,33 +1734,34 @@ static void stage_state(cJSON *settings)
     stage_json("state.json", settings);
 }
 
-static void save_run(model *m, int step)
+static void save_run(run *r)
 {
+    model *m = &r->m;
     for (int i = 0; i < arrlen(m->tensors); i++)
         if (m->tensors[i].kind == PARAM && !isfinite(sum_of_squares(*m->tensors[i].at)))
-            die("step %d: %s is not finite and is not saved; a smaller --lr may help", step, m->tensors[i].name);
+            die("step %d: %s is not finite and is not saved; a smaller --lr may help", r->step, m->tensors[i].name);
     stage_begin(destination);
     if (full_training(m)) stage_model(m, opt.model, F32);
     else peft_write(m, opt.model);
     output *state = state_tensors(m);
     safetensors_write(m, "state.safetensors", state, (int)arrlen(state));
-    stage_state(run_settings(m, step));
+    stage_state(run_settings(r));
     arrfree(state);
     stage_publish(destination);
 }
 
 // The step an earlier run had done; its settings must be those of this run.
-static int read_state_json(const model *m, const char *dir)
+static int read_state_json(const run *r, const char *dir)
 {
     size_t bytes;
     char *path = join(dir, "state.json"), *text = read_file(path, &bytes);
-    cJSON *then = parse_json(path, text, bytes), *now = run_settings(m, 0), *item;
+    cJSON *then = parse_json(path, text, bytes), *now = run_settings(r), *item;
     cJSON_ArrayForEach(item, now) {
         cJSON *old = cJSON_GetObjectItemCaseSensitive(then, item->string);
         if (strcmp(item->string, "step") && !cJSON_Compare(old, item, 1)) {
             char *a = cJSON_PrintUnformatted(old), *b = cJSON_PrintUnformatted(item);
             die("--resume %s: was trained with %s %s, this run has %s; give the same, or start anew from it with %s %s",
-                dir, item->string, a ? a : "unset", b, full_training(m) ? "--model" : "--adapter", dir);
+                dir, item->string, a ? a : "unset", b, full_training(&r->m) ? "--model" : "--adapter", dir);
         }
     }
     int step = config_int(then, path, "step", -1);
@@ -1737,20 +1770,17 @@ static int read_state_json(const model *m, const char *dir)
     return step;
 }
 
-static int resume_run(model *m, const char *dir)
+static int resume_run(run *r, const char *dir)
 {
-    int step = read_state_json(m, dir);
+    model *m = &r->m;
+    int step = read_state_json(r, dir);
     checkpoint c = checkpoint_open(dir, "state");
     output *state = state_tensors(m);
     for (int i = 0; i < arrlen(state); i++) {
         ptrdiff_t at = shgeti(c.tensors, state[i].name);
         if (at < 0 || memcmp(&c.tensors[at].value.shape, &state[i].shape, sizeof(shape)))
-            die("--resume %s: tensor %s is missing or of another shape", dir, state[i].name);
+            die("--resume %s: tensor %s is missing or of another shape; start anew from it with --adapter %s", dir, state[i].name, dir);
         put_stored(state[i].at, c.tensors[at].value);
-    }
-    for (int i = 0; i < 7 * m->c.layers && m->p.method->edits_base; i++) {
-        linear *l = adapter_at(m, i);
-        if (l) give_up_start(m, l, +1);
     }
     arrfree(state);
     checkpoint_close(&c);
@@ -1876,17 +1906,6 @@ static void update(const model *m, int t, double lr, double norm)
     }
 }
 
-typedef struct {
-    model m;
-    tokenizer *t;
-    dataset train, val;
-    int steps, step, scored;            // all of them; those done; validation rows that are answered
-    int *order, epoch;                  // of the rows, in this epoch
-    FILE *log;
-    int first;                          // the step this run began with
-    double started;
-} run;
-
 __attribute__((format(printf, 2, 3)))
 static void log_line(run *r, const char *format, ...)
 {
@@ -1998,7 +2017,7 @@ static void training_loop(run *r)
         report_step(r, loss, norm, lr, tokens, seconds() - start);
         if (interrupted || r->step == r->steps) break;
         if (opt.eval_every && r->step % opt.eval_every == 0) report_eval(r, "", 0);
-        if (opt.save_every && r->step % opt.save_every == 0) save_run(&r->m, r->step);
+        if (opt.save_every && r->step % opt.save_every == 0) save_run(r);
     }
     batch_free(&b);
 }
@@ -2178,18 +2197,16 @@ static void random_weights(model *m)
     }
 }
 
-// Memory, the base's weights, and the adapter's: from --adapter, from --resume, or its start, which may look at the first
-// step's micro-batches. Returns the steps done.
-static int fill_model(model *m, const batch *first, int batches)
+// Memory, the base's weights, and the adapter's: from --adapter, or its start, which may look at the first step's
+// micro-batches. With --resume it waits for resume_run().
+static void fill_model(model *m, const batch *first, int batches)
 {
     model_allocate(m);
     if (opt.init) random_weights(m);
     else m->file = checkpoint_open(opt.model, "model"), model_load(m, opt.model);
-    if (m->p.method->edits_base) checkpoint_writable(&m->file);
-    if (opt.resume) return resume_run(m, opt.resume);
-    if (!opt.adapter || m->p.method->edits_base) adapters_init(m, first, batches, show_start);
+    if (opt.resume) return;
+    if (!opt.adapter || m->p.method->has_start) adapters_init(m, first, batches, show_start);
     if (opt.adapter) peft_read_weights(m, opt.adapter);
-    return 0;
 }
 
 static plan plan_for_use(void)          // evaluation, generation, merging: the base, with --adapter if there is one
@@ -2263,6 +2280,7 @@ static void print_plan(const run *r)
     if (!full_training(m)) {
         printf(", rank %d on", m->p.rank);
         for (int i = 0; i < 7; i++) if (m->p.targets >> i & 1) printf(" %s", linear_names[i]);
+        if (m->p.modules) printf(" where its target_modules say so");
     }
     printf("\ntrains     %.0f parameters, %.2f %% of the model\n", trained, 100 * trained / base);
     print_rows("data", &r->train);
@@ -2294,7 +2312,7 @@ static void print_base(model *m)
 
 static void finish_training(run *r)
 {
-    save_run(&r->m, r->step);
+    save_run(r);
     in_loop = 0;
     if (interrupted) {
         printf("\nstopped after step %d; the same command with --resume %s goes on from there\n", r->step, opt.out);
@@ -2336,10 +2354,10 @@ static batch *first_batches(run *r)
 static int fill_run(run *r)
 {
     batch *first = first_batches(r);
-    int step = fill_model(&r->m, first, (int)arrlen(first));
+    fill_model(&r->m, first, (int)arrlen(first));
     for (int i = 0; i < arrlen(first); i++) batch_free(&first[i]);
     arrfree(first);
-    return step;
+    return opt.resume ? resume_run(r, opt.resume) : 0;
 }
 
 // Reads everything that a run needs and lays out its memory, but allocates none of it yet.
@@ -2613,11 +2631,11 @@ static void shake(model *m, double size, rng *g)
 }
 
 // One step of training on b, and what it leaves. `other`: what it left in the other half, or NULL. Singular vectors of neighbouring
-// values turn into each other by rounding, and W without its start is rounded once more: pissa and its like begin with the other half's.
+// values turn into each other by rounding: pissa and its like begin with the other half's.
 // AdamW divides by |g|, so that a gradient which is zero but for rounding would decide the sign of a whole step; it is given the other's.
 static snapshot *snapshots_of_step(model *m, const batch *b, const snapshot *other)
 {
-    int start = 1 << PARAM | 1 << START | (m->p.method->edits_base ? 1 << BASE : 0);
+    int start = 1 << PARAM | 1 << START;
     snapshot *list = take_kinds(NULL, "start ", m, start, 0);
     give_kinds(m, other, "start ", start, 0);
     model_step(m, b, 1.0 / b->targets);

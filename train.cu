@@ -454,7 +454,7 @@ static size_t score_row(int keys) { return ((size_t)keys + 7) / 8 * 8; }
 static mat scores(int which, enum dtype type, int heads, int n, int keys)
 {
     size_t ld = score_row(keys), stride = n * ld;
-    return {scratch(which, heads * stride * size_of[type]), type, n, keys, ld, heads, stride};
+    return {scratch(which, heads * stride * size_of[type]), type, n, keys, ld, heads, stride, heads * stride};
 }
 
 // One block a row of one head: P = softmax over the keys it may see, zero behind them, and lse.
@@ -667,7 +667,7 @@ extern "C" void broadcast_dot(mat g, mat x, mat y, double scale, enum mode mode)
 __global__ static void magnitude_kernel(wide *gain, const wide *m, const wide *squares, int n)
 {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) gain[i] = m[i] / sqrt(squares[i]);
+    if (i < n) gain[i] = squares[i] <= 0 ? 1 : m[i] / sqrt(squares[i]);
 }
 
 extern "C" void magnitude_forward(mat gain, mat m, mat squares)
@@ -682,8 +682,9 @@ __global__ static void magnitude_backward_kernel(wide *dm, wide *dsquares, const
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     wide q = squares[i], root = sqrt(q);
-    dm[i] += dgain[i] / root;
-    dsquares[i] = -dgain[i] * m[i] / (2 * q * root);
+    bool none = q <= 0;                                     // no length, no gradient
+    dm[i] += none ? 0 : dgain[i] / root;
+    dsquares[i] = none ? 0 : -dgain[i] * m[i] / (2 * q * root);
 }
 
 extern "C" void magnitude_backward(mat dm, mat dsquares, mat dgain, mat m, mat squares)

@@ -16,8 +16,12 @@ lora: scale                  | adapters.h | s/matmul_nn(dh, dy, l->B, l->scale, 
 lora: dropped term           | adapters.h | /matmul_nn(dx, dh, l->A, 1, ADD)/d                                | gradients   | lora
 lora: transposed             | adapters.h | s/matmul_tn(l->dB, dy, l->h,/matmul_tn(l->dB, l->h, dy,/          | gradients   | lora
 rslora: the scale of lora     | adapters.h | s/l->scale = m->p.alpha \/ sqrt(m->p.rank)/l->scale = m->p.alpha \/ m->p.rank/ | definition | rslora
-pissa: W keeps its start     | adapters.h | s/^    give_up_start(m, l, +1);$/    (void)m;/                        | start-given | pissa
-pissa: wrong root            | adapters.h | s/sqrt((double)sigma\[k\] \/ l->scale)/sqrt((double)sigma[k])/    | start-given | pissa
+pissa: the start stays in    | adapters.h | /^static void pissa_forward/,/^}/{/matmul_nt(y, h0/d}              | zero-start  |
+pissa: sign of the start     | adapters.h | s/matmul_nt(y, h0, l->B0, -l->scale, ADD)/matmul_nt(y, h0, l->B0, l->scale, ADD)/ | zero-start |
+pissa: the start left out of dx | adapters.h | /^static void pissa_backward/,/^}/{/matmul_nn(dx, dh0/d}        | gradients   | pissa
+pissa: scale                 | adapters.h | s/matmul_nn(dh0, dy, l->B0, -l->scale, SET)/matmul_nn(dh0, dy, l->B0, -1, SET)/ | gradients | pissa
+pissa: merged with its start | adapters.h | /^static void pissa_merge/,/^}/{/l->B0/d}                         | merge       |
+pissa: wrong root            | adapters.h | s/sqrt((double)sigma\[k\] \/ l->scale)/sqrt((double)sigma[k])/    | residual    |
 dora: sign                   | adapters.h | s/matmul_tn(CB, C, l->B, l->scale, SET)/matmul_tn(CB, C, l->B, -l->scale, SET)/ | gradients | dora
 dora: scale                  | adapters.h | s/broadcast_mul(C, l->B, l->dsquares, 2 \* l->scale, SET)/broadcast_mul(C, l->B, l->dsquares, l->scale, SET)/ | gradients | dora
 dora: dropped term           | adapters.h | /matmul_tn(l->dA, C, l->W, 1, ADD)/d                              | gradients   | dora
@@ -27,6 +31,8 @@ lora-ga: U as V              | adapters.h | s/\*U = f.U + (size_t)r \* (size_t)o
 lora-ga: scale               | adapters.h | s/(wide)stable \* f.sigma\[r + k\]/f.sigma[r + k]/                | goldens     |
 lora-ga: no dx               | adapters.h | /^static void lora_ga_backward/,/^}/s/lora_backward(m, l, dx, dy, x)/lora_backward(m, l, (mat){0}, dy, x)/ | gradients | lora-ga
 lora-ga: last batch alone    | adapters.h | s/for (int i = 0; i < batches; i++) model_step/for (int i = 1; i < batches; i++) model_step/ | frozen-is-full |
+dora: 0/0 of a row of zeros  | train.c    | s/q <= 0 ? 1 : ((wide \*)m.p)\[i\]/((wide *)m.p)[i]/               | zero-rows   |
+dora: 0/0 in its gradient    | train.c    | s/int none = q <= 0;/int none = 0;/                               | zero-rows   |
 bone: sign                   | adapters.h | s/matmul_tn(l->dD, S, dy, 1, ADD)/matmul_tn(l->dD, S, dy, -1, ADD)/ | gradients | bone
 bone: scale                  | adapters.h | s/matmul_nt(dS, dy, l->D, 1,/matmul_nt(dS, dy, l->D, 0.5,/        | gradients   | bone
 bone: dropped term           | adapters.h | /^static void bone_backward/,/^}/{/shard_tile(dx, dS)/d}          | gradients   | bone
@@ -157,6 +163,8 @@ GPU reserve: nothing         | train.cu   | s/if (take) resize/if (0) resize/   
 GPU reserve: no factors      | train.cu   | /bytes\[FACTOR_A\] = /d                                           | gpu-allocations | forward
 GPU reserve: no backward     | train.cu   | s/if (n.train) bytes/if (0) bytes/                                | gpu-allocations | forward
 GPU reserve: shorter rows    | train.cu   | s/score_row(n.keys);/score_row(n.keys) \/ 2;/                      | gpu-allocations | forward
+GPU magnitude: 0/0           | train.cu   | s/squares\[i\] <= 0 ? 1 : m\[i\]/m[i]/                             | gpu-ops     | forward
+GPU magnitude: 0/0 in its gradient | train.cu | s/bool none = q <= 0;/bool none = false;/                        | gpu-ops     | forward
 GPU AdamW: no decay          | train.cu   | s/w\[i\] \* shrink/w[i]/                                           | gpu-ops     | forward
 json: half a character       | model.h    | /if (half && !pair) json_wrong/d                                  | row-files   |
 json: equal keys             | model.h    | /json_wrong(r, "\\"%.60s\\" occurs twice"/d                       | row-files   |
