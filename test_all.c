@@ -1663,6 +1663,7 @@ static void test_beyond_panels(void)
         {MR + 1, NR + 1, KC + 1, ALONE}, {1, 2 * NC + 3, KC + 1, ALONE}, {MR + 2, NC + NR + 1, KC + 2, ALONE}, {MC + 5, 3, 2 * KC + 3, ALONE},
         {4 * MC + 5, NR + 3, KC + 7, ALONE}, {MC + 5, OFTEN + 9, KC + 3, ALONE}, {OFTEN + 5, 2 * NR - 1, KC + 3, ALONE}, {OFTEN + 5, OFTEN + 9, KC + 3, ALONE},
         {OFTEN + 5, NC + NR + 1, 33, ALONE}, {NC + 37, NR + 4, 65, ALONE}, {OFTEN + 5, NR + 4, KC + 3, ALONE},
+        {38 * MC + 1, 3, 100, ALONE},                                   // an odd number of blocks, 39, for two threads
         {MC + 5, NR + 4, KC + 3, BESIDE}, {MC + 5, NR + 4, KC + 3, BEHIND}, {MC + 5, 2 * NR + 1, KC + 3, ONE_WEIGHT},
         {MR + 1, NC + 3, 70, BESIDE}, {MR + 1, NC + 3, 70, BEHIND}, {OFTEN + 5, OFTEN + 9, 9, BESIDE}, {OFTEN + 5, OFTEN + 9, 9, ONE_WEIGHT},
     };
