@@ -1,7 +1,7 @@
 /*  test_all.c: what this program claims, and the check of each claim.
 
     ./test_f64 and ./test_f32 are this file compiled with double and with float. No argument runs all tests, an argument
-    those whose name contains it, a second one keeps them to one method; the exit status is the verdict. Every comparison is `ok = err <= tol`, so NaN fails, and a
+    those whose name contains it, a second one keeps them to one method or to the ops whose name contains it; the exit status is the verdict. Every comparison is `ok = err <= tol`, so NaN fails, and a
     reference of zeros is an error. dev/mutants.sh breaks the code on purpose and asks that these tests turn red.        */
 
 #define main train_main                 // the program's own
@@ -376,13 +376,15 @@ static snapshot *weight_results(snapshot *list)
         }
         mat w = dev_weight(mat_of(file, (enum dtype)type, SHAPE(ROWS, COLS))), rows = random_mat(SHAPE(ROWS, COLS));
         mat norm = random_mat(SHAPE(COLS)), squares = typed_mat(SHAPE(ROWS, 1), TYPE_OF(wide)), changed = random_mat(SHAPE(ROWS, COLS)), step = random_mat(SHAPE(ROWS, COLS));
+        mat few_bits = typed_mat(SHAPE(ROWS, COLS), BF16);              // so that w + step is exact in float, too: it is rounded once in either half
+        copy(step, few_bits);
         embedding_forward(rows, w, some);
         put(norm, file, (enum dtype)type);
         broadcast_dot(squares, w, w, 1, SET);
         copy(changed, w), add(changed, step, 0.5), copy(w, changed);    // as pissa's base gives up its start
         const char *name = dtypes[type].name;
         list = give_away(list, "rows of a weight in ", name, rows), list = give_away(list, "norms in ", name, norm), list = give_away(list, "squares of ", name, squares);
-        list = take(list, "changed weight in ", name, w), dev_free(changed.p), dev_free(step.p), dev_weight_free(w);
+        list = take(list, "changed weight in ", name, w), dev_free(changed.p), dev_free(step.p), dev_free(few_bits.p), dev_weight_free(w);
     }
     dev_free((dev)some);
     return list;
