@@ -1,7 +1,7 @@
 /*  test_all.c: what this program claims, and the check of each claim.
 
     ./test_f64 and ./test_f32 are this file compiled with double and with float. No argument runs all tests, an argument
-    those whose name contains it, a second one keeps them to one method; the exit status is the verdict. Every comparison is `ok = err <= tol`, so NaN fails, and a
+    those whose name contains it, a second one keeps them to one method or to the ops whose name contains it; the exit status is the verdict. Every comparison is `ok = err <= tol`, so NaN fails, and a
     reference of zeros is an error. dev/mutants.sh breaks the code on purpose and asks that these tests turn red.        */
 
 #define main train_main                 // the program's own
@@ -376,13 +376,15 @@ static snapshot *weight_results(snapshot *list)
         }
         mat w = dev_weight(mat_of(file, (enum dtype)type, SHAPE(ROWS, COLS))), rows = random_mat(SHAPE(ROWS, COLS));
         mat norm = random_mat(SHAPE(COLS)), squares = typed_mat(SHAPE(ROWS, 1), TYPE_OF(wide)), changed = random_mat(SHAPE(ROWS, COLS)), step = random_mat(SHAPE(ROWS, COLS));
+        mat few_bits = typed_mat(SHAPE(ROWS, COLS), BF16);              // so that w + step is exact in float, too: it is rounded once in either half
+        copy(step, few_bits);
         embedding_forward(rows, w, some);
         put(norm, file, (enum dtype)type);
         broadcast_dot(squares, w, w, 1, SET);
         copy(changed, w), add(changed, step, 0.5), copy(w, changed);    // as pissa's base gives up its start
         const char *name = dtypes[type].name;
         list = give_away(list, "rows of a weight in ", name, rows), list = give_away(list, "norms in ", name, norm), list = give_away(list, "squares of ", name, squares);
-        list = take(list, "changed weight in ", name, w), dev_free(changed.p), dev_free(step.p), dev_weight_free(w);
+        list = take(list, "changed weight in ", name, w), dev_free(changed.p), dev_free(step.p), dev_free(few_bits.p), dev_weight_free(w);
     }
     dev_free((dev)some);
     return list;
@@ -1663,6 +1665,7 @@ static void test_beyond_panels(void)
         {MR + 1, NR + 1, KC + 1, ALONE}, {1, 2 * NC + 3, KC + 1, ALONE}, {MR + 2, NC + NR + 1, KC + 2, ALONE}, {MC + 5, 3, 2 * KC + 3, ALONE},
         {4 * MC + 5, NR + 3, KC + 7, ALONE}, {MC + 5, OFTEN + 9, KC + 3, ALONE}, {OFTEN + 5, 2 * NR - 1, KC + 3, ALONE}, {OFTEN + 5, OFTEN + 9, KC + 3, ALONE},
         {OFTEN + 5, NC + NR + 1, 33, ALONE}, {NC + 37, NR + 4, 65, ALONE}, {OFTEN + 5, NR + 4, KC + 3, ALONE},
+        {38 * MC + 1, 3, 100, ALONE},                                   // an odd number of blocks, 39, for two threads
         {MC + 5, NR + 4, KC + 3, BESIDE}, {MC + 5, NR + 4, KC + 3, BEHIND}, {MC + 5, 2 * NR + 1, KC + 3, ONE_WEIGHT},
         {MR + 1, NC + 3, 70, BESIDE}, {MR + 1, NC + 3, 70, BEHIND}, {OFTEN + 5, OFTEN + 9, 9, BESIDE}, {OFTEN + 5, OFTEN + 9, 9, ONE_WEIGHT},
     };
