@@ -200,6 +200,7 @@ try() { # index, what, file, expression, test, method or order
     rm -rf "$dir"
 }
 
+export OMP_WAIT_POLICY=passive                       # two mutants at a time share the CPUs
 make -s build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o
 trim() { local s="${1#"${1%%[! ]*}"}"; echo "${s%"${s##*[! ]}"}"; }
 i=0
