@@ -1079,7 +1079,7 @@ typedef struct {
     int train;                  // keep what the backward pass needs
     int dora_detach;            // dora: the norm counts as a constant in the backward pass
     int recompute;              // 1: but not gate and up; 2: of each layer only x, the residual stream
-    int cache_rows;             // generation: sequences × length, 0 for none
+    int sequences, cache_rows;  // generation: sequences answered at once, and their number × length; 0 for none
 } plan;
 
 struct model {

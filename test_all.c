@@ -755,7 +755,7 @@ static snapshot *split_step(run *r, plan p, int scored, const snapshot *start, d
     long targets;
     double norm;
     opt.accum = ceil_div((int)arrlen(r->train.rows), opt.batch);
-    plan_sizes(&p, &r->train, &r->val, scored);
+    plan_sizes(&p, open_config(), &r->train, &r->val, scored);
     memset(&r->m, 0, sizeof r->m);
     model_measure(&r->m, open_config(), p);
     r->epoch = -1;
@@ -2664,7 +2664,7 @@ static char *first_answer(const char *rows, scores *got)
     dataset none = {0}, d = read_rows(t, path, opt.seq);
     model m = {0};
     plan p = plan_for_use();
-    plan_sizes(&p, &none, &d, (int)arrlen(d.rows));
+    plan_sizes(&p, open_config(), &none, &d, (int)arrlen(d.rows));
     model_measure(&m, open_config(), p);
     fill_model(&m, NULL, 0);
     *got = exact_match(&m, t, &d, (int)arrlen(d.rows), &sample, no_progress);

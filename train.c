@@ -1541,7 +1541,7 @@ static int same_answer(const char *given, const char *right)
     return same;
 }
 
-enum { GROUP = 32, SCORED = 200 };      // sequences generated at once; rows scored while training
+enum { MOST_SEQUENCES = 64, SCORED = 200 };     // answered at once; rows scored while training
 
 static int longest_prompt(const dataset *d)
 {
@@ -1556,37 +1556,50 @@ static int has_answers(const dataset *d)
     return arrlen(d->rows) > 0;
 }
 
-// Of the first `rows` answers to the prompts of d: how many match, and how many were cut off at --max-new. *sample gets the first
-// one's text.
-typedef struct { int hits, cut; } scores;
+typedef struct { int hits, cut; } scores;       // answers that match; answers that --max-new cut off
+
+// A row's prompt in a slot of its own: the next pass feeds it.
+static void begin_answer(sequence *s, const row *r)
+{
+    int room = r->prompt + opt.max_new;
+    *s = (sequence){.ids = alloc((size_t)room, sizeof(int)), .n = r->prompt, .room = room};
+    memcpy(s->ids, r->ids, (size_t)r->prompt * sizeof(int));
+}
+
+// Counts a complete answer; returns its text and leaves the slot empty.
+static char *score_answer(scores *got, const tokenizer *t, sequence *s, const row *r)
+{
+    char *text = decode(t, s->ids + r->prompt, s->n - r->prompt);
+    got->hits += same_answer(text, r->answer);
+    got->cut += !s->ended;
+    free(s->ids);
+    s->ids = NULL;
+    return text;
+}
+
+// The first `rows` prompts of d, answered a few at a time: as many as the plan has slots. *sample gets the first one's text.
 static scores exact_match(model *m, const tokenizer *t, const dataset *d, int rows, char **sample, void (*progress)(int, int))
 {
-    sequence s[GROUP];
-    batch b = batch_new(m->p.tokens, GROUP);
-    int who[GROUP];
+    int slots = rows < m->p.sequences ? rows : m->p.sequences, next = 0, done = 0;
+    sequence *s = alloc((size_t)slots, sizeof *s);
+    int *who = alloc((size_t)slots, sizeof *who), *answers = alloc((size_t)slots, sizeof *answers);
+    batch b = batch_new(m->p.tokens, slots);
     scores got = {0};
     rng g = {0};
-    for (int first = 0; first < rows; first += GROUP) {
-        int n = rows - first < GROUP ? rows - first : GROUP;
-        for (int i = 0; i < n; i++) {
-            const row *r = &d->rows[first + i];
-            int room = r->prompt + opt.max_new;
-            s[i] = (sequence){.ids = alloc((size_t)room, sizeof(int)), .n = r->prompt, .room = room};
-            memcpy(s[i].ids, r->ids, (size_t)r->prompt * sizeof(int));
-        }
-        while (generate_pass(m, t, s, n, &b, who, &g)) {}
-        for (int i = 0; i < n; i++) {
-            const row *r = &d->rows[first + i];
-            char *text = decode(t, s[i].ids + r->prompt, s[i].n - r->prompt);
-            got.hits += same_answer(text, r->answer);
-            got.cut += !s[i].ended;
-            if (first + i == 0 && sample) *sample = text;
+    for (; next < slots; next++) begin_answer(&s[next], &d->rows[answers[next] = next]);
+    while (generate_pass(m, t, s, slots, &b, who, &g))
+        for (int i = 0; i < slots; i++) {                       // an answer that is complete makes room for the next row's
+            if (!s[i].done || !s[i].ids) continue;
+            char *text = score_answer(&got, t, &s[i], &d->rows[answers[i]]);
+            if (answers[i] == 0 && sample) *sample = text;
             else free(text);
-            free(s[i].ids);
+            if (next < rows) begin_answer(&s[i], &d->rows[answers[i] = next++]);
+            progress(++done, rows);
         }
-        progress(first + n, rows);
-    }
     batch_free(&b);
+    free(s);
+    free(who);
+    free(answers);
     return got;
 }
 
@@ -2226,8 +2239,9 @@ static int longest_row(const dataset *d)
     return n;
 }
 
-// Room for micro-batches of the longest rows there are, and for answering `scored` rows with --max-new tokens each.
-static void plan_sizes(plan *p, const dataset *train, const dataset *val, int scored)
+// Room for micro-batches of the longest rows there are, and for answering `scored` rows with --max-new tokens each, as many
+// at once as a gigabyte of keys and values holds.
+static void plan_sizes(plan *p, config c, const dataset *train, const dataset *val, int scored)
 {
     int longest = longest_row(val) > longest_row(train) ? longest_row(val) : longest_row(train);
     if ((long)opt.batch * longest > INT_MAX / 4) die("--batch %d times %d tokens is too much; raise --accum instead", opt.batch, longest);
@@ -2235,7 +2249,9 @@ static void plan_sizes(plan *p, const dataset *train, const dataset *val, int sc
     if (!scored) return;
     int answered = longest_prompt(val) + opt.max_new;
     if (answered > longest) p->positions = answered;
-    p->cache_rows = GROUP * answered;
+    double bytes = 2.0 * c.layers * c.kv_heads * c.head_dim * sizeof(real) * answered;
+    p->sequences = (int)fmax(1, fmin(fmin(scored, MOST_SEQUENCES), floor(1e9 / bytes)));
+    p->cache_rows = p->sequences * answered;
 }
 
 static double megabytes(const model *m, enum kind k) { return (double)m->used[k] * (double)dtypes[type_of_kind(k)].size / 1e6; }
@@ -2262,10 +2278,10 @@ static void print_rows(const char *label, const dataset *d)
 static void print_positions(const model *m)
 {
     const plan *p = &m->p;
-    int most = m->c.max_pos, prompt = p->cache_rows / GROUP - opt.max_new;
+    int most = m->c.max_pos, answered = p->sequences ? p->cache_rows / p->sequences : 0;
     if (p->positions <= most) return;
-    if (p->positions * GROUP > p->cache_rows) printf("note       rows of up to %d tokens, but the model was made for %d; --seq %d cuts them\n", p->positions, most, most);
-    else printf("note       prompts of up to %d tokens and answers of --max-new %d, but the model was made for %d\n", prompt, opt.max_new, most);
+    if (p->positions > answered) printf("note       rows of up to %d tokens, but the model was made for %d; --seq %d cuts them\n", p->positions, most, most);
+    else printf("note       prompts of up to %d tokens and answers of --max-new %d, but the model was made for %d\n", answered - opt.max_new, opt.max_new, most);
 }
 
 // What is about to happen, before anything large is allocated.
@@ -2377,7 +2393,7 @@ static void open_run(run *r)
     model_measure(&r->m, c, p);
     int answers = has_answers(&r->val) && (opt.exact_match || base_parameters(&r->m) < 50e6);
     if (answers) r->scored = arrlen(r->val.rows) < SCORED ? (int)arrlen(r->val.rows) : SCORED;
-    plan_sizes(&p, &r->train, &r->val, r->scored);
+    plan_sizes(&p, c, &r->train, &r->val, r->scored);
     r->m.p = p;
     layout(&r->m);
     int n = (int)arrlen(r->train.rows);
@@ -2419,7 +2435,7 @@ static void run_eval(void)
     plan p = plan_for_use();
     int rows = opt.exact_match ? (int)arrlen(val.rows) : 0;
     if (rows && !has_answers(&val)) die("--exact-match: not every row of %s has an answer", opt.val);
-    plan_sizes(&p, &none, &val, rows);
+    plan_sizes(&p, c, &none, &val, rows);
     model_measure(&m, c, p);
     fill_model(&m, NULL, 0);
     print_rows("rows", &val);
