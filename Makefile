@@ -1,6 +1,7 @@
 #  make            builds ./train, and ./train_cuda where nvcc is (train_cuda_f32 and train_cuda_f64 compute in more digits)
 #  make train_emu  builds ./train_emu: the GPU's source on the CPU, for --check and gdb (train_emu_f64 computes in double)
 #  make test       builds and runs every test this machine can run
+#  make mutants    breaks the code in 185 places, one at a time, and asks that a test turns red (half an hour); make test tries 20
 #  make bench      how fast, how large, where the time goes: a row a method on two shapes with random weights
 #  make base       makes again what base/ and data/ hold: text, tokenizer, pretraining (half an hour; Python in dev/ only)
 #  make bench-gpu  the same on a GPU, with Llama2-7B's shape; PEER=1 runs transformers + PEFT beside it
@@ -14,7 +15,7 @@ WARNINGS  = -Wall -Wextra -Wshadow
 CFLAGS   ?= -O3 -march=native -g
 FLAGS     = -std=gnu11 $(WARNINGS) $(CFLAGS) -fopenmp -fno-math-errno -fno-trapping-math
 LDLIBS    = -lcjson -lm
-SOURCES   = train.c tokenizer.c model.h adapters.h
+HEADERS   = model.h adapters.h $(wildcard ops/*.h lib/*.h run/*.h paper/*.h)
 PYTHON   ?= python3
 
 # The GPU's ops are compiled by nvcc where it is, and as C++ for the CPU in any case (dev/cuda_on_cpu.h).
@@ -23,7 +24,8 @@ GPU      := $(if $(NVCC),$(shell nvidia-smi --query-gpu=name --format=csv,nohead
 ARCH      = -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_120,code=[sm_120,compute_120]
 NVFLAGS   = -std=c++17 -O3 -t 2 $(ARCH) -Xcompiler -Wall,-Wextra
 EMUFLAGS  = -std=c++17 -O2 -g -Wall -Wextra -fopenmp -x c++
-# What train.cu computes in: bf16 with fp32 sums, float, double. The CPU beside it has no bf16.
+# What a program computes in. The CPU has no bf16, which a GPU stores, with fp32 sums.
+REAL_f32  =
 REAL_bf16 = -DBFLOAT16
 REAL_f64  = -DDOUBLE
 
@@ -40,62 +42,64 @@ found:
 	echo "$(if $(NVCC),✓,-) nvcc $(if $(NVCC),(train_cuda),not here: no train_cuda)"; echo "$(if $(GPU),✓ $(GPU),- no GPU: make train_emu runs train.cu on the CPU)"; \
 	if [ -n "$$missing" ]; then echo "Install what is missing: sudo apt-get install -y$$missing"; exit 1; fi
 
-train: $(SOURCES) Makefile
-	$(CC) $(FLAGS) train.c tokenizer.c -o $@ $(LDLIBS)
-
-# Two halves in one program: train.c with the GPU's ops, and train.c with its own, in double, of which only reference_step is seen.
-build/reference.o: $(SOURCES) Makefile
+build/train_%.o: train.c $(HEADERS) Makefile
 	@mkdir -p build
-	$(CC) $(FLAGS) -DDOUBLE -c train.c -o $@
-	objcopy --redefine-sym step_tensors=reference_step $@
-	objcopy --keep-global-symbol=reference_step $@
+	$(CC) $(FLAGS) $(REAL_$*) -c train.c -o $@
 
-build/loop_%.o: $(SOURCES) Makefile
+build/cpu_%.o: ops/cpu.c $(wildcard ops/*.h) Makefile
 	@mkdir -p build
-	$(CC) $(FLAGS) $(REAL_$*) -DCUDA -c train.c -o $@
+	$(CC) $(FLAGS) $(REAL_$*) -c ops/cpu.c -o $@
 
-build/tokenizer.o: tokenizer.c Makefile
+build/tokenizer.o: tokenizer.c ops/utf8.h Makefile
 	@mkdir -p build
 	$(CC) $(FLAGS) -c tokenizer.c -o $@
 
-build/cuda_%.o: train.cu model.h Makefile
+build/cuda_%.o: train.cu ops/ops.h Makefile
 	@mkdir -p build
 	$(NVCC) $(NVFLAGS) $(REAL_$*) -c train.cu -o $@
 
-build/emu_%.o: train.cu model.h dev/cuda_on_cpu.h Makefile
+build/emu_%.o: train.cu ops/ops.h dev/cuda_on_cpu.h Makefile
 	@mkdir -p build
 	$(CXX) $(EMUFLAGS) $(REAL_$*) -c train.cu -o $@
 
-train_cuda: build/loop_bf16.o build/cuda_bf16.o build/reference.o build/tokenizer.o
+train: build/train_f32.o build/cpu_f32.o build/tokenizer.o
+	$(CC) -fopenmp $^ -o $@ $(LDLIBS)
+
+# What --check compares a GPU with: train.c on the CPU in double, of which a program that runs on the GPU sees one function.
+build/reference.o: build/train_f64.o build/cpu_f64.o
+	$(LD) -r $^ -o $@
+	objcopy --redefine-sym step_tensors=reference_step $@
+	objcopy --keep-global-symbol=reference_step $@
+
+train_cuda: build/train_bf16.o build/cuda_bf16.o build/reference.o build/tokenizer.o
 	$(NVCC) $^ -o $@ -lcublas -lgomp $(LDLIBS)
 
-train_cuda_f32 train_cuda_f64: train_cuda_%: build/loop_%.o build/cuda_%.o build/reference.o build/tokenizer.o
+train_cuda_f32 train_cuda_f64: train_cuda_%: build/train_%.o build/cuda_%.o build/reference.o build/tokenizer.o
 	$(NVCC) $^ -o $@ -lcublas -lgomp $(LDLIBS)
 
-train_emu: build/loop_f32.o build/emu_f32.o build/reference.o build/tokenizer.o
+train_emu: build/train_f32.o build/emu_f32.o build/reference.o build/tokenizer.o
 	$(CXX) -fopenmp $^ -o $@ $(LDLIBS)
 
-train_emu_f64: build/loop_f64.o build/emu_f64.o build/reference.o build/tokenizer.o
+train_emu_f64: build/train_f64.o build/emu_f64.o build/reference.o build/tokenizer.o
 	$(CXX) -fopenmp $^ -o $@ $(LDLIBS)
 
-build/test_f32 build/test_f64: test_all.c $(SOURCES) Makefile
-	@mkdir -p build
-	$(CC) $(FLAGS) -O2 $(if $(findstring f64,$@),-DDOUBLE) test_all.c tokenizer.c -o $@ $(LDLIBS)
+build/test_f32 build/test_f64: build/test_%: test_all.c train.c dev/halves.h ops/cpu.c $(HEADERS) build/tokenizer.o Makefile
+	$(CC) $(FLAGS) -O2 $(REAL_$*) test_all.c build/tokenizer.o -o $@ $(LDLIBS)
 
 ASAN = -fsanitize=address,undefined -fno-sanitize-recover=all
-build/test_asan: test_all.c $(SOURCES) Makefile
+build/test_asan: test_all.c train.c dev/halves.h ops/cpu.c tokenizer.c $(HEADERS) Makefile
 	@mkdir -p build
 	$(CC) $(FLAGS) -O1 $(ASAN) -DDOUBLE test_all.c tokenizer.c -o $@ $(LDLIBS)
 
 # The tests' two halves: the CPU's computes in double, whatever the GPU's does, and keeps everything but main to itself.
-build/cpu_half.o: test_all.c $(SOURCES) Makefile
+build/cpu_half.o: test_all.c train.c dev/halves.h ops/cpu.c $(HEADERS) Makefile
 	@mkdir -p build
 	$(CC) $(FLAGS) -O2 -DDOUBLE -c test_all.c -o $@
 	objcopy --keep-global-symbol=main $@
 
-build/gpu_half_%.o: test_all.c $(SOURCES) Makefile
+build/gpu_half_%.o: dev/gpu_half.c train.c dev/halves.h $(HEADERS) Makefile
 	@mkdir -p build
-	$(CC) $(FLAGS) -O2 -Wno-unused-function $(REAL_$*) -DCUDA -c test_all.c -o $@
+	$(CC) $(FLAGS) -O2 -Wno-unused-function $(REAL_$*) -c dev/gpu_half.c -o $@
 
 build/test_emu_%: build/cpu_half.o build/gpu_half_%.o build/emu_%.o build/tokenizer.o
 	$(CXX) -fopenmp $^ -o $@ $(LDLIBS)
@@ -106,12 +110,12 @@ build/test_cuda_%: build/cpu_half.o build/gpu_half_%.o build/cuda_%.o build/toke
 build/test_cuda_on_cpu: dev/test_cuda_on_cpu.cpp dev/cuda_on_cpu.h Makefile
 	$(CXX) -std=c++17 -O2 -g -Wall -Wextra -fopenmp $< -o $@
 
-build/bench_gpu: dev/bench_gpu.c build/cuda_bf16.o build/tokenizer.o $(SOURCES) Makefile
-	$(CC) $(FLAGS) -Wno-unused-function -DBFLOAT16 -DCUDA -c dev/bench_gpu.c -o build/bench_gpu.o
+build/bench_gpu: dev/bench_gpu.c build/cuda_bf16.o build/tokenizer.o train.c $(HEADERS) Makefile
+	$(CC) $(FLAGS) -Wno-unused-function -DBFLOAT16 -c dev/bench_gpu.c -o build/bench_gpu.o
 	$(NVCC) build/bench_gpu.o build/cuda_bf16.o build/tokenizer.o -o $@ -lcublas -lgomp $(LDLIBS)
 
-build/bench_emu: dev/bench_gpu.c build/emu_bf16.o build/tokenizer.o $(SOURCES) Makefile
-	$(CC) $(FLAGS) -Wno-unused-function -DBFLOAT16 -DCUDA -c dev/bench_gpu.c -o build/bench_emu.o
+build/bench_emu: dev/bench_gpu.c build/emu_bf16.o build/tokenizer.o train.c $(HEADERS) Makefile
+	$(CC) $(FLAGS) -Wno-unused-function -DBFLOAT16 -c dev/bench_gpu.c -o build/bench_emu.o
 	$(CXX) -fopenmp build/bench_emu.o build/emu_bf16.o build/tokenizer.o -o $@ $(LDLIBS)
 
 bench-gpu: build/bench_gpu
@@ -123,15 +127,15 @@ TESTS = build/test_f64 build/test_f32 build/test_asan build/test_cuda_on_cpu $(P
 test: found train train_emu $(if $(NVCC),train_cuda) $(TESTS)
 	@mkdir -p build; rm -f build/test.log; \
 	for part in $(TESTS) dev/mutants.sh; do \
-	    start=$$(date +%s); only=; [ $$part != build/test_asan ] || only=splits; \
+	    start=$$(date +%s); only=; [ $$part != build/test_asan ] || only=splits; [ $$part != dev/mutants.sh ] || only='--sample 20'; \
 	    ASAN_OPTIONS=detect_leaks=0 ./$$part $$only > build/part.log 2>&1; echo "-- $$part, $$(($$(date +%s) - start)) s"; cat build/part.log; \
 	    if grep -qE '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$$' build/part.log; then tail -n 1 build/part.log; else echo "0 passed, 1 failed, 0 skipped"; fi >> build/test.log; \
 	done; \
 	$(if $(GPU),,for p in $(PRECISIONS); do for t in ops methods allocations base bits; do echo "- gpu-$$t in $$p on a GPU: skipped, no GPU here"; done; done; echo "0 passed, 0 failed, 15 skipped" >> build/test.log;) \
 	awk '{p += $$1; f += $$3; s += $$5} END {print p " passed, " f " failed, " s " skipped"; exit f > 0}' build/test.log
 
-build/asan_emu_%: build/cpu_half.o build/tokenizer.o test_all.c train.cu dev/cuda_on_cpu.h Makefile
-	$(CC) $(FLAGS) -O1 $(ASAN) -Wno-unused-function $(REAL_$*) -DCUDA -c test_all.c -o $@.gpu_half.o
+build/asan_emu_%: build/cpu_half.o build/tokenizer.o dev/gpu_half.c dev/halves.h train.cu dev/cuda_on_cpu.h Makefile
+	$(CC) $(FLAGS) -O1 $(ASAN) -Wno-unused-function $(REAL_$*) -c dev/gpu_half.c -o $@.gpu_half.o
 	$(CXX) $(EMUFLAGS) -O1 $(ASAN) $(REAL_$*) -c train.cu -o $@.emu.o
 	$(CXX) $(ASAN) -fopenmp build/cpu_half.o $@.gpu_half.o $@.emu.o build/tokenizer.o -o $@ $(LDLIBS)
 
@@ -139,8 +143,8 @@ VALGRIND = OMP_WAIT_POLICY=passive valgrind -q --error-exitcode=99 build/valgrin
 sanitize: found build/test_asan
 	@mkdir -p build
 	$(CC) $(FLAGS) -O1 $(ASAN) test_all.c tokenizer.c -o build/asan_f32 $(LDLIBS)
-	$(CC) $(FLAGS) -O1 $(ASAN) train.c tokenizer.c -o build/asan_train $(LDLIBS)
-	$(CC) $(FLAGS) -O1 -march=x86-64-v3 train.c tokenizer.c -o build/valgrind_train $(LDLIBS)
+	$(CC) $(FLAGS) -O1 $(ASAN) train.c ops/cpu.c tokenizer.c -o build/asan_train $(LDLIBS)
+	$(CC) $(FLAGS) -O1 -march=x86-64-v3 train.c ops/cpu.c tokenizer.c -o build/valgrind_train $(LDLIBS)
 	for p in $(PRECISIONS); do $(MAKE) -s build/asan_emu_$$p && ASAN_OPTIONS=detect_leaks=0 build/asan_emu_$$p || exit 1; done
 	$(CXX) -std=c++17 -O1 -g $(ASAN) -fopenmp dev/test_cuda_on_cpu.cpp -o build/asan_cuda_on_cpu && ASAN_OPTIONS=detect_leaks=0 build/asan_cuda_on_cpu
 	TRAIN=build/asan_train ASAN_OPTIONS=detect_leaks=0 build/test_asan
@@ -161,31 +165,31 @@ fuzz: export ASAN_OPTIONS = detect_leaks=0
 fuzz:
 	@mkdir -p build; head -n 3 data/val.jsonl >build/rows.jsonl; i=0; for seed in $(FUZZ_SEEDS); do \
 	    rm -rf build/corpus; mkdir build/corpus; cp $$seed build/corpus/seed; echo "-- $$seed"; \
-	    clang $(FUZZ_FLAGS) -DTARGET=$$i dev/fuzz.c tokenizer.c -o build/fuzz $(LDLIBS) || exit 1; \
+	    clang $(FUZZ_FLAGS) -DTARGET=$$i dev/fuzz.c ops/cpu.c tokenizer.c -o build/fuzz $(LDLIBS) || exit 1; \
 	    build/fuzz build/corpus/seed >build/fuzz.log 2>&1 && build/fuzz -fork=1 -max_total_time=$(SECONDS_EACH) -max_len=$$(wc -c <$$seed) -timeout=20 \
 	        -rss_limit_mb=4096 -close_fd_mask=2 -artifact_prefix=build/ build/corpus >build/fuzz.log 2>&1 || { tail -n 40 build/fuzz.log; exit 1; }; \
 	    grep '^#' build/fuzz.log | tail -n 1; i=$$((i + 1)); \
 	done
 
 seam:
-	clang -std=gnu11 -fsyntax-only -fopenmp -DCUDA -DSEAM -Werror=noderef train.c
+	clang -std=gnu11 -fsyntax-only -fopenmp -DSEAM -Werror=noderef train.c
 
-# The program without ops, and the ops beside it: the linker leads every call through the stopwatch of dev/bench.c.
+# The linker leads every call of an op through the stopwatch of dev/bench.c.
 TIMED = $(shell sed -n 's/^TIMED.\([a-z_]*\).*/-Wl,--wrap=\1/p' dev/bench.c)
-build/bench: dev/bench.c $(SOURCES) Makefile
-	@mkdir -p build
-	$(CC) $(FLAGS) -Dmain=train_main -c train.c -o build/bench_ops.o
-	$(CC) $(FLAGS) dev/bench.c build/bench_ops.o tokenizer.c -o $@ -Wl,--allow-multiple-definition $(TIMED) $(LDLIBS)
+build/bench: dev/bench.c train.c $(HEADERS) build/cpu_f32.o build/tokenizer.o Makefile
+	$(CC) $(FLAGS) dev/bench.c build/cpu_f32.o build/tokenizer.o -o $@ $(TIMED) $(LDLIBS)
 
-build/random_model: dev/random_model.c $(SOURCES) Makefile
-	@mkdir -p build
-	$(CC) $(FLAGS) dev/random_model.c tokenizer.c -o $@ $(LDLIBS)
+build/random_model: dev/random_model.c train.c $(HEADERS) build/cpu_f32.o build/tokenizer.o Makefile
+	$(CC) $(FLAGS) dev/random_model.c build/cpu_f32.o build/tokenizer.o -o $@ $(LDLIBS)
 
 build/15m build/110m: build/random_model
 	[ -d $@ ] || build/random_model $(notdir $@) $@
 
 bench: build/bench build/15m build/110m
 	build/bench
+
+mutants:
+	dev/mutants.sh
 
 base: train
 	dev/make_base.sh
@@ -196,4 +200,4 @@ base: train
 clean:
 	rm -rf train train_cuda train_cuda_f32 train_cuda_f64 train_emu train_emu_f64 build
 
-.PHONY: all found test bench bench-gpu sanitize fuzz seam base clean
+.PHONY: all found test mutants bench bench-gpu sanitize fuzz seam base clean

@@ -28,6 +28,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include "ops/utf8.h"
 
 // ---- 1  the contract ---------------------------------------------------------------------------------------
 
@@ -65,9 +66,6 @@ int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, bool b
 // that encoding puts in front is dropped, bytes that are not UTF-8 become U+FFFD. An id that does not exist is skipped.
 char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *bytes);
 
-// How many bytes the character in front of a text has, 0 if it is not UTF-8.
-size_t text_character(const char *text, size_t bytes);
-
 // ---- 2  slices and UTF-8 -----------------------------------------------------------------------------------
 
 typedef struct { const char *p; size_t n; } slice;      // n bytes inside a file or a text; no NUL behind them
@@ -86,24 +84,7 @@ static slice skip(slice s, size_t n)
     return (slice){s.p + n, s.n - n};
 }
 
-// Bytes of the character in front, 0 if it is not UTF-8: cut short, over-long, a surrogate, or above U+10FFFF.
-static size_t utf8_length(slice s)
-{
-    const unsigned char *c = (const unsigned char *)s.p;
-    static const uint32_t lowest[] = {0, 0, 0x80, 0x800, 0x10000};
-    if (!s.n) return 0;
-    if (c[0] < 0x80) return 1;
-    size_t n = c[0] < 0xc0 ? 0 : c[0] < 0xe0 ? 2 : c[0] < 0xf0 ? 3 : c[0] < 0xf8 ? 4 : 0;
-    if (!n || n > s.n) return 0;
-    uint32_t code = c[0] & (0x7fu >> n);
-    for (size_t i = 1; i < n; i++) {
-        if ((c[i] & 0xc0) != 0x80) return 0;
-        code = code << 6 | (c[i] & 0x3f);
-    }
-    return code >= lowest[n] && code <= 0x10ffff && (code < 0xd800 || code > 0xdfff) ? n : 0;
-}
-
-size_t text_character(const char *text, size_t bytes) { return utf8_length((slice){text, bytes}); }
+static size_t character(slice s) { return utf8_length(s.p, s.n); }     // bytes of the one in front, 0 if it is not UTF-8
 
 // ---- 3  protobuf -------------------------------------------------------------------------------------------
 
@@ -377,7 +358,7 @@ static const char *index_piece(tokenizer *t, int id)
     const piece *p = t->pieces + id;
     if (!p->text.n || p->text.n >= 8000) return "is empty, or longer than SentencePiece allows";
     for (size_t i = 0, n; i < p->text.n; i += n)
-        if (!(n = utf8_length(skip(p->text, i)))) return "is not UTF-8";
+        if (!(n = character(skip(p->text, i)))) return "is not UTF-8";
     if (p->score != p->score) return "has a score that is not a number";
     if (p->type < NORMAL || p->type > BYTE) return "is of an unknown type";
     if (p->type == UNKNOWN || p->type == CONTROL) return NULL;
@@ -533,7 +514,7 @@ static slice normalise(const tokenizer *t, slice text, bool space, bool trim, ch
     if (text.n && space) end = append(end, blank);
     while (text.n) {
         size_t n = user_length(t, text);
-        if (!n) n = utf8_length(text);
+        if (!n) n = character(text);
         slice part = n ? (slice){text.p, n} : REPLACEMENT;
         text = skip(text, n ? n : 1);
         while (after_space && part.n && part.p[0] == ' ') part = skip(part, 1);
@@ -615,7 +596,7 @@ static void split_into_symbols(encoder *e)
     for (; at < n; before = at, at += e->symbols[at].bytes) {
         slice rest = skip(e->word, (size_t)at);
         size_t bytes = user_length(e->t, rest);
-        if (!bytes) bytes = utf8_length(rest);
+        if (!bytes) bytes = character(rest);
         e->symbols[at] = (symbol){(int)bytes, before, find_piece(e->t, (slice){rest.p, bytes})};
     }
 }
@@ -752,7 +733,7 @@ static size_t decode_bytes(const tokenizer *t, const int *ids, size_t n, char **
         if (id < 0 || id >= t->vocab || t->pieces[id].type != BYTE) break;
         bytes[s.n] = (char)byte_of(t->pieces[id].text);
     }
-    size_t length = utf8_length(s);
+    size_t length = character(s);
     *out = append(*out, length ? (slice){bytes, length} : REPLACEMENT);
     return length ? length : 1;
 }

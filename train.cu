@@ -1,4 +1,4 @@
-/*  train.cu: the ops of model.h's contract on a GPU. Kernels and cuBLAS, nothing else; model, adapters and loop are the CPU's.
+/*  train.cu: the ops of ops/ops.h on a GPU. Kernels and cuBLAS, nothing else; model, adapters and loop are the CPU's.
 
     Read in this order:
       1  numbers                        real is stored, wide is computed with
@@ -32,7 +32,7 @@
 #include "dev/cuda_on_cpu.h"
 #endif
 #define RUN(kernel, ...) (LAUNCH(kernel, __VA_ARGS__), check(cudaGetLastError(), #kernel))      // RUN(kernel, blocks, threads, arguments …)
-#include "model.h"
+#include "ops/ops.h"
 
 static void fail(const char *what, const char *why)
 {

@@ -3,13 +3,11 @@
         build/bench [--model DIR] [--method M --rank R] [--batch B --seq T …]      options of ./train
         build/bench scaling [--threads 1]       a CSV: time and memory against each thing that they grow with
 
-    Every op is called across a seam that the linker closes (model.h, section 2). Here the linker puts a stopwatch into
-    it: this file is the program without ops (train.c with -DCUDA), train.c itself lies beside it as an object, and
-    --wrap leads each call through a TIMED line below. Products inside an op, attention's, count as that op.
+    Every op is called across a seam that the linker closes (ops/ops.h). Here the linker puts a stopwatch into it: --wrap
+    leads each call through a TIMED line below. Products inside an op, attention's, count as that op.
 
     Each row runs in a process of its own, so that its peak memory is its own.                                    */
 
-#define CUDA
 #define main train_main
 #include "../train.c"
 #undef main
@@ -217,7 +215,7 @@ static void measure_steps(void)
     model_measure(&r.m, c, p);
     shared->step = 0;
     if (*r.m.refused) return;
-    plan_sizes(&p, &r.train, &r.val, 0);
+    plan_sizes(&p, c, &r.train, &r.val, 0);
     r.m.p = p;
     layout(&r.m);
     r.order = alloc((size_t)opt.batch, sizeof *r.order);

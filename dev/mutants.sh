@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Would the tests notice? Each line below breaks the code in one place (a sign, a scale, a dropped term, a transposed
 # index) and names the test that must turn red. A mutant that does not change the file, does not compile, or goes
-# unnoticed is a failure. An argument keeps it to the mutants whose description has that word. Mutants of train.cu run as dev/cuda_on_cpu.h emulates it, with threads and blocks in the order named.
+# unnoticed is a failure. An argument keeps it to the mutants whose description has that word; --sample N tries every so-and-so
+# many so that they are N in all. Mutants of train.cu run as dev/cuda_on_cpu.h emulates it, with threads and blocks in the order named.
 #
 #   what                     | file       | sed expression                                                    | test        | method, or order
 mutants='
@@ -29,16 +30,16 @@ dora: W Aᵀ for V Aᵀ          | adapters.h | /matmul_nn(l->VA, l->B, AA, l->s
 dora: always exact           | adapters.h | s/if (!m->p.dora_detach) dora_norm_backward/dora_norm_backward/   | goldens     |
 lora-ga: U as V              | adapters.h | s/\*U = f.U + (size_t)r \* (size_t)out/*U = f.U/                  | goldens     |
 lora-ga: scale               | adapters.h | s/(wide)stable \* f.sigma\[r + k\]/f.sigma[r + k]/                | goldens     |
-lora-ga: no dx               | adapters.h | /^static void lora_ga_backward/,/^}/s/lora_backward(m, l, dx, dy, x)/lora_backward(m, l, (mat){0}, dy, x)/ | gradients | lora-ga
+lora-ga: no dx               | adapters.h | /^static void lora_ga_backward/,/^}/s/pissa_backward(m, l, dx, dy, x)/pissa_backward(m, l, (mat){0}, dy, x)/ | gradients | lora-ga
 lora-ga: last batch alone    | adapters.h | s/for (int i = 0; i < batches; i++) model_step/for (int i = 1; i < batches; i++) model_step/ | frozen-is-full |
-dora: 0/0 of a row of zeros  | train.c    | s/q <= 0 ? 1 : ((wide \*)m.p)\[i\]/((wide *)m.p)[i]/               | zero-rows   |
-dora: 0/0 in its gradient    | train.c    | s/int none = q <= 0;/int none = 0;/                               | zero-rows   |
+dora: 0/0 of a row of zeros  | ops/cpu.c  | s/q <= 0 ? 1 : ((wide \*)m.p)\[i\]/((wide *)m.p)[i]/               | zero-rows   |
+dora: 0/0 in its gradient    | ops/cpu.c  | s/int none = q <= 0;/int none = 0;/                               | zero-rows   |
 bone: sign                   | adapters.h | s/matmul_tn(l->dD, S, dy, 1, ADD)/matmul_tn(l->dD, S, dy, -1, ADD)/ | gradients | bone
 bone: scale                  | adapters.h | s/matmul_nt(dS, dy, l->D, 1,/matmul_nt(dS, dy, l->D, 0.5,/        | gradients   | bone
 bone: dropped term           | adapters.h | /^static void bone_backward/,/^}/{/shard_tile(dx, dS)/d}          | gradients   | bone
 bone: S(x) of q, k, v for o  | model.h    | /ONLY_O, L->att/d                                                 | gradients   | bone
 bone: q, k, v not summed     | adapters.h | /^static void bone_backward/,/^}/s/l->first ? SET : ADD/SET/      | gradients   | bone
-bone: transposed shard index | train.c    | /^void shard_tile/,/^}/s/xn\[j + c\] += sn\[c\]/xn[j + c] += sn[(j + c) \/ ((x.cols + r - 1) \/ r)]/ | gradients | bone
+bone: transposed shard index | ops/cpu.c  | /^void shard_tile/,/^}/s/xn\[j + c\] += sn\[c\]/xn[j + c] += sn[(j + c) \/ ((x.cols + r - 1) \/ r)]/ | gradients | bone
 mini: sign                   | adapters.h | s/matmul_tn(l->dD, S, dz, 1, ADD)/matmul_tn(l->dD, S, dz, -1, ADD)/ | gradients | mini
 mini: scale                  | adapters.h | s/matmul_nt(dS, dz, l->D, 1,/matmul_nt(dS, dz, l->D, 0.5,/        | gradients   | mini
 mini: dropped term           | adapters.h | /^static void mini_backward/,/^}/{/shard_tile(dx, dS)/d}          | gradients   | mini
@@ -46,18 +47,18 @@ mini: transposed             | adapters.h | s/matmul_tn(l->dD, S, dz,/matmul_tn(
 bat: sign                    | adapters.h | s/matmul_tn(dW, dy, x, 1, SET)/matmul_tn(dW, dy, x, -1, SET)/     | gradients   | bat
 bat: scale                   | adapters.h | s/matmul_nn(dS, dy, stacked(l->B), 1,/matmul_nn(dS, dy, stacked(l->B), 2,/ | gradients | bat
 bat: dropped term            | adapters.h | /matmul_tn(stacked(l->dB), dy, S, 1, ADD)/d                       | gradients   | bat
-rows: answer with a space of its own | train.c | s/strlen(answer), !\*prompt, &na/strlen(answer), 1, \&na/      | prompt-edge |
-rows: first token of the answer not learnt | train.c | s/^    r.prompt = r.n;/    r.prompt = r.n + 1;/                  | prompt-edge |
+rows: answer with a space of its own | run/rows.h | s/strlen(answer), !\*prompt, &na/strlen(answer), 1, \&na/      | prompt-edge |
+rows: first token of the answer not learnt | run/rows.h | s/^    r.prompt = r.n;/    r.prompt = r.n + 1;/                  | prompt-edge |
 special tokens: always a space | tokenizer.c | s/t->behind != NEVER \&\&/1 \&\&/                                     | special-tokens |
 special tokens: two spaces   | tokenizer.c | s/t->behind == UNLESS_SPACE \&\&/0 \&\&/                                | special-tokens |
 special tokens: the shorter  | tokenizer.c | s/a->text.n > found->text.n/a->text.n < found->text.n/                  | special-tokens |
 special tokens: no rstrip    | tokenizer.c | s/while (a->rstrip/while (0/                                              | special-tokens |
 special tokens: no lstrip    | tokenizer.c | s/while (a->lstrip/while (0/                                              | special-tokens |
 special tokens: in mid-word  | tokenizer.c | s/return alone ? found : NULL/return found/                               | special-tokens |
-stops: the first of a list   | model.h    | s/id = cJSON_IsArray(ids) ? id->next : NULL/id = NULL/            | stops       |
-cache: training writes it, too | model.h  | s/if (b->cached)/if (m->p.cache_rows)/                             | splits      |
+stops: the first of a list   | lib/config.h | s/id = cJSON_IsArray(ids) ? id->next : NULL/id = NULL/            | stops       |
+cache: training writes it, too | model.h    | s/if (b->cached)/if (m->p.cache_rows)/                             | splits      |
 views: a row too many        | model.h    | s/rows_of(\*m->tensors\[i\].at, 0, b->tokens)/rows_of(*m->tensors[i].at, 1, b->tokens)/ | splits |
-recompute: attention left out | model.h   | /recompute == 2) attention_block/d                                | recompute   |
+recompute: attention left out | model.h    | /recompute == 2) attention_block/d                                | recompute   |
 bat: V dV, not dV V          | adapters.h | s/block_rows(l->W, r), block_rows(dW, r), 1, ADD/block_rows(dW, r), block_rows(l->W, r), 1, ADD/ | gradients | bat
 bat: W for its copy in dx    | adapters.h | /^static void bat_backward/,/^}/s/matmul_nn(dx, dy, W, 1, ADD)/matmul_nn(dx, dy, l->W, 1, ADD)/ | gradients | bat
 bat-row: sign                | adapters.h | s/column_blocks(du, r), column_blocks(x, r), 1, ADD/column_blocks(du, r), column_blocks(x, r), -1, ADD/ | gradients | bat-row
@@ -65,71 +66,71 @@ bat-row: scale               | adapters.h | s/column_blocks(du, r), l->B, 1, ADD
 bat-row: dropped term        | adapters.h | /shard_tile(du, g)/d                                              | gradients   | bat-row
 bat-row: x du, not du x      | adapters.h | s/column_blocks(du, r), column_blocks(x, r), 1, ADD/column_blocks(x, r), column_blocks(du, r), 1, ADD/ | gradients | bat-row
 bat-row: row j for column j  | adapters.h | /^static void bat_row_forward/,/^}/s/shard_tile(y, sum)/zero(sum)/ | definition | bat-row
-rmsnorm: dropped term        | train.c    | s/rho \* (wc\[c\] \* dn\[c\] - factor \* xn\[c\])/rho * wc[c] * dn[c]/ | ops     |
-rope: sign                   | train.c    | s/s = (real)sign \* sine\[i\]/s = sine[i]/                        | ops         |
-attention: dropped Δ         | train.c    | s/p\[c\] \* (ds\[c\] - delta)/p[c] * ds[c]/                       | ops         |
-attention: wrong head        | train.c    | s/h \/ group \* d, h \* d, before/h % group * d, h * d, before/   | attention   |
-attention: sees the future   | train.c    | /^void attention_forward/,/^}/s/seen = a.before + r + 1/seen = a.keys/ | attention   |
-rmsnorm: no residual         | train.c    | /if (residual.p)/d                                                | fused       |
-rmsnorm: sum of x, not of out | train.c   | s/ROW(sum, n), sum.cols, on,/ROW(sum, n), sum.cols, xn,/          | fused       |
-swiglu: no sum               | train.c    | /ROW(sum, n), sum.cols, o, out.cols/d                             | fused       |
-swiglu: sign                 | train.c    | s/(1 + g\[c\] \* (1 - sigma))/(1 - g[c] * (1 - sigma))/           | ops         |
-cross-entropy: no label      | train.c    | /z\[labels\[n\]\] -= (real)scale/d                                | ops         |
-magnitude: half of dq        | train.c    | s/(2 \* q \* root)/(4 * q * root)/                                | ops         |
-broadcast: row for column    | train.c    | s/gn\[rows ? 0 : c\]/gn[0]/                                       | ops         |
-matmul: last rows            | train.c    | s/p->M - i < MR ? p->M - i : MR/MR/                                | matmul      |
-matmul: b in place, stride   | train.c    | s/, bk = p->b.ld;/;/                                              | matmul      |
-matmul: a in place, part of K | train.c   | s/kernel(tile, (real \*)at(p->a, i, k0), p->a.ld/kernel(tile, (real *)at(p->a, i, 0), p->a.ld/ | matmul |
-matmul: later parts of K     | train.c    | s/p->scale, k0 ? ADD : p->mode)/p->scale, p->mode)/               | matmul      |
-adamw: no correction         | train.c    | s/root = (wide)sqrt(1 - pow(0.999, t))/root = 1/                  | adamw       |
+rmsnorm: dropped term        | ops/cpu.c  | s/rho \* (wc\[c\] \* dn\[c\] - factor \* xn\[c\])/rho * wc[c] * dn[c]/ | ops     |
+rope: sign                   | ops/cpu.c  | s/s = (real)sign \* sine\[i\]/s = sine[i]/                        | ops         |
+attention: dropped Δ         | ops/cpu.c  | s/p\[c\] \* (ds\[c\] - delta)/p[c] * ds[c]/                       | ops         |
+attention: wrong head        | ops/cpu.c  | s/h \/ group \* d, h \* d, before/h % group * d, h * d, before/   | attention   |
+attention: sees the future   | ops/cpu.c  | /^void attention_forward/,/^}/s/seen = a.before + r + 1/seen = a.keys/ | attention   |
+rmsnorm: no residual         | ops/cpu.c  | /if (residual.p)/d                                                | fused       |
+rmsnorm: sum of x, not of out | ops/cpu.c  | s/ROW(sum, n), sum.cols, on,/ROW(sum, n), sum.cols, xn,/          | fused       |
+swiglu: no sum               | ops/cpu.c  | /ROW(sum, n), sum.cols, o, out.cols/d                             | fused       |
+swiglu: sign                 | ops/cpu.c  | s/(1 + g\[c\] \* (1 - sigma))/(1 - g[c] * (1 - sigma))/           | ops         |
+cross-entropy: no label      | ops/cpu.c  | /z\[labels\[n\]\] -= (real)scale/d                                | ops         |
+magnitude: half of dq        | ops/cpu.c  | s/(2 \* q \* root)/(4 * q * root)/                                | ops         |
+broadcast: row for column    | ops/cpu.c  | s/gn\[rows ? 0 : c\]/gn[0]/                                       | ops         |
+matmul: last rows            | ops/gemm.h | s/p->M - i < MR ? p->M - i : MR/MR/                                | matmul      |
+matmul: b in place, stride   | ops/gemm.h | s/, bk = p->b.ld;/;/                                              | matmul      |
+matmul: a in place, part of K | ops/gemm.h | s/kernel(tile, (real \*)at(p->a, i, k0), p->a.ld/kernel(tile, (real *)at(p->a, i, 0), p->a.ld/ | matmul |
+matmul: later parts of K     | ops/gemm.h | s/p->scale, k0 ? ADD : p->mode)/p->scale, p->mode)/               | matmul      |
+adamw: no correction         | ops/cpu.c  | s/root = (wide)sqrt(1 - pow(0.999, t))/root = 1/                  | adamw       |
 overwrite, not accumulate    | adapters.h | s/matmul_tn(l->dA, dh, x, 1, ADD)/matmul_tn(l->dA, dh, x, 1, SET)/ | twice      |
-beyond: attention, q of the first block | train.c | s/mat Q = part_of(q, a.row,/mat Q = part_of(q, s.q,/            | beyond-blocks | attention
-beyond: attention, dq into the first block | train.c | s/matmul_nn(part_of(dq, a.row,/matmul_nn(part_of(dq, s.q,/   | beyond-blocks | attention
-beyond: attention, lse of the first block | train.c | s/l = \*lse_at(lse, a.row + r, h)/l = *lse_at(lse, s.q + r, h)/ | beyond-blocks | attention
-beyond: attention, Δ of the first block | train.c | s/\*o = ROW(out, a.row + r) + a.q_col/*o = ROW(out, s.q + r) + a.q_col/ | beyond-blocks | attention
-beyond: attention, a last block of one row | train.c | /^static void attention_backward_head/,/^}/s/q0 < s.nq; q0/q0 + 1 < s.nq; q0/ | beyond-blocks | attention
-beyond: attention, wrong from the 61st query | train.c | /^static void attention_backward_head/,/^}/s/ds\[c\] = p\[c\] \* (ds\[c\] - delta)/ds[c] = p[c] * (ds[c] - (q0 ? 0 : delta))/ | beyond-rows | lora
-beyond: attention, keys of the first span | train.c | /^static void attention_backward_head/,/^}/s/mat K = part_of(k, s.k,/mat K = part_of(k, 0,/ | beyond-blocks | attention
-beyond: attention, out into the first block | train.c | s/matmul_nn(part_of(out, a.row,/matmul_nn(part_of(out, spans[i].q,/ | beyond-blocks | attention
-beyond: attention, keys before the first block | train.c | s/before = s.nk - s.nq + q0;/before = s.nk - s.nq;/     | beyond-blocks | attention
-beyond: product, first part of K copied | train.c | s/widened(at(m, first + i, k0), m.type/widened(at(m, first + i, 0), m.type/ | beyond-panels |
-beyond: product, first part of K copied across | train.c | s/widened(at(m, k0 + k, first)/widened(at(m, k, first)/ | beyond-panels |
-beyond: product, first part of K of b | train.c | s/sliver = (real \*)at(p->b, k0, j)/sliver = (real *)at(p->b, 0, j)/ | beyond-panels |
-beyond: product, first part of K of a across | train.c | s/at(p->a, k0, i), 1, p->a.ld/at(p->a, 0, i), 1, p->a.ld/ | beyond-panels |
-beyond: product, into the first NC columns | train.c | s/gemm_tile(p, i, n0 + s \* NR/gemm_tile(p, i, s * NR/  | beyond-panels |
-beyond: product, slivers of the first NC columns | train.c | s/p->b, p->b_across, n0 + j, k0/p->b, p->b_across, j, k0/ | beyond-panels |
-beyond: product, last sliver of later NC columns | train.c | s/!sliver_in_place(p, n0 + j)/!sliver_in_place(p, j)/ | beyond-panels |
-beyond: product, panels of the first block | train.c | s/packed != block/packed < 0/                              | beyond-panels |
-beyond: product, rows of the first block | train.c | s/i0 = block \* p->rows/i0 = 0/                            | beyond-panels |
-beyond: product, slivers for two threads | train.c | s/s < slivers \* (part + 1) \/ p->parts/s < slivers \/ p->parts * (part + 1)/ | beyond-panels |
-beyond: product, tasks for two threads | train.c | s/task < tasks \* (thread + 1) \/ threads/task < tasks \/ threads * (thread + 1)/ | beyond-panels |
-beyond: product, transposed and not added | train.c | s/y.cols, y.rows, K, MC, 1, 1, scale, NULL, mode/y.cols, y.rows, K, MC, 1, 1, scale, NULL, SET/ | beyond-panels |
-beyond: product, blocks beside each other | train.c | s/offset(m, (size_t)i \* m.stride)/offset(m, (size_t)i * (size_t)m.rows * m.ld)/ | beyond-panels |
-beyond: product, one weight for all | train.c | s/if (m.batch > 1) m = offset/m = offset/                             | beyond-panels |
-beyond: embedding, first 32 columns | train.c | s/c < dout.cols \&\& c < c0 + 32; c++/c < 32; c++/            | beyond-blocks | embedding
-beyond: rope, first 1000 positions | train.c | s/ROW(table, pos\[n\])/ROW(table, pos[n] % 1000)/               | beyond-blocks | rope
-beyond: shard sum, short last shard | train.c | s/s\[c\] += x\[j + c\]/s[c] += part == r ? x[j + c] : 0/       | beyond-blocks | shard_sum
-beyond: shard tile, short last shard | train.c | s/xn\[j + c\] += sn\[c\]/xn[j + c] += part == r ? sn[c] : 0/  | beyond-blocks | shard_tile
-beyond: row dots, first KC numbers | train.c | s/\*v = widened(at(y, n, c), y.type/*v = widened(at(y, n, 0), y.type/ | beyond-blocks | broadcast
-beyond: column dots, first 64 columns | train.c | s/(double)ROW(y, n)\[c0 + j\]/(double)ROW(y, n)[j]/          | beyond-blocks | broadcast
-beyond: column dots, sums of the first 64 | train.c | s/ROW(g, 0)\[c0 + j\] = (mode/ROW(g, 0)[j] = (mode/          | beyond-blocks | broadcast
-beyond: copy, first KC numbers | train.c | s/y.type, widened(at(from, n, c)/y.type, widened(at(from, n, 0)/    | beyond-buffers |
-beyond: copy, first of a batch | train.c | s/mat to = nth(y, b), from = nth(x, b);/mat to = nth(y, b), from = nth(x, 0);/ | beyond-buffers |
-beyond: zero, first of a batch | train.c | s/memset(ROW(nth(x, n \/ x.rows)/memset(ROW(nth(x, 0)/              | beyond-buffers |
-beyond: norm, last piece | train.c | s/pieces = (n + PIECE - 1) \/ PIECE/pieces = n < PIECE ? 1 : n \/ PIECE/ | beyond-buffers |
-beyond: norm, start of later pieces | train.c | s/for (size_t j = i \* PIECE; j < end/for (size_t j = i * PIECE + (i > 0); j < end/ | beyond-buffers |
-beyond: tiled identity, lying | train.c | s/int r = e.rows < e.cols ? e.rows : e.cols/int r = e.cols/         | beyond-buffers |
-beyond: head, labels of the first chunk | model.h | s/m->logits, m->label + i, scale/m->logits, m->label, scale/ | beyond-chunks |
-beyond: head, rows of the first chunk | model.h | s/head_forward(m, m->target_row + i, n)/head_forward(m, m->target_row, n)/ | beyond-chunks |
-beyond: head, dx of the first chunk | model.h | s/m->dhs, m->target_row + i/m->dhs, m->target_row/             | beyond-chunks |
-beyond: head, losses of the first chunk | model.h | s/rows_of(m->losses, i, n)/rows_of(m->losses, 0, n)/       | beyond-chunks |
-beyond: head, short last chunk | model.h | s/i < b->targets; i += m->chunk/i + m->chunk <= b->targets; i += m->chunk/ | beyond-chunks |
-beyond: head, dhn of the chunk before | model.h | s/zero(m->dhn), zero(m->dhs);/zero(m->dhs);/                  | beyond-chunks |
-beyond: head, dhs of the chunk before | model.h | s/zero(m->dhn), zero(m->dhs);/zero(m->dhn);/                  | beyond-chunks |
-beyond: head, dhead of the last chunk | model.h | s/matmul_tn(m->dhead, m->logits, m->hn, 1, ADD)/matmul_tn(m->dhead, m->logits, m->hn, 1, SET)/ | beyond-chunks |
-beyond: head, 16 rows at least | model.h | s/chunk = chunk < 16 ? 16 : chunk/chunk = chunk < 1 ? 1 : chunk/ | beyond-chunks |
-beyond: answers, rows of the first chunk | train.c | s/head_forward(m, m->target_row + i, b->rows/head_forward(m, m->target_row, b->rows/ | together |
-beyond: answers, logits of the first chunk | train.c | s/if (i % m->chunk == 0) {/if (i == 0) {/                       | together |
+beyond: attention, q of the first block | ops/cpu.c  | s/mat Q = part_of(q, a.row,/mat Q = part_of(q, s.q,/            | beyond-blocks | attention
+beyond: attention, dq into the first block | ops/cpu.c  | s/matmul_nn(part_of(dq, a.row,/matmul_nn(part_of(dq, s.q,/   | beyond-blocks | attention
+beyond: attention, lse of the first block | ops/cpu.c  | s/l = \*lse_at(lse, a.row + r, h)/l = *lse_at(lse, s.q + r, h)/ | beyond-blocks | attention
+beyond: attention, Δ of the first block | ops/cpu.c  | s/\*o = ROW(out, a.row + r) + a.q_col/*o = ROW(out, s.q + r) + a.q_col/ | beyond-blocks | attention
+beyond: attention, a last block of one row | ops/cpu.c  | /^static void attention_backward_head/,/^}/s/q0 < s.nq; q0/q0 + 1 < s.nq; q0/ | beyond-blocks | attention
+beyond: attention, wrong from the 61st query | ops/cpu.c  | /^static void attention_backward_head/,/^}/s/ds\[c\] = p\[c\] \* (ds\[c\] - delta)/ds[c] = p[c] * (ds[c] - (q0 ? 0 : delta))/ | beyond-rows | lora
+beyond: attention, keys of the first span | ops/cpu.c  | /^static void attention_backward_head/,/^}/s/mat K = part_of(k, s.k,/mat K = part_of(k, 0,/ | beyond-blocks | attention
+beyond: attention, out into the first block | ops/cpu.c  | s/matmul_nn(part_of(out, a.row,/matmul_nn(part_of(out, spans[i].q,/ | beyond-blocks | attention
+beyond: attention, keys before the first block | ops/cpu.c  | s/before = s.nk - s.nq + q0;/before = s.nk - s.nq;/     | beyond-blocks | attention
+beyond: product, first part of K copied | ops/gemm.h | s/widened(at(m, first + i, k0), m.type/widened(at(m, first + i, 0), m.type/ | beyond-panels |
+beyond: product, first part of K copied across | ops/gemm.h | s/widened(at(m, k0 + k, first)/widened(at(m, k, first)/ | beyond-panels |
+beyond: product, first part of K of b | ops/gemm.h | s/sliver = (real \*)at(p->b, k0, j)/sliver = (real *)at(p->b, 0, j)/ | beyond-panels |
+beyond: product, first part of K of a across | ops/gemm.h | s/at(p->a, k0, i), 1, p->a.ld/at(p->a, 0, i), 1, p->a.ld/ | beyond-panels |
+beyond: product, into the first NC columns | ops/gemm.h | s/gemm_tile(p, i, n0 + s \* NR/gemm_tile(p, i, s * NR/  | beyond-panels |
+beyond: product, slivers of the first NC columns | ops/gemm.h | s/p->b, p->b_across, n0 + j, k0/p->b, p->b_across, j, k0/ | beyond-panels |
+beyond: product, last sliver of later NC columns | ops/gemm.h | s/!sliver_in_place(p, n0 + j)/!sliver_in_place(p, j)/ | beyond-panels |
+beyond: product, panels of the first block | ops/gemm.h | s/packed != block/packed < 0/                              | beyond-panels |
+beyond: product, rows of the first block | ops/gemm.h | s/i0 = block \* p->rows/i0 = 0/                            | beyond-panels |
+beyond: product, slivers for two threads | ops/gemm.h | s/s < slivers \* (part + 1) \/ p->parts/s < slivers \/ p->parts * (part + 1)/ | beyond-panels |
+beyond: product, tasks for two threads | ops/gemm.h | s/task < tasks \* (thread + 1) \/ threads/task < tasks \/ threads * (thread + 1)/ | beyond-panels |
+beyond: product, transposed and not added | ops/gemm.h | s/y.cols, y.rows, K, MC, 1, 1, scale, NULL, mode/y.cols, y.rows, K, MC, 1, 1, scale, NULL, SET/ | beyond-panels |
+beyond: product, blocks beside each other | ops/cpu.c  | s/offset(m, (size_t)i \* m.stride)/offset(m, (size_t)i * (size_t)m.rows * m.ld)/ | beyond-panels |
+beyond: product, one weight for all | ops/cpu.c  | s/if (m.batch > 1) m = offset/m = offset/                             | beyond-panels |
+beyond: embedding, first 32 columns | ops/cpu.c  | s/c < dout.cols \&\& c < c0 + 32; c++/c < 32; c++/            | beyond-blocks | embedding
+beyond: rope, first 1000 positions | ops/cpu.c  | s/ROW(table, pos\[n\])/ROW(table, pos[n] % 1000)/               | beyond-blocks | rope
+beyond: shard sum, short last shard | ops/cpu.c  | s/s\[c\] += x\[j + c\]/s[c] += part == r ? x[j + c] : 0/       | beyond-blocks | shard_sum
+beyond: shard tile, short last shard | ops/cpu.c  | s/xn\[j + c\] += sn\[c\]/xn[j + c] += part == r ? sn[c] : 0/  | beyond-blocks | shard_tile
+beyond: row dots, first KC numbers | ops/cpu.c  | s/\*v = widened(at(y, n, c), y.type/*v = widened(at(y, n, 0), y.type/ | beyond-blocks | broadcast
+beyond: column dots, first 64 columns | ops/cpu.c  | s/(double)ROW(y, n)\[c0 + j\]/(double)ROW(y, n)[j]/          | beyond-blocks | broadcast
+beyond: column dots, sums of the first 64 | ops/cpu.c  | s/ROW(g, 0)\[c0 + j\] = (mode/ROW(g, 0)[j] = (mode/          | beyond-blocks | broadcast
+beyond: copy, first KC numbers | ops/cpu.c  | s/y.type, widened(at(from, n, c)/y.type, widened(at(from, n, 0)/    | beyond-buffers |
+beyond: copy, first of a batch | ops/cpu.c  | s/mat to = nth(y, b), from = nth(x, b);/mat to = nth(y, b), from = nth(x, 0);/ | beyond-buffers |
+beyond: zero, first of a batch | ops/cpu.c  | s/memset(ROW(nth(x, n \/ x.rows)/memset(ROW(nth(x, 0)/              | beyond-buffers |
+beyond: norm, last piece | ops/cpu.c  | s/pieces = (n + PIECE - 1) \/ PIECE/pieces = n < PIECE ? 1 : n \/ PIECE/ | beyond-buffers |
+beyond: norm, start of later pieces | ops/cpu.c  | s/for (size_t j = i \* PIECE; j < end/for (size_t j = i * PIECE + (i > 0); j < end/ | beyond-buffers |
+beyond: tiled identity, lying | ops/cpu.c  | s/int r = e.rows < e.cols ? e.rows : e.cols/int r = e.cols/         | beyond-buffers |
+beyond: head, labels of the first chunk | model.h    | s/m->logits, m->label + i, scale/m->logits, m->label, scale/ | beyond-chunks |
+beyond: head, rows of the first chunk | model.h    | s/head_forward(m, m->target_row + i, n)/head_forward(m, m->target_row, n)/ | beyond-chunks |
+beyond: head, dx of the first chunk | model.h    | s/m->dhs, m->target_row + i/m->dhs, m->target_row/             | beyond-chunks |
+beyond: head, losses of the first chunk | model.h    | s/rows_of(m->losses, i, n)/rows_of(m->losses, 0, n)/       | beyond-chunks |
+beyond: head, short last chunk | model.h    | s/i < b->targets; i += m->chunk/i + m->chunk <= b->targets; i += m->chunk/ | beyond-chunks |
+beyond: head, dhn of the chunk before | model.h    | s/zero(m->dhn), zero(m->dhs);/zero(m->dhs);/                  | beyond-chunks |
+beyond: head, dhs of the chunk before | model.h    | s/zero(m->dhn), zero(m->dhs);/zero(m->dhn);/                  | beyond-chunks |
+beyond: head, dhead of the last chunk | model.h    | s/matmul_tn(m->dhead, m->logits, m->hn, 1, ADD)/matmul_tn(m->dhead, m->logits, m->hn, 1, SET)/ | beyond-chunks |
+beyond: head, 16 rows at least | model.h    | s/chunk = chunk < 16 ? 16 : chunk/chunk = chunk < 1 ? 1 : chunk/ | beyond-chunks |
+beyond: answers, rows of the first chunk | run/generate.h | s/head_forward(m, m->target_row + i, b->rows/head_forward(m, m->target_row, b->rows/ | together |
+beyond: answers, logits of the first chunk | run/generate.h | s/if (i % m->chunk == 0) {/if (i == 0) {/                       | together |
 GPU reduction: no barrier before | train.cu | /__syncthreads.*may still be read/d                              | gpu-ops     | reverse
 GPU reduction: no barrier within | train.cu | /= x;$/{n;s/__syncthreads();//}                                  | gpu-ops     | forward
 GPU column sum: no barrier   | train.cu   | /of_warp\[warp\]\[lane\] = sum/{n;s/__syncthreads();//}            | gpu-ops     | random:1
@@ -166,16 +167,16 @@ GPU reserve: shorter rows    | train.cu   | s/score_row(n.keys);/score_row(n.key
 GPU magnitude: 0/0           | train.cu   | s/squares\[i\] <= 0 ? 1 : m\[i\]/m[i]/                             | gpu-ops     | forward
 GPU magnitude: 0/0 in its gradient | train.cu | s/bool none = q <= 0;/bool none = false;/                        | gpu-ops     | forward
 GPU AdamW: no decay          | train.cu   | s/w\[i\] \* shrink/w[i]/                                           | gpu-ops     | forward
-json: half a character       | model.h    | /if (half && !pair) json_wrong/d                                  | row-files   |
-json: equal keys             | model.h    | /json_wrong(r, "\\"%.60s\\" occurs twice"/d                       | row-files   |
-json: numbers by cJSON       | model.h    | s/^        \*at = .0.;$/        (void)at;/; s/^        memset(at, . ., r->places.i..n);$// | row-files   |
-rows: any byte               | train.c    | /^    expect_utf8(path, \*whole, \*bytes);$/d                     | row-files   |
-rows: answers of nothing     | train.c    | s/if (!r.ids) { d->empty++; return; }/if (!r.ids) return;/        | row-files   |
-safetensors: shared bytes    | model.h    | /^        if (s->from < end)$/,+1d                                | safetensors |
-safetensors: holes           | model.h    | /^        if (s->from > end)$/,+1d                                | safetensors |
-safetensors: bytes behind    | model.h    | /stand behind the last tensor/d                                   | safetensors |
-safetensors: a cut file      | train.c    | /^    sigaction(SIGBUS/d                                          | cut-file    |
-printable: C1                | model.h    | s/if (n && !c0 && !c1)/if (n \&\& !c0)/                           | safetensors |
+json: half a character       | lib/json.h | /if (half && !pair) json_wrong/d                                  | row-files   |
+json: equal keys             | lib/json.h | /json_wrong(r, "\\"%.60s\\" occurs twice"/d                       | row-files   |
+json: numbers by cJSON       | lib/json.h | s/^        \*at = .0.;$/        (void)at;/; s/^        memset(at, . ., r->places.i..n);$// | row-files   |
+rows: any byte               | run/rows.h | /^    expect_utf8(path, \*whole, \*bytes);$/d                     | row-files   |
+rows: answers of nothing     | run/rows.h | s/if (!r.ids) { d->empty++; return; }/if (!r.ids) return;/        | row-files   |
+safetensors: shared bytes    | lib/safetensors.h | /^        if (s->from < end)$/,+1d                                | safetensors |
+safetensors: holes           | lib/safetensors.h | /^        if (s->from > end)$/,+1d                                | safetensors |
+safetensors: bytes behind    | lib/safetensors.h | /stand behind the last tensor/d                                   | safetensors |
+safetensors: a cut file      | lib/safetensors.h | /^    sigaction(SIGBUS/d                                          | cut-file    |
+printable: C1                | ops/host.h | s/if (n && !c0 && !c1)/if (n \&\& !c0)/                           | safetensors |
 '
 
 build() { # directory, file: compiles the double tests of the sources in it; where train.cu is changed, that file alone
@@ -191,7 +192,7 @@ try() { # index, what, file, expression, test, method or order
     local dir=build/mutant.$1 method=$6 order=
     [ "$3" != train.cu ] || { order=$6; method=; }
     rm -rf "$dir"; mkdir -p "$dir"
-    cp model.h adapters.h train.c train.cu tokenizer.c test_all.c "$dir"
+    cp -r --parents *.h *.c train.cu ops lib run paper dev/halves.h "$dir"
     sed -i "$4" "$dir/$3"
     if cmp -s "$3" "$dir/$3"; then echo "✗ $2: the expression changes nothing"
     elif ! build "$dir" "$3" 2>"$dir/errors"; then echo "✗ $2: does not compile"; head -3 "$dir/errors"
@@ -203,9 +204,15 @@ try() { # index, what, file, expression, test, method or order
 export OMP_WAIT_POLICY=passive                       # two mutants at a time share the CPUs
 make -s build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o
 trim() { local s="${1#"${1%%[! ]*}"}"; echo "${s%"${s##*[! ]}"}"; }
-i=0
+only=$1 every=1
+if [ "$1" = --sample ]; then
+    only=; every=$(($(grep -c ' | ' <<<"$mutants") / $2))
+fi
+i=0 seen=0
 while IFS='|' read -r what file expression test method; do
-    [[ "$what" == *[a-z]* && "$what" == *"$1"* ]] || continue
+    [[ "$what" == *[a-z]* && "$what" == *"$only"* ]] || continue
+    seen=$((seen + 1))
+    [ $((seen % every)) = 0 ] || continue
     i=$((i + 1))
     try "$i" "$(trim "$what")" "$(trim "$file")" "$(trim "$expression")" "$(trim "$test")" "$(trim "$method")" >"build/mutant.$i.log" 2>/dev/null &     # bash says "Aborted" of one that crashes
     while [ "$(jobs -r | wc -l)" -ge "$(nproc)" ]; do wait -n; done

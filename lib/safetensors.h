@@ -1,0 +1,409 @@
+/*  lib/safetensors.h: tensors of a file, in and out.
+
+   8 bytes little-endian header length, a JSON header {"name": {"dtype", "shape", "data_offsets"}}, the data.
+   https://huggingface.co/docs/safetensors. The file is mapped, never read: a weight costs memory once.      */
+
+#ifndef SAFETENSORS_H
+#define SAFETENSORS_H
+#include "../ops/mat.h"
+#include "directory.h"
+
+typedef struct {
+    shape shape;
+    mat at;
+    const char *file, *name;
+    size_t from, to;                                           // its bytes of the data
+    char unusable[80];                                         // why it can be no weight of a Llama, or empty
+} stored;
+
+typedef struct mapping {
+    char *p;
+    size_t bytes;
+    char *path, *line;                                         // line: what a signal handler says if the file is cut short
+    int fd;
+    struct timespec changed;                                   // the file's last change, when it was mapped
+    struct mapping *next;
+} mapping;
+
+typedef struct {
+    struct { char *key; stored value; } *tensors;              // by name
+    mapping **maps;
+} checkpoint;
+
+static mapping *mapped;                 // every file that is: a signal handler looks here for the one cut short
+#define CHANGED ": was cut short or changed while it was in use; restore it and start again"
+
+// What safetensors knows beside our dtypes, with bits. No weight that we use is of these: they are quantised.
+static const struct { const char *name; int bits; } other_dtypes[] = {
+    {"BOOL", 8}, {"F4", 4}, {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"U8", 8}, {"I8", 8}, {"F8_E5M2", 8}, {"F8_E4M3", 8},
+    {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16}, {"U16", 16}, {"I32", 32}, {"U32", 32},
+    {"C64", 64}, {"I64", 64}, {"U64", 64}, {NULL, 0}
+};
+
+static void expect_usable(stored s)
+{
+    if (*s.unusable) die("%s: tensor %s %s", s.file, s.name, s.unusable);
+}
+
+// dst = a tensor of a file. Its matrix points into mapped memory of the host, in spite of the type. The pages it has to
+// itself are given back: copied and mapped, full fine-tuning's weights would stand in memory twice.
+static void put_stored(mat dst, stored s)
+{
+    expect_usable(s);
+    uintptr_t from = (uintptr_t)s.at.p, to = from + elements(s.at) * dtypes[s.at.type].size, page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    put(dst, (const void *)from, s.at.type);
+    from = (from + page - 1) / page * page, to = to / page * page;
+    if (from < to) madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
+static const char *shape_text(shape s, char text[64])
+{
+    int n = snprintf(text, 64, "[%d", s.n[0]);
+    for (int i = 1; i < 3 && s.n[i]; i++) n += snprintf(text + n, 64 - (size_t)n, ", %d", s.n[i]);
+    snprintf(text + n, 64 - (size_t)n, "]");
+    return text;
+}
+
+// A whole number that is spelled as one, as the format asks; -1 for anything else.
+static double whole_number(const cJSON *item)
+{
+    const char *spelt = cJSON_IsNumber(item) ? item->valuestring : "no";
+    return spelt[strspn(spelt, "0123456789")] || item->valuedouble > 9e15 ? -1 : item->valuedouble;
+}
+
+// The bits of a number of the file, and its dtype if it is one of ours.
+static int bits_of(const cJSON *item, const char *path, enum dtype *type)
+{
+    const cJSON *dtype = cJSON_GetObjectItemCaseSensitive(item, "dtype");
+    const char *name = cJSON_IsString(dtype) ? dtype->valuestring : "nothing that is known";
+    for (int i = 0; i < DTYPES; i++)
+        if (!strcmp(name, dtypes[i].name)) { *type = (enum dtype)i; return 8 * (int)dtypes[i].size; }
+    for (int i = 0; other_dtypes[i].name; i++)
+        if (!strcmp(name, other_dtypes[i].name)) return other_dtypes[i].bits;
+    die("%s: tensor %s has as dtype %s, expected F32, F16 or BF16", path, item->string, name);
+}
+
+// One entry of the header, every number of it checked against the file before it is believed.
+static stored stored_read(const cJSON *item, const char *path, char *data, size_t bytes)
+{
+    const cJSON *dims = cJSON_GetObjectItemCaseSensitive(item, "shape"), *dim;
+    const cJSON *offsets = cJSON_GetObjectItemCaseSensitive(item, "data_offsets");
+    stored s = {.file = path};
+    enum dtype type = DTYPES;
+    double a = whole_number(cJSON_GetArrayItem(offsets, 0)), b = whole_number(cJSON_GetArrayItem(offsets, 1));
+    double bits = bits_of(item, path, &type);
+    int count = cJSON_GetArraySize(dims), at = 0, small = 1;
+    if (!cJSON_IsArray(dims)) die("%s: tensor %s has a bad shape", path, item->string);
+    cJSON_ArrayForEach(dim, dims) {
+        double n = whole_number(dim);
+        bits *= n > 1 ? n : 1;                                  // zeros count below: nothing on the way may overflow
+        if (n < 0 || bits > 9e15) die("%s: tensor %s has a bad shape", path, item->string);
+        small &= n >= 1 && n <= INT_MAX;
+        if (at < 3) s.shape.n[at++] = (int)(n <= INT_MAX ? n : 0);
+    }
+    cJSON_ArrayForEach(dim, dims) if (dim->valuedouble == 0) bits = 0;
+    int bad = cJSON_GetArraySize(offsets) != 2 || a < 0 || b < a;
+    if (bad) die("%s: tensor %s has bad data_offsets", path, item->string);
+    if (b > (double)bytes) die("%s: tensor %s ends at byte %.0f of the data, the file has %zu: truncated? fetch it again", path, item->string, b, bytes);
+    if (8 * (b - a) != bits)
+        die("%s: tensor %s takes %.0f bytes by its shape, data_offsets give %.0f", path, item->string, bits / 8, b - a);
+    const char *dtype = cJSON_GetObjectItemCaseSensitive(item, "dtype")->valuestring;
+    size_t room = sizeof s.unusable;
+    if (type == DTYPES) snprintf(s.unusable, room, "is %s, expected F32, F16 or BF16; is the model quantised?", dtype);
+    else if (count < 1 || count > 3) snprintf(s.unusable, room, "has %d dimensions, expected 1 to 3", count);
+    else if (!small) snprintf(s.unusable, room, "has a side of 0 or above %d", INT_MAX);
+    s.from = (size_t)a, s.to = (size_t)b;
+    if (!*s.unusable) s.at = mat_of(data + s.from, type, s.shape);
+    return s;
+}
+
+static int by_offset(const void *a, const void *b)
+{
+    const stored *x = a, *y = b;
+    return x->from != y->from ? (x->from > y->from ? 1 : -1) : (x->to > y->to) - (x->to < y->to);
+}
+
+// Every byte of the data belongs to one tensor, as the safetensors library asks: no two share one, none is left over.
+// Sorts the list.
+static void expect_covered(stored *list, const char *path, size_t bytes)
+{
+    size_t end = 0;
+    if (list) qsort(list, (size_t)arrlen(list), sizeof *list, by_offset);
+    for (int i = 0; i < arrlen(list); i++) {
+        const stored *s = &list[i];
+        if (s->from < end)
+            die("%s: tensors %s and %s share bytes of the data; fetch it again", path, list[i - 1].name, s->name);
+        if (s->from > end)
+            die("%s: bytes %zu to %zu of the data belong to no tensor; fetch it again", path, end, s->from);
+        end = s->to;
+    }
+    if (end < bytes) die("%s: %zu bytes stand behind the last tensor; fetch it again", path, bytes - end);
+}
+
+static void metadata_check(const cJSON *item, const char *path)
+{
+    const cJSON *entry;
+    if (!cJSON_IsObject(item) && !cJSON_IsNull(item)) die("%s: __metadata__ is not an object of texts", path);
+    cJSON_ArrayForEach(entry, item)
+        if (!cJSON_IsString(entry))
+            die("%s: __metadata__ is not an object of texts, see \"%s\"", path, entry->string);
+}
+
+// Maps a file and adds it to the checkpoint. Its pages are only ever read.
+static mapping *mapping_open(checkpoint *c, const char *path)
+{
+    expect_file(path);
+    mapping *f = alloc(1, sizeof *f);
+    struct stat st;
+    f->fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (f->fd < 0 || fstat(f->fd, &st)) die("%s: %s", path, strerror(errno));
+    f->bytes = (size_t)st.st_size, f->changed = st.st_mtim;
+    if (f->bytes < 8) die("%s: %zu bytes are no safetensors file", path, f->bytes);
+    f->p = mmap(NULL, f->bytes, PROT_READ, MAP_PRIVATE | MAP_NORESERVE, f->fd, 0);
+    if (f->p == MAP_FAILED) die("%s: cannot map %zu bytes: %s", path, f->bytes, strerror(errno));
+    char *shown = printable(path, "");
+    f->path = strdup(path);
+    if (!f->path || !shown || asprintf(&f->line, "error: %s" CHANGED "\n", shown) < 0) die("out of memory");
+    free(shown);
+    f->next = mapped, mapped = f;
+    arrput(c->maps, f);
+    return f;
+}
+
+// Adds one file's tensors to the checkpoint.
+static void safetensors_open(checkpoint *c, const char *path)
+{
+    const mapping *f = mapping_open(c, path);
+    uint64_t header = 0;
+    refuse_pointer(path, f->p, f->bytes);
+    for (int i = 7; i >= 0; i--) header = header << 8 | (unsigned char)f->p[i];
+    if (header > f->bytes - 8 || header > 100000000)
+        die("%s: header of %llu bytes in a file of %zu: not safetensors, or truncated",
+            path, (unsigned long long)header, f->bytes);
+    char *where = alloc(strlen(path) + 16, 1);
+    sprintf(where, "%s, its header", path);
+    cJSON *json = parse_object(where, f->p + 8, header, 1), *item;
+    stored *list = NULL;
+    cJSON_ArrayForEach(item, json) {
+        if (!strcmp(item->string, "__metadata__")) { metadata_check(item, path); continue; }
+        if (shgeti(c->tensors, item->string) >= 0) die("%s: tensor %s occurs twice", path, item->string);
+        stored s = stored_read(item, f->path, f->p + 8 + header, f->bytes - 8 - header);
+        shput(c->tensors, item->string, s);
+        ptrdiff_t at = shgeti(c->tensors, item->string);
+        c->tensors[at].value.name = s.name = c->tensors[at].key;
+        arrput(list, s);
+    }
+    expect_covered(list, path, f->bytes - 8 - header);
+    arrfree(list);
+    cJSON_Delete(json);
+    free(where);
+}
+
+// Stops at a file that holds weights in a format that is not read here.
+static void refuse_weights(const char *dir, const char *name)
+{
+    static const char save_again[] = "in PyTorch's own format, which is not read; open it with transformers or PEFT, "
+                                     "whose save_pretrained() writes safetensors";
+    static const struct { const char *start, *end, *says; } formats[] = {
+        {"", ".gguf", "in llama.cpp's format, which is not read; fetch the model it was made from, in safetensors"},
+        {"consolidated", ".pth", "in Meta's own format, which is not read; fetch the repository whose name ends in -hf, "
+                                 "or use transformers' convert_llama_weights_to_hf.py"},
+        {"pytorch_model", ".bin", save_again},
+        {"adapter_model", ".bin", save_again},
+        {"model-", ".safetensors", "a part of a model, and model.safetensors.index.json, which names the parts, "
+                                   "is not here; fetch it, too"},
+    };
+    size_t n = strlen(name);
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
+        size_t end = strlen(formats[i].end), start = strlen(formats[i].start);
+        if (n < end || strcmp(name + n - end, formats[i].end) || strncmp(name, formats[i].start, start)) continue;
+        die("%s: %s is %s", dir, name, formats[i].says);
+    }
+}
+
+static void refuse_format(const char *dir)
+{
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && (e = readdir(d));) refuse_weights(dir, e->d_name);
+    if (d) closedir(d);
+}
+
+// dir/base.safetensors, or the shards that dir/base.safetensors.index.json names.
+static checkpoint checkpoint_open(const char *dir, const char *base)
+{
+    checkpoint c = {0};
+    sh_new_arena(c.tensors);
+    char name[64];
+    snprintf(name, sizeof name, "%s.safetensors", base);
+    char *path = join(dir, name);
+    if (exists(path)) { safetensors_open(&c, path); free(path); return c; }
+    snprintf(name, sizeof name, "%s.safetensors.index.json", base);
+    char *index = join(dir, name);
+    if (!exists(index)) refuse_format(dir);
+    if (!exists(index)) die("%s: no %s.safetensors and no %s here; expected one of them", dir, base, name);
+
+    size_t bytes;
+    char *text = read_file(index, &bytes);
+    cJSON *json = parse_json(index, text, bytes), *map = cJSON_GetObjectItemCaseSensitive(json, "weight_map"), *item;
+    if (!cJSON_IsObject(map)) die("%s: field \"weight_map\" is missing", index);
+    struct { char *key; int value; } *seen = NULL;
+    cJSON_ArrayForEach(item, map) {
+        if (!cJSON_IsString(item) || strchr(item->valuestring, '/')) die("%s: tensor %s is not mapped to a file of this folder", index, item->string);
+        if (shgeti(seen, item->valuestring) >= 0) continue;
+        shput(seen, item->valuestring, 1);
+        char *shard = join(dir, item->valuestring);
+        safetensors_open(&c, shard);
+        free(shard);
+    }
+    cJSON_ArrayForEach(item, map)
+        if (shgeti(c.tensors, item->string) < 0) die("%s: tensor %s is not in %s", index, item->string, item->valuestring);
+    shfree(seen);
+    cJSON_Delete(json);
+    free(text), free(index), free(path);
+    return c;
+}
+
+static void checkpoint_close(checkpoint *c)
+{
+    for (int i = 0; i < arrlen(c->maps); i++) {
+        mapping *f = c->maps[i], **at = &mapped;
+        while (*at != f) at = &(*at)->next;
+        *at = f->next;
+        munmap(f->p, f->bytes), close(f->fd);
+        free(f->path), free(f->line), free(f);
+    }
+    arrfree(c->maps);
+    shfree(c->tensors);
+}
+
+// Stops if a file is no longer what was mapped: the rest of a page behind a new end reads as zeros, and what was
+// written over reads as that.
+static void checkpoint_unchanged(const checkpoint *c)
+{
+    struct stat st;
+    for (int i = 0; i < arrlen(c->maps); i++) {
+        const mapping *f = c->maps[i];
+        int there = !fstat(f->fd, &st), size = there && (size_t)st.st_size == f->bytes;
+        if (!size || memcmp(&st.st_mtim, &f->changed, sizeof f->changed)) die("%s" CHANGED, f->path);
+    }
+}
+
+// ---- out ---------------------------------------------------------------------------------------------------
+
+// A tensor to be written.
+typedef struct output {
+    char name[112];
+    shape shape;
+    enum dtype type;            // in the file
+    mat at, below, beside;      // the data; `below`: further rows; `beside`: minus these, as further columns
+    void (*make)(const struct output *o, wide *x);             // or: writes the numbers to x; NULL where `at` holds them
+    void (*blame)(const struct output *o, double largest);     // dies if it knows why the numbers are not finite; or NULL
+    void *model, *linear;       // for these two
+} output;
+
+static cJSON *safetensors_header(const output *o, int n)
+{
+    cJSON *header = cJSON_CreateObject();
+    cJSON_AddStringToObject(cJSON_AddObjectToObject(header, "__metadata__"), "format", "pt");   // what transformers asks for
+    double offset = 0;
+    for (int i = 0; i < n; i++) {
+        cJSON *item = cJSON_AddObjectToObject(header, o[i].name);
+        cJSON_AddStringToObject(item, "dtype", dtypes[o[i].type].name);
+        cJSON *dims = cJSON_AddArrayToObject(item, "shape"), *offsets = cJSON_AddArrayToObject(item, "data_offsets");
+        double size = (double)dtypes[o[i].type].size;
+        for (int d = 0; d < 3 && o[i].shape.n[d]; d++) {
+            cJSON_AddItemToArray(dims, cJSON_CreateNumber(o[i].shape.n[d]));
+            size *= o[i].shape.n[d];
+        }
+        cJSON_AddItemToArray(offsets, cJSON_CreateNumber(offset));
+        cJSON_AddItemToArray(offsets, cJSON_CreateNumber(offset += size));
+    }
+    return header;
+}
+
+// The tensor as contiguous wide numbers. x has room for all of it.
+static void output_fetch(const output *o, wide *x)
+{
+    if (o->make) { o->make(o, x); return; }
+    size_t n = elements(o->at);
+    get(x, o->at);
+    if (o->below.p) get(x + n, o->below);
+    if (!o->beside.p) return;
+    int rows = o->at.rows, a = o->at.cols, b = o->beside.cols;            // [at | -beside], row by row from the last
+    wide *y = alloc(elements(o->beside), sizeof *y);
+    get(y, o->beside);
+    for (int i = rows - 1; i >= 0; i--) {
+        memmove(x + (size_t)i * (size_t)(a + b), x + (size_t)i * (size_t)a, (size_t)a * sizeof *x);
+        for (int j = 0; j < b; j++) x[(size_t)i * (size_t)(a + b) + (size_t)(a + j)] = -y[(size_t)i * (size_t)b + (size_t)j];
+    }
+    free(y);
+}
+
+// The largest magnitude of n numbers; NaN or Inf if there is one.
+static double largest(const wide *x, size_t n)
+{
+    double most = 0;
+    for (size_t i = 0; i < n && isfinite(most); i++) if (!(fabs((double)x[i]) <= most)) most = fabs((double)x[i]);
+    return most;
+}
+
+// Stops before a tensor is written that holds NaN or Inf, or would in its file's dtype.
+static void refuse_not_finite(const output *o, const wide *x, size_t n)
+{
+    double most = largest(x, n);
+    if (isfinite(rounded(most, o->type))) return;
+    if (o->blame) o->blame(o, most);
+    if (!isfinite(most)) die("tensor %s holds NaN or Inf and is not written", o->name);
+    die("tensor %s has a %g, which is Inf in %s; start from a copy of the model in float32 or bfloat16",
+        o->name, most, dtypes[o->type].name);
+}
+
+static void safetensors_write(const char *name, const output *o, int n)
+{
+    char *path, *text;
+    FILE *f = stage_open(name, &path);
+    cJSON *header = safetensors_header(o, n);
+    if (!(text = cJSON_PrintUnformatted(header))) die("out of memory");
+    uint64_t bytes = (strlen(text) + 7) / 8 * 8;                          // padded with spaces: the data is 8-byte aligned
+    unsigned char length[8];
+    for (int i = 0; i < 8; i++) length[i] = (unsigned char)(bytes >> 8 * i);
+    write_checked(f, length, 8, path);
+    write_checked(f, text, strlen(text), path);
+    write_checked(f, "        ", bytes - strlen(text), path);
+    for (int i = 0; i < n; i++) {
+        size_t count = elements(mat_of(NULL, F32, o[i].shape));
+        wide *x = alloc(count, sizeof *x);
+        output_fetch(&o[i], x);
+        refuse_not_finite(&o[i], x, count);
+        if (o[i].type != TYPE_OF(wide)) narrow(x, o[i].type, x, count);
+        write_checked(f, x, count * dtypes[o[i].type].size, path);
+        free(x);
+    }
+    close_checked(f, path);
+    free(text), free(path);
+    cJSON_Delete(header);
+}
+
+// ---- a file that changes while it is mapped ------------------------------------------------------------------
+
+// Reading a mapped file beyond the end that it has by now raises SIGBUS. Ends the program as die() does, with nothing
+// but what a signal handler may call. The threads of a product meet the end together; the first one speaks.
+static void on_cut_file(int signal_number, siginfo_t *info, void *context)
+{
+    static char told;
+    const mapping *f = mapped;
+    (void)context;
+    while (f && ((char *)info->si_addr < f->p || (char *)info->si_addr >= f->p + f->bytes)) f = f->next;
+    if (!f) { signal(signal_number, SIG_DFL); return; }         // another fault: it comes again and ends the program
+    while (__atomic_test_and_set(&told, __ATOMIC_SEQ_CST)) pause();
+    stage_discard();
+    ssize_t written = write(STDERR_FILENO, f->line, strlen(f->line));
+    _exit(written < 0 ? 2 : 1);
+}
+
+static void catch_cut_files(void)
+{
+    sigaction(SIGBUS, &(struct sigaction){.sa_sigaction = on_cut_file, .sa_flags = SA_SIGINFO}, NULL);
+}
+
+#endif

@@ -1,0 +1,504 @@
+/*  ops/cpu.c: the operations of ops.h on a CPU, each forward with its backward.
+
+      1  the products                  what ops/gemm.h multiplies
+      2  memory
+      3  Llama2
+      4  adapters
+      5  training                                                                                              */
+
+#define _GNU_SOURCE
+#include "gemm.h"
+
+// ---- 1  the products ---------------------------------------------------------------------------------------
+
+static mat nth(mat m, int i)            // matrix i of a batch; a batch of 1 serves every i
+{
+    if (m.batch > 1) m = offset(m, (size_t)i * m.stride);
+    m.batch = 1;
+    return m;
+}
+
+static void check_shapes(int ok, const char *op, mat y, mat a, mat b)
+{
+    if (!ok || y.type != TYPE_OF(real)) die("%s: shapes (%d, %d), (%d, %d), (%d, %d) do not fit", op, y.rows, y.cols, a.rows, a.cols, b.rows, b.cols);
+}
+
+static void gemm_batch(mat y, mat a, int a_across, mat b, int b_across, int K, double scale, enum mode mode)
+{
+    if (y.batch == 1) { gemm(y, nth(a, 0), a_across, nth(b, 0), b_across, K, (real)scale, mode); return; }
+    #pragma omp parallel for schedule(static) if ((double)y.batch * y.rows * y.cols * K > 1e6 && !omp_in_parallel())
+    for (int i = 0; i < y.batch; i++) gemm(nth(y, i), nth(a, i), a_across, nth(b, i), b_across, K, (real)scale, mode);
+}
+
+void matmul_nt(mat y, mat x, mat w, double scale, enum mode mode)
+{
+    if (!y.p) return;
+    check_shapes(y.rows == x.rows && y.cols == w.rows && x.cols == w.cols, "matmul_nt", y, x, w);
+    gemm_batch(y, x, 0, w, 0, x.cols, scale, mode);
+}
+
+void matmul_nn(mat y, mat x, mat w, double scale, enum mode mode)
+{
+    if (!y.p) return;
+    check_shapes(y.rows == x.rows && y.cols == w.cols && x.cols == w.rows, "matmul_nn", y, x, w);
+    gemm_batch(y, x, 0, w, 1, x.cols, scale, mode);
+}
+
+void matmul_tn(mat y, mat x, mat w, double scale, enum mode mode)
+{
+    if (!y.p) return;
+    check_shapes(y.rows == x.cols && y.cols == w.cols && x.rows == w.rows, "matmul_tn", y, x, w);
+    gemm_batch(y, x, 1, w, 1, x.rows, scale, mode);
+}
+
+// ---- 2  memory ---------------------------------------------------------------------------------------------
+
+#define ROW(m, i) ((real *)at(m, i, 0))
+#define BIG(m) ((double)(m).rows * (m).cols > 1e4 && !omp_in_parallel())      // worth more than one thread
+
+dev dev_alloc(size_t bytes)
+{
+    if (bytes > SIZE_MAX - 64) return NULL;
+    void *p = aligned_alloc(64, (bytes + 64) / 64 * 64);
+    return p ? memset(p, 0, bytes) : NULL;
+}
+
+void dev_free(dev p) { free(p); }
+size_t dev_reserve(needs n, int take) { (void)n, (void)take; return 0; }     // a thread's buffers grow in its first product; they hold a few blocks, no matrix
+mat dev_weight(mat host) { return host; }
+void dev_weight_free(mat w) { (void)w; }
+const char *dev_name(void) { return "CPU"; }
+int dev_tf32(void) { return 0; }
+
+void dev_memory(double *used, double *all)
+{
+    struct rusage u = {0};
+    getrusage(RUSAGE_SELF, &u);
+    *used = (double)u.ru_maxrss * 1024, *all = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+}
+
+void put_ints(dev_ints dst, const int *src, size_t n) { if (n) memcpy(dst, src, n * sizeof *src); }
+
+void copy(mat y, mat x)
+{
+    if (y.rows != x.rows || y.cols != x.cols || y.batch != x.batch) die("copy: (%d, %d) to (%d, %d)", x.rows, x.cols, y.rows, y.cols);
+    for (int b = 0; b < y.batch; b++) {
+        mat to = nth(y, b), from = nth(x, b);
+        #pragma omp parallel for if (BIG(y))
+        for (int n = 0; n < y.rows; n++) {
+            if (y.type == x.type) { memmove(at(to, n, 0), at(from, n, 0), (size_t)y.cols * dtypes[y.type].size); continue; }
+            real buffer[KC];
+            for (int c = 0; c < y.cols; c += KC) {
+                size_t part = (size_t)(y.cols - c < KC ? y.cols - c : KC);
+                narrow(at(to, n, c), y.type, widened(at(from, n, c), x.type, part, buffer), part);
+            }
+        }
+    }
+}
+
+static mat host_mat(const void *p, enum dtype type, mat like)      // contiguous memory in the shape of another matrix
+{
+    return mat_of((dev)(uintptr_t)p, type, SHAPE(like.batch, like.rows, like.cols));
+}
+
+void put(mat dst, const void *src, enum dtype type) { copy(dst, host_mat(src, type, dst)); }
+void get(wide *dst, mat src) { copy(host_mat(dst, TYPE_OF(wide), src), src); }
+
+void zero(mat x)
+{
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows * x.batch; n++) memset(ROW(nth(x, n / x.rows), n % x.rows), 0, (size_t)x.cols * sizeof(real));
+}
+
+void add(mat y, mat x, double scale)
+{
+    if (!y.p) return;
+    #pragma omp parallel for if (BIG(y))
+    for (int n = 0; n < y.rows; n++) {
+        real *yn = ROW(y, n), *xn = ROW(x, n);
+        for (int c = 0; c < y.cols; c++) yn[c] += (real)scale * xn[c];
+    }
+}
+
+// ---- 3  Llama2 ---------------------------------------------------------------------------------------------
+
+// exp to the last bit or two, in a form that the compiler turns into vector code: 2^n · 2^f with |f| ≤ ½, a polynomial
+// for 2^f (Taylor's coefficients of exp(f ln 2)). Double builds use the C library. NaN stays NaN.
+static inline real exp_real(real x)
+{
+    if (sizeof(real) == 8) return (real)exp((double)x);
+    float y = (float)x, magic = 12582912.f;                       // 1.5 · 2^23: adding it rounds to a whole number
+    y = y < -87.3f ? -87.3f : y > 88.f ? 88.f : y;
+    float shifted = y * 1.44269504f + magic, n = shifted - magic;
+    float f = (y - n * 0.693359375f) + n * 2.12194440e-4f;        // y − n ln 2, with ln 2 in two parts
+    float p = 1.f + f * (1.f + f * (.5f + f * (1.f / 6 + f * (1.f / 24 + f * (1.f / 120 + f * (1.f / 720 + f * (1.f / 5040)))))));
+    uint32_t bits;
+    memcpy(&bits, &shifted, 4);
+    bits = (bits + 127) << 23;                                     // 2^n: the whole number sits in the low bits
+    float power;
+    memcpy(&power, &bits, 4);
+    return (real)(p * power);
+}
+
+void embedding_forward(mat out, mat table, dev_ints ids)
+{
+    #pragma omp parallel for if (BIG(out))
+    for (int n = 0; n < out.rows; n++) copy(rows_of(out, n, 1), rows_of(table, ids[n], 1));
+}
+
+// Threads share the columns: two tokens may be the same id.
+void embedding_backward(mat dtable, mat dout, dev_ints ids)
+{
+    if (!dtable.p) return;
+    #pragma omp parallel for if (BIG(dout))
+    for (int c0 = 0; c0 < dout.cols; c0 += 32)
+        for (int n = 0; n < dout.rows; n++)
+            for (int c = c0; c < dout.cols && c < c0 + 32; c++) ROW(dtable, ids[n])[c] += ROW(dout, n)[c];
+}
+
+// out = w x ρ,  ρ = 1 / √(mean(x²) + ε)
+static inline real inverse_rms(const real *x, int C, double eps)
+{
+    double sum = 0;
+    #pragma omp simd reduction(+ : sum)
+    for (int c = 0; c < C; c++) sum += (double)x[c] * (double)x[c];
+    return (real)(1 / sqrt(sum / C + eps));
+}
+
+// s[c] = Σ_j x[j·r + c] of one row; the last shard may be short
+static inline void shards_of_row(real *s, int r, const real *x, int C)
+{
+    memset(s, 0, (size_t)r * sizeof *s);
+    for (int j = 0, part; j < C; j += part) {
+        part = C - j < r ? C - j : r;
+        for (int c = 0; c < part; c++) s[c] += x[j + c];
+    }
+}
+
+void rmsnorm_forward(mat out, mat sum, mat residual, mat x, mat w, double eps)
+{
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++) {
+        const real *xn = ROW(x, n), *wc = ROW(w, 0);
+        real *on = ROW(out, n), rho = inverse_rms(xn, x.cols, eps);
+        for (int c = 0; c < x.cols; c++) on[c] = wc[c] * xn[c] * rho;
+        if (sum.p) shards_of_row(ROW(sum, n), sum.cols, on, x.cols);
+        if (residual.p) memcpy(ROW(residual, n), xn, (size_t)x.cols * sizeof *xn);
+    }
+}
+
+//  dw += Σ_n dout x ρ
+//  dx += ρ (w dout − x ρ² mean(w dout x)),  since dρ/dx_c = −ρ³ x_c / C
+void rmsnorm_backward(mat dx, mat dw, mat dout, mat x, mat w, double eps)
+{
+    int C = x.cols;
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < (dx.p ? x.rows : 0); n++) {
+        const real *xn = ROW(x, n), *wc = ROW(w, 0), *dn = ROW(dout, n);
+        real *dxn = ROW(dx, n), rho = inverse_rms(xn, C, eps);
+        double mean = 0;
+        #pragma omp simd reduction(+ : mean)
+        for (int c = 0; c < C; c++) mean += (double)(wc[c] * dn[c]) * (double)xn[c];
+        real factor = (real)(mean / C) * rho * rho;
+        for (int c = 0; c < C; c++) dxn[c] += rho * (wc[c] * dn[c] - factor * xn[c]);
+    }
+    for (int n = 0; n < (dw.p ? x.rows : 0); n++) {
+        real rho = inverse_rms(ROW(x, n), C, eps);
+        for (int c = 0; c < C; c++) ROW(dw, 0)[c] += ROW(dout, n)[c] * ROW(x, n)[c] * rho;
+    }
+}
+
+// Halves (a, b) of a head turn by the angle of their position: (a cos − b sin, b cos + a sin). A rotation's transpose
+// turns back, so the backward pass is sign = −1.
+void rope(mat x, dev_ints pos, mat table, int sign)
+{
+    int half = table.cols / 2;
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++) {
+        const real *cosine = ROW(table, pos[n]), *sine = cosine + half;
+        for (real *a = ROW(x, n), *end = a + x.cols, *b = a + half; a < end; a += 2 * half, b += 2 * half)
+            for (int i = 0; i < half; i++) {
+                real u = a[i], v = b[i], s = (real)sign * sine[i];
+                a[i] = u * cosine[i] - v * s;
+                b[i] = v * cosine[i] + u * s;
+            }
+    }
+}
+
+// Attention, a block of query rows at a time: only (QUERIES, keys) scores of one head stand in memory per thread.
+//   S = q kᵀ/√d (causal),  P = softmax(S),  out = P v.   Kept: lse = log Σ exp(S), one number a row and head.
+enum { QUERIES = 60 };
+
+static mat part_of(mat m, int row, int rows, int col, int cols)
+{
+    m = offset(m, (size_t)row * m.ld + (size_t)col);
+    m.rows = rows;
+    m.cols = cols;
+    return view(m);
+}
+
+static inline real *lse_at(mat lse, int row, int head) { return (real *)at(lse, row, head); }
+
+// What one block works on: head h of query rows q0 … q0+n-1 of a span, and the `keys` they may look at.
+typedef struct { int row, n, keys, kv_col, q_col, before; } attention_part;
+
+static attention_part attention_at(span s, int q0, int h, int group, int d)
+{
+    int n = s.nq - q0 < QUERIES ? s.nq - q0 : QUERIES, before = s.nk - s.nq + q0;     // keys before the block's first row
+    return (attention_part){s.q + q0, n, before + n, h / group * d, h * d, before};
+}
+
+void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, const span *spans, int count)
+{
+    int heads = q.cols / d, group = q.cols / k.cols;
+    #pragma omp parallel for collapse(2) schedule(dynamic) if (BIG(q))
+    for (int i = 0; i < count; i++)
+        for (int h = 0; h < heads; h++)
+            for (int q0 = 0; q0 < spans[i].nq; q0 += QUERIES) {
+                attention_part a = attention_at(spans[i], q0, h, group, d);
+                mat K = part_of(k, spans[i].k, a.keys, a.kv_col, d), V = part_of(v, spans[i].k, a.keys, a.kv_col, d);
+                mat S = mat_of(thread_buffer(2, (size_t)a.n * (size_t)a.keys), TYPE_OF(real), SHAPE(a.n, a.keys));
+                matmul_nt(S, part_of(q, a.row, a.n, a.q_col, d), K, 1 / sqrt(d), SET);          // S = q kᵀ/√d
+                for (int r = 0; r < a.n; r++) {
+                    real *s = ROW(S, r), most = s[0], sum = 0;
+                    int seen = a.before + r + 1;
+                    #pragma omp simd reduction(max : most)
+                    for (int c = 1; c < seen; c++) most = s[c] > most ? s[c] : most;
+                    #pragma omp simd reduction(+ : sum)
+                    for (int c = 0; c < seen; c++) sum += s[c] = exp_real(s[c] - most);
+                    for (int c = 0; c < seen; c++) s[c] /= sum;                                 // P = softmax(S)
+                    for (int c = seen; c < a.keys; c++) s[c] = 0;
+                    *lse_at(lse, a.row + r, h) = most + (real)log((double)sum);
+                }
+                matmul_nn(part_of(out, a.row, a.n, a.q_col, d), S, V, 1, SET);                  // out = P v
+            }
+}
+
+//  out = P v:         dv += Pᵀ dout,   dP = dout vᵀ
+//  P = softmax(S):    dS = P ⊙ (dP − Δ),   Δ = Σ_c dP P = dout · out, a number a row
+//  S = q kᵀ/√d:       dq += dS k/√d,   dk += dSᵀ q/√d
+//  P is recomputed as exp(S − lse). Heads that share keys are done by the same thread, one after the other.
+static void attention_backward_head(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse, int d, span s, int h)
+{
+    for (int q0 = 0; q0 < s.nq; q0 += QUERIES) {
+        attention_part a = attention_at(s, q0, h, q.cols / k.cols, d);
+        mat K = part_of(k, s.k, a.keys, a.kv_col, d), V = part_of(v, s.k, a.keys, a.kv_col, d);
+        mat Q = part_of(q, a.row, a.n, a.q_col, d), dO = part_of(dout, a.row, a.n, a.q_col, d);
+        mat P = mat_of(thread_buffer(2, (size_t)a.n * (size_t)a.keys), TYPE_OF(real), SHAPE(a.n, a.keys));
+        mat dS = mat_of(thread_buffer(3, (size_t)a.n * (size_t)a.keys), TYPE_OF(real), SHAPE(a.n, a.keys));
+        matmul_nt(P, Q, K, 1 / sqrt(d), SET);
+        matmul_nt(dS, dO, V, 1, SET);                                                           // dP, for now
+        for (int r = 0; r < a.n; r++) {
+            real *p = ROW(P, r), *ds = ROW(dS, r), l = *lse_at(lse, a.row + r, h), delta = 0;
+            const real *o = ROW(out, a.row + r) + a.q_col, *g = ROW(dO, r);
+            int seen = a.before + r + 1;
+            for (int c = 0; c < d; c++) delta += o[c] * g[c];
+            for (int c = 0; c < seen; c++) p[c] = exp_real(p[c] - l), ds[c] = p[c] * (ds[c] - delta);
+            for (int c = seen; c < a.keys; c++) p[c] = ds[c] = 0;
+        }
+        matmul_tn(part_of(dv, s.k, a.keys, a.kv_col, d), P, dO, 1, ADD);
+        matmul_nn(part_of(dq, a.row, a.n, a.q_col, d), dS, K, 1 / sqrt(d), ADD);
+        matmul_tn(part_of(dk, s.k, a.keys, a.kv_col, d), dS, Q, 1 / sqrt(d), ADD);
+    }
+}
+
+void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse, int d, const span *spans, int count)
+{
+    int group = q.cols / k.cols, kv_heads = k.cols / d;
+    #pragma omp parallel for collapse(2) schedule(dynamic) if (BIG(q))
+    for (int i = 0; i < count; i++)
+        for (int g = 0; g < kv_heads; g++)
+            for (int h = g * group; h < (g + 1) * group; h++)
+                attention_backward_head(dq, dk, dv, dout, q, k, v, out, lse, d, spans[i], h);
+}
+
+// out = silu(g) u,  silu(g) = g σ(g),  σ(g) = 1/(1 + e^−g)
+void swiglu_forward(mat out, mat sum, mat gate, mat up)
+{
+    #pragma omp parallel for if (BIG(out))
+    for (int n = 0; n < out.rows; n++) {
+        real *o = ROW(out, n), *g = ROW(gate, n), *u = ROW(up, n);
+        for (int c = 0; c < out.cols; c++) o[c] = g[c] / (1 + exp_real(-g[c])) * u[c];
+        if (sum.p) shards_of_row(ROW(sum, n), sum.cols, o, out.cols);
+    }
+}
+
+//  dg += dout u σ (1 + g (1 − σ)),   du += dout g σ
+void swiglu_backward(mat dgate, mat dup, mat dout, mat gate, mat up)
+{
+    #pragma omp parallel for if (BIG(dout))
+    for (int n = 0; n < dout.rows; n++) {
+        real *dg = ROW(dgate, n), *du = ROW(dup, n), *d = ROW(dout, n), *g = ROW(gate, n), *u = ROW(up, n);
+        for (int c = 0; c < dout.cols; c++) {
+            real sigma = 1 / (1 + exp_real(-g[c]));
+            dg[c] += d[c] * u[c] * sigma * (1 + g[c] * (1 - sigma));
+            du[c] += d[c] * g[c] * sigma;
+        }
+    }
+}
+
+//  loss = log Σ exp(z) − z[label];   dz = scale (softmax(z) − [label]), in z's place: one pass more while z is in cache
+void cross_entropy(mat losses, mat logits, dev_ints labels, double scale)
+{
+    int V = logits.cols;
+    #pragma omp parallel for if (BIG(logits))
+    for (int n = 0; n < logits.rows; n++) {
+        real *z = ROW(logits, n), most = z[0], at_label = z[labels[n]];
+        double sum = 0;
+        #pragma omp simd reduction(max : most)
+        for (int c = 1; c < V; c++) most = z[c] > most ? z[c] : most;
+        for (int c = 0; c < V; c++) z[c] = exp_real(z[c] - most);
+        #pragma omp simd reduction(+ : sum)
+        for (int c = 0; c < V; c++) sum += (double)z[c];
+        *ROW(losses, n) = (real)(log(sum) + (double)(most - at_label));
+        if (!scale) continue;
+        real factor = (real)(scale / sum);
+        for (int c = 0; c < V; c++) z[c] *= factor;
+        z[labels[n]] -= (real)scale;
+    }
+}
+
+// ---- 4  adapters -------------------------------------------------------------------------------------------
+
+void shard_sum(mat s, mat x)
+{
+    if (!s.p) return;
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++) shards_of_row(ROW(s, n), s.cols, ROW(x, n), x.cols);
+}
+
+void shard_tile(mat x, mat s)
+{
+    if (!x.p) return;
+    int r = s.cols;
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++) {
+        real *sn = ROW(s, n), *xn = ROW(x, n);
+        for (int j = 0, part; j < x.cols; j += part) {
+            part = x.cols - j < r ? x.cols - j : r;
+            for (int c = 0; c < part; c++) xn[j + c] += sn[c];
+        }
+    }
+}
+
+void tiled_identity(mat e)
+{
+    int r = e.rows < e.cols ? e.rows : e.cols;
+    for (int i = 0; i < e.rows; i++)
+        for (int j = 0; j < e.cols; j++) ROW(e, i)[j] = i % r == j % r;
+}
+
+// A vector g along the rows of x or along its columns. It has a number for each row if it is (rows, 1), for each column
+// if it is (1, cols).
+static int for_rows(mat g, mat x, const char *op)
+{
+    int rows = g.rows == x.rows && g.cols == 1;
+    if (!rows && (g.rows != 1 || g.cols != x.cols)) die("%s: (%d, %d) does not fit (%d, %d)", op, g.rows, g.cols, x.rows, x.cols);
+    return rows;
+}
+
+void broadcast_mul(mat y, mat x, mat g, double scale, enum mode mode)
+{
+    if (!y.p) return;
+    int rows = for_rows(g, x, "broadcast_mul");
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++) {
+        real *yn = ROW(y, n), *xn = ROW(x, n), *gn = ROW(g, rows ? n : 0);
+        for (int c = 0; c < x.cols; c++) yn[c] = (mode == ADD ? yn[c] : 0) + (real)scale * xn[c] * gn[rows ? 0 : c];
+    }
+}
+
+// g[n] = scale x_n · y_n. Both may be weights in the dtype of their file.
+static void row_dots(mat g, mat x, mat y, double scale, enum mode mode)
+{
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++) {
+        real a[KC], b[KC];
+        double sum = 0;
+        for (int c = 0; c < x.cols; c += KC) {
+            int part = x.cols - c < KC ? x.cols - c : KC;
+            const real *u = widened(at(x, n, c), x.type, (size_t)part, a), *v = widened(at(y, n, c), y.type, (size_t)part, b);
+            #pragma omp simd reduction(+ : sum)
+            for (int j = 0; j < part; j++) sum += (double)u[j] * (double)v[j];
+        }
+        *ROW(g, n) = (mode == ADD ? *ROW(g, n) : 0) + (real)(scale * sum);
+    }
+}
+
+// g[c] = scale Σ_n x[n,c] y[n,c]. Threads share the columns.
+static void column_dots(mat g, mat x, mat y, double scale, enum mode mode)
+{
+    enum { COLUMNS = 64 };
+    #pragma omp parallel for if (BIG(x))
+    for (int c0 = 0; c0 < x.cols; c0 += COLUMNS) {
+        double sums[COLUMNS] = {0};
+        int part = x.cols - c0 < COLUMNS ? x.cols - c0 : COLUMNS;
+        for (int n = 0; n < x.rows; n++)
+            for (int j = 0; j < part; j++) sums[j] += (double)ROW(x, n)[c0 + j] * (double)ROW(y, n)[c0 + j];
+        for (int j = 0; j < part; j++) ROW(g, 0)[c0 + j] = (mode == ADD ? ROW(g, 0)[c0 + j] : 0) + (real)(scale * sums[j]);
+    }
+}
+
+void broadcast_dot(mat g, mat x, mat y, double scale, enum mode mode)
+{
+    if (!g.p) return;
+    if (for_rows(g, x, "broadcast_dot")) row_dots(g, x, y, scale, mode);
+    else column_dots(g, x, y, scale, mode);
+}
+
+void magnitude_forward(mat gain, mat m, mat squares)
+{
+    for (size_t i = 0; i < elements(gain); i++) {
+        wide q = ((wide *)squares.p)[i];
+        ((wide *)gain.p)[i] = q <= 0 ? 1 : ((wide *)m.p)[i] / (wide)sqrt(q);
+    }
+}
+
+//  g = m q^-½:   dm += dg q^-½,   dq = −½ dg m q^-3/2
+void magnitude_backward(mat dm, mat dsquares, mat dgain, mat m, mat squares)
+{
+    for (size_t i = 0; i < elements(dgain); i++) {
+        wide dg = ((wide *)dgain.p)[i], q = ((wide *)squares.p)[i], root = (wide)sqrt(q);
+        int none = q <= 0;                                              // no length, no gradient
+        ((wide *)dm.p)[i] += none ? 0 : dg / root;
+        ((wide *)dsquares.p)[i] = none ? 0 : -dg * ((wide *)m.p)[i] / (2 * q * root);
+    }
+}
+
+// ---- 5  training -------------------------------------------------------------------------------------------
+
+// Sums of 64K numbers, then the sum of those: the order does not depend on the threads.
+double sum_of_squares(mat x)
+{
+    enum { PIECE = 1 << 16 };
+    size_t n = elements(x), pieces = (n + PIECE - 1) / PIECE;
+    double *sums = alloc(pieces, sizeof *sums), total = 0;
+    const real *p = x.p;
+    #pragma omp parallel for if (BIG(x))
+    for (size_t i = 0; i < pieces; i++) {
+        double sum = 0;
+        size_t end = (i + 1) * PIECE < n ? (i + 1) * PIECE : n;
+        #pragma omp simd reduction(+ : sum)
+        for (size_t j = i * PIECE; j < end; j++) sum += (double)p[j] * (double)p[j];
+        sums[i] = sum;
+    }
+    for (size_t i = 0; i < pieces; i++) total += sums[i];
+    free(sums);
+    return total;
+}
+
+// PyTorch's AdamW (arXiv 1711.05101): decay apart from the gradient, moments corrected for their start at zero.
+void adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad_scale, int t)
+{
+    const wide c1 = (wide)(1 - 0.9), b2 = (wide)0.999, c2 = (wide)(1 - 0.999), eps = (wide)1e-8;
+    const wide shrink = (wide)(1 - lr * decay), rate = (wide)(lr / (1 - pow(0.9, t))), root = (wide)sqrt(1 - pow(0.999, t));
+    wide *wp = w.p, *dp = dw.p, *mp = m.p, *vp = v.p;
+    size_t n = elements(w);
+    #pragma omp parallel for simd if (BIG(w))
+    for (size_t i = 0; i < n; i++) {
+        wide g = (wide)grad_scale * dp[i];
+        mp[i] += c1 * (g - mp[i]);                                        // m = β₁ m + (1 − β₁) g
+        vp[i] = b2 * vp[i] + c2 * g * g;
+        wp[i] = wp[i] * shrink - rate * mp[i] / ((wide)sqrt(vp[i]) / root + eps);
+    }
+}

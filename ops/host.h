@@ -1,0 +1,229 @@
+/*  ops/host.h: what every part of the program on the host needs: errors, memory, files, numbers of two bytes, random numbers,
+    time, and a line of progress.                                                                              */
+
+#ifndef HOST_H
+#define HOST_H
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <math.h>
+#include <regex.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#include "utf8.h"
+
+// The text as a terminal may have it, in a fresh string: control characters, which could move the cursor or hide a
+// line, and bytes that are not UTF-8 are written as \x1b. Those in `kept` stay as they are. NULL if out of memory.
+static inline char *printable(const char *text, const char *kept)
+{
+    size_t bytes = strlen(text), n;
+    char *out = malloc(4 * bytes + 1), *to = out;
+    for (; out && *text; text += n, bytes -= n) {
+        const unsigned char *c = (const unsigned char *)text;
+        n = utf8_length(text, bytes);
+        int c0 = n == 1 && (*c < ' ' || *c == 127) && !strchr(kept, *c), c1 = n == 2 && c[0] == 0xc2 && c[1] < 0xa0;
+        if (n && !c0 && !c1) { memcpy(to, text, n); to += n; continue; }
+        if (!n) n = 1;
+        for (size_t i = 0; i < n; i++) to += sprintf(to, "\\x%02x", c[i]);
+    }
+    if (out) *to = 0;
+    return out;
+}
+
+// One clear line, then a non-zero exit. What was half-written is removed by the exit handler (lib/directory.h).
+__attribute__((noreturn, format(printf, 1, 2)))
+static inline void die(const char *format, ...)
+{
+    char *text = NULL, *line;
+    va_list args;
+    va_start(args, format);
+    line = vasprintf(&text, format, args) < 0 ? NULL : printable(text, "");
+    va_end(args);
+    fflush(stdout);
+    fprintf(stderr, "error: %s\n", line ? line : "out of memory");
+    exit(1);
+}
+
+// Zeroed memory, checked. n·size may not overflow.
+static inline void *alloc(size_t n, size_t size)
+{
+    void *p = calloc(n ? n : 1, size);
+    if (!p) die("out of memory: %zu times %zu bytes", n, size);
+    return p;
+}
+
+// Stops, with a reason, at what cannot be read to its end like a file. A named pipe is not even opened: that would wait
+// for whoever writes into it.
+static inline void expect_file(const char *path)
+{
+    struct stat st;
+    char to[PATH_MAX] = "";
+    if (!stat(path, &st) && S_ISREG(st.st_mode)) return;
+    int error = errno, linked = readlink(path, to, sizeof to - 1) > 0;
+    int there = !stat(path, &st);
+    if (!there && linked) die("%s: is a link to %s, which is not there; fetch that file, or link to where it is", path, to);
+    if (!there) die("%s: %s", path, strerror(error));
+    if (S_ISDIR(st.st_mode)) die("%s: is a directory, not a regular file; name a file inside it", path);
+    const char *what = S_ISFIFO(st.st_mode) ? "pipe" : "device or socket";
+    die("%s: is a %s, not a regular file; save what comes out of it as a file first", path, what);
+}
+
+// git-lfs leaves three lines of text where a large file should be.
+static inline void refuse_pointer(const char *path, const char *text, size_t bytes)
+{
+    static const char start[] = "version https://git-lfs";
+    if (bytes >= sizeof start - 1 && !memcmp(text, start, sizeof start - 1))
+        die("%s: is a git-lfs pointer, not the file itself; in its folder: git lfs install && git lfs pull", path);
+}
+
+static inline char *read_file(const char *path, size_t *bytes)
+{
+    expect_file(path);
+    FILE *f = fopen(path, "rb");
+    struct stat st;
+    if (!f || fstat(fileno(f), &st)) die("%s: %s", path, strerror(errno));
+    char *text = alloc((size_t)st.st_size + 1, 1);
+    *bytes = fread(text, 1, (size_t)st.st_size, f);
+    if (ferror(f)) die("%s: %s", path, strerror(errno));
+    fclose(f);
+    refuse_pointer(path, text, *bytes);
+    return text;
+}
+
+// The line of a text that `at` is in, counted from 1; *byte is its place in the line, likewise.
+static inline int line_of(const char *text, const char *at, size_t *byte)
+{
+    int line = 1;
+    const char *start = text;
+    for (; text < at; text++) if (*text == '\n') line++, start = text + 1;
+    *byte = (size_t)(at - start) + 1;
+    return line;
+}
+
+// Stops at the first byte that no UTF-8 text has: what follows would be lost, or read as something else.
+static inline void expect_utf8(const char *path, const char *text, size_t bytes)
+{
+    size_t byte, n;
+    int bom = bytes > 1 && (!memcmp(text, "\xff\xfe", 2) || !memcmp(text, "\xfe\xff", 2));
+    if (bom || (bytes > 3 && ((!text[0] && !text[2]) || (!text[1] && !text[3]))))
+        die("%s: is UTF-16, expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8 %s > NEW", path, path);
+    for (const char *at = text; at < text + bytes; at += n) {
+        n = *at ? utf8_length(at, (size_t)(text + bytes - at)) : 0;
+        if (n) continue;
+        int line = line_of(text, at, &byte);
+        if (!*at) die("%s:%d: byte %zu of the line is NUL, which no text holds; is it text?", path, line, byte);
+        die("%s:%d: byte %zu of the line is 0x%02x, which is not UTF-8; convert it, e.g. from Latin 1: "
+            "iconv -f LATIN1 -t UTF-8 %s > NEW", path, line, byte, (unsigned char)*at, path);
+    }
+}
+
+// dir/name in a fresh string.
+static inline char *join(const char *dir, const char *name)
+{
+    size_t n = strlen(dir) + strlen(name) + 2;
+    char *path = alloc(n, 1);
+    snprintf(path, n, "%s/%s", dir, name);
+    return path;
+}
+
+// Numbers of two bytes. bf16 is the upper half of a float, rounded to nearest even.
+static inline float from_bf16(uint16_t h)
+{
+    uint32_t bits = (uint32_t)h << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static inline uint16_t to_bf16(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if (x != x) return (uint16_t)(bits >> 16 | 64);            // NaN stays NaN
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static inline float from_f16(uint16_t h)
+{
+    uint32_t bits = (uint32_t)(h & 0x7fff) << 13 | ((h & 0x7c00) == 0x7c00 ? 0x70000000u : 0);   // Inf and NaN keep a full exponent
+    float x;
+    memcpy(&x, &bits, 4);
+    if ((h & 0x7c00) != 0x7c00) x *= 0x1p112f;                 // the exponents' zeros are 112 apart; exact for subnormals too
+    return h & 0x8000 ? -x : x;
+}
+
+static inline uint16_t to_f16(float x)
+{
+    uint16_t sign = signbit(x) ? 0x8000 : 0;
+    float a = fabsf(x);
+    uint32_t bits;
+    memcpy(&bits, &a, 4);
+    if (!(a < 65520)) return (uint16_t)(sign | (a != a ? 0x7e00 : 0x7c00));
+    if (a < 0x1p-14f) return (uint16_t)(sign | (uint16_t)lrintf(a * 0x1p24f));
+    return (uint16_t)(sign | (uint16_t)(((bits + 0xfff + (bits >> 13 & 1)) >> 13) - (112 << 10)));
+}
+
+// Random numbers: splitmix64 (Steele, Lea, Flood 2014). Each tensor has its own stream, keyed by seed and name, so its
+// start does not depend on what else is trained.
+typedef struct { uint64_t state; } rng;
+
+static inline uint64_t rng_next(rng *r)
+{
+    uint64_t z = r->state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static inline double rng_uniform(rng *r) { return (double)(rng_next(r) >> 11) * 0x1p-53; }        // [0, 1)
+static inline double rng_normal(rng *r)                                                         // Box and Muller 1958
+{
+    double u = 1 - rng_uniform(r), v = rng_uniform(r);
+    return sqrt(-2 * log(u)) * cos(2 * 3.14159265358979323846 * v);
+}
+
+static inline rng rng_named(uint64_t seed, const char *name)
+{
+    rng r = {seed};
+    for (; *name; name++) r.state = rng_next(&r) ^ (unsigned char)*name;
+    return r;
+}
+
+static inline double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// On a terminal, a line that overwrites itself; in a pipe, nothing.
+__attribute__((format(printf, 1, 2)))
+static inline void show(const char *format, ...)
+{
+    if (!isatty(STDOUT_FILENO)) return;
+    va_list args;
+    va_start(args, format);
+    fputs("\r\033[K", stdout);
+    vprintf(format, args);
+    fflush(stdout);
+    va_end(args);
+}
+
+static inline void show_progress(const char *what, int done, int of)
+{
+    if (done < of) show("%s: %d of %d", what, done, of);
+    else show("%s", "");
+}
+
+#endif

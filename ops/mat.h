@@ -1,0 +1,87 @@
+//  ops/mat.h: views of a matrix, and its dtypes.
+
+#ifndef MAT_H
+#define MAT_H
+#include "host.h"
+#include "ops.h"
+
+static const struct { const char *name; size_t size; } dtypes[DTYPES] = {{"F32", 4}, {"F64", 8}, {"BF16", 2}, {"F16", 2}};
+
+// n numbers to a dtype. out may be x itself: no dtype is wider than `wide` in a build that writes it.
+static inline void narrow(void *out, enum dtype type, const wide *x, size_t n)
+{
+    size_t size = dtypes[type].size;
+    for (size_t i = 0; i < n; i++) {
+        float f = (float)x[i];
+        double d = (double)x[i];
+        uint16_t h = type == BF16 ? to_bf16(f) : type == F16 ? to_f16(f) : 0;
+        memcpy((char *)out + i * size, type == F32 ? (void *)&f : type == F64 ? (void *)&d : &h, size);
+    }
+}
+
+// x as a dtype holds it.
+static inline double rounded(double x, enum dtype type)
+{
+    if (type == F64) return x;
+    float f = (float)x;
+    return (double)(type == F32 ? f : type == BF16 ? from_bf16(to_bf16(f)) : from_f16(to_f16(f)));
+}
+
+static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+static inline size_t elements(mat m) { return (size_t)m.batch * (size_t)m.rows * (size_t)m.cols; }
+
+typedef struct { int n[3]; } shape;                            // {n}, {rows, cols} or {batch, rows, cols}
+#define SHAPE(...) ((shape){{__VA_ARGS__}})
+
+// Views of a matrix. None leaves the memory of the matrix it was taken from: a wrong plan ends here, not in somebody else's numbers.
+static inline mat view(mat m)
+{
+    size_t end = elements(m) ? (size_t)(m.batch - 1) * m.stride + (size_t)(m.rows - 1) * m.ld + (size_t)m.cols : 0;
+    if (m.p && end > m.room) die("a view of %d times (%d, %d) needs %zu numbers, its memory has %zu", m.batch, m.rows, m.cols, end, m.room);
+    return m;
+}
+
+static inline mat offset(mat m, size_t n)                      // begins n elements later
+{
+    if (!m.p) return m;
+    if (n > m.room) die("a view begins at number %zu of a memory that has %zu", n, m.room);
+    m.p = (char noderef *)m.p + n * dtypes[m.type].size;
+    m.room -= n;
+    return m;
+}
+
+static inline mat rows_of(mat m, int first, int n)             // rows first … first+n-1
+{
+    m = offset(m, (size_t)first * m.ld);
+    m.rows = n;
+    return view(m);
+}
+
+static inline mat column_blocks(mat m, int r)                  // (N, in) as in/r matrices (N, r) side by side
+{
+    m.batch = m.cols / r;
+    m.cols = r;
+    m.stride = (size_t)r;
+    return view(m);
+}
+
+static inline mat shaped(mat m, int batch, int rows, int cols) // the same memory, front to back, in another shape
+{
+    m.batch = batch;
+    m.rows = rows;
+    m.cols = cols;
+    m.ld = (size_t)cols;
+    m.stride = (size_t)rows * (size_t)cols;
+    return view(m);
+}
+
+static inline mat mat_of(dev p, enum dtype type, shape s)
+{
+    int d = s.n[2] ? 3 : s.n[1] ? 2 : 1;
+    mat m = {p, type, d > 1 ? s.n[d - 2] : 1, s.n[d - 1], (size_t)s.n[d - 1], d > 2 ? s.n[0] : 1, 0, 0};
+    m.stride = (size_t)m.rows * m.ld;
+    m.room = elements(m);
+    return m;
+}
+
+#endif

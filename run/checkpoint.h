@@ -1,0 +1,227 @@
+//  run/checkpoint.h: a run, saved and resumed.
+
+#ifndef CHECKPOINT_H
+#define CHECKPOINT_H
+#include <fnmatch.h>
+#include "generate.h"
+#include "peft.h"
+
+static void make_merged(const output *o, wide *x) { get(x, merged(o->model, o->linear)); }
+
+// Why a tensor of a model cannot be written: its file held NaN or Inf already, or the adapter is too large.
+static void blame_base(const output *o, double most)
+{
+    model *m = o->model;
+    linear *l = o->linear;
+    ptrdiff_t at = shgeti(m->file.tensors, o->name);
+    wide *x = alloc(elements(o->at), sizeof *x);
+    get(x, o->at);
+    if (at >= 0 && !isfinite(largest(x, elements(o->at))))
+        die("%s: tensor %s holds NaN or Inf and is not written; get this model anew", m->file.tensors[at].value.file, o->name);
+    free(x);
+    if (l && !isfinite(most))
+        die("tensor %s holds NaN or Inf and is not written with the adapter merged in; the adapter's numbers are too large", o->name);
+    if (l) die("tensor %s has a %g with the adapter merged in, which is Inf in %s; start from a copy of the model in float32 or bfloat16",
+        o->name, most, dtypes[o->type].name);
+}
+
+// Whether a file of a model directory stays what it is whatever the weights are: the tokenizer's, the chat template, the licence, … Not so
+// the weights in any format, what is written anew, and what a training run or an adapter left there.
+static int outlasts_weights(const char *name)
+{
+    static const char *const patterns[] = {"config.json", "*.safetensors", "*.safetensors.index.json", "*.bin.index.json", "pytorch_model*.bin", "model*.bin",
+        "ggml*.bin", "adapter_model*.bin", "adapter_config.json", "state.json", "*.gguf", "*.ggml", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot",
+        "*.npz", "*.tflite", NULL};
+    for (const char *const *p = patterns; *p; p++) if (!fnmatch(*p, name, 0)) return 0;
+    return 1;
+}
+
+// A complete model directory: every base tensor (with adapters merged), config.json, and what else the source directory holds.
+static void stage_model(model *m, const char *source, enum dtype trained_type)
+{
+    output *list = NULL;
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        tensor *t = &m->tensors[i];
+        if (strncmp(t->name, "model.", 6) && strcmp(t->name, "lm_head.weight")) continue;
+        ptrdiff_t at = shgeti(m->file.tensors, t->name);
+        output o = {.shape = t->shape, .at = *t->at, .type = t->kind == PARAM || at < 0 ? trained_type : m->file.tensors[at].value.at.type};
+        memcpy(o.name, t->name, sizeof o.name);
+        o.model = m;
+        o.blame = blame_base;
+        for (int j = 0; j < 7 * m->c.layers; j++) {
+            linear *l = adapter_at(m, j);
+            if (l && t->at == &l->W) o.linear = l;
+        }
+        if (o.linear) o.make = make_merged;
+        arrput(list, o);
+    }
+    model_write(m, "model.safetensors", list, (int)arrlen(list));
+    cJSON *json = parse_json("config.json", m->c.text, strlen(m->c.text));
+    const char *names[DTYPES] = {"float32", "float64", "bfloat16", "float16"};
+    enum dtype type = arrlen(list) ? list[0].type : trained_type;
+    cJSON_DeleteItemFromObjectCaseSensitive(json, "torch_dtype");
+    cJSON_DeleteItemFromObjectCaseSensitive(json, "dtype");
+    cJSON_AddStringToObject(json, "torch_dtype", names[type]);
+    stage_json("config.json", json);
+    char **files = files_of(source);
+    for (int i = 0; i < arrlen(files); i++) if (outlasts_weights(files[i])) stage_copy(source, files[i]);
+    free_names(files);
+    arrfree(list);
+}
+
+typedef struct {
+    model m;
+    tokenizer *t;
+    dataset train, val;
+    int steps, step, scored;            // all of them; those done; validation rows that are answered
+    int *order, epoch;                  // of the rows, in this epoch
+    FILE *log;
+    int first;                          // the step this run began with
+    double started;
+} run;
+
+// The rows that a run trains on, as a text: how many, and FNV-1a over their tokens.
+static const char *rows_text(const dataset *d, char text[64])
+{
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (int i = 0; i < arrlen(d->rows); i++) {
+        const row *r = &d->rows[i];
+        for (int j = -2; j < r->n; j++) hash = (hash ^ (uint64_t)(j == -2 ? r->n : j == -1 ? r->prompt : r->ids[j])) * 0x100000001b3u;
+    }
+    snprintf(text, 64, "%td, hash %016llx", arrlen(d->rows), (unsigned long long)hash);
+    return text;
+}
+
+// What must be the same for a run to go on as if it had never stopped. The number of steps counts, though a constant rate does
+// not depend on it: no schedule is an exception, and a run that goes on for longer has a name, --adapter.
+static cJSON *run_settings(const run *r)
+{
+    const model *m = &r->m;
+    char rows[64];
+    cJSON *json = cJSON_CreateObject();
+    cJSON_AddNumberToObject(json, "step", r->step);
+    cJSON_AddStringToObject(json, "--method", m->p.method->name);
+    cJSON_AddStringToObject(json, "--model", opt.model);
+    cJSON_AddStringToObject(json, "--data", opt.data);
+    cJSON_AddStringToObject(json, "rows", rows_text(&r->train, rows));
+    cJSON_AddNumberToObject(json, "--steps", r->steps);
+    cJSON_AddNumberToObject(json, "--rank", m->p.rank);
+    cJSON_AddNumberToObject(json, "--alpha", m->p.alpha);
+    cJSON_AddNumberToObject(json, "--mini-r", m->p.mini_r);
+    cJSON_AddNumberToObject(json, "--dora-detach", m->p.dora_detach);
+    cJSON_AddNumberToObject(json, "--targets", m->p.targets);
+    cJSON_AddNumberToObject(json, "--batch", opt.batch);
+    cJSON_AddNumberToObject(json, "--accum", opt.accum);
+    cJSON_AddNumberToObject(json, "--seq", opt.seq);
+    cJSON_AddNumberToObject(json, "--seed", opt.seed);
+    cJSON_AddNumberToObject(json, "--no-shuffle", opt.no_shuffle);
+    cJSON_AddNumberToObject(json, "--lr", opt.lr);
+    cJSON_AddStringToObject(json, "--schedule", opt.schedule);
+    cJSON_AddNumberToObject(json, "--warmup", opt.warmup);
+    cJSON_AddNumberToObject(json, "--weight-decay", opt.weight_decay);
+    cJSON_AddNumberToObject(json, "--clip", opt.clip);
+    cJSON_AddNumberToObject(json, "--lora-plus-ratio", m->p.plus_ratio);
+    return json;
+}
+
+// state.safetensors: the trained tensors as they are, their start, and AdamW's moments.
+static output *state_tensors(model *m)
+{
+    output *list = NULL;
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        tensor *t = &m->tensors[i];
+        if (t->kind != PARAM && t->kind != START) continue;
+        mat parts[3] = {*t->at, t->m1, t->m2};
+        for (int j = 0; j < (t->kind == PARAM ? 3 : 1); j++) {
+            output o = {.shape = t->shape, .at = parts[j], .type = TYPE_OF(wide)};
+            snprintf(o.name, sizeof o.name, "%.100s%s", t->name, (const char *[]){"", ".m1", ".m2"}[j]);
+            arrput(list, o);
+        }
+    }
+    return list;
+}
+
+static char *destination;                // --out, as check_out() found it
+
+// state.json: the settings, and which files the run wrote, so that a later one replaces these and nobody else's.
+static void stage_state(cJSON *settings)
+{
+    char **names = files_of(staged);
+    cJSON *files = cJSON_AddArrayToObject(settings, "files");
+    for (int i = 0; i < arrlen(names); i++) cJSON_AddItemToArray(files, cJSON_CreateString(names[i]));
+    free_names(names);
+    stage_json("state.json", settings);
+}
+
+static void save_run(run *r)
+{
+    model *m = &r->m;
+    for (int i = 0; i < arrlen(m->tensors); i++)
+        if (m->tensors[i].kind == PARAM && !isfinite(sum_of_squares(*m->tensors[i].at)))
+            die("step %d: %s is not finite and is not saved; a smaller --lr may help", r->step, m->tensors[i].name);
+    stage_begin(destination);
+    if (full_training(m)) stage_model(m, opt.model, F32);
+    else peft_write(m, opt.model);
+    output *state = state_tensors(m);
+    model_write(m, "state.safetensors", state, (int)arrlen(state));
+    stage_state(run_settings(r));
+    arrfree(state);
+    stage_publish(destination);
+}
+
+// The step an earlier run had done; its settings must be those of this run.
+static int read_state_json(const run *r, const char *dir)
+{
+    size_t bytes;
+    char *path = join(dir, "state.json"), *text = read_file(path, &bytes);
+    cJSON *then = parse_json(path, text, bytes), *now = run_settings(r), *item;
+    cJSON_ArrayForEach(item, now) {
+        cJSON *old = cJSON_GetObjectItemCaseSensitive(then, item->string);
+        if (strcmp(item->string, "step") && !cJSON_Compare(old, item, 1)) {
+            char *a = cJSON_PrintUnformatted(old), *b = cJSON_PrintUnformatted(item);
+            die("--resume %s: was trained with %s %s, this run has %s; give the same, or start anew from it with %s %s",
+                dir, item->string, a ? a : "unset", b, full_training(&r->m) ? "--model" : "--adapter", dir);
+        }
+    }
+    int step = config_int(then, path, "step", -1);
+    cJSON_Delete(then), cJSON_Delete(now);
+    free(text), free(path);
+    return step;
+}
+
+static int resume_run(run *r, const char *dir)
+{
+    model *m = &r->m;
+    int step = read_state_json(r, dir);
+    checkpoint c = checkpoint_open(dir, "state");
+    output *state = state_tensors(m);
+    for (int i = 0; i < arrlen(state); i++) {
+        ptrdiff_t at = shgeti(c.tensors, state[i].name);
+        if (at < 0 || memcmp(&c.tensors[at].value.shape, &state[i].shape, sizeof(shape)))
+            die("--resume %s: tensor %s is missing or of another shape; start anew from it with --adapter %s", dir, state[i].name, dir);
+        put_stored(state[i].at, c.tensors[at].value);
+    }
+    arrfree(state);
+    checkpoint_close(&c);
+    return step;
+}
+
+// A resumed run goes on writing the same log: what was logged after the step that was saved is written anew, and so is
+// the evaluation that closed the earlier run.
+static FILE *open_log(const char *path, int step)
+{
+    size_t bytes = 0;
+    char *old = step && !access(path, F_OK) ? read_file(path, &bytes) : NULL, *keep = old;
+    for (char *line = old; line && line < old + bytes; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : old + bytes) {
+        int at, value = 0, due = opt.eval_every && step % opt.eval_every == 0;
+        if (sscanf(line, "{\"step\":%d,\"eval_loss%n", &at, &value) != 1 || at > step || (value && at == step && !due)) continue;
+        if (memchr(line, '\n', (size_t)(old + bytes - line))) keep = strchr(line, '\n') + 1;
+    }
+    FILE *f = fopen(path, "w");
+    if (!f) die("--log %s: %s", path, strerror(errno));
+    if (old) write_checked(f, old, (size_t)(keep - old), path);
+    free(old);
+    return f;
+}
+
+#endif

@@ -1,0 +1,291 @@
+//  run/options.h: one table that drives the parser, --help and the printed settings.
+
+#ifndef OPTIONS_H
+#define OPTIONS_H
+#include "../adapters.h"
+#include "threads.h"
+
+#define VERSION "0.9"
+
+typedef struct {
+    const char *model, *init, *adapter, *data, *val, *out, *log, *resume, *method, *targets, *schedule, *generate, *merge, *tokenize;
+    int eval, list, help, version, check, compare, quick, sweep_lr, seeds, tf32, chat, exact_match, no_shuffle;
+    int rank, mini_r, dora_detach, steps, batch, accum, recompute, seq, warmup, seed, threads, eval_every, save_every, max_new;
+    double epochs, alpha, plus_ratio, lr, weight_decay, clip, temperature, top_p;
+} options;
+
+static const char default_method[] = "bone";
+
+static options opt = {
+    .model = "base", .method = default_method, .targets = "q,k,v,o,gate,up,down", .schedule = "cosine",
+    .rank = 32, .mini_r = 8, .epochs = 1, .batch = 16, .accum = 1, .seq = 256, .seed = 1, .seeds = 1, .max_new = 128,
+    .plus_ratio = 16, .lr = 4e-3, .clip = 1, .top_p = 1,
+};
+
+// kind: s text, i whole number, d number, f flag. Numbers are checked against [least, most]. The first COMMANDS rows exclude each other.
+static const struct option { const char *name, *value; char kind; void *at; double least, most; const char *help; } option_table[] = {
+    {"--eval",            "",       'f', &opt.eval,          0, 0, "print the loss of --model (and --adapter) on --val"},
+    {"--generate",        "TEXT",   's', &opt.generate,      0, 0, "continue TEXT"},
+    {"--merge",           "DIR",    's', &opt.merge,         0, 0, "write --model with --adapter merged in as a model directory"},
+    {"--tokenize",        "FILE",   's', &opt.tokenize,      0, 0, "print one JSON array of ids per row's \"text\""},
+    {"--check",           "",       'f', &opt.check,         0, 0, "one step on the CPU and one on the GPU, a little off the adapter's start, tensor by tensor (train_cuda, train_emu)"},
+    {"--list",            "",       'f', &opt.list,          0, 0, "print the methods and what each would train on --model"},
+    {"--compare",         "",       'f', &opt.compare,       0, 0, "every method side by side: CSV, table and plots"},
+    {"--quick",           "",       'f', &opt.quick,         0, 0, "--compare with a fifth of the work"},
+    {"--seeds",           "N",      'i', &opt.seeds,         1, 1000, "--compare with N seeds each, from --seed on, and their spread"},
+    {"--sweep-lr",        "",       'f', &opt.sweep_lr,      0, 0, "--compare at a quarter to sixteen times --lr, too"},
+    {"--help",            "",       'f', &opt.help,          0, 0, "print this page (-h)"},
+    {"--version",         "",       'f', &opt.version,       0, 0, "print the program's version"},
+    {"--model",           "DIR",    's', &opt.model,         0, 0, "base model, a Hugging Face directory"},
+    {"--init",            "CONFIG", 's', &opt.init,          0, 0, "start from random weights of this config.json (with --method full; tokenizer from --model)"},
+    {"--adapter",         "DIR",    's', &opt.adapter,       0, 0, "adapter to use, or to go on training"},
+    {"--data",            "FILE",   's', &opt.data,          0, 0, "rows to train on: .jsonl, .json or .txt (default data/train.jsonl)"},
+    {"--val",             "FILE",   's', &opt.val,           0, 0, "rows to evaluate on (default data/val.jsonl, with the default --data)"},
+    {"--out",             "DIR",    's', &opt.out,           0, 0, "where the result goes (default out; with --compare, compare)"},
+    {"--log",             "FILE",   's', &opt.log,           0, 0, "one JSON object a step"},
+    {"--resume",          "DIR",    's', &opt.resume,        0, 0, "go on from what an earlier run left in DIR"},
+    {"--save-every",      "N",      'i', &opt.save_every,    0, 1e9, "also save every N steps (0: at the end only)"},
+    {"--method",          "M",      's', &opt.method,        0, 0, "see --list"},
+    {"--rank",            "R",      'i', &opt.rank,          1, 1 << 20, "rank of the adapter"},
+    {"--alpha",           "A",      'd', &opt.alpha,         1e-9, 1e9, "LoRA's α (default: the rank, so that α/r = 1)"},
+    {"--mini-r",          "R",      'i', &opt.mini_r,        1, 1 << 20, "columns of mini's D"},
+    {"--targets",         "LIST",   's', &opt.targets,       0, 0, "linear layers that get the adapter"},
+    {"--lora-plus-ratio", "λ",      'd', &opt.plus_ratio,    1e-9, 1e9, "LoRA+: B's learning rate over A's"},
+    {"--dora-detach",     "",       'f', &opt.dora_detach,   0, 0, "DoRA: no gradient through the norm, as in PEFT"},
+    {"--steps",           "N",      'i', &opt.steps,         1, 1e9, "optimiser steps (default: by --epochs)"},
+    {"--epochs",          "X",      'd', &opt.epochs,        1e-9, 1e6, "passes over --data; half of one is 0.5"},
+    {"--batch",           "B",      'i', &opt.batch,         1, 1 << 20, "rows a micro-batch"},
+    {"--accum",           "K",      'i', &opt.accum,         1, 1 << 20, "micro-batches a step"},
+    {"--recompute",       "N",      'i', &opt.recompute,     0, 2, "keep less for the backward pass: 1 not gate and up, 2 only each layer's input"},
+    {"--seq",             "T",      'i', &opt.seq,           2, 1 << 20, "tokens a row at most"},
+    {"--lr",              "X",      'd', &opt.lr,            0, 1e9, "learning rate"},
+    {"--schedule",        "S",      's', &opt.schedule,      0, 0, "cosine, linear or constant"},
+    {"--warmup",          "N",      'i', &opt.warmup,        0, 1e9, "steps in which the learning rate rises from 0"},
+    {"--weight-decay",    "X",      'd', &opt.weight_decay,  0, 1e9, "AdamW's decoupled decay"},
+    {"--clip",            "X",      'd', &opt.clip,          0, 1e30, "clip the gradient's norm at X (0: never)"},
+    {"--seed",            "N",      'i', &opt.seed,          0, 2e9, "of the adapter's start, the order of rows, and sampling"},
+    {"--no-shuffle",      "",       'f', &opt.no_shuffle,    0, 0, "rows in the order of the file"},
+    {"--tf32",            "",       'f', &opt.tf32,          0, 0, "on a GPU, let products of floats round their factors to 10 bits: faster"},
+    {"--threads",         "N",      'i', &opt.threads,       1, 4096, "CPU threads (default: all); the result is the same for any number"},
+    {"--eval-every",      "N",      'i', &opt.eval_every,    0, 1e9, "evaluate every N steps (0: never); always before the first and after the last"},
+    {"--exact-match",     "",       'f', &opt.exact_match,   0, 0, "score answers to --val, too (training does so by itself with small models)"},
+    {"--chat",            "",       'f', &opt.chat,          0, 0, "wrap --generate's TEXT in the prompt of fine-tuning"},
+    {"--max-new",         "N",      'i', &opt.max_new,       1, 1 << 20, "tokens to generate at most"},
+    {"--temperature",     "X",      'd', &opt.temperature,   0, 1e6, "sample with this temperature (0: the likeliest token)"},
+    {"--top-p",           "X",      'd', &opt.top_p,         1e-9, 1, "sample from the likeliest tokens of this total probability"},
+};
+enum { OPTIONS = sizeof option_table / sizeof *option_table, COMMANDS = 7 };
+static char *given_values[OPTIONS];            // what each was given on the command line, "" for flags; NULL where it was not
+
+// What others call our options and their values: PEFT, transformers' Trainer, the scripts around them. Underscores count as dashes.
+static const struct { const char *theirs, *ours; } aliases[] = {
+    {"-h", "--help"}, {"--model-name-or-path", "--model"}, {"--base-model", "--model"}, {"--adapter-name-or-path", "--adapter"},
+    {"--data-path", "--data"}, {"--train-file", "--data"}, {"--validation-file", "--val"}, {"--output-dir", "--out"},
+    {"--learning-rate", "--lr"}, {"--lr-scheduler-type", "--schedule"}, {"--warmup-steps", "--warmup"}, {"--max-grad-norm", "--clip"},
+    {"--per-device-train-batch-size", "--batch"}, {"--gradient-accumulation-steps", "--accum"}, {"--num-train-epochs", "--epochs"},
+    {"--max-steps", "--steps"}, {"--save-steps", "--save-every"}, {"--eval-steps", "--eval-every"}, {"--resume-from-checkpoint", "--resume"},
+    {"--lora-r", "--rank"}, {"--r", "--rank"}, {"--lora-alpha", "--alpha"}, {"--target-modules", "--targets"}, {"--lora-target-modules", "--targets"},
+    {"--max-seq-length", "--seq"}, {"--max-length", "--seq"}, {"--model-max-length", "--seq"}, {"--cutoff-len", "--seq"}, {"--max-new-tokens", "--max-new"},
+    {"miss", "bone"}, {"bat-col", "bat"}, {"loraplus", "lora+"}, {"constant-with-warmup", "constant"},
+};
+enum { ALIASES = sizeof aliases / sizeof *aliases, NAME = 64 };
+
+static void print_help(void)
+{
+    puts("./train fine-tunes a Llama2 with LoRA, PiSSA, Bone, Bat and their relatives, every gradient by hand.\n");
+    for (int i = 0; i < OPTIONS; i++) {
+        const struct option *o = &option_table[i];
+        char value[64] = "";
+        if (o->kind == 's' && *(char **)o->at) snprintf(value, sizeof value, " [%s]", *(char **)o->at);
+        if (o->kind == 'i' && *(int *)o->at) snprintf(value, sizeof value, " [%d]", *(int *)o->at);
+        if (o->kind == 'd' && *(double *)o->at != 0) snprintf(value, sizeof value, " [%g]", *(double *)o->at);
+        int n = printf("  %s %s", o->name, o->value);
+        printf("%*s%s%s\n", n < 28 ? 28 - n : 1, "", o->help, value);
+    }
+    puts("\n--rank=16 is --rank 16. The names that PEFT and transformers have for the same things, --learning_rate or --lora_r, will do, too.");
+}
+
+static void set_option(const struct option *o, const char *text)
+{
+    char *end;
+    double x = o->kind == 'i' || o->kind == 'd' ? strtod(text, &end) : 0;
+    if (o->kind == 's') { *(const char **)o->at = text; return; }
+    if (end == text || *end || !(x >= o->least && x <= o->most) || (o->kind == 'i' && x != floor(x)))
+        die("%s %s: expected a %snumber from %.10g to %.10g", o->name, text, o->kind == 'i' ? "whole " : "", o->least, o->most);
+    if (o->kind == 'i') *(int *)o->at = (int)x;
+    else *(double *)o->at = x;
+}
+
+// A name of n bytes as this program spells it.
+static void usual_name(char name[NAME], const char *text, size_t n)
+{
+    snprintf(name, NAME, "%.*s", (int)(n < NAME ? n : NAME), text);
+    for (char *c = name; *c; c++) if (*c == '_') *c = '-';
+    for (int i = 0; i < ALIASES; i++) if (!strcasecmp(name, aliases[i].theirs)) strcpy(name, aliases[i].ours);
+}
+
+// The option that an argument names, -1 if none does, and the value behind a "=", NULL without one.
+static int option_named(char *arg, char **value)
+{
+    char name[NAME];
+    size_t n = strcspn(arg, "=");
+    *value = arg[n] ? arg + n + 1 : NULL;
+    usual_name(name, arg, n);
+    for (int i = 0; i < OPTIONS && *arg == '-'; i++) if (!strcmp(name, option_table[i].name)) return i;
+    return -1;
+}
+
+// Edits from one name to another: a letter more, less or changed, or two neighbours swapped (optimal string alignment).
+static int edits(const char *a, const char *b)
+{
+    int d[NAME][NAME], n = (int)strlen(a), m = (int)strlen(b);
+    for (int i = 0; i <= n; i++)
+        for (int j = 0; j <= m; j++) {
+            int best = i && j ? d[i - 1][j - 1] + (a[i - 1] != b[j - 1]) : i + j;
+            if (i && j && d[i - 1][j] + 1 < best) best = d[i - 1][j] + 1;
+            if (i && j && d[i][j - 1] + 1 < best) best = d[i][j - 1] + 1;
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && d[i - 2][j - 2] + 1 < best) best = d[i - 2][j - 2] + 1;
+            d[i][j] = best;
+        }
+    return d[n][m];
+}
+
+// Takes `candidate`, or `means` in its place, for what was meant if it is nearer than what was found so far; or if `name` only adds words to it.
+static void nearer(const char *name, const char *candidate, const char *means, int *least, const char **found)
+{
+    size_t n = strlen(candidate);
+    int d = !strncmp(name, candidate, n) && name[n] == '-' ? 1 : edits(name, candidate);
+    if (d < *least) *least = d, *found = means;
+}
+
+__attribute__((noreturn))
+static void unknown_option(const char *arg)
+{
+    char name[NAME];
+    const char *meant = NULL;
+    usual_name(name, arg, strcspn(arg, "="));
+    int least = (int)strlen(name) / 3 + 1;                      // a third of it may be wrong
+    if (*arg != '-') die("unknown option %s: options begin with --, and the parts of a list are joined by commas", arg);
+    for (int i = 0; i < OPTIONS; i++) nearer(name, option_table[i].name, option_table[i].name, &least, &meant);
+    for (int i = 0; i < ALIASES; i++) nearer(name, aliases[i].theirs, aliases[i].ours, &least, &meant);
+    if (meant) die("unknown option %s; did you mean %s? --help lists them", arg, meant);
+    die("unknown option %s; --help lists them", arg);
+}
+
+// One option of the command line. Of two values the last one counts, but two adapters at once are something else.
+static void give_option(int i, char *value)
+{
+    const struct option *o = &option_table[i];
+    if (given_values[i] && o->at == &opt.adapter)
+        die("--adapter is given twice, %s and %s; one is used at a time: --merge the first and give the result as --model", given_values[i], value);
+    if (given_values[i] && strcmp(given_values[i], value)) fprintf(stderr, "note: %s is given twice; %s counts, not %s\n", o->name, value, given_values[i]);
+    given_values[i] = value;
+    if (o->kind == 'f') *(int *)o->at = 1;
+    else set_option(o, value);
+}
+
+static void read_options(int argc, char **argv)
+{
+    memset(given_values, 0, sizeof given_values);
+    for (int a = 1; a < argc; a++) {
+        char *value, *none;
+        int i = option_named(argv[a], &value);
+        if (i < 0) unknown_option(argv[a]);
+        const struct option *o = &option_table[i];
+        if (o->kind == 'f' && value) die("%s: %s takes no value", argv[a], o->name);
+        if (o->kind != 'f' && !value) {
+            if (a + 1 == argc || option_named(argv[a + 1], &none) >= 0) die("%s needs a value: %s %s", argv[a], argv[a], o->value);
+            value = argv[++a];
+        }
+        give_option(i, value ? value : "");
+    }
+    for (int i = 0; i < COMMANDS; i++)
+        for (int j = 0; j < i; j++)
+            if (given_values[i] && given_values[j]) die("%s and %s: give one of them", option_table[j].name, option_table[i].name);
+}
+
+// The schedule as learning_rate() knows it.
+static const char *parse_schedule(const char *text)
+{
+    static const char *const schedules[] = {"cosine", "linear", "constant"};
+    char name[NAME];
+    usual_name(name, text, strlen(text));
+    for (int i = 0; i < 3; i++) if (!strcasecmp(name, schedules[i])) return schedules[i];
+    die("--schedule %s: expected cosine, linear or constant", text);
+}
+
+// A model's name on Hugging Face, such as meta-llama/Llama-2-7b-hf, where a directory is wanted.
+static void refuse_hub_name(const char *option, const char *name)
+{
+    const char *slash = name ? strchr(name, '/') : NULL;
+    if (!slash || slash == name || !slash[1] || strchr(slash + 1, '/') || strchr(".~", *name) || !access(name, F_OK)) return;
+    char *folder = strndup(name, (size_t)(slash - name));
+    int path = !folder || !access(folder, F_OK);
+    free(folder);
+    if (!path) die("%s %s: there is no such directory here. If it is a name on Hugging Face, get it first: hf download %s --local-dir %s, then %s %s", option, name, name, slash + 1, option, slash + 1);
+}
+
+static void parse_options(int argc, char **argv)
+{
+    read_options(argc, argv);
+    if (!opt.val && !opt.data) opt.val = "data/val.jsonl";
+    if (!opt.data) opt.data = "data/train.jsonl";
+    if (!opt.out) opt.out = opt.compare ? "compare" : "out";
+    opt.schedule = parse_schedule(opt.schedule);
+    if ((long)opt.batch * opt.accum > 1 << 24) die("--batch %d times --accum %d is too much; at most %d rows a step", opt.batch, opt.accum, 1 << 24);
+    refuse_hub_name("--model", opt.model);
+    refuse_hub_name("--adapter", opt.adapter);
+    if (opt.threads) omp_set_num_threads(opt.threads);
+    else if (!getenv("OMP_NUM_THREADS")) omp_set_num_threads(usable_cpus(""));
+    if (opt.tf32 && !dev_tf32()) die("--tf32 is for floats on a GPU; this program computes otherwise");
+}
+
+// A bit for each of linear_names. PEFT's names, q_proj, and its "all-linear" will do.
+static int parse_targets(const char *list)
+{
+    int targets = 0;
+    while (*(list += strspn(list, ", "))) {
+        size_t n = strcspn(list, ", ");
+        char *name = strndup(list, n);
+        if (!name) die("out of memory");
+        int i = 0, all = !strcmp(name, "all-linear");
+        while (i < 7 && strcmp(name, linear_names[i]) && strcmp(name, module_names[i])) i++;
+        if (i == 7 && !all) die("--targets: there is no linear layer \"%s\"; choose from q,k,v,o,gate,up,down", name);
+        targets |= all ? 127 : 1 << i;
+        list += n;
+        free(name);
+    }
+    if (!targets) die("--targets: names no layer; choose from q,k,v,o,gate,up,down");
+    return targets;
+}
+
+static plan plan_from_options(void)
+{
+    char name[NAME];
+    usual_name(name, opt.method, strlen(opt.method));
+    const method *m = method_named(name);
+    if (!m) die("--method %s: there is no such method; --list shows them", opt.method);
+    return (plan){
+        .method = m, .rank = opt.rank, .mini_r = opt.mini_r, .targets = parse_targets(opt.targets), .seed = (uint64_t)opt.seed,
+        .alpha = opt.alpha > 0 ? opt.alpha : opt.rank, .plus_ratio = opt.plus_ratio, .tokens = 1, .positions = 1, .train = 1,
+        .dora_detach = opt.dora_detach, .recompute = opt.recompute,
+    };
+}
+
+static config open_config(void)
+{
+    if (opt.init) return config_read(opt.init);
+    struct stat st;
+    char *path = join(opt.model, "config.json"), *generation;
+    if (!stat(opt.model, &st) && !S_ISDIR(st.st_mode)) refuse_weights("--model", opt.model);
+    if (!exists(path)) refuse_format(opt.model);
+    config c = config_read(path);
+    cJSON *json = directory_json(opt.model, "generation_config.json", &generation);
+    config_stops(&c, json);
+    cJSON_Delete(json);
+    free(path);
+    free(generation);
+    return c;
+}
+
+#endif

@@ -1,0 +1,120 @@
+//  run/special_tokens.h: what Hugging Face's files beside tokenizer.model say of special tokens, BOS and EOS.
+
+#ifndef SPECIAL_TOKENS_H
+#define SPECIAL_TOKENS_H
+#include "../lib/json.h"
+
+typedef struct tokenizer tokenizer;     // tokenizer.c: SentencePiece BPE
+tokenizer *tokenizer_load(const char *path, char *err, size_t err_size);
+void tokenizer_free(tokenizer *t);
+int tokenizer_vocab(const tokenizer *t), tokenizer_bos(const tokenizer *t), tokenizer_eos(const tokenizer *t);
+typedef struct { const char *text; int id; _Bool special, lstrip, rstrip, single_word; } added_token;
+_Bool tokenizer_add(tokenizer *t, added_token a), tokenizer_add_own(tokenizer *t);
+enum behind_special { ALWAYS, UNLESS_SPACE, NEVER };
+void tokenizer_spaces(tokenizer *t, _Bool in_front, enum behind_special behind);
+void tokenizer_ends(tokenizer *t, int bos, int eos);
+int tokenizer_find(const tokenizer *t, const char *text);
+int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, _Bool begins, size_t *n);
+char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *bytes);
+
+// A token's text: "…" or {"content": "…"}.
+static const char *token_text(const cJSON *token)
+{
+    return cJSON_IsString(token) ? token->valuestring : string_field(token, "content");
+}
+
+static void add_token(tokenizer *t, const char *path, const cJSON *token, double id)
+{
+    const char *text = token_text(token);
+    if (!text || !(id >= 0 && id <= 1 << 24) || id != floor(id)) die("%s: an added token without a text or an id", path);
+    added_token a = {text, (int)id, field_true(token, "special"), field_true(token, "lstrip"), field_true(token, "rstrip"), field_true(token, "single_word")};
+    if (!tokenizer_add(t, a)) die("%s: out of memory", path);
+}
+
+// The part of a tokenizer.json's normalizer or pre_tokenizer that is of this type, wherever it stands; NULL if there is none.
+static const cJSON *part_of_type(const cJSON *json, const char *type)
+{
+    const cJSON *item, *found = NULL;
+    const char *own = cJSON_IsObject(json) ? string_field(json, "type") : NULL;
+    if (own && !strcmp(own, type)) return json;
+    if (cJSON_IsObject(json) || cJSON_IsArray(json))
+        cJSON_ArrayForEach(item, json) if (!found) found = part_of_type(item, type);
+    return found;
+}
+
+// Where ▁ goes behind a special token, as transformers 5 does it. Its LlamaTokenizer goes by "legacy"; any other class by
+// what tokenizer.json says; a tokenizer.model alone is taken for the oldest kind, which puts ▁ there always.
+static enum behind_special space_behind(const cJSON *settings, const cJSON *json)
+{
+    const char *class = string_field(settings, "tokenizer_class"), *scheme;
+    if (class && !strncmp(class, "LlamaTokenizer", 14)) return field_true(settings, "legacy") ? UNLESS_SPACE : NEVER;
+    const cJSON *normalizer = cJSON_GetObjectItemCaseSensitive(json, "normalizer"), *replace = part_of_type(normalizer, "Replace");
+    const cJSON *metaspace = part_of_type(cJSON_GetObjectItemCaseSensitive(json, "pre_tokenizer"), "Metaspace");
+    if (!json || part_of_type(normalizer, "Prepend") || replace) return ALWAYS;
+    scheme = string_field(metaspace, "prepend_scheme");
+    return metaspace && (!scheme || !strcmp(scheme, "always")) ? UNLESS_SPACE : NEVER;
+}
+
+// The id of the directory's "bos_token" or "eos_token"; `own`, tokenizer.model's, where it names none.
+static int end_token(const tokenizer *t, const char *path, const cJSON *settings, const cJSON *map, const char *name, int own)
+{
+    const char *text = token_text(cJSON_GetObjectItemCaseSensitive(settings, name));
+    if (!text) text = token_text(cJSON_GetObjectItemCaseSensitive(map, name));
+    if (!text) return own;
+    int id = tokenizer_find(t, text);
+    if (id < 0) die("%s: \"%s\" is %s, which is no token of this directory", path, name, text);
+    return id;
+}
+
+// What Hugging Face's files beside tokenizer.model say of special tokens, in the order in which they overrule each other. Where
+// there are none at all, tokenizer.model is SentencePiece's, and "</s>" in a text is the text.
+static void read_special_tokens(tokenizer *t, const char *dir)
+{
+    char *added_path, *json_path, *map_path, *path;
+    cJSON *added = directory_json(dir, "added_tokens.json", &added_path), *json = directory_json(dir, "tokenizer.json", &json_path);
+    cJSON *map = directory_json(dir, "special_tokens_map.json", &map_path), *settings = directory_json(dir, "tokenizer_config.json", &path), *item;
+    char *config_path = join(dir, "config.json");
+    int alone = access(config_path, F_OK) && !added && !json && !map && !settings;
+    if (!alone && !tokenizer_add_own(t)) die("out of memory");
+    free(config_path);
+    cJSON_ArrayForEach(item, added) {
+        cJSON token = {.type = cJSON_String, .valuestring = item->string};
+        add_token(t, added_path, &token, cJSON_IsNumber(item) ? item->valuedouble : -1);
+    }
+    cJSON_ArrayForEach(item, cJSON_GetObjectItemCaseSensitive(json, "added_tokens")) {
+        const cJSON *id = cJSON_GetObjectItemCaseSensitive(item, "id");
+        add_token(t, json_path, item, cJSON_IsNumber(id) ? id->valuedouble : -1);
+    }
+    cJSON_ArrayForEach(item, cJSON_GetObjectItemCaseSensitive(settings, "added_tokens_decoder")) {
+        char *end;
+        double id = strtod(item->string, &end);
+        add_token(t, path, item, *end ? -1 : id);
+    }
+    int bos = end_token(t, path, settings, map, "bos_token", tokenizer_bos(t)), eos = end_token(t, path, settings, map, "eos_token", tokenizer_eos(t));
+    if (field_false(settings, "add_bos_token")) bos = -1;
+    else if (bos < 0) die("%s/tokenizer.model: has no BOS piece; \"add_bos_token\": false in tokenizer_config.json does without", dir);
+    if (eos < 0) die("%s/tokenizer.model: has no EOS piece", dir);
+    tokenizer_ends(t, bos, eos);
+    tokenizer_spaces(t, !field_false(settings, "add_prefix_space"), space_behind(settings, json));
+    cJSON_Delete(added);
+    cJSON_Delete(json);
+    cJSON_Delete(map);
+    cJSON_Delete(settings);
+    free(added_path);
+    free(json_path);
+    free(map_path);
+    free(path);
+}
+
+static tokenizer *open_tokenizer(const char *dir, int vocab)
+{
+    char *path = join(dir, "tokenizer.model"), err[512];
+    tokenizer *t = tokenizer_load(path, err, sizeof err);
+    if (!t) die("%s", err);
+    if (vocab && tokenizer_vocab(t) > vocab) die("%s: has %d pieces, but config.json says vocab_size %d", path, tokenizer_vocab(t), vocab);
+    read_special_tokens(t, dir);
+    free(path);
+    return t;
+}
+
+#endif
