@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Draws every picture of doc/ into doc/pictures/.  Run: python3 doc/draw.py  (nothing but the standard library)
+"""Draws every picture of doc/ into doc/pictures/. It needs the standard library alone: python3 doc/draw.py
 
-A function a picture. Each SVG is 850 wide, the width of a README, and has its colours twice: for a light page, and
-in a media query for a dark one. Colours are classes, so that no shape says a colour of its own."""
+A function a picture. Each SVG is 850 wide, the width of a README, and has its colours twice: for a light
+page, and in a media query for a dark one. Shapes name a class, never a colour."""
 
 import pathlib
 import re
@@ -61,8 +61,8 @@ class Picture:
         escaped = words.replace("&", "&amp;").replace("<", "&lt;")
         marked = re.sub(r"_\{([^}]*)\}|\^\{([^}]*)\}|`([^`]*)`", mark, escaped)
         weight = ' font-weight="600"' if bold else ""
-        self.shapes.append(f'<text x="{x:g}" y="{y + 0.35 * size:g}" font-size="{size}" text-anchor="{anchor}" '
-                           f'class="{colour}"{weight}>{marked}</text>')
+        place = f'x="{x:g}" y="{y + 0.35 * size:g}" font-size="{size}" text-anchor="{anchor}"'
+        self.shapes.append(f'<text {place} class="{colour}"{weight}>{marked}</text>')
 
     def left(self, x, y, words, size=14, colour="ink", bold=False):
         self.text(x, y, words, size, colour, "start", bold)
@@ -82,10 +82,10 @@ class Picture:
 SHARD = ["blue", "orange", "green"]
 
 
-# ---- shards and S(x): in = 10, r = 4, out = 3 --------------------------------------------------------------------
+# ---- shards and S(x): in = 10, r = 4, out = 3 --------------------------------------------------------------
 
 def shards():
-    p = Picture("shards", 486, "Bone: W is cut into shards along its input; one D serves all; x's shards are added up")
+    p = Picture("shards", 486, "Bone: W cut into shards along its input, one D for all, x's shards added up")
     r, inputs, out, w = 4, 10, 3, 36
     x0 = 40
     p.left(x0, 22, "in = 10, out = 3, r = 4: shards of 4, 4 and 2 columns", 14, "muted")
@@ -140,13 +140,13 @@ def shards():
     return p
 
 
-# ---- Bat: one B_i per block row, or one B_j per block column -----------------------------------------------------
+# ---- Bat: one B_i per block row, or one B_j per block column -----------------------------------------------
 
 def groupings():
-    p = Picture("groupings", 440, "Bat's two groupings: bat has one B for each block row of W, bat-row one for each column")
+    p = Picture("groupings", 440, "Bat's groupings: a B for each block row of W, or for each block column")
     colours, s = ["blue", "orange", "green", "purple"], 66
     for left, by_row in ((92, True), (522, False)):
-        title = "`bat`:  a B_{i} for each block row" if by_row else "`bat-row`:  a B_{j} for each block column"
+        title = "`bat`: a B_{i} for each block row" if by_row else "`bat-row`: a B_{j} for each block column"
         p.text(left + 2 * s, 22, title, 16, bold=True)
         p.text(left + 2 * s, 48, "W, cut into r × r blocks:  in →", 14, "muted")
         top = 126
@@ -165,7 +165,8 @@ def groupings():
                 p.line([(left + 33 + j * s, 107), (left + 33 + j * s, 123)], "arrow")
         k = "i" if by_row else "j"
         p.text(left + 2 * s, 350, f"W'_{{ij}}  =  W_{{ij}} + W_{{ij}} B_{{{k}}} + B_{{{k}}}", 17, bold=True)
-        p.text(left + 2 * s, 380, "out/r blocks B_{i}:  out · r numbers" if by_row else "in/r blocks B_{j}:  in · r numbers")
+        many = "out/r blocks B_{i}: out · r numbers" if by_row else "in/r blocks B_{j}: in · r numbers"
+        p.text(left + 2 * s, 380, many)
         how = "one W' for all layers, rebuilt" if by_row else "factors: no W' is ever built"
         p.text(left + 2 * s, 402, how, 14, "muted")
         p.text(left + 2 * s, 422, "PEFT's MiSS with \"bat\"; the paper's figure: col" if by_row else
@@ -175,7 +176,7 @@ def groupings():
     return p
 
 
-# ---- Bat's V_i: a block row read front to back. W (4, 6), r = 2 --------------------------------------------------
+# ---- Bat's V_i: a block row read front to back. W (4, 6), r = 2 --------------------------------------------
 
 def reading():
     p = Picture("reading", 452, "Bat's V_i: a block row of W, read front to back two numbers at a time")
@@ -190,7 +191,8 @@ def reading():
     p.left(30 + 6 * c + 10, 42 + h, "W_{0}: block row 0", 14, "muted")
     p.left(30 + 6 * c + 10, 42 + 3 * h, "W_{1}: block row 1  (r, in)")
     p.left(560, 42 + 2.5 * h, "W_{10}, W_{11}, W_{12}: a colour each", 14, "muted")
-    p.left(30, 204, "The 12 numbers of W_{1} as they lie in memory, front to back, r = 2 at a time:", 14, "muted")
+    p.left(30, 204, "The 12 numbers of W_{1} as they lie in memory, front to back, r = 2 at a time:",
+           14, "muted")
     m = 65
     for k in range(12):
         o, i = 2 + k // 6, k % 6
@@ -219,10 +221,10 @@ def reading():
     return p
 
 
-# ---- the memory plan -----------------------------------------------------------------------------------------------
+# ---- the memory plan ---------------------------------------------------------------------------------------
 
 def memory():
-    p = Picture("memory", 728, "The memory plan: one block a kind; the order of declarations is the lifetime of activations")
+    p = Picture("memory", 728, "The memory plan: one block a kind; the order of declarations is the lifetime")
     kinds = [("BASE", "grey", "frozen matrices", "stay mapped, in the dtype of their file"),
              ("NORM", "grey", "frozen vectors", "copied as real"),
              ("PARAM", "purple", "what trains", "wide; three blocks more have the same offsets:"),
@@ -232,7 +234,7 @@ def memory():
              ("WORK", "orange", "work space of all layers", "real: the largest request counts"),
              ("AUX", "orange", "the same, wide", "dora's norms"),
              ("CACHE", "green", "keys and values", "of generation alone")]
-    p.left(20, 22, "One block of memory a kind: `declare(m, KIND, &tensor, …)` takes the next place in its block.",
+    p.left(20, 22, "One block of memory a kind: `declare(m, KIND, &t, …)` takes the next place in its block.",
            15, bold=True)
     for i, (name, colour, what, how) in enumerate(kinds):
         y = 42 + i * 25
@@ -242,11 +244,13 @@ def memory():
     for k, name in enumerate(("grad", "m1", "m2")):
         p.box(716 + k * 40, 42 + 2 * 25, 40, 22, name, "purple", 12)
 
-    p.left(20, 296, "The block ACT: address from left to right, layers from top to bottom. Widths are Llama2's.",
+    p.left(20, 296, "The block ACT: addresses from left to right, layers downwards. Widths are Llama2's.",
            15, bold=True)
-    p.left(20, 320, "Bone keeps nothing of its own there. LoRA's h = x A^{T} lies before the next layer's x.", 14, "muted")
+    p.left(20, 320, "Bone keeps nothing of its own there. LoRA's h = x A^{T} lies before the next layer's x.",
+           14, "muted")
     unit, left = 17.4, 84
-    what = ("everything is kept", "gate and up make room for the next layer; the backward pass makes them again",
+    what = ("everything is kept",
+            "gate and up make room for the next layer; the backward pass makes them again",
             "only x is kept; the backward pass makes the layer again")
     middle, wide = 5, 2 * 11008 / 4096
     for level in range(3):
@@ -279,7 +283,7 @@ def memory():
     return p
 
 
-# ---- a step through the rooms --------------------------------------------------------------------------------------
+# ---- a step through the rooms ------------------------------------------------------------------------------
 
 def rooms():
     p = Picture("rooms", 560, "A step goes down through the rooms once, and its gradient comes up once")
@@ -321,12 +325,12 @@ def rooms():
     return p
 
 
-# ---- the tiles of a product: y (M, N) = a (M, K) b (K, N) ---------------------------------------------------------
+# ---- the tiles of a product: y (M, N) = a (M, K) b (K, N) --------------------------------------------------
 
 def tiles():
-    p = Picture("tiles", 470, "The product in tiles: b in KC by NC, a in MC by KC, an MR by NR tile of y in registers")
+    p = Picture("tiles", 470, "The product in tiles: KC by NC of b, MC by KC of a, MR by NR of y")
     ax, ay, bx, by, yx, yy = 40, 196, 330, 40, 330, 196
-    p.rect(bx, by, 330, 130, "grey")                        # b (K, N): a block of KC rows by NC columns, in slivers
+    p.rect(bx, by, 330, 130, "grey")            # b (K, N): a block of KC rows by NC columns, in slivers
     p.rect(bx, by + 36, 220, 48, "orange")
     for k in range(1, 10):
         p.line([(bx + 22 * k, by + 36), (bx + 22 * k, by + 84)])
@@ -335,7 +339,7 @@ def tiles():
     p.text(bx + 165, by - 16, "b (K, N)", 15, bold=True)
     p.text(bx + 110, by + 20, "NC columns, in slivers NR wide", 13)
     p.left(bx + 228, by + 60, "KC rows", 13)
-    p.rect(ax, ay, 250, 210, "grey")                        # a (M, K): a block of MC rows by KC columns, in panels
+    p.rect(ax, ay, 250, 210, "grey")            # a (M, K): a block of MC rows by KC columns, in panels
     p.rect(ax + 70, ay + 60, 92, 90, "blue")
     for k in range(1, 5):
         p.line([(ax + 70, ay + 60 + 18 * k), (ax + 162, ay + 60 + 18 * k)])
@@ -344,7 +348,7 @@ def tiles():
     p.text(ax + 125, ay - 16, "a (M, K)", 15, bold=True)
     p.text(ax + 116, ay + 48, "KC columns", 13)
     p.text(ax + 116, ay + 168, "MC rows, in panels MR tall", 13)
-    p.rect(yx, yy, 330, 210, "grey")                        # y (M, N): what the two blocks touch, and the tile
+    p.rect(yx, yy, 330, 210, "grey")            # y (M, N): what the two blocks touch, and the tile
     p.rect(yx, yy + 60, 220, 90, "green")
     p.rect(yx + 88, yy + 96, 22, 18, "purple")
     p.frame(yx + 88, yy + 96, 22, 18)
@@ -365,10 +369,11 @@ def tiles():
     p.box(684, 244, 18, 14, "", "purple")
     p.left(710, 251, "tile = Σ_{k}", 13)
     p.left(710, 271, "panel_{k} sliver_{k}^{T}", 13)
-    for i, words in enumerate(("floats: KC 512, NC 2048", "AVX-512: MR 12, NR 32,", "MC 192", "AVX2: MR 6, NR 16,", "MC 96")):
+    sizes = ("floats: KC 512, NC 2048", "AVX-512: MR 12, NR 32,", "MC 192", "AVX2: MR 6, NR 16,", "MC 96")
+    for i, words in enumerate(sizes):
         p.left(684, 316 + i * 20, words, 13, "muted")
-    p.text(425, 440, "An element of y is the same sum in the same order in every tile, by any number of threads: "
-           "they share M and N, never K.", 13, "muted")
+    p.text(425, 440, "An element of y is the same sum in the same order in every tile, by any number of "
+           "threads: they share M and N, never K.", 13, "muted")
     return p
 
 
