@@ -231,7 +231,7 @@ def memory():
              ("START", "grey", "A0, B0 of pissa, olora, lora-ga", "wide, frozen"),
              ("ACT", "blue", "activations, one row a token", "real; layer by layer, drawn below"),
              ("STAT", "blue", "statistics, one row a token", "wide: lse, losses"),
-             ("WORK", "orange", "work space of all layers", "real: the largest request counts"),
+             ("WORK", "orange", "work space of all layers", "real: the largest request of a method; logits, RoPE's table"),
              ("AUX", "orange", "the same, wide", "dora's norms"),
              ("CACHE", "green", "keys and values", "of generation alone")]
     p.left(20, 22, "One block of memory a kind: `declare(m, KIND, &t, …)` takes the next place in its block.",
