@@ -188,6 +188,9 @@ build/15m build/110m: build/random_model
 bench: build/bench build/15m build/110m
 	build/bench
 
+floors:
+	dev/floors.sh
+
 mutants:
 	dev/mutants.sh
 
@@ -200,4 +203,4 @@ base: train
 clean:
 	rm -rf train train_cuda train_cuda_f32 train_cuda_f64 train_emu train_emu_f64 build
 
-.PHONY: all found test mutants bench bench-gpu sanitize fuzz seam base clean
+.PHONY: all found test mutants floors bench bench-gpu sanitize fuzz seam base clean

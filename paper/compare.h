@@ -3,7 +3,7 @@
 //  ./train --compare runs each method as a process of its own, with the ordinary options: the same rows, order and steps, and
 //  as near to the number of trained parameters that Bone has at --rank as the method's rank allows. Such a run is a cell.
 //  Its output and log lie in OUT/runs, and a cell whose command line is the same is not run again. From all of them come
-//  OUT/steps.csv (a line a step), OUT/cells.csv (a line a cell), OUT/table.md, and by dev/compare.gp OUT/*.png.
+//  OUT/steps.csv (a line a step), OUT/cells.csv (a line a cell), OUT/table.md, and by paper/compare.gp OUT/*.png.
 
 #ifndef COMPARE_H
 #define COMPARE_H
@@ -229,7 +229,7 @@ static void draw(void)
     struct rusage usage;
     char *said = text_of("%s/gnuplot.txt", opt.out);
     unlink(said);
-    int status = run_program((char *[]){"gnuplot", "-c", "dev/compare.gp", strdup(opt.out), NULL}, said, &usage);
+    int status = run_program((char *[]){"gnuplot", "-c", "paper/compare.gp", strdup(opt.out), NULL}, said, &usage);
     if (status == 127) printf("no plots: gnuplot is not here. sudo apt-get install -y gnuplot-nox, then the same command draws them\n");
     else if (status) die("gnuplot failed, see %s", said);
     else printf("%s/table.md, cells.csv, steps.csv; loss.png, gradient.png, match.png, cost.png\n", opt.out);

@@ -1,4 +1,4 @@
-# The plots of ./train --compare, from OUT/cells.csv and OUT/steps.csv:  gnuplot -c dev/compare.gp OUT
+# The plots of ./train --compare, from OUT/cells.csv and OUT/steps.csv:  gnuplot -c paper/compare.gp OUT
 cells = ARG1."/cells.csv"           # part,method,rank,trains,seed,lr,steps,grad_norm,loss,eval_loss,exact_match,tok_per_s,peak_mb
 steps = ARG1."/steps.csv"           # part,method,rank,trains,seed,lr,steps,step,loss,grad_norm,tok_per_s
 

@@ -1,9 +1,9 @@
-# gnuplot dev/plots/scaling.gp: scaling.csv (build/bench scaling > dev/plots/scaling.csv) as scaling.png.
+# gnuplot paper/plots/scaling.gp: scaling.csv (build/bench scaling > paper/plots/scaling.csv) as scaling.png.
 # Above: time of a step, and as a line its formula, the multiply-adds at the rate of the first point. Below: memory and its plan.
 set datafile separator ","
 set terminal pngcairo size 1400,600 font "sans,11"
-set output "dev/plots/scaling.png"
-csv = "dev/plots/scaling.csv"
+set output "paper/plots/scaling.png"
+csv = "paper/plots/scaling.csv"
 sweeps = "'rows of 128 tokens' 'tokens a row (2048 in all)' 'layers' 'vocabulary' 'rank'"
 set multiplot layout 2,5 margins 0.05,0.99,0.09,0.96 spacing 0.04,0.1
 set logscale xy
