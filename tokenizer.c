@@ -702,7 +702,8 @@ static bool encode_sections(encoder *e, slice text, bool begins)
         start = at + a->text.n;
         while (a->rstrip && start < text.n && is_space(text.p[start])) start++;
         at = start;
-        bool stands_there = t->behind == UNLESS_SPACE && at < text.n && text.p[at] == ' ';
+        bool space_next = at < text.n && (text.p[at] == ' ' || starts_with(skip(text, at), SPACE));
+        bool stands_there = t->behind == UNLESS_SPACE && space_next;
         space = t->space_in_front && t->behind != NEVER && !stands_there;
         trim = true;
     }

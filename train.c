@@ -49,6 +49,7 @@ static double evaluate(model *m, const dataset *d, long *targets)
 static void check_finite(const model *m, int step, double loss, double norm)
 {
     if (isfinite(loss) && isfinite(norm)) return;
+    if (step == 1) die("step 1: the loss is %g before any update: the model, or what the adapter begins with, holds NaN or Inf", loss);
     for (int i = 0; i < arrlen(m->tensors); i++)
         if (m->tensors[i].kind == PARAM && !isfinite(sum_of_squares(*m->tensors[i].grad)))
             die("step %d: the loss is %g and the gradient of %s is not finite; a smaller --lr may help", step, loss, m->tensors[i].name);
@@ -155,6 +156,7 @@ static void report_eval(run *r, const char *when, int answers)
     if (!r->val.rows) return;
     long targets;
     double loss = evaluate(&r->m, &r->val, &targets);
+    if (!isfinite(loss) && !r->step) die("the loss on %s is %g before any step: the model, or what the adapter begins with, holds NaN or Inf", opt.val, loss);
     if (!isfinite(loss)) die("step %d: the validation loss is %g; a smaller --lr may help", r->step, loss);
     log_line(r, "{\"step\":%d,\"eval_loss\":%.9g}\n", r->step, loss);
     printf("%-10s eval loss %.4f over %ld tokens", when, loss, targets);
@@ -503,7 +505,7 @@ static void run_merge(void)
         if (!l || (l->W.type != BF16 && l->W.type != F16)) continue;
         double survived = update_survived(&m, l, l->W.type);
         printf("layer %2d %-4s  ", i / 7, linear_names[i % 7]);
-        if (isnan(survived)) printf("its update is zero\n");
+        if (isnan(survived)) printf("its update is zero, or too small for a number of this program\n");
         else printf("%5.1f %% of the update survive rounding to %s\n", 100 * survived, dtypes[l->W.type].name);
     }
     stage_publish(out);

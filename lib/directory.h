@@ -5,13 +5,6 @@
 #define DIRECTORY_H
 #include "json.h"
 
-// A link to nothing exists, too: what is wrong with it is said when it is opened.
-static int exists(const char *path)
-{
-    struct stat st;
-    return !lstat(path, &st);
-}
-
 static char staged[PATH_MAX];   // the directory in the making, removed if the program ends before it is published
 
 // Every file name that was staged so far. A signal may come at any moment, in any thread: a name is on the list before its file is
@@ -65,7 +58,9 @@ static char **files_of(const char *dir)
     for (struct dirent *e; (e = readdir(d));) {
         struct stat st;
         char *path = join(dir, e->d_name);
-        if (!stat(path, &st) && S_ISREG(st.st_mode)) arrput(names, strdup(e->d_name));
+        int there = !stat(path, &st);
+        if (there && S_ISREG(st.st_mode)) arrput(names, strdup(e->d_name));
+        else if (!there || !S_ISDIR(st.st_mode)) fprintf(stderr, "note: %s is no file that could be copied and stays behind\n", path);
         free(path);
     }
     closedir(d);

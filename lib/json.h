@@ -219,7 +219,7 @@ static cJSON *directory_json(const char *dir, const char *name, char **path)
 {
     size_t bytes;
     *path = join(dir, name);
-    if (access(*path, F_OK)) return NULL;
+    if (!exists(*path)) return NULL;
     char *text = read_file(*path, &bytes);
     cJSON *json = parse_json(*path, text, bytes);
     free(text);

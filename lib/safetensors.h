@@ -13,7 +13,7 @@ typedef struct {
     mat at;
     const char *file, *name;
     size_t from, to;                                           // its bytes of the data
-    char unusable[80];                                         // why it can be no weight of a Llama, or empty
+    char unusable[160];                                         // why it can be no weight of a Llama, or empty
 } stored;
 
 typedef struct mapping {
@@ -109,7 +109,7 @@ static stored stored_read(const cJSON *item, const char *path, char *data, size_
         die("%s: tensor %s takes %.0f bytes by its shape, data_offsets give %.0f", path, item->string, bits / 8, b - a);
     const char *dtype = cJSON_GetObjectItemCaseSensitive(item, "dtype")->valuestring;
     size_t room = sizeof s.unusable;
-    if (type == DTYPES) snprintf(s.unusable, room, "is %s, expected F32, F16 or BF16; is the model quantised?", dtype);
+    if (type == DTYPES) snprintf(s.unusable, room, "is %s, expected F32, F64, F16 or BF16; if it is quantised, get the model in float16 or bfloat16", dtype);
     else if (count < 1 || count > 3) snprintf(s.unusable, room, "has %d dimensions, expected 1 to 3", count);
     else if (!small) snprintf(s.unusable, room, "has a side of 0 or above %d", INT_MAX);
     s.from = (size_t)a, s.to = (size_t)b;
@@ -210,8 +210,13 @@ static void refuse_weights(const char *dir, const char *name)
                                  "or use transformers' convert_llama_weights_to_hf.py"},
         {"pytorch_model", ".bin", save_again},
         {"adapter_model", ".bin", save_again},
+        {"", ".pt", save_again},
+        {"", ".bin", save_again},
+        {"", ".h5", "in Keras' format, which is not read; open it with transformers, whose save_pretrained() writes safetensors"},
+        {"", ".msgpack", "in Flax' format, which is not read; open it with transformers, whose save_pretrained() writes safetensors"},
         {"model-", ".safetensors", "a part of a model, and model.safetensors.index.json, which names the parts, "
                                    "is not here; fetch it, too"},
+        {"", ".safetensors", "a safetensors file of another name; if it holds these weights, give it the name that is expected here"},
     };
     size_t n = strlen(name);
     for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {

@@ -32,8 +32,10 @@ static inline char *printable(const char *text, const char *kept)
     for (; out && *text; text += n, bytes -= n) {
         const unsigned char *c = (const unsigned char *)text;
         n = utf8_length(text, bytes);
+        int turns = n == 3 && c[0] == 0xe2 && ((c[1] == 0x80 && (c[2] == 0x8e || c[2] == 0x8f || (c[2] >= 0xaa && c[2] <= 0xae))) ||
+            (c[1] == 0x81 && c[2] >= 0xa6 && c[2] <= 0xa9));     // marks that turn the direction of writing
         int c0 = n == 1 && (*c < ' ' || *c == 127) && !strchr(kept, *c), c1 = n == 2 && c[0] == 0xc2 && c[1] < 0xa0;
-        if (n && !c0 && !c1) { memcpy(to, text, n); to += n; continue; }
+        if (n && !c0 && !c1 && !turns) { memcpy(to, text, n); to += n; continue; }
         if (!n) n = 1;
         for (size_t i = 0; i < n; i++) to += sprintf(to, "\\x%02x", c[i]);
     }
@@ -79,6 +81,13 @@ static inline void expect_file(const char *path)
     die("%s: is a %s, not a regular file; save what comes out of it as a file first", path, what);
 }
 
+// A link to nothing exists, too: what is wrong with it is said when it is opened.
+static inline int exists(const char *path)
+{
+    struct stat st;
+    return !lstat(path, &st);
+}
+
 // git-lfs leaves three lines of text where a large file should be.
 static inline void refuse_pointer(const char *path, const char *text, size_t bytes)
 {
@@ -115,6 +124,8 @@ static inline int line_of(const char *text, const char *at, size_t *byte)
 static inline void expect_utf8(const char *path, const char *text, size_t bytes)
 {
     size_t byte, n;
+    if (bytes > 3 && (!memcmp(text, "\xff\xfe\0", 4) || !memcmp(text, "\0\0\xfe\xff", 4)))
+        die("%s: is UTF-32, expected UTF-8; convert it: iconv -f UTF-32 -t UTF-8 %s > NEW", path, path);
     int bom = bytes > 1 && (!memcmp(text, "\xff\xfe", 2) || !memcmp(text, "\xfe\xff", 2));
     if (bom || (bytes > 3 && ((!text[0] && !text[2]) || (!text[1] && !text[3]))))
         die("%s: is UTF-16, expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8 %s > NEW", path, path);

@@ -92,27 +92,35 @@ static const char *rows_text(const dataset *d, char text[64])
     return text;
 }
 
+static const char *targets_text(int targets, char text[64])      // as --targets has them
+{
+    *text = 0;
+    for (int i = 0; i < 7; i++)
+        if (targets >> i & 1) sprintf(text + strlen(text), "%s%s", *text ? "," : "", linear_names[i]);
+    return text;
+}
+
 // What must be the same for a run to go on as if it had never stopped. The number of steps counts, though a constant rate does
 // not depend on it: no schedule is an exception, and a run that goes on for longer has a name, --adapter.
 static cJSON *run_settings(const run *r)
 {
     const model *m = &r->m;
-    char rows[64];
+    char rows[64], targets[64];
     cJSON *json = cJSON_CreateObject();
     cJSON_AddNumberToObject(json, "step", r->step);
     cJSON_AddStringToObject(json, "--method", m->p.method->name);
     cJSON_AddStringToObject(json, "--model", opt.model);
     cJSON_AddStringToObject(json, "--data", opt.data);
-    cJSON_AddStringToObject(json, "rows", rows_text(&r->train, rows));
     cJSON_AddNumberToObject(json, "--steps", r->steps);
     cJSON_AddNumberToObject(json, "--rank", m->p.rank);
     cJSON_AddNumberToObject(json, "--alpha", m->p.alpha);
     cJSON_AddNumberToObject(json, "--mini-r", m->p.mini_r);
     cJSON_AddNumberToObject(json, "--dora-detach", m->p.dora_detach);
-    cJSON_AddNumberToObject(json, "--targets", m->p.targets);
+    cJSON_AddStringToObject(json, "--targets", targets_text(m->p.targets, targets));
     cJSON_AddNumberToObject(json, "--batch", opt.batch);
     cJSON_AddNumberToObject(json, "--accum", opt.accum);
     cJSON_AddNumberToObject(json, "--seq", opt.seq);
+    cJSON_AddStringToObject(json, "rows", rows_text(&r->train, rows));
     cJSON_AddNumberToObject(json, "--seed", opt.seed);
     cJSON_AddNumberToObject(json, "--no-shuffle", opt.no_shuffle);
     cJSON_AddNumberToObject(json, "--lr", opt.lr);
@@ -192,6 +200,7 @@ static int read_state_json(const run *r, const char *dir)
 static int resume_run(run *r, const char *dir)
 {
     model *m = &r->m;
+    expect_directory("--resume", dir, "state.json");
     int step = read_state_json(r, dir);
     checkpoint c = checkpoint_open(dir, "state");
     output *state = state_tensors(m);

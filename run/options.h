@@ -4,6 +4,7 @@
 #define OPTIONS_H
 #include "../adapters.h"
 #include "threads.h"
+#include <ctype.h>
 
 #define VERSION "0.9"
 
@@ -86,7 +87,8 @@ static const struct { const char *theirs, *ours; } aliases[] = {
     {"--max-steps", "--steps"}, {"--save-steps", "--save-every"}, {"--eval-steps", "--eval-every"}, {"--resume-from-checkpoint", "--resume"},
     {"--lora-r", "--rank"}, {"--r", "--rank"}, {"--lora-alpha", "--alpha"}, {"--target-modules", "--targets"}, {"--lora-target-modules", "--targets"},
     {"--max-seq-length", "--seq"}, {"--max-length", "--seq"}, {"--model-max-length", "--seq"}, {"--cutoff-len", "--seq"}, {"--max-new-tokens", "--max-new"},
-    {"miss", "bone"}, {"bat-col", "bat"}, {"loraplus", "lora+"}, {"constant-with-warmup", "constant"},
+    {"--micro-batch-size", "--batch"}, {"--lora-target", "--targets"}, {"--wd", "--weight-decay"}, {"--data-seed", "--seed"}, {"--eval-file", "--val"},
+    {"miss", "bone"}, {"bat-col", "bat"}, {"loraplus", "lora+"}, {"lora-plus", "lora+"}, {"loraga", "lora-ga"}, {"batrow", "bat-row"}, {"rs-lora", "rslora"}, {"freeze", "frozen"}, {"constant-with-warmup", "constant"},
 };
 enum { ALIASES = sizeof aliases / sizeof *aliases, NAME = 64 };
 
@@ -158,6 +160,18 @@ static void nearer(const char *name, const char *candidate, const char *means, i
     if (d < *least) *least = d, *found = means;
 }
 
+// What PEFT and Trainer call otherwise, or have and this program has not.
+static const struct { const char *theirs, *says; } advice[] = {
+    {"--use-dora", "that is --method dora"}, {"--use-rslora", "that is --method rslora"}, {"--gradient-checkpointing", "that is --recompute 2"},
+    {"--init-lora-weights", "that is --method pissa, olora or lora-ga"}, {"--peft-type", "that is --method"}, {"--top-k", "there is --top-p"},
+    {"--warmup-ratio", "--warmup counts steps"}, {"--lora-dropout", "there is no dropout here"}, {"--optim", "AdamW is what there is"},
+    {"--adam-beta1", "AdamW's betas are 0.9 and 0.999"}, {"--adam-beta2", "AdamW's betas are 0.9 and 0.999"},
+    {"--bf16", "train_cuda computes in bf16, train in float"}, {"--fp16", "train_cuda computes in bf16, train in float"},
+    {"--bits", "quantised weights are not read"}, {"--load-in-4bit", "quantised weights are not read"}, {"--load-in-8bit", "quantised weights are not read"},
+    {"--logging-steps", "--log FILE has every step"}, {"--report-to", "--log FILE has every step"}, {"--do-train", "training is what ./train does"},
+    {"--do-eval", "that is --eval"}, {"--per-device-eval-batch-size", "evaluation needs none"}, {"--overwrite-output-dir", "--out replaces what an earlier run left there"},
+};
+
 __attribute__((noreturn))
 static void unknown_option(const char *arg)
 {
@@ -165,6 +179,9 @@ static void unknown_option(const char *arg)
     const char *meant = NULL;
     usual_name(name, arg, strcspn(arg, "="));
     int least = (int)strlen(name) / 3 + 1;                      // a third of it may be wrong
+    for (size_t i = 0; i < sizeof advice / sizeof *advice; i++)
+        if (!strcasecmp(name, advice[i].theirs)) die("unknown option %s: %s; --help lists them", arg, advice[i].says);
+    for (char *c = name; *c; c++) *c = (char)tolower((unsigned char)*c);
     if (*arg != '-') die("unknown option %s: options begin with --, and the parts of a list are joined by commas", arg);
     for (int i = 0; i < OPTIONS; i++) nearer(name, option_table[i].name, option_table[i].name, &least, &meant);
     for (int i = 0; i < ALIASES; i++) nearer(name, aliases[i].theirs, aliases[i].ours, &least, &meant);
@@ -225,6 +242,26 @@ static void refuse_hub_name(const char *option, const char *name)
     if (!path) die("%s %s: there is no such directory here. If it is a name on Hugging Face, get it first: hf download %s --local-dir %s, then %s %s", option, name, name, slash + 1, option, slash + 1);
 }
 
+// Stops where an option names no directory of the kind it wants, and says what is there instead. `holds` is a file that such
+// a directory has; whether it has all others is seen when they are read.
+static void expect_directory(const char *option, const char *name, const char *holds)
+{
+    static const char *const kinds[][2] = {{"config.json", "a model: --model"}, {"adapter_config.json", "an adapter: --adapter"}};
+    struct stat st;
+    if (strstr(name, "://")) die("%s %s: a local directory is wanted; get it first: hf download NAME --local-dir DIR, then %s DIR", option, name, option);
+    if (!*name || stat(name, &st)) die("%s %s: there is no such directory", option, name);
+    if (!S_ISDIR(st.st_mode)) refuse_weights(option, name);
+    if (!S_ISDIR(st.st_mode)) die("%s %s: is a file; name the directory that it is in", option, name);
+    char *path = join(name, holds);
+    int there = exists(path);
+    free(path);
+    for (int i = 0; i < 2 && !there; i++) {
+        path = join(name, kinds[i][0]);
+        if (exists(path) && strcmp(holds, kinds[i][0])) die("%s %s: has no %s, it is %s %s", option, name, holds, kinds[i][1], name);
+        free(path);
+    }
+}
+
 static void parse_options(int argc, char **argv)
 {
     read_options(argc, argv);
@@ -235,6 +272,10 @@ static void parse_options(int argc, char **argv)
     if ((long)opt.batch * opt.accum > 1 << 24) die("--batch %d times --accum %d is too much; at most %d rows a step", opt.batch, opt.accum, 1 << 24);
     refuse_hub_name("--model", opt.model);
     refuse_hub_name("--adapter", opt.adapter);
+    if (opt.model && !opt.help && !opt.version) expect_directory("--model", opt.model, "config.json");
+    if (opt.adapter) expect_directory("--adapter", opt.adapter, "adapter_config.json");
+    if (opt.chat && !opt.generate) die("--chat wraps the TEXT of --generate; give both");
+    if (opt.steps && opt.epochs != 1) die("--steps and --epochs both say how long to train; give one of them");
     if (opt.threads) omp_set_num_threads(opt.threads);
     else if (!getenv("OMP_NUM_THREADS")) omp_set_num_threads(usable_cpus(""));
     if (opt.tf32 && !dev_tf32()) die("--tf32 is for floats on a GPU; this program computes otherwise");
@@ -248,8 +289,9 @@ static int parse_targets(const char *list)
         size_t n = strcspn(list, ", ");
         char *name = strndup(list, n);
         if (!name) die("out of memory");
-        int i = 0, all = !strcmp(name, "all-linear");
-        while (i < 7 && strcmp(name, linear_names[i]) && strcmp(name, module_names[i])) i++;
+        const char *last = strrchr(name, '.') ? strrchr(name, '.') + 1 : name;     // self_attn.q_proj
+        int i = 0, all = !strcasecmp(name, "all-linear") || !strcasecmp(name, "all");
+        while (i < 7 && strcasecmp(last, linear_names[i]) && strcasecmp(last, module_names[i])) i++;
         if (i == 7 && !all) die("--targets: there is no linear layer \"%s\"; choose from q,k,v,o,gate,up,down", name);
         targets |= all ? 127 : 1 << i;
         list += n;
@@ -264,7 +306,13 @@ static plan plan_from_options(void)
     char name[NAME];
     usual_name(name, opt.method, strlen(opt.method));
     const method *m = method_named(name);
-    if (!m) die("--method %s: there is no such method; --list shows them", opt.method);
+    if (!m) {
+        const char *meant = NULL;
+        int least = (int)strlen(name) / 3 + 1;
+        for (int i = 0; i < METHODS; i++) nearer(name, methods[i].name, methods[i].name, &least, &meant);
+        if (meant) die("--method %s: there is no such method; did you mean %s? --list shows them", opt.method, meant);
+        die("--method %s: there is no such method; --list shows them", opt.method);
+    }
     return (plan){
         .method = m, .rank = opt.rank, .mini_r = opt.mini_r, .targets = parse_targets(opt.targets), .seed = (uint64_t)opt.seed,
         .alpha = opt.alpha > 0 ? opt.alpha : opt.rank, .plus_ratio = opt.plus_ratio, .tokens = 1, .positions = 1, .train = 1,

@@ -176,7 +176,7 @@ static const char *peft_method(const cJSON *json, const char *path)
         if (methods[i].peft_type && !strcmp(methods[i].peft_type, name)) return methods[i].name;
     if (!strcmp(name, "BONE")) die("%s: \"peft_type\" is BONE, which PEFT has replaced by MISS; its scripts/convert-bone-to-miss.py turns this directory into one that is read here", path);
     if (cJSON_HasObjectItem(json, "lora_parameters")) die("%s: is an adapter of mlx-lm, not of PEFT; join it with its model there (mlx_lm.fuse) and give the result as --model", path);
-    die("%s: \"peft_type\" is %s, expected LORA or MISS", path, name);
+    die("%s: \"peft_type\" is %s, expected LORA or MISS; merge it with PEFT's merge_and_unload() and give the result as --model", path, name);
 }
 
 // What adapter_config.json says, into the plan.

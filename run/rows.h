@@ -76,7 +76,7 @@ static row read_row(const tokenizer *t, const char *where, const cJSON *json)
         if (!question && !answer) continue;
         if (!question || !answer) die("%s: has \"%s\" but no text in \"%s\"", where, shapes[i][!question], shapes[i][!!question]);
         if (!*question) die("%s: \"%s\" is empty", where, shapes[i][0]);
-        if (!*answer) return r;
+        if (!answer[strspn(answer, " \t\r\n")]) return r;
         char *prompt = format_prompt(question, i == 0 ? text_field(where, json, "input") : NULL);
         r = encode_row(t, prompt, answer, 1);
         r.answer = strdup(answer);
@@ -123,7 +123,7 @@ static void read_text(dataset *d, const tokenizer *t, const char *text, int seq)
 // The rows of a file, one by one: the elements of an array, or the lines. Its first character says which.
 typedef struct {
     json_reader json;
-    int array, number;                  // number: of the element, or of the line
+    int array, lines, number;           // lines: one object a line; number: of the element, or of the line
     const char *counted, *end;          // lines are counted up to here; the end of the file
     char where[PATH_MAX + 32];          // the row, for messages
 } row_reader;
@@ -135,6 +135,7 @@ static row_reader read_json_rows(const char *path, const char *text, size_t byte
     r.json = (json_reader){.path = path, .text = text, .at = text, .end = end};
     json_skip(&r.json);
     r.array = json_next_is(&r.json, '[');
+    r.lines = ends_with(path, ".jsonl");
     if (r.array) r.json.at++;
     else r.number = 1;
     return r;
@@ -163,11 +164,11 @@ static cJSON *next_line(row_reader *r)
     json_skip(j);
     for (; r->counted < j->at; r->counted++) r->number += *r->counted == '\n';
     if (j->at == r->end) return NULL;
-    const char *newline = memchr(j->at, '\n', json_left(j));
+    const char *newline = r->lines ? memchr(j->at, '\n', json_left(j)) : NULL;      // a .json may hold one object on many lines
     if (newline) j->end = newline;
     cJSON *json = json_read(j);
-    json_skip(j);
-    if (j->at < j->end) json_wrong(j, "more text behind the object; expected one object a line");
+    if (r->lines) json_skip(j);
+    if (r->lines && j->at < j->end) json_wrong(j, "more text behind the object; expected one object a line");
     return json;
 }
 
@@ -202,6 +203,7 @@ static dataset read_rows(const tokenizer *t, const char *path, int seq)
     for (cJSON *object; json && (object = next_row(&r)); cJSON_Delete(object))
         keep_row(&d, read_row(t, r.where, object), seq);
     free(whole);
+    if (!bytes) die("%s: is empty, expected rows", path);
     if (!arrlen(d.rows)) die("%s: no row has a token to learn within --seq %d%s", path, seq, d.dropped ? "; a larger --seq keeps them" : "");
     return d;
 }

@@ -91,7 +91,9 @@ static void read_special_tokens(tokenizer *t, const char *dir)
         add_token(t, path, item, *end ? -1 : id);
     }
     int bos = end_token(t, path, settings, map, "bos_token", tokenizer_bos(t)), eos = end_token(t, path, settings, map, "eos_token", tokenizer_eos(t));
-    if (field_false(settings, "add_bos_token")) bos = -1;
+    const cJSON *add_bos = cJSON_GetObjectItemCaseSensitive(settings, "add_bos_token");
+    if (add_bos && !cJSON_IsBool(add_bos) && !cJSON_IsNull(add_bos)) die("%s: \"add_bos_token\" must be true or false", path);
+    if (cJSON_IsFalse(add_bos)) bos = -1;
     else if (bos < 0) die("%s/tokenizer.model: has no BOS piece; \"add_bos_token\": false in tokenizer_config.json does without", dir);
     if (eos < 0) die("%s/tokenizer.model: has no EOS piece", dir);
     tokenizer_ends(t, bos, eos);
@@ -109,6 +111,7 @@ static void read_special_tokens(tokenizer *t, const char *dir)
 static tokenizer *open_tokenizer(const char *dir, int vocab)
 {
     char *path = join(dir, "tokenizer.model"), err[512];
+    if (exists(path)) expect_file(path);                        // a link to nothing is said as what it is
     tokenizer *t = tokenizer_load(path, err, sizeof err);
     if (!t) die("%s", err);
     if (vocab && tokenizer_vocab(t) > vocab) die("%s: has %d pieces, but config.json says vocab_size %d", path, tokenizer_vocab(t), vocab);
