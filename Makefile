@@ -1,5 +1,6 @@
 #  make            builds ./train, and ./train_cuda where nvcc is (train_cuda_f32 and train_cuda_f64 compute in more digits)
 #  make train_emu  builds ./train_emu: the GPU's source on the CPU, for --check and gdb (train_emu_f64 computes in double)
+#  make check      the quick ones of them: floors, gradients, goldens
 #  make test       builds and runs every test this machine can run
 #  make mutants    breaks the code in 185 places, one at a time, and asks that a test turns red (half an hour); make test tries 20
 #  make bench      how fast, how large, where the time goes: a row a method on two shapes with random weights
@@ -188,6 +189,12 @@ build/15m build/110m: build/random_model
 bench: build/bench build/15m build/110m
 	build/bench
 
+# In under a minute: it compiles, floors are kept, gradients are right in double, and logits, loss, gradients and steps are PEFT's.
+check: train build/test_f64
+	dev/floors.sh
+	build/test_f64 gradients
+	build/test_f64 goldens
+
 floors:
 	dev/floors.sh
 
@@ -203,4 +210,4 @@ base: train
 clean:
 	rm -rf train train_cuda train_cuda_f32 train_cuda_f64 train_emu train_emu_f64 build
 
-.PHONY: all found test mutants floors bench bench-gpu sanitize fuzz seam base clean
+.PHONY: all found check test mutants floors bench bench-gpu sanitize fuzz seam base clean
