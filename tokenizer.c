@@ -11,13 +11,13 @@
       8  merging                byte pair encoding, with a heap
       9  encoding and decoding
 
-    BPE in five lines. At first every character is a symbol of its own. Take all adjacent pairs of symbols whose
-    joined text is a piece of the vocabulary; join the pair whose piece has the highest score, the leftmost one
-    on a tie; repeat until no pair is left. Each symbol is then a piece, and its number is the id. A character
-    that is no piece becomes one id per byte. The score of a piece says how early the training merged it, so
-    encoding repeats the merges of the training in their order.
+    BPE in five lines. At first every character is a symbol of its own. Take all adjacent pairs of symbols
+    whose joined text is a piece of the vocabulary; join the pair whose piece has the highest score, the
+    leftmost one on a tie; repeat until no pair is left. Each symbol is then a piece, and its number is the
+    id. A character that is no piece becomes one id per byte. The score of a piece says how early the training
+    merged it, so encoding repeats the merges of the training in their order.
 
-    It follows SentencePiece (Kudo and Richardson 2018, arXiv 1808.06226), id for id and byte for byte.         */
+    It follows SentencePiece (Kudo and Richardson 2018, arXiv 1808.06226), id for id and byte for byte.     */
 
 #include <errno.h>
 #include <limits.h>
@@ -30,43 +30,54 @@
 #include <sys/stat.h>
 #include "ops/utf8.h"
 
-// ---- 1  the contract ---------------------------------------------------------------------------------------
+// ---- 1  the contract --------------------------------------------------------------------------------------
 
 typedef struct tokenizer tokenizer;     // never changes after loading: any number of threads may use it
 
-// Reads tokenizer.model. NULL on an error, with one line in err: the path, what is wrong, what was expected, what to do.
+// Reads tokenizer.model. NULL on an error, with one line in err: the path, what is wrong, what was expected,
+// what to do.
 tokenizer *tokenizer_load(const char *path, char *err, size_t err_size);
 void tokenizer_free(tokenizer *t);                      // NULL is fine
 
-int tokenizer_vocab(const tokenizer *t);                // how many pieces; ids are 0 … vocab-1
-int tokenizer_bos(const tokenizer *t);                  // id of the piece that begins a text, -1 if there is none
-int tokenizer_eos(const tokenizer *t);                  // id of the piece that ends it, likewise
+int tokenizer_vocab(const tokenizer *t);            // how many pieces; ids are 0 … vocab-1
+int tokenizer_bos(const tokenizer *t);              // id of the piece that begins a text, -1 if there is none
+int tokenizer_eos(const tokenizer *t);              // id of the piece that ends it, -1 if there is none
 
-// What a model directory says beyond tokenizer.model (Hugging Face's tokenizer_config.json and its kin): tokens of its own.
-// Wherever the text of one stands in a text it is this id. lstrip and rstrip take the spaces around it along, single_word
-// wants no letter beside it, and decoding leaves special ones out. The last of two with the same text counts. False if out
-// of memory.
-typedef struct { const char *text; int id; bool special, lstrip, rstrip, single_word; } added_token;
+// A model directory may bring tokens of its own (Hugging Face's tokenizer_config.json and its kin). Wherever
+// the text of one stands in a text, encoding gives this id. lstrip and rstrip: the spaces before and behind
+// it go with it. single_word: only where no letter stands beside it. special: decoding leaves it out. Of two
+// with the same text the last counts. False if out of memory.
+typedef struct {
+    const char *text;
+    int id;
+    bool special, lstrip, rstrip, single_word;
+} added_token;
 bool tokenizer_add(tokenizer *t, added_token a);
-bool tokenizer_add_own(tokenizer *t);   // the file's own, <unk>, <s>, </s> and their like: to SentencePiece they are plain text
 
-// Whether SentencePiece's ▁ goes in front of a text, and whether it goes in front of what follows a special token: always, unless
-// a space stands there, or never. A tokenizer.model alone says 1, ALWAYS.
+// The same for <unk>, <s>, </s> and their like in tokenizer.model, which SentencePiece encodes as plain text.
+bool tokenizer_add_own(tokenizer *t);
+
+// Whether SentencePiece's ▁ goes in front of a text, and whether it goes in front of what follows a special
+// token: always, unless a space stands there, or never. A tokenizer.model alone says 1, ALWAYS.
 enum behind_special { ALWAYS, UNLESS_SPACE, NEVER };
 void tokenizer_spaces(tokenizer *t, bool in_front, enum behind_special behind);
-void tokenizer_ends(tokenizer *t, int bos, int eos);    // other ids than the file's own; -1: none is put there
-int tokenizer_find(const tokenizer *t, const char *text);       // id of this piece or added token, -1 if there is none
+void tokenizer_ends(tokenizer *t, int bos, int eos);    // ids other than the file's own; -1: none is put
 
-// Text to ids, without BOS and EOS. The text may hold NUL bytes; each byte that is not UTF-8 is read as U+FFFD. `begins`: it
-// begins a sequence; if not, it continues one, and no space of its own is put in front.
-// Returns malloc'ed memory and its length in *n (an empty text has none), NULL if out of memory or over 700 MB of text.
+// The id of this piece or added token, -1 if there is none.
+int tokenizer_find(const tokenizer *t, const char *text);
+
+// Text to ids, without BOS and EOS. The text may hold NUL bytes; each byte that is not UTF-8 is read as
+// U+FFFD. begins: the text begins a sequence. If not, it continues one, and no space of its own is put in
+// front. Returns malloc'ed memory and its length in *n (an empty text has none), NULL if out of memory or
+// over 700 MB of text.
 int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, bool begins, size_t *n);
 
-// Ids to text, malloc'ed, with a NUL behind its *bytes bytes; NULL if out of memory. Control pieces vanish, the space
-// that encoding puts in front is dropped, bytes that are not UTF-8 become U+FFFD. An id that does not exist is skipped.
+// Ids to text, malloc'ed, with a NUL behind its *bytes bytes; NULL if out of memory. Control pieces vanish,
+// the space that encoding puts in front is dropped, bytes that are not UTF-8 become U+FFFD. An id that does
+// not exist is skipped.
 char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *bytes);
 
-// ---- 2  slices and UTF-8 -----------------------------------------------------------------------------------
+// ---- 2  slices and UTF-8 ----------------------------------------------------------------------------------
 
 typedef struct { const char *p; size_t n; } slice;      // n bytes inside a file or a text; no NUL behind them
 
@@ -84,18 +95,26 @@ static slice skip(slice s, size_t n)
     return (slice){s.p + n, s.n - n};
 }
 
-static size_t character(slice s) { return utf8_length(s.p, s.n); }     // bytes of the one in front, 0 if it is not UTF-8
+static size_t character(slice s)                        // bytes of the one in front, 0 if it is not UTF-8
+{
+    return utf8_length(s.p, s.n);
+}
 
-// ---- 3  protobuf -------------------------------------------------------------------------------------------
+// ---- 3  protobuf ------------------------------------------------------------------------------------------
 
-/* A message is a run of fields. A field is a key (number · 8 + wire type) and a value, and the wire type says how
-   long the value is, so fields that nobody knows can be skipped. A varint has 7 bits per byte, lowest first, and
-   the top bit set on all bytes but the last.                                                                 */
+/* A message is a run of fields. A field is a key (number · 8 + wire type) and a value, and the wire type says
+   how long the value is, so fields that nobody knows can be skipped. A varint has 7 bits per byte, lowest
+   first, and the top bit set on all bytes but the last.                                                   */
 enum { VARINT = 0, FIXED64 = 1, BYTES = 2, FIXED32 = 5 };
 #define KEY(number, wire) ((number) << 3 | (wire))
 
-typedef struct { uint64_t key, number; slice data; } field;    // number of a VARINT, data of every other wire type
+typedef struct {
+    uint64_t key;
+    uint64_t number;            // the value of a VARINT
+    slice data;                 // the value of every other wire type
+} field;
 
+// Takes a varint off the front of `in`. False if it is longer than 10 bytes or than what is left.
 static bool read_varint(slice *in, uint64_t *value)
 {
     *value = 0;
@@ -108,7 +127,7 @@ static bool read_varint(slice *in, uint64_t *value)
     return false;
 }
 
-// Takes the next field off the message. False at the end, and at a damaged field, which is then still in front.
+// Takes the next field off the message. False at the end, and at a damaged field, which stays in the message.
 static bool next_field(slice *message, field *f)
 {
     slice in = *message;
@@ -136,14 +155,18 @@ static float float_of(slice little_endian)
     return value;
 }
 
-// ---- 4  pieces by their text -------------------------------------------------------------------------------
+// ---- 4  pieces by their text ------------------------------------------------------------------------------
 
 enum { NORMAL = 1, UNKNOWN, CONTROL, USER, UNUSED, BYTE };      // types of a piece, as in the file
 enum { UNIGRAM = 1, BPE, WORD, CHARACTER };                     // kinds of a model, as in the file
 
 typedef struct { slice text; float score; int type; } piece;
 typedef struct { uint32_t hash; int id; } slot;                 // id + 1, so that 0 says empty
-typedef struct { slice text; int id; bool special, lstrip, rstrip, single_word; } added;       // owns its text
+typedef struct {
+    slice text;                                                 // in memory of its own
+    int id;
+    bool special, lstrip, rstrip, single_word;
+} added;
 
 struct tokenizer {
     char *file;                 // the whole file; the pieces point into it
@@ -171,8 +194,9 @@ struct tokenizer {
     enum behind_special behind;
 };
 
-/* stb_ds would need a NUL behind every key, which a piece of a text has not, and does not check its allocations.
-   FNV-1a takes one byte at a time, so the hashes of all prefixes of a text come for the price of one.         */
+/* Why no table of stb_ds: it wants a NUL behind every key, and a piece inside a text has none behind it; and
+   it does not check its allocations. FNV-1a takes one byte at a time, so hashing a text gives the hashes of
+   all its prefixes on the way.                                                                            */
 #define HASH_START 0xcbf29ce484222325u
 
 static uint64_t hash_byte(uint64_t hash, char byte)
@@ -201,7 +225,8 @@ static int find_piece(const tokenizer *t, slice text)           // its id, -1 if
 // Bytes of the longest USER piece that the text starts with, 0 if there is none.
 static size_t user_length(const tokenizer *t, slice text)
 {
-    size_t found = 0, most = t->longest_user[(unsigned char)text.p[0]];
+    size_t most = t->longest_user[(unsigned char)text.p[0]];
+    size_t found = 0;
     uint64_t hash = HASH_START;
     for (size_t n = 1; n <= most && n <= text.n; n++) {
         hash = hash_byte(hash, text.p[n - 1]);
@@ -219,7 +244,7 @@ static int byte_of(slice s)                                     // "<0x0A>" is 1
     return high && low ? (int)((high - digits) * 16 + (low - digits)) : -1;
 }
 
-// ---- 5  loading --------------------------------------------------------------------------------------------
+// ---- 5  loading -------------------------------------------------------------------------------------------
 
 typedef struct { const char *path; char *text; size_t size; } report;      // where an error is told
 
@@ -234,21 +259,30 @@ static bool wrong(const report *r, const char *format, ...)     // always false
     return false;
 }
 
+// The whole file into t->file. What cannot be a tokenizer.model is refused before its bytes are read.
 static bool read_file(tokenizer *t, const report *r)
 {
     struct stat st;
     int special = !stat(r->path, &st) && !S_ISREG(st.st_mode);
-    FILE *f = fopen(special ? "/dev/null" : r->path, "rb");         // opening a named pipe would wait for its writer
-    if (!f) return wrong(r, "%s. Expected the tokenizer.model of the model directory: copy it there", strerror(errno));
+    FILE *f = fopen(special ? "/dev/null" : r->path, "rb");     // a named pipe would wait for its writer
+    if (!f)
+        return wrong(r, "%s. Expected the tokenizer.model of the model directory: copy it there",
+                     strerror(errno));
     const char *problem = NULL;
-    if (fstat(fileno(f), &st) || !S_ISREG(st.st_mode)) problem = "is not a regular file. Expected a tokenizer.model: copy it there";
-    else if (st.st_size > INT_MAX) problem = "is over 2 GB. Expected a protobuf, which is never that large: download it again";
-    else if (!(t->file = malloc((size_t)st.st_size + 1))) problem = "does not fit into memory";
-    else if ((t->file_bytes = fread(t->file, 1, (size_t)st.st_size, f)) != (size_t)st.st_size) problem = "cannot be read to its end: copy it there again";
+    if (fstat(fileno(f), &st) || !S_ISREG(st.st_mode))
+        problem = "is not a regular file. Expected a tokenizer.model: copy it there";
+    else if (st.st_size > INT_MAX)
+        problem = "is over 2 GB. Expected a protobuf, which is never that large: download it again";
+    else if (!(t->file = malloc((size_t)st.st_size + 1)))
+        problem = "does not fit into memory";
+    else if ((t->file_bytes = fread(t->file, 1, (size_t)st.st_size, f)) != (size_t)st.st_size)
+        problem = "cannot be read to its end: copy it there again";
     fclose(f);
     return !problem || wrong(r, "%s", problem);
 }
 
+// A message SentencePiece: one piece. This function and the next two skip fields that they have no case for,
+// and return false if the message is damaged.
 static bool read_piece(piece *p, slice message)
 {
     *p = (piece){.type = NORMAL};
@@ -261,6 +295,7 @@ static bool read_piece(piece *p, slice message)
     return message.n == 0;
 }
 
+// A message TrainerSpec: how the model was trained.
 static bool read_trainer(tokenizer *t, slice message)
 {
     for (field f; next_field(&message, &f);)
@@ -275,6 +310,7 @@ static bool read_trainer(tokenizer *t, slice message)
     return message.n == 0;
 }
 
+// A message NormalizerSpec: what happens to a text before it is cut into pieces.
 static bool read_normaliser(tokenizer *t, slice message)
 {
     t->has_normaliser = true;
@@ -295,13 +331,20 @@ static bool read_model(tokenizer *t, const report *r)
     slice rest = file;
     size_t count = 0;
     for (field f; next_field(&rest, &f);) count += f.key == KEY(1, BYTES);
-    if (file.n && file.p[0] == '{') return wrong(r, "is JSON. Expected the binary tokenizer.model, not tokenizer.json: copy that one there");
+    if (file.n && file.p[0] == '{')
+        return wrong(r, "is JSON. Expected the binary tokenizer.model, not tokenizer.json: "
+                        "copy that one there");
     if (starts_with(file, SLICE("version https://git-lfs")))
-        return wrong(r, "is a git-lfs pointer, not the file itself. In its folder: git lfs install && git lfs pull");
-    if (rest.n) return wrong(r, "is not a SentencePiece model, or is cut short (at byte %zu of %zu). Expected a protobuf, not a web page or "
-                                "a git-lfs pointer: download it again", file.n - rest.n, file.n);
-    if (count < 1 || count > 10000000) return wrong(r, "has %zu pieces. Expected 1 to 10000000: download it again", count);
-    if (!(t->pieces = calloc(count, sizeof *t->pieces))) return wrong(r, "has %zu pieces, which do not fit into memory", count);
+        return wrong(r, "is a git-lfs pointer, not the file itself. "
+                        "In its folder: git lfs install && git lfs pull");
+    if (rest.n)
+        return wrong(r, "is not a SentencePiece model, or is cut short (at byte %zu of %zu). "
+                        "Expected a protobuf, not a web page or a git-lfs pointer: download it again",
+                     file.n - rest.n, file.n);
+    if (count < 1 || count > 10000000)
+        return wrong(r, "has %zu pieces. Expected 1 to 10000000: download it again", count);
+    if (!(t->pieces = calloc(count, sizeof *t->pieces)))
+        return wrong(r, "has %zu pieces, which do not fit into memory", count);
     rest = file;
     for (field f; next_field(&rest, &f);) {
         bool ok = true;
@@ -311,30 +354,43 @@ static bool read_model(tokenizer *t, const report *r)
         case KEY(3, BYTES): ok = read_normaliser(t, f.data); break;
         case KEY(5, BYTES): t->maps_characters |= f.data.n > 0; break;    // a normaliser for decoded text
         }
-        if (!ok) return wrong(r, "is damaged before byte %zu. Expected a SentencePiece model: download it again", file.n - rest.n);
+        if (!ok)
+            return wrong(r, "is damaged before byte %zu. Expected a SentencePiece model: download it again",
+                         file.n - rest.n);
     }
     return true;
 }
 
+// Refuses every kind of SentencePiece model that is not encoded as Llama2's.
 static bool check_kind(const tokenizer *t, const report *r)
 {
     const struct { bool refused; const char *what, *to_do; } kinds[] = {
-        {t->kind == UNIGRAM,   "is a unigram model",                      "train it with --model_type=bpe"},
-        {t->kind == WORD,      "is a word model",                         "train it with --model_type=bpe"},
-        {t->kind == CHARACTER, "is a character model",                    "train it with --model_type=bpe"},
-        {t->kind != BPE,       "does not say that it is BPE",             "download it again, it may be cut short"},
-        {!t->has_normaliser,   "does not say how it treats spaces",       "download it again, it may be cut short"},
-        {!t->byte_fallback,    "has no bytes for unknown characters",     "train it with --byte_fallback=true"},
-        {t->spaces_behind,     "puts spaces behind words",                "train it with --treat_whitespace_as_suffix=false"},
-        {t->maps_characters,   "maps characters before or after (NFKC?)", "train it with --normalization_rule_name=identity"},
+        {t->kind == UNIGRAM,   "is a unigram model",
+                               "train it with --model_type=bpe"},
+        {t->kind == WORD,      "is a word model",
+                               "train it with --model_type=bpe"},
+        {t->kind == CHARACTER, "is a character model",
+                               "train it with --model_type=bpe"},
+        {t->kind != BPE,       "does not say that it is BPE",
+                               "download it again, it may be cut short"},
+        {!t->has_normaliser,   "does not say how it treats spaces",
+                               "download it again, it may be cut short"},
+        {!t->byte_fallback,    "has no bytes for unknown characters",
+                               "train it with --byte_fallback=true"},
+        {t->spaces_behind,     "puts spaces behind words",
+                               "train it with --treat_whitespace_as_suffix=false"},
+        {t->maps_characters,   "maps characters before or after (NFKC?)",
+                               "train it with --normalization_rule_name=identity"},
     };
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
-        if (kinds[i].refused) return wrong(r, "%s. Expected SentencePiece BPE with byte fallback and the identity normaliser, as Llama2's: %s",
-                                           kinds[i].what, kinds[i].to_do);
+        if (kinds[i].refused)
+            return wrong(r, "%s. Expected SentencePiece BPE with byte fallback and the identity normaliser, "
+                            "as Llama2's: %s", kinds[i].what, kinds[i].to_do);
     return true;
 }
 
-// Adds a piece that matches text to the hash table and to what encoding wants to know. Says what is wrong, or NULL.
+// Adds a piece that matches text to the hash table, and notes in joins_space, longest_user and has_unused
+// what encoding wants to know of it. Says what is wrong with the piece, or NULL.
 static const char *index_text(tokenizer *t, int id)
 {
     const piece *p = t->pieces + id;
@@ -353,6 +409,8 @@ static const char *index_text(tokenizer *t, int id)
     return NULL;
 }
 
+// Checks a piece and makes it findable: by its text, or as one of the 256 bytes. UNKNOWN and CONTROL pieces
+// are found by neither. Says what is wrong with the piece, or NULL.
 static const char *index_piece(tokenizer *t, int id)
 {
     const piece *p = t->pieces + id;
@@ -370,19 +428,23 @@ static const char *index_piece(tokenizer *t, int id)
     return NULL;
 }
 
+// Builds the hash table and byte_id from the pieces.
 static bool index_pieces(tokenizer *t, const report *r)
 {
     size_t slots = 2;
     while (slots < 2 * (size_t)t->vocab) slots *= 2;
     t->last_slot = slots - 1;
-    if (!(t->slots = calloc(slots, sizeof *t->slots))) return wrong(r, "has %d pieces, which do not fit into memory", t->vocab);
+    if (!(t->slots = calloc(slots, sizeof *t->slots)))
+        return wrong(r, "has %d pieces, which do not fit into memory", t->vocab);
     for (int b = 0; b < 256; b++) t->byte_id[b] = -1;
     for (int id = 0; id < t->vocab; id++) {
         const char *problem = index_piece(t, id);
-        if (problem) return wrong(r, "piece %d %s. Expected SentencePiece's pieces: download it again", id, problem);
+        if (problem)
+            return wrong(r, "piece %d %s. Expected SentencePiece's pieces: download it again", id, problem);
     }
     for (int b = 0; b < 256; b++)
-        if (t->byte_id[b] < 0) return wrong(r, "has no piece <0x%02X>. Expected all 256 bytes: download it again", (unsigned)b);
+        if (t->byte_id[b] < 0)
+            return wrong(r, "has no piece <0x%02X>. Expected all 256 bytes: download it again", (unsigned)b);
     return true;
 }
 
@@ -391,11 +453,18 @@ static int control_or_none(const tokenizer *t, int id)
     return id >= 0 && id < t->vocab && t->pieces[id].type == CONTROL ? id : -1;
 }
 
+// What the file does not say has SentencePiece's defaults.
 tokenizer *tokenizer_load(const char *path, char *err, size_t err_size)
 {
     const report r = {path, err, err_size};
-    const tokenizer defaults = {.bos = 1, .eos = 2, .unknown = SLICE(" \xe2\x81\x87 "),
-                                .space_in_front = true, .trim_spaces = true, .escape_spaces = true};     // SentencePiece's
+    const tokenizer defaults = {
+        .bos = 1,
+        .eos = 2,
+        .unknown = SLICE(" \xe2\x81\x87 "),                      // ⁇
+        .space_in_front = true,
+        .trim_spaces = true,
+        .escape_spaces = true,
+    };
     tokenizer *t = malloc(sizeof *t);
     if (!t) wrong(&r, "out of memory");
     else *t = defaults;
@@ -412,21 +481,28 @@ void tokenizer_free(tokenizer *t)
 {
     if (!t) return;
     for (size_t i = 0; i < t->added_count; i++) free((char *)t->added[i].text.p);
-    free(t->added), free(t->slots), free(t->pieces), free(t->file), free(t);
+    free(t->added);
+    free(t->slots);
+    free(t->pieces);
+    free(t->file);
+    free(t);
 }
 
 int tokenizer_vocab(const tokenizer *t) { return t->vocab; }
 int tokenizer_bos(const tokenizer *t)   { return t->bos; }
 int tokenizer_eos(const tokenizer *t)   { return t->eos; }
 
-// ---- 6  special tokens -------------------------------------------------------------------------------------
+// ---- 6  special tokens ------------------------------------------------------------------------------------
 
+// Takes the place of the added token with the same text, if there is one, and stands behind the others if
+// not.
 bool tokenizer_add(tokenizer *t, added_token a)
 {
     slice text = {a.text, strlen(a.text)};
     size_t i = 0;
     if (!text.n) return true;
-    while (i < t->added_count && (t->added[i].text.n != text.n || memcmp(t->added[i].text.p, text.p, text.n))) i++;
+    while (i < t->added_count && (t->added[i].text.n != text.n || memcmp(t->added[i].text.p, text.p, text.n)))
+        i++;
     if (i == t->added_count) {
         added *more = realloc(t->added, (i + 1) * sizeof *more);
         if (!more) return false;
@@ -442,6 +518,7 @@ bool tokenizer_add(tokenizer *t, added_token a)
     return true;
 }
 
+// text: a piece is shorter than 8000 bytes (index_piece), and tokenizer_add wants a NUL behind it.
 bool tokenizer_add_own(tokenizer *t)
 {
     char text[8000];
@@ -477,7 +554,9 @@ int tokenizer_find(const tokenizer *t, const char *text)
 
 static bool is_word(char c)                                     // part of a word; beyond ASCII everything is
 {
-    return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '_' || (unsigned char)c >= 0x80;
+    bool digit = c >= '0' && c <= '9';
+    bool letter = (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z');
+    return digit || letter || c == '_' || (unsigned char)c >= 0x80;
 }
 
 static bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
@@ -487,15 +566,17 @@ static const added *added_at(const tokenizer *t, slice text, size_t at)
 {
     const added *found = NULL;
     if (!t->starts_added[(unsigned char)text.p[at]]) return NULL;
-    for (const added *a = t->added; a < t->added + t->added_count; a++)
-        if (a->text.p[0] == text.p[at] && (!found || a->text.n > found->text.n) && starts_with(skip(text, at), a->text)) found = a;
+    for (const added *a = t->added; a < t->added + t->added_count; a++) {
+        if (a->text.p[0] != text.p[at]) continue;                   // most are told apart by their first byte
+        if ((!found || a->text.n > found->text.n) && starts_with(skip(text, at), a->text)) found = a;
+    }
     if (!found || !found->single_word) return found;
     size_t end = at + found->text.n;
     bool alone = (!at || !is_word(text.p[at - 1])) && (end == text.n || !is_word(text.p[end]));
     return alone ? found : NULL;
 }
 
-// ---- 7  normalising ----------------------------------------------------------------------------------------
+// ---- 7  normalising ---------------------------------------------------------------------------------------
 
 static char *append(char *out, slice s)                         // returns the end
 {
@@ -503,9 +584,10 @@ static char *append(char *out, slice s)                         // returns the e
     return out + s.n;
 }
 
-// Spaces become ▁, with `space` one more goes in front, and bytes that are not UTF-8 become U+FFFD. With trim_spaces, runs of
-// spaces shrink to one and those at both ends go; one in front stays where the text goes on from another (`trim` false). USER
-// pieces are copied whole. out has room for 3 bytes per byte, and 3 more.
+// The text as the pieces spell it: spaces become ▁, bytes that are not UTF-8 become U+FFFD, and USER pieces
+// are copied as they are. space: one more ▁ goes in front. If the model says trim_spaces, runs of spaces
+// shrink to one, and those at both ends go; those in front shrink to one only if `trim` is false: the text
+// then continues another. out has room for 3 bytes per byte of text, and 3 more.
 static slice normalise(const tokenizer *t, slice text, bool space, bool trim, char *out)
 {
     const slice blank = t->escape_spaces ? SPACE : SLICE(" ");
@@ -523,17 +605,24 @@ static slice normalise(const tokenizer *t, slice text, bool space, bool trim, ch
             if (part.p[i] == ' ') end = append(end, blank);
             else *end++ = part.p[i];
     }
-    while (t->trim_spaces && (size_t)(end - out) >= blank.n && !memcmp(end - blank.n, blank.p, blank.n)) end -= blank.n;
+    while (t->trim_spaces && (size_t)(end - out) >= blank.n && !memcmp(end - blank.n, blank.p, blank.n))
+        end -= blank.n;
     return (slice){out, (size_t)(end - out)};
 }
 
-// ---- 8  merging --------------------------------------------------------------------------------------------
+// ---- 8  merging -------------------------------------------------------------------------------------------
 
-/* The symbols of a word. A symbol is named by its first byte: symbols[at] covers bytes at … at+bytes-1, and the next
-   one is symbols[at + bytes]. A symbol that was joined to the one before it has bytes = 0.                    */
-typedef struct { int bytes, before, id; } symbol;               // before: the previous symbol, -1 if none; id: -1 if no piece
+/* The symbols of a word. The number of a symbol is the place of its first byte: symbols[at] covers the bytes
+   at … at+bytes-1, and the next symbol is symbols[at + bytes]. A symbol that has been joined to the one
+   before it has bytes = 0.                                                                                */
+typedef struct {
+    int bytes;
+    int before;                 // the number of the previous symbol, -1 if there is none
+    int id;                     // of the piece that the symbol is, -1 if it is none
+} symbol;
 
-// Two neighbours that make a piece. It is out of date if the neighbours at `at` are no longer as long as the piece.
+// The symbol `at` and the next one, which together make the piece `id`. A later merge may change one of the
+// two while the pair waits on the heap. merge_symbols sees it by their lengths, and drops the pair.
 typedef struct { float score; int at, id; } pair;
 
 typedef struct {
@@ -542,7 +631,7 @@ typedef struct {
     symbol *symbols;            // (word.n)
     pair *heap;                 // (2 word.n): at most word.n - 1 at first, and a merge takes one and puts two
     size_t pairs, room;         // room: the longest word that fits
-    int *left_part;             // (vocab), of an UNUSED piece: bytes of the first of the two symbols that make it
+    int *left_part;             // (vocab): bytes of the left one of the two symbols that make an UNUSED piece
     char *normal;               // a normalised section, room for the whole text
     int *ids;
     size_t n, ids_room;
@@ -553,16 +642,18 @@ static bool goes_first(pair a, pair b)
     return a.score > b.score || (a.score == b.score && a.at < b.at);
 }
 
-static void push(encoder *e, pair p)
+static void push(encoder *e, pair p)                            // onto the heap
 {
     size_t i = e->pairs++;
     for (; i && goes_first(p, e->heap[(i - 1) / 2]); i = (i - 1) / 2) e->heap[i] = e->heap[(i - 1) / 2];
     e->heap[i] = p;
 }
 
+// Takes the pair that goes first off the heap. The last one of the heap sinks from the top to its place.
 static pair pop(encoder *e)
 {
-    pair top = e->heap[0], last = e->heap[--e->pairs];
+    pair top = e->heap[0];
+    pair last = e->heap[--e->pairs];
     size_t i = 0;
     for (size_t child; (child = 2 * i + 1) < e->pairs; i = child) {
         if (child + 1 < e->pairs && goes_first(e->heap[child + 1], e->heap[child])) child++;
@@ -582,8 +673,10 @@ static bool can_merge(const encoder *e, int at)                 // a USER piece 
 // Puts the symbol at `at` and its right neighbour on the heap, if together they make a piece.
 static void offer(encoder *e, int at)
 {
-    const symbol *left = e->symbols + at, *right = left + left->bytes;
-    if ((size_t)(at + left->bytes) >= e->word.n || !can_merge(e, at) || !can_merge(e, at + left->bytes)) return;
+    const symbol *left = e->symbols + at;
+    const symbol *right = left + left->bytes;
+    if ((size_t)(at + left->bytes) >= e->word.n) return;            // it is the last symbol
+    if (!can_merge(e, at) || !can_merge(e, at + left->bytes)) return;
     int id = find_piece(e->t, (slice){e->word.p + at, (size_t)(left->bytes + right->bytes)});
     if (id < 0) return;
     push(e, (pair){e->t->pieces[id].score, at, id});
@@ -592,8 +685,8 @@ static void offer(encoder *e, int at)
 
 static void split_into_symbols(encoder *e)
 {
-    int before = -1, at = 0, n = (int)e->word.n;
-    for (; at < n; before = at, at += e->symbols[at].bytes) {
+    int n = (int)e->word.n;
+    for (int before = -1, at = 0; at < n; before = at, at += e->symbols[at].bytes) {
         slice rest = skip(e->word, (size_t)at);
         size_t bytes = user_length(e->t, rest);
         if (!bytes) bytes = character(rest);
@@ -601,14 +694,18 @@ static void split_into_symbols(encoder *e)
     }
 }
 
+// The pair with the highest score becomes one symbol, until no pair is left. A new symbol makes new pairs
+// with the symbol before it and the one behind it.
 static void merge_symbols(encoder *e)
 {
     e->pairs = 0;
     for (int at = 0; at < (int)e->word.n; at += e->symbols[at].bytes) offer(e, at);
     while (e->pairs) {
         pair p = pop(e);
-        symbol *left = e->symbols + p.at, *right = left + left->bytes;
-        int bytes = (int)e->t->pieces[p.id].text.n, next = p.at + bytes;
+        symbol *left = e->symbols + p.at;
+        symbol *right = left + left->bytes;
+        int bytes = (int)e->t->pieces[p.id].text.n;
+        int next = p.at + bytes;
         if (!left->bytes || left->bytes >= bytes || left->bytes + right->bytes != bytes) continue;
         right->bytes = 0;
         left->bytes = bytes;
@@ -619,9 +716,10 @@ static void merge_symbols(encoder *e)
     }
 }
 
-// ---- 9  encoding and decoding ------------------------------------------------------------------------------
+// ---- 9  encoding and decoding -----------------------------------------------------------------------------
 
-// One symbol as ids: its own; those of the two parts of an UNUSED piece; or, if it is no piece, those of its bytes.
+// Appends the ids of one symbol: the id of its piece; of an UNUSED piece the ids of its two parts; and if it
+// is no piece, one id per byte.
 static void emit(encoder *e, slice text, int id)
 {
     int first = id >= 0 && e->left_part ? e->left_part[id] : 0;
@@ -634,14 +732,17 @@ static void emit(encoder *e, slice text, int id)
     } else e->ids[e->n++] = id;
 }
 
-/* Where the first word of the text ends. Between a byte and a ▁ that stand together in no piece nothing can ever merge,
-   so the two sides are encoded on their own: the same ids, with a heap as small as a word. Llama2's pieces have ▁ only
-   in front and in runs. The parts of an UNUSED piece depend on what was merged before it anywhere, so these want it whole. */
+/* Bytes of the first word of the text. It ends before a ▁, if no piece anywhere has a ▁ right behind the byte
+   in front: then no merge can join the two sides, and each is encoded on its own. The ids are the same, and
+   the heap is as small as a word. (Llama2's pieces have ▁ only in front and in runs.) Under a model with
+   UNUSED pieces a text is not cut: the two parts of such a piece depend on earlier merges anywhere in it. */
 static size_t word_length(const tokenizer *t, slice text)
 {
     if (t->has_unused) return text.n;
-    for (size_t i = 1; i < text.n; i++)
-        if (text.p[i] == SPACE.p[0] && !t->joins_space[(unsigned char)text.p[i - 1]] && starts_with(skip(text, i), SPACE)) return i;
+    for (size_t i = 1; i < text.n; i++) {
+        if (text.p[i] != SPACE.p[0] || t->joins_space[(unsigned char)text.p[i - 1]]) continue;
+        if (starts_with(skip(text, i), SPACE)) return i;
+    }
     return text.n;
 }
 
@@ -649,12 +750,14 @@ static bool make_room(encoder *e, size_t bytes)
 {
     if (bytes <= e->room) return true;
     e->room = bytes > 2 * e->room ? bytes : 2 * e->room;
-    free(e->symbols), free(e->heap);
+    free(e->symbols);
+    free(e->heap);
     e->symbols = malloc(e->room * sizeof *e->symbols);
     e->heap = malloc(2 * e->room * sizeof *e->heap);
     return e->symbols && e->heap;
 }
 
+// A normalised text, word by word, to ids. False if out of memory.
 static bool encode_words(encoder *e, slice text)
 {
     for (; text.n; text = skip(text, e->word.n)) {
@@ -690,14 +793,19 @@ static bool encode_section(encoder *e, slice text, bool space, bool trim)
 static bool encode_sections(encoder *e, slice text, bool begins)
 {
     const tokenizer *t = e->t;
-    bool space = begins && t->space_in_front, trim = begins;
+    bool space = begins && t->space_in_front;
+    bool trim = begins;
     size_t start = 0;
     for (size_t at = 0; at < text.n;) {
         const added *a = added_at(t, text, at);
-        if (!a) { at++; continue; }
+        if (!a) {
+            at++;
+            continue;
+        }
         size_t end = at;
         while (a->lstrip && end > start && is_space(text.p[end - 1])) end--;
-        if (!encode_section(e, (slice){text.p + start, end - start}, space, trim) || !more_ids(e, 1)) return false;
+        if (!encode_section(e, (slice){text.p + start, end - start}, space, trim)) return false;
+        if (!more_ids(e, 1)) return false;
         e->ids[e->n++] = a->id;
         start = at + a->text.n;
         while (a->rstrip && start < text.n && is_space(text.p[start])) start++;
@@ -710,6 +818,7 @@ static bool encode_sections(encoder *e, slice text, bool begins)
     return encode_section(e, skip(text, start), space, trim);
 }
 
+// Makes an encoder for this one text, and keeps its ids.
 int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, bool begins, size_t *n)
 {
     encoder e = {.t = t};
@@ -717,14 +826,22 @@ int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, bool b
     if (bytes > INT_MAX / 3 - 1) return NULL;
     e.normal = malloc(3 * bytes + 3);
     if (t->has_unused) e.left_part = calloc((size_t)t->vocab, sizeof *e.left_part);
-    bool ok = e.normal && (e.left_part || !t->has_unused) && more_ids(&e, 1) && encode_sections(&e, (slice){text, bytes}, begins);
+    bool ok = e.normal && (e.left_part || !t->has_unused) && more_ids(&e, 1);
+    ok = ok && encode_sections(&e, (slice){text, bytes}, begins);
     if (ok) *n = e.n;
-    else free(e.ids), e.ids = NULL;
-    free(e.normal), free(e.left_part), free(e.symbols), free(e.heap);
+    else {
+        free(e.ids);
+        e.ids = NULL;
+    }
+    free(e.normal);
+    free(e.left_part);
+    free(e.symbols);
+    free(e.heap);
     return e.ids;
 }
 
-// Takes the byte pieces in front of ids that make one character of UTF-8, or one byte that makes none. Returns how many.
+// Appends to *out the one character that the byte pieces in front of ids spell in UTF-8, or U+FFFD for the
+// first byte alone if they spell none. Returns how many ids that took.
 static size_t decode_bytes(const tokenizer *t, const int *ids, size_t n, char **out)
 {
     char bytes[4];
@@ -749,7 +866,7 @@ static char *append_text(char *out, slice piece_text)           // with spaces f
     return out;
 }
 
-static const added *added_of(const tokenizer *t, int id)       // the added token with this id, NULL if there is none
+static const added *added_of(const tokenizer *t, int id)        // with this id, NULL if there is none
 {
     for (size_t i = 0; i < t->added_count; i++)
         if (t->added[i].id == id) return t->added + i;
@@ -766,6 +883,7 @@ static size_t most_bytes(const tokenizer *t, int id)            // of what an id
     return t->pieces[id].text.n;                                // a byte needs 3 of the 6 in its spelling
 }
 
+// Adds up how many bytes the ids may need, then writes their texts one behind the other.
 char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *bytes)
 {
     size_t room = 1;
