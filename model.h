@@ -1,7 +1,7 @@
 /*  model.h: Llama2 by hand.
 
       1  the model and its memory      every tensor is one line, walked twice
-      2  forward and backward          Llama2, and the loss                                                    */
+      2  forward and backward          Llama2, and the loss                                                 */
 
 #ifndef MODEL_H
 #define MODEL_H
@@ -9,7 +9,7 @@
 #include "lib/safetensors.h"
 #include "ops/mat.h"
 
-/* ---- 1  the model and its memory --------------------------------------------------------------------------- */
+// ---- 1  the model and its memory --------------------------------------------------------------------------
 
 typedef struct model model;
 typedef struct linear linear;
@@ -17,22 +17,33 @@ typedef struct linear linear;
 // A method is a row of the table methods[] in adapters.h: how one linear layer y = x Wᵀ is fine-tuned.
 typedef struct method {
     const char *name;
-    const char *equation;                                           // for --list and the banner
-    void (*layout)(model *m, linear *l, const char *name);          // declares its tensors, refuses shapes that do not fit
-    void (*init)(model *m, linear *l, const char *name);            // their values before step 1
-    void (*forward)(model *m, linear *l, mat y, mat x, enum mode mode);  // y = or += …
-    void (*backward)(model *m, linear *l, mat dx, mat dy, mat x);   // dx += …, d(parameters) += …
-    void (*merge)(model *m, linear *l, mat W);                      // W (out, in), a copy of l->W, += the adapter
-    const char *peft_type;                                          // adapter_config.json: LORA, MISS, or our own name
-    int has_start;                                                  // A0, B0: the layer subtracts them, the file holds them
-    int wants_gradient;                                             // init finds in l->dW the gradient of the first step
-    int wants_shards;                                               // forward and backward find S(x) in m->s: see shards_of
+    const char *equation;                                       // for --list and the banner
+
+    // Declares the tensors of a linear layer, and refuses shapes that do not fit.
+    void (*layout)(model *m, linear *l, const char *name);
+
+    // Gives them their values before step 1.
+    void (*init)(model *m, linear *l, const char *name);
+
+    // y = or += …, as mode says.
+    void (*forward)(model *m, linear *l, mat y, mat x, enum mode mode);
+
+    // dx += …, and the gradient of each parameter += ….
+    void (*backward)(model *m, linear *l, mat dx, mat dy, mat x);
+
+    // W (out, in), a copy of l->W, becomes W' = W + adapter.
+    void (*merge)(model *m, linear *l, mat W);
+
+    const char *peft_type;      // in adapter_config.json: PEFT's LORA or MISS, or a name of our own
+    int has_start;              // it has A0 and B0: forward subtracts them, and the file holds them
+    int wants_gradient;         // init finds the gradient of the first step in l->dW
+    int wants_shards;           // forward and backward find S(x) in m->s (shards_of, below)
 } method;
 
 struct linear {
     mat W, dW;                  // (out, in); dW only where W itself trains, and while lora-ga seeks its start
     const method *method;
-    int first, last;            // among the linears that read the same x with this method: q, k, v share what depends on x alone
+    int first, last;            // is it the first, the last of those that read the same x with this method?
     double scale;               // s of y += s (x Aᵀ) Bᵀ
     mat A, dA, B, dB;           // lora: (r, in), (out, r). bat: B (out/r, r, r). bat-row: B (in/r, r, r)
     mat A0, B0;                 // pissa, olora, lora-ga: the start of A and B
@@ -40,18 +51,20 @@ struct linear {
     mat h;                      // lora: x Aᵀ (N, r), kept for the backward pass
     mat mag, dmag;              // dora: the magnitude m (out)
     mat z, VA;                  // dora: x Vᵀ (N, out), V Aᵀ (out, r), V = W + s B A
-    mat gain, dgain, squares, dsquares;                             // dora: m/‖V_o‖ and ‖V_o‖², (out, 1)
+    mat gain, dgain;            // dora: m/‖V_o‖ (out, 1)
+    mat squares, dsquares;      // dora: ‖V_o‖² (out, 1)
 };
 
 typedef struct {
-    mat norm1, dnorm1, norm2, dnorm2;                               // (dim)
+    mat norm1, dnorm1, norm2, dnorm2;                           // (dim)
     linear q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
-    mat x;                                                          // (N, dim) the residual stream on entry
-    mat q, k, v, att;                                               // (N, heads·head_dim), (N, kv_heads·head_dim) twice, as q
-    mat lse;                                                        // (N, heads) log Σ exp of each row of scores: all that attention keeps
-    mat mid;                                                        // (N, dim) the residual stream after attention
-    mat gate, up;                                                   // (N, hidden)
-    mat k_cache, v_cache;                                           // generation: (sequences·length, kv_heads·head_dim)
+    mat x;                      // (N, dim) the residual stream on entry
+    mat q, att;                 // (N, heads·head_dim)
+    mat k, v;                   // (N, kv_heads·head_dim)
+    mat lse;                    // (N, heads) log Σ exp of each row of scores, which itself is not kept
+    mat mid;                    // (N, dim) the residual stream after attention
+    mat gate, up;               // (N, hidden)
+    mat k_cache, v_cache;       // generation: (sequences·length, kv_heads·head_dim)
 } layer;
 
 // Where a tensor lies. One block of memory a kind.
@@ -81,7 +94,8 @@ typedef struct {
 typedef struct {
     const method *method;
     int rank, mini_r, targets;  // targets: a bit for each of linear_names that has an adapter (in some layer)
-    const cJSON *modules;       // an adapter's own "target_modules", or NULL: they decide layer by layer, and the layout sets targets
+    const cJSON *modules;       // an adapter's own "target_modules", or NULL: they choose in each layer anew,
+                                // and layout() sets `targets` to what they chose in any
     int (*selects)(const cJSON *modules, const char *module);  // whether they name this module
     double alpha, plus_ratio;
     uint64_t seed;
@@ -90,43 +104,54 @@ typedef struct {
     int train;                  // keep what the backward pass needs
     int dora_detach;            // dora: the norm counts as a constant in the backward pass
     int recompute;              // 1: but not gate and up; 2: of each layer only x, the residual stream
-    int sequences, cache_rows;  // generation: sequences answered at once, and their number × length; 0 for none
+    int sequences;              // generation: how many are answered at once
+    int cache_rows;             // generation: their number × length; 0: no cache
 } plan;
 
 struct model {
     config c;
     plan p;
     checkpoint file;
-    int reads_file;                                                 // weights are read from it all the time
-    mat embed, dembed, norm, dnorm, head, dhead;                    // (vocab, dim), (dim), (vocab, dim): embed itself if tied
+    int reads_file;                                     // weights are read from it all the time
+    mat embed, dembed;                                  // (vocab, dim)
+    mat norm, dnorm;                                    // (dim)
+    mat head, dhead;                                    // (vocab, dim): embed itself if tied
     layer *layers;
-    mat last;                                                       // (N, dim) the residual stream at the end
-    mat rope;                                                       // (positions, head_dim) [cos | sin]
-    mat xn, hid;                                                    // (N, dim), (N, hidden): recomputed in the backward pass, not kept
-    mat dx, dxn, dq, dk, dv, datt, dgate, dup, dhid;                // gradients of one layer at a time
-    mat hs, hn, dhs, dhn, logits, losses;                           // the head, …
-    int chunk;                                                      // … this many rows at a time
-    mat s, ds, u, du, w;                                            // work space of the methods, shared by all layers
-    dev_ints ids, pos, target_row, label;                           // the micro-batch
-    tensor *tensors;                                                // every tensor above, by name
-    size_t used[KINDS];                                             // elements a block
+    mat last;                                           // (N, dim) the residual stream at the end
+    mat rope;                                           // (positions, head_dim) [cos | sin]
+    mat xn, hid;                                        // (N, dim), (N, hidden): made again on the way back
+    mat dx, dxn, dq, dk, dv, datt, dgate, dup, dhid;    // gradients of one layer at a time
+    mat hs, hn, dhs, dhn, logits;                       // the head: `chunk` rows at a time
+    mat losses;                                         // (N, 1)
+    int chunk;
+    mat s, ds, u, du, w;                                // work space of the methods, shared by all layers
+    dev_ints ids, pos, target_row, label;               // the micro-batch
+    tensor *tensors;                                    // every tensor above, by name
+    size_t used[KINDS];                                 // elements a block
     dev block[KINDS], grad, moment1, moment2;
     size_t trainable;
-    char refused[240];                                              // why the method does not fit this model, or empty
-    int walk;                                                       // 0 measure, 1 point
+    char refused[240];                                  // why the method does not fit this model, or empty
+    int walk;                                           // 0 measure, 1 point
 };
 
 static const char *const linear_names[7] = {"q", "k", "v", "o", "gate", "up", "down"};
-static const char *const module_names[7] = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
+static const char *const module_names[7] =
+    {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
 
 static linear *linear_of(layer *l, int i)
 {
-    return (linear *[]){&l->q_proj, &l->k_proj, &l->v_proj, &l->o_proj, &l->gate_proj, &l->up_proj, &l->down_proj}[i];
+    linear *const all[7] =
+        {&l->q_proj, &l->k_proj, &l->v_proj, &l->o_proj, &l->gate_proj, &l->up_proj, &l->down_proj};
+    return all[i];
 }
 
-static enum dtype type_of_kind(enum kind k) { return k == PARAM || k == START || k == STAT || k == AUX ? TYPE_OF(wide) : TYPE_OF(real); }
+static enum dtype type_of_kind(enum kind k)
+{
+    return k == PARAM || k == START || k == STAT || k == AUX ? TYPE_OF(wide) : TYPE_OF(real);
+}
 
-// Declares a tensor. The first walk measures, the second points *at (and *grad) into the kind's block.
+// Declares a tensor. The first walk measures, the second points *at (and *grad) into the kind's block. A grad
+// of NULL says that it has no gradient.
 __attribute__((format(printf, 6, 7)))
 static tensor *declare(model *m, enum kind kind, mat *at, mat *grad, shape s, const char *format, ...)
 {
@@ -135,10 +160,14 @@ static tensor *declare(model *m, enum kind kind, mat *at, mat *grad, shape s, co
     va_start(args, format);
     vsnprintf(t.name, sizeof t.name, format, args);
     va_end(args);
-    size_t offset = m->used[kind], size = dtypes[type_of_kind(kind)].size;
+    size_t offset = m->used[kind];
+    size_t size = dtypes[type_of_kind(kind)].size;
     *at = mat_of(NULL, type_of_kind(kind), s);
-    if (grad) *grad = *at, grad->p = NULL;
-    if (kind != BASE) m->used[kind] += (elements(*at) + 15) / 16 * 16;             // rows of 64 bytes
+    if (grad) {
+        *grad = *at;
+        grad->p = NULL;
+    }
+    if (kind != BASE) m->used[kind] += (elements(*at) + 15) / 16 * 16;              // in steps of 64 bytes
     if (kind == PARAM) m->trainable += elements(*at);
     if (m->walk && kind != BASE) at->p = (char noderef *)m->block[kind] + offset * size;
     if (m->walk && kind == PARAM && m->p.train) {
@@ -151,7 +180,8 @@ static tensor *declare(model *m, enum kind kind, mat *at, mat *grad, shape s, co
     return &arrlast(m->tensors);
 }
 
-// Work space shared by all layers: the largest request counts. Reserved while measuring, declared by layout() at the end.
+// Asks for work space that all layers share: the largest request counts. layout() declares it at its end,
+// when all requests are known.
 static void reserve(mat *work, int rows, int cols)
 {
     if ((size_t)rows * (size_t)cols > elements(*work)) *work = mat_of(NULL, TYPE_OF(real), SHAPE(rows, cols));
@@ -171,6 +201,8 @@ static const method methods[];          // adapters.h; its first row is `full`: 
 
 static int full_training(const model *m) { return m->p.train && m->p.method == &methods[0]; }
 
+// One linear layer: W, and the tensors of its method. A linear that the run does not target has the method
+// `full`, whose W is then frozen.
 static void linear_layout(model *m, linear *l, int which, int depth, const char *name, int out, int in)
 {
     char module[96], adapter[128];
@@ -178,31 +210,42 @@ static void linear_layout(model *m, linear *l, int which, int depth, const char 
     snprintf(adapter, sizeof adapter, "base_model.model.%s", module);
     if (m->p.modules && m->p.selects(m->p.modules, module)) m->p.targets |= 1 << which;
     int targeted = m->p.modules ? m->p.selects(m->p.modules, module) : m->p.targets >> which & 1;
-    declare(m, full_training(m) ? PARAM : BASE, &l->W, &l->dW, SHAPE(out, in), "model.layers.%d.%s.weight", depth, name);
+    enum kind matrix = full_training(m) ? PARAM : BASE;
+    declare(m, matrix, &l->W, &l->dW, SHAPE(out, in), "model.layers.%d.%s.weight", depth, name);
     l->method = targeted ? m->p.method : &methods[0];
     if (l->method->layout) l->method->layout(m, l, adapter);
 }
 
-// q, k, v share their input, and so do gate, up: marks the first and the last of those that have the adapter.
+// q, k, v share their input, and so do gate, up: marks the first and the last of those that have an adapter.
 static void mark_shared(linear **group, int n)
 {
-    linear *first = NULL, *last = NULL;
-    for (int i = 0; i < n; i++)
-        if (group[i]->method->layout) first = first ? first : group[i], last = group[i];
-    for (int i = 0; i < n; i++) group[i]->first = group[i] == first, group[i]->last = group[i] == last;
+    linear *first = NULL;
+    linear *last = NULL;
+    for (int i = 0; i < n; i++) {
+        if (!group[i]->method->layout) continue;
+        if (!first) first = group[i];
+        last = group[i];
+    }
+    for (int i = 0; i < n; i++) {
+        group[i]->first = group[i] == first;
+        group[i]->last = group[i] == last;
+    }
 }
 
+// The two norms and seven linears of layer i, with their adapters.
 static void layer_weights(model *m, layer *L, int i)
 {
     const config *c = &m->c;
     enum kind vector = full_training(m) ? PARAM : NORM;
-    int q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
+    int q = c->heads * c->head_dim;
+    int kv = c->kv_heads * c->head_dim;
     declare(m, vector, &L->norm1, &L->dnorm1, SHAPE(c->dim), "model.layers.%d.input_layernorm.weight", i);
     linear_layout(m, &L->q_proj, 0, i, "self_attn.q_proj", q, c->dim);
     linear_layout(m, &L->k_proj, 1, i, "self_attn.k_proj", kv, c->dim);
     linear_layout(m, &L->v_proj, 2, i, "self_attn.v_proj", kv, c->dim);
     linear_layout(m, &L->o_proj, 3, i, "self_attn.o_proj", c->dim, q);
-    declare(m, vector, &L->norm2, &L->dnorm2, SHAPE(c->dim), "model.layers.%d.post_attention_layernorm.weight", i);
+    declare(m, vector, &L->norm2, &L->dnorm2, SHAPE(c->dim),
+            "model.layers.%d.post_attention_layernorm.weight", i);
     linear_layout(m, &L->gate_proj, 4, i, "mlp.gate_proj", c->hidden, c->dim);
     linear_layout(m, &L->up_proj, 5, i, "mlp.up_proj", c->hidden, c->dim);
     linear_layout(m, &L->down_proj, 6, i, "mlp.down_proj", c->dim, c->hidden);
@@ -212,16 +255,30 @@ static void layer_weights(model *m, layer *L, int i)
     mark_shared((linear *[]){&L->down_proj}, 1);
 }
 
-// Memory that the next layer reuses: what is declared above the level that is kept.
+// How full the blocks ACT and STAT are. layout() sets them back to an earlier level: the next layer's tensors
+// then lie in the memory of those that were declared above that level.
 typedef struct { size_t act, stat; } level;
 static level level_now(const model *m) { return (level){m->used[ACT], m->used[STAT]}; }
 
-// What the forward pass leaves for the backward pass. Returns from where on the next layer may overwrite it.
+/* What the forward pass of layer i leaves for the backward pass. Returns the level at which layer i+1 begins;
+   what layer i has above it is overwritten. So the order of the declarations decides how long a tensor lives:
+
+       block ACT:  … x | h of the adapters | next | q  k  v  att  mid | gate  up |
+                       ↑                          ↑                   ↑          ↑
+       layer i+1       not training               --recompute 2       1          0
+       begins at
+
+   `next`, the x of layer i+1, comes before gate and up: gate_and_up writes it before them, and layer i+1
+   reads it. Where nothing trains, every layer begins at the same place, and `next` takes the place of x,
+   which was read into mid before.                                                                          */
 static level layer_activations(model *m, layer *L, mat *next, int i)
 {
     const config *c = &m->c;
-    int N = m->p.tokens, q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, cache = m->p.cache_rows;
-    declare(m, ACT, next, NULL, SHAPE(N, c->dim), "layers.%d.x", i + 1);      // is written while gate and up are still to come
+    int N = m->p.tokens;
+    int q = c->heads * c->head_dim;
+    int kv = c->kv_heads * c->head_dim;
+    int cache = m->p.cache_rows;
+    declare(m, ACT, next, NULL, SHAPE(N, c->dim), "layers.%d.x", i + 1);
     level kept = level_now(m);
     declare(m, ACT, &L->q, NULL, SHAPE(N, q), "layers.%d.q", i);
     declare(m, ACT, &L->k, NULL, SHAPE(N, kv), "layers.%d.k", i);
@@ -241,12 +298,17 @@ static level layer_activations(model *m, layer *L, mat *next, int i)
 
 enum { LOGITS = 1 << 23 };              // elements of logits that stand in memory at once: 32 MB of floats
 
+// What exists once, for all layers: the head's tensors, the methods' work space, the gradients of one layer.
 static void work_layout(model *m)
 {
     const config *c = &m->c;
-    int N = m->p.tokens, q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim, chunk = LOGITS / c->vocab;
+    int N = m->p.tokens;
+    int q = c->heads * c->head_dim;
+    int kv = c->kv_heads * c->head_dim;
+    int chunk = LOGITS / c->vocab;
     chunk = chunk < 16 ? 16 : chunk;
-    m->chunk = chunk = chunk < N ? chunk : N;
+    chunk = chunk < N ? chunk : N;
+    m->chunk = chunk;
     declare(m, ACT, &m->xn, NULL, SHAPE(N, c->dim), "xn");
     declare(m, ACT, &m->hid, NULL, SHAPE(N, c->hidden), "hid");
     declare(m, WORK, &m->rope, NULL, SHAPE(m->p.positions, c->head_dim), "rope");
@@ -256,7 +318,8 @@ static void work_layout(model *m)
     declare(m, STAT, &m->losses, NULL, SHAPE(N, 1), "losses");
     for (mat **w = (mat *[]){&m->s, &m->ds, &m->u, &m->du, NULL}; *w; w++)
         if (elements(**w)) declare(m, WORK, *w, NULL, SHAPE((*w)->rows, (*w)->cols), "work");
-    if (elements(m->w)) declare(m, m->p.train ? WORK : AUX, &m->w, NULL, SHAPE(m->w.rows, m->w.cols), "work");     // merging is wide
+    enum kind w = m->p.train ? WORK : AUX;              // a merged weight stays wide until it is written
+    if (elements(m->w)) declare(m, w, &m->w, NULL, SHAPE(m->w.rows, m->w.cols), "work");
     if (!m->p.train) return;
     declare(m, WORK, &m->dhs, NULL, SHAPE(chunk, c->dim), "head.dx");
     declare(m, WORK, &m->dhn, NULL, SHAPE(chunk, c->dim), "head.dxn");
@@ -275,7 +338,8 @@ static void work_layout(model *m)
 static void layout(model *m)
 {
     const config *c = &m->c;
-    enum kind matrix = full_training(m) ? PARAM : BASE, vector = full_training(m) ? PARAM : NORM;
+    enum kind matrix = full_training(m) ? PARAM : BASE;
+    enum kind vector = full_training(m) ? PARAM : NORM;
     memset(m->used, 0, sizeof m->used);
     arrsetlen(m->tensors, 0);
     m->trainable = 0;
@@ -285,25 +349,33 @@ static void layout(model *m)
     for (int i = 0; i < c->layers; i++) {
         level before = level_now(m);
         layer_weights(m, &m->layers[i], i);
-        level kept = layer_activations(m, &m->layers[i], i + 1 < c->layers ? &m->layers[i + 1].x : &m->last, i);
+        mat *next = i + 1 < c->layers ? &m->layers[i + 1].x : &m->last;
+        level kept = layer_activations(m, &m->layers[i], next, i);
         if (!m->p.train) kept = before;
-        if (i + 1 < c->layers) m->used[ACT] = kept.act, m->used[STAT] = kept.stat;
+        if (i + 1 == c->layers) break;
+        m->used[ACT] = kept.act;
+        m->used[STAT] = kept.stat;
     }
     declare(m, vector, &m->norm, &m->dnorm, SHAPE(c->dim), "model.norm.weight");
-    if (c->tied) m->head = m->embed, m->dhead = m->dembed;
-    else declare(m, matrix, &m->head, &m->dhead, SHAPE(c->vocab, c->dim), "lm_head.weight");
+    if (c->tied) {
+        m->head = m->embed;
+        m->dhead = m->dembed;
+    } else declare(m, matrix, &m->head, &m->dhead, SHAPE(c->vocab, c->dim), "lm_head.weight");
     work_layout(m);
-    if (m->p.modules && !m->p.targets) refuse(m, "the adapter's \"target_modules\" name no linear layer of this model");
+    if (m->p.modules && !m->p.targets)
+        refuse(m, "the adapter's \"target_modules\" name no linear layer of this model");
 }
 
 // The first walk alone: what a method would train and need on this config. Allocates nothing.
 static void model_measure(model *m, config c, plan p)
 {
-    m->c = c, m->p = p;
+    m->c = c;
+    m->p = p;
     m->layers = alloc((size_t)c.layers, sizeof *m->layers);
     layout(m);
 }
 
+// The sizes by which the ops reserve work space of their own.
 static needs needs_of(const model *m)
 {
     const plan *p = &m->p;
@@ -323,26 +395,33 @@ static needs needs_of(const model *m)
 static inline double planned_bytes(const model *m)
 {
     double bytes = 3 * (double)m->used[PARAM] * sizeof(wide) + (double)dev_reserve(needs_of(m), 0);
-    for (int k = NORM; k < KINDS; k++) bytes += (double)m->used[k] * (double)dtypes[type_of_kind((enum kind)k)].size;
-    for (int i = 0; i < arrlen(m->tensors); i++)
-        if (m->tensors[i].kind == BASE) bytes += (double)elements(*m->tensors[i].at) * (double)dtypes[m->tensors[i].at->type].size;
+    for (int k = NORM; k < KINDS; k++)
+        bytes += (double)m->used[k] * (double)dtypes[type_of_kind((enum kind)k)].size;
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        const tensor *t = &m->tensors[i];
+        if (t->kind == BASE) bytes += (double)elements(*t->at) * (double)dtypes[t->at->type].size;
+    }
     return bytes;
 }
 
 static dev device_block(size_t bytes, const char *what)
 {
     dev p = dev_alloc(bytes);
-    if (!p) die("out of memory: %.1f GB for %s; a smaller --batch, --seq or --rank needs less", (double)bytes / 1e9, what);
+    if (!p)
+        die("out of memory: %.1f GB for %s; a smaller --batch, --seq or --rank needs less",
+            (double)bytes / 1e9, what);
     return p;
 }
 
-// All that trains, or its gradients, or moments: one block, as one matrix. Tensors are padded to 16 elements by zeros.
+// The block of all that trains, or of its gradients, or moments, as one matrix. Zeros fill each tensor up to
+// a multiple of 16 elements.
 static mat flat(const model *m, dev block)
 {
     return mat_of(block, TYPE_OF(wide), SHAPE((int)(m->used[PARAM] / 16), 16));
 }
 
-// cos and sin of position × frequency, Hugging Face's order: frequency i rotates elements i and i + head_dim/2.
+// cos and sin of position × frequency, in Hugging Face's order: frequency i rotates the elements i and
+// i + head_dim/2.
 static void rope_table(model *m)
 {
     int half = m->c.head_dim / 2;
@@ -357,12 +436,24 @@ static void rope_table(model *m)
     free(table);
 }
 
+// The memory that the first walk has measured, and the second walk, which points every tensor into it.
 static void model_allocate(model *m)
 {
-    static const char *const what[KINDS] = {"", "norms", "trained weights", "their start", "activations", "statistics", "work space", "norms of adapters", "the key-value cache"};
+    static const char *const what[KINDS] = {
+        [NORM] = "norms",
+        [PARAM] = "trained weights",
+        [START] = "their start",
+        [ACT] = "activations",
+        [STAT] = "statistics",
+        [WORK] = "work space",
+        [AUX] = "norms of adapters",
+        [CACHE] = "the key-value cache",
+    };
     if (*m->refused) die("%s", m->refused);
-    for (int k = NORM; k < KINDS; k++)
-        if (m->used[k]) m->block[k] = device_block(m->used[k] * dtypes[type_of_kind((enum kind)k)].size, what[k]);
+    for (int k = NORM; k < KINDS; k++) {
+        size_t size = dtypes[type_of_kind((enum kind)k)].size;
+        if (m->used[k]) m->block[k] = device_block(m->used[k] * size, what[k]);
+    }
     if (m->p.train) {
         size_t bytes = m->used[PARAM] * sizeof(wide);
         m->grad = device_block(bytes, "gradients");
@@ -370,28 +461,34 @@ static void model_allocate(model *m)
         m->moment2 = device_block(bytes, "AdamW's second moments");
     }
     size_t tokens = (size_t)m->p.tokens * sizeof(int);
-    m->ids = device_block(tokens, "ids"), m->pos = device_block(tokens, "ids");
-    m->label = device_block(tokens, "ids"), m->target_row = device_block(tokens, "ids");
+    m->ids = device_block(tokens, "ids");
+    m->pos = device_block(tokens, "ids");
+    m->label = device_block(tokens, "ids");
+    m->target_row = device_block(tokens, "ids");
     dev_reserve(needs_of(m), 1);
     m->walk = 1;
     layout(m);
     rope_table(m);
 }
 
-// A tied model may have its head in the file too, as long as it is the embedding. One of its own would be lost.
+// The file of a tied model may hold the head too, if it equals the embedding. A head with numbers of its own
+// is refused, because it would be lost.
 static void check_tied(model *m)
 {
-    ptrdiff_t head = shgeti(m->file.tensors, "lm_head.weight"), embed = shgeti(m->file.tensors, "model.embed_tokens.weight");
+    ptrdiff_t head = shgeti(m->file.tensors, "lm_head.weight");
+    ptrdiff_t embed = shgeti(m->file.tensors, "model.embed_tokens.weight");
     if (head < 0) return;
-    stored h = m->file.tensors[head].value, e = m->file.tensors[embed].value;
+    stored h = m->file.tensors[head].value;
+    stored e = m->file.tensors[embed].value;
     size_t bytes = elements(e.at) * dtypes[e.at.type].size;
     int same = h.at.type == e.at.type && elements(h.at) == elements(e.at);
     if (!same || memcmp((const void *)(uintptr_t)h.at.p, (const void *)(uintptr_t)e.at.p, bytes))
-        die("%s: lm_head.weight is not model.embed_tokens.weight, though config.json says \"tie_word_embeddings\": true; "
-            "set it to false to use both, or remove one tensor", h.file);
+        die("%s: lm_head.weight is not model.embed_tokens.weight, though config.json says "
+            "\"tie_word_embeddings\": true; set it to false to use both, or remove one tensor", h.file);
 }
 
-// Points base weights into the mapped file and copies the rest from it. Everything is checked: names, shapes, leftovers.
+// Points the base's matrices into the mapped file and copies the rest from it. Refuses a file that lacks a
+// tensor, has one of another shape, or one that no Llama of this config has.
 static void model_load(model *m, const char *dir)
 {
     size_t found = 0;
@@ -405,10 +502,14 @@ static void model_load(model *m, const char *dir)
         if (at < 0) die("%s: tensor %s %s is missing", dir, t->name, shape_text(t->shape, a));
         stored s = m->file.tensors[at].value;
         if (memcmp(&s.shape, &t->shape, sizeof(shape)))
-            die("%s: tensor %s has shape %s, config.json asks for %s", s.file, t->name, shape_text(s.shape, a), shape_text(t->shape, b));
-        if (t->kind == BASE) *t->at = dev_weight(s.at), m->reads_file |= t->at->p == s.at.p;
-        else put_stored(*t->at, s);
-        if (t->kind == PARAM && !isfinite(sum_of_squares(*t->at))) die("%s: tensor %s holds NaN or Inf", s.file, t->name);
+            die("%s: tensor %s has shape %s, config.json asks for %s",
+                s.file, t->name, shape_text(s.shape, a), shape_text(t->shape, b));
+        if (t->kind == BASE) {
+            *t->at = dev_weight(s.at);
+            m->reads_file |= t->at->p == s.at.p;
+        } else put_stored(*t->at, s);
+        if (t->kind == PARAM && !isfinite(sum_of_squares(*t->at)))
+            die("%s: tensor %s holds NaN or Inf", s.file, t->name);
         found++;
     }
     if (m->c.tied) check_tied(m);
@@ -417,24 +518,33 @@ static void model_load(model *m, const char *dir)
         const char *name = m->file.tensors[i].key;
         int known = strstr(name, "rotary_emb.inv_freq") || (m->c.tied && !strcmp(name, "lm_head.weight"));
         for (int j = 0; j < arrlen(m->tensors) && !known; j++) known = !strcmp(name, m->tensors[j].name);
-        if (!known) die("%s: tensor %s does not belong to a Llama of this config.json", m->file.tensors[i].value.file, name);
+        if (!known)
+            die("%s: tensor %s does not belong to a Llama of this config.json",
+                m->file.tensors[i].value.file, name);
     }
 }
 
-// Tensors of a model into the directory in the making. What was read of the base meanwhile must be the file that was opened.
+// Writes tensors of a model into the directory in the making, and makes sure that the base's file, which was
+// read all the while, is still the one that was opened.
 static void model_write(model *m, const char *name, const output *list, int n)
 {
     safetensors_write(name, list, n);
     if (m->reads_file) checkpoint_unchanged(&m->file);
 }
 
+// Gives all memory back: the device's, the file's, and the lists.
 static void model_free(model *m)
 {
     for (int i = 0; i < arrlen(m->tensors); i++)
         if (m->tensors[i].kind == BASE && m->tensors[i].at->p) dev_weight_free(*m->tensors[i].at);
     for (int k = 0; k < KINDS; k++) dev_free(m->block[k]);
-    dev_free(m->grad), dev_free(m->moment1), dev_free(m->moment2);
-    dev_free((dev)m->ids), dev_free((dev)m->pos), dev_free((dev)m->label), dev_free((dev)m->target_row);
+    dev_free(m->grad);
+    dev_free(m->moment1);
+    dev_free(m->moment2);
+    dev_free((dev)m->ids);
+    dev_free((dev)m->pos);
+    dev_free((dev)m->label);
+    dev_free((dev)m->target_row);
     dev_reserve((needs){0}, 1);
     checkpoint_close(&m->file);
     arrfree(m->tensors);
@@ -442,30 +552,34 @@ static void model_free(model *m)
     free(m->c.text);
 }
 
-// ---- 2  forward and backward -------------------------------------------------------------------------------
+// ---- 2  forward and backward ------------------------------------------------------------------------------
 
-// A micro-batch. Rows are laid end to end without padding; `spans` says where each begins. Padding would add rows
-// that no loss reads, so leaving it out gives the same numbers for less work.
+// A micro-batch: sequences laid end to end, without padding. Padding would add tokens whose losses do not
+// count, so without it the numbers are the same, and there is less to do.
 typedef struct {
-    int tokens, targets, rows;
+    int tokens, targets, rows;  // rows: how many sequences
     int *ids, *pos;             // (tokens): what is read, and its place in its sequence
-    int *target_row, *label;    // (targets): the row that predicts, and the token it should predict
-    span *spans;                // (rows)
-    int cached;                 // generation: keys and values join the cache, and the spans' keys are rows of it
+    int *target_row, *label;    // (targets): the token that predicts, and the id it should predict
+    span *spans;                // (rows): where each sequence begins, and which keys it sees
+    int cached;                 // generation: keys and values join the cache, and spans name its rows
 } batch;
 
-// A micro-batch reads and writes nothing beyond what the plan has memory for.
+// Refuses a micro-batch that would read or write beyond the memory of the plan.
 static void batch_check(const model *m, const batch *b)
 {
-    int ok = b->tokens <= m->p.tokens, keys = b->cached ? m->p.cache_rows : b->tokens;
+    int ok = b->tokens <= m->p.tokens;
+    int keys = b->cached ? m->p.cache_rows : b->tokens;
     if (!ok) die("a micro-batch of %d tokens exceeds the plan of %d", b->tokens, m->p.tokens);
     for (int i = 0; i < b->tokens; i++)
         ok &= b->ids[i] >= 0 && b->ids[i] < m->c.vocab && b->pos[i] >= 0 && b->pos[i] < m->p.positions;
-    for (int i = 0; i < b->targets; i++)
-        ok &= b->target_row[i] >= 0 && b->target_row[i] < b->tokens && b->label[i] >= 0 && b->label[i] < m->c.vocab;
+    for (int i = 0; i < b->targets; i++) {
+        ok &= b->target_row[i] >= 0 && b->target_row[i] < b->tokens;
+        ok &= b->label[i] >= 0 && b->label[i] < m->c.vocab;
+    }
     for (int i = 0; i < b->rows; i++) {
         span s = b->spans[i];
-        ok &= s.q >= 0 && s.nq >= 0 && s.q + s.nq <= b->tokens && s.k >= 0 && s.nq <= s.nk && s.k + s.nk <= keys;
+        ok &= s.q >= 0 && s.nq >= 0 && s.q + s.nq <= b->tokens;
+        ok &= s.k >= 0 && s.nk >= s.nq && s.k + s.nk <= keys;
     }
     if (!ok) die("a micro-batch holds an id, a position or a row that the plan has no place for");
 }
@@ -474,28 +588,40 @@ static void batch_check(const model *m, const batch *b)
 static void batch_enter(model *m, const batch *b)
 {
     batch_check(m, b);
-    for (int i = 0; i < arrlen(m->tensors); i++)
-        if (m->tensors[i].kind == ACT || m->tensors[i].kind == STAT) *m->tensors[i].at = rows_of(*m->tensors[i].at, 0, b->tokens);
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        tensor *t = &m->tensors[i];
+        if (t->kind == ACT || t->kind == STAT) *t->at = rows_of(*t->at, 0, b->tokens);
+    }
     put_ints(m->ids, b->ids, (size_t)b->tokens);
     put_ints(m->pos, b->pos, (size_t)b->tokens);
     put_ints(m->target_row, b->target_row, (size_t)b->targets);
     put_ints(m->label, b->label, (size_t)b->targets);
 }
 
-// S(x), Bone's sum over the shards of x, in the work space (N, r). Its place is there wherever a linear that reads x (a bit for
-// each, as plan.targets) has an adapter made of it; elsewhere it is no matrix, and no op writes it.
+// Where S(x), Bone's sum over the shards of x, stands: (N, r), in the work space that all layers share.
 static mat shards_of(const model *m, mat x) { return shaped(m->s, 1, x.rows, m->p.rank); }
 
+// The linears that read one x, a bit for each as in plan.targets.
 enum { QKV = 1 | 2 | 4, ONLY_O = 8, GATE_UP = 16 | 32, ONLY_DOWN = 64 };
+
+// The same place, for the op that makes x and can write S(x) beside it. If none of x's readers has an adapter
+// that wants S(x), this is a matrix without memory, and the op writes no sum.
 static mat shards_for(const model *m, int readers, mat x)
 {
     return m->p.method->wants_shards && m->p.targets & readers ? shards_of(m, x) : (mat){0};
 }
 
-static void linear_forward(model *m, linear *l, mat y, mat x, enum mode mode) { l->method->forward(m, l, y, x, mode); }
-static void linear_backward(model *m, linear *l, mat dx, mat dy, mat x) { l->method->backward(m, l, dx, dy, x); }
+static void linear_forward(model *m, linear *l, mat y, mat x, enum mode mode)
+{
+    l->method->forward(m, l, y, x, mode);
+}
 
-// W' = W + adapter, in the work space. `survived` tells what part of the update rounding to the file's dtype leaves.
+static void linear_backward(model *m, linear *l, mat dx, mat dy, mat x)
+{
+    l->method->backward(m, l, dx, dy, x);
+}
+
+// W' = W + adapter, in the work space, not yet rounded to the dtype of its file.
 static mat merged(model *m, linear *l)
 {
     mat W = shaped(m->w, 1, l->W.rows, l->W.cols);
@@ -525,7 +651,8 @@ static void attention_block(model *m, layer *L, const batch *b)
     linear_forward(m, &L->v_proj, L->v, m->xn, SET);
     rope(L->q, m->pos, m->rope, +1);
     rope(L->k, m->pos, m->rope, +1);
-    mat k = L->k, v = L->v;
+    mat k = L->k;
+    mat v = L->v;
     if (b->cached) {
         cache_append(L, b);
         k = L->k_cache;
@@ -553,8 +680,9 @@ static void layer_forward(model *m, layer *L, mat next, const batch *b)
     linear_forward(m, &L->down_proj, next, m->hid, ADD);                // next += down(hid)
 }
 
-// The same lines from the last to the first. On entry m->dx is d(next), on return dx. xn and hid are recomputed, and with
-// --recompute whatever else the next layer has overwritten.
+// The lines of layer_forward from the last to the first. On entry m->dx is d(next), on return it is dx. xn
+// and hid are made again, and with --recompute also what the forward pass of the next layer has overwritten.
+// dx_wanted is 0 in the first layer, unless the embedding trains.
 static void layer_backward(model *m, layer *L, const batch *b, int dx_wanted)
 {
     const config *c = &m->c;
@@ -562,49 +690,63 @@ static void layer_backward(model *m, layer *L, const batch *b, int dx_wanted)
     if (m->p.recompute == 2) attention_block(m, L, b);
     if (m->p.recompute) gate_and_up(m, L, none);
     swiglu_forward(m->hid, shards_for(m, ONLY_DOWN, m->hid), L->gate, L->up);
-    zero(m->dhid), zero(m->dgate), zero(m->dup), zero(m->dxn);
+    zero(m->dhid);
+    zero(m->dgate);
+    zero(m->dup);
+    zero(m->dxn);
     linear_backward(m, &L->down_proj, m->dhid, m->dx, m->hid);          // next = mid + down(hid)
     swiglu_backward(m->dgate, m->dup, m->dhid, L->gate, L->up);         // hid = silu(gate) up
     rmsnorm_forward(m->xn, shards_for(m, GATE_UP, m->xn), none, L->mid, L->norm2, c->eps);
     linear_backward(m, &L->gate_proj, m->dxn, m->dgate, m->xn);
     linear_backward(m, &L->up_proj, m->dxn, m->dup, m->xn);
-    rmsnorm_backward(m->dx, L->dnorm2, m->dxn, L->mid, L->norm2, c->eps);  // dx becomes d(mid): the residual adds up
+    rmsnorm_backward(m->dx, L->dnorm2, m->dxn, L->mid, L->norm2, c->eps);   // d(next) + …: dx is now d(mid)
 
-    zero(m->datt), zero(m->dq), zero(m->dk), zero(m->dv), zero(m->dxn);
+    zero(m->datt);
+    zero(m->dq);
+    zero(m->dk);
+    zero(m->dv);
+    zero(m->dxn);
     shard_sum(shards_for(m, ONLY_O, L->att), L->att);
     linear_backward(m, &L->o_proj, m->datt, m->dx, L->att);             // mid = x + o(att)
-    attention_backward(m->dq, m->dk, m->dv, m->datt, L->q, L->k, L->v, L->att, L->lse, c->head_dim, b->spans, b->rows);
+    attention_backward(m->dq, m->dk, m->dv, m->datt, L->q, L->k, L->v, L->att, L->lse,
+                       c->head_dim, b->spans, b->rows);
     rope(m->dq, m->pos, m->rope, -1);
     rope(m->dk, m->pos, m->rope, -1);
     rmsnorm_forward(m->xn, shards_for(m, QKV, m->xn), none, L->x, L->norm1, c->eps);
     mat dxn = m->dxn;
-    if (!dx_wanted) dxn.p = NULL;                                       // nothing below trains: W's share of dx is not computed
+    if (!dx_wanted) dxn.p = NULL;                                       // nothing below trains: skip dxn
     linear_backward(m, &L->q_proj, dxn, m->dq, m->xn);
     linear_backward(m, &L->k_proj, dxn, m->dk, m->xn);
     linear_backward(m, &L->v_proj, dxn, m->dv, m->xn);
-    rmsnorm_backward(dx_wanted ? m->dx : none, L->dnorm1, m->dxn, L->x, L->norm1, c->eps);  // x = … + x
+    mat dx = dx_wanted ? m->dx : none;
+    rmsnorm_backward(dx, L->dnorm1, m->dxn, L->x, L->norm1, c->eps);    // d(mid) + …: dx is now d(x)
 }
 
+// Embedding and layers, up to m->last.
 static void model_forward(model *m, const batch *b)
 {
     batch_enter(m, b);
     embedding_forward(m->layers[0].x, m->embed, m->ids);
-    for (int i = 0; i < m->c.layers; i++)
-        layer_forward(m, &m->layers[i], i + 1 < m->c.layers ? m->layers[i + 1].x : m->last, b);
+    for (int i = 0; i < m->c.layers; i++) {
+        mat next = i + 1 < m->c.layers ? m->layers[i + 1].x : m->last;
+        layer_forward(m, &m->layers[i], next, b);
+    }
     if (m->reads_file) checkpoint_unchanged(&m->file);
 }
 
 // Logits of up to a chunk of rows, into m->logits: the rows gathered, normed, and multiplied with the head.
 static void head_forward(model *m, dev_ints rows, int n)
 {
-    for (mat **w = (mat *[]){&m->hs, &m->hn, &m->dhs, &m->dhn, &m->logits, NULL}; *w; w++) **w = rows_of(**w, 0, n);
-    embedding_forward(m->hs, m->last, rows);                            // a gather is a look-up with the rows as ids
+    for (mat **w = (mat *[]){&m->hs, &m->hn, &m->dhs, &m->dhn, &m->logits, NULL}; *w; w++)
+        **w = rows_of(**w, 0, n);
+    embedding_forward(m->hs, m->last, rows);                            // hs[i] = last[row_i]
     rmsnorm_forward(m->hn, (mat){0}, (mat){0}, m->hs, m->norm, m->c.eps);
     matmul_nt(m->logits, m->hn, m->head, 1, SET);                       // (n, vocab)
 }
 
-// Σ of the losses of the micro-batch. scale ≠ 0: also m->dx = scale · d(Σ loss)/d(last), and the head's gradients.
-// Chunk by chunk, so that (N, vocab) never stands in memory; rows without a target are never multiplied at all.
+// Returns Σ loss of the micro-batch. scale ≠ 0: also m->dx = scale · d(Σ loss)/d(last), and the head's
+// gradients. A chunk of rows at a time, so that (N, vocab) never stands in memory. Tokens without a target
+// have no logits.
 static double head_loss(model *m, const batch *b, double scale)
 {
     if (scale) zero(m->dx);
@@ -613,11 +755,14 @@ static double head_loss(model *m, const batch *b, double scale)
         head_forward(m, m->target_row + i, n);
         cross_entropy(rows_of(m->losses, i, n), m->logits, m->label + i, scale);
         if (!scale) continue;
-        zero(m->dhn), zero(m->dhs);
-        matmul_tn(m->dhead, m->logits, m->hn, 1, ADD);                  // logits = hn headᵀ
-        matmul_nn(m->dhn, m->logits, m->head, 1, ADD);
+
+        // From here on m->logits holds dlogits: cross_entropy wrote scale · (softmax − one-hot) over them.
+        zero(m->dhn);
+        zero(m->dhs);
+        matmul_tn(m->dhead, m->logits, m->hn, 1, ADD);          // logits = hn headᵀ:    dhead += dlogitsᵀ hn
+        matmul_nn(m->dhn, m->logits, m->head, 1, ADD);          //                       dhn += dlogits head
         rmsnorm_backward(m->dhs, m->dnorm, m->dhn, m->hs, m->norm, m->c.eps);
-        embedding_backward(m->dx, m->dhs, m->target_row + i);           // a scatter is a look-up's backward
+        embedding_backward(m->dx, m->dhs, m->target_row + i);   // hs[i] = last[row_i]:  dx[row_i] += dhs[i]
     }
     wide *losses = alloc((size_t)b->targets, sizeof *losses);
     double sum = 0;
@@ -627,7 +772,8 @@ static double head_loss(model *m, const batch *b, double scale)
     return sum;
 }
 
-// Forward, and with scale ≠ 0 backward: gradients of scale · Σ loss are added to every dparameter. Returns Σ loss.
+// Forward, and with scale ≠ 0 backward: adds the gradient of scale · Σ loss to that of every parameter.
+// Returns Σ loss.
 static double model_step(model *m, const batch *b, double scale)
 {
     model_forward(m, b);

@@ -57,7 +57,7 @@ special tokens: no lstrip    | tokenizer.c | s/while (a->lstrip/while (0/       
 special tokens: in mid-word  | tokenizer.c | s/return alone ? found : NULL/return found/                               | special-tokens |
 stops: the first of a list   | lib/config.h | s/id = cJSON_IsArray(ids) ? id->next : NULL/id = NULL/            | stops       |
 cache: training writes it, too | model.h    | s/if (b->cached)/if (m->p.cache_rows)/                             | splits      |
-views: a row too many        | model.h    | s/rows_of(\*m->tensors\[i\].at, 0, b->tokens)/rows_of(*m->tensors[i].at, 1, b->tokens)/ | splits |
+views: a row too many        | model.h    | s/rows_of(\*t->at, 0, b->tokens)/rows_of(*t->at, 1, b->tokens)/ | splits |
 recompute: attention left out | model.h    | /recompute == 2) attention_block/d                                | recompute   |
 bat: V dV, not dV V          | adapters.h | s/block_rows(l->W, r), block_rows(dW, r), 1, ADD/block_rows(dW, r), block_rows(l->W, r), 1, ADD/ | gradients | bat
 bat: W for its copy in dx    | adapters.h | /^static void bat_backward/,/^}/s/matmul_nn(dx, dy, W, 1, ADD)/matmul_nn(dx, dy, l->W, 1, ADD)/ | gradients | bat
@@ -125,8 +125,8 @@ beyond: head, rows of the first chunk | model.h    | s/head_forward(m, m->target
 beyond: head, dx of the first chunk | model.h    | s/m->dhs, m->target_row + i/m->dhs, m->target_row/             | beyond-chunks |
 beyond: head, losses of the first chunk | model.h    | s/rows_of(m->losses, i, n)/rows_of(m->losses, 0, n)/       | beyond-chunks |
 beyond: head, short last chunk | model.h    | s/i < b->targets; i += m->chunk/i + m->chunk <= b->targets; i += m->chunk/ | beyond-chunks |
-beyond: head, dhn of the chunk before | model.h    | s/zero(m->dhn), zero(m->dhs);/zero(m->dhs);/                  | beyond-chunks |
-beyond: head, dhs of the chunk before | model.h    | s/zero(m->dhn), zero(m->dhs);/zero(m->dhn);/                  | beyond-chunks |
+beyond: head, dhn of the chunk before | model.h    | /zero(m->dhn);/d                                          | beyond-chunks |
+beyond: head, dhs of the chunk before | model.h    | /zero(m->dhs);/d                                          | beyond-chunks |
 beyond: head, dhead of the last chunk | model.h    | s/matmul_tn(m->dhead, m->logits, m->hn, 1, ADD)/matmul_tn(m->dhead, m->logits, m->hn, 1, SET)/ | beyond-chunks |
 beyond: head, 16 rows at least | model.h    | s/chunk = chunk < 16 ? 16 : chunk/chunk = chunk < 1 ? 1 : chunk/ | beyond-chunks |
 beyond: answers, rows of the first chunk | run/generate.h | s/head_forward(m, m->target_row + i, b->rows/head_forward(m, m->target_row, b->rows/ | together |
