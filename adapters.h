@@ -1,22 +1,37 @@
 /*  adapters.h: one page per method.
 
-    A method says how one linear layer y = x Wᵀ is fine-tuned: x (N, in), W (out, in), y (N, out). A page holds its
-    equation, why step 0 changes nothing, what it trains, then layout, init, forward, backward, merge. Each backward
-    line quotes the forward line it differentiates. The table methods[] at the end is the list of all of them.
+    A method says how one linear layer y = x Wᵀ is fine-tuned: x (N, in), W (out, in), y (N, out). The papers'
+    W₀ is l->W here. A page holds the equation, why step 0 changes nothing, what trains, then layout, init,
+    forward, backward, merge. Each backward line quotes the forward line it differentiates. The table
+    methods[] at the end is the list of all of them.
 
-      full, frozen · LoRA, rsLoRA, LoRA+ · DoRA · PiSSA, OLoRA · LoRA-GA · Bone, mini · Bat · Bat-row           */
+      full, frozen · LoRA, rsLoRA, LoRA+ · DoRA · PiSSA, OLoRA · LoRA-GA · Bone, mini · Bat · Bat-row
+
+    The words of the pages (the functions are in model.h and ops/mat.h):
+
+      declare        makes a tensor of some kind under its name in the file, with a gradient or with NULL
+      PARAM, START   kinds: it trains, with a gradient and AdamW's two moments; it stays as it began (A0, B0)
+      ACT, AUX       kinds: a row a token, kept from forward to backward; kept likewise, but no rows of tokens
+      SHAPE          the size of a tensor: SHAPE(n), SHAPE(rows, cols) or SHAPE(batch, rows, cols)
+      reserve        asks for work space (s, ds, u, du, w), shared by all layers and overwritten all the time
+      shaped         a view of the same memory, front to back, as batch × rows × cols; nothing is copied
+      first, last    q, k, v read the same x, and so do gate, up: is this linear the first of them, the last?
+      scale          s of y += s (x Aᵀ) Bᵀ: α/r, or α/√r
+      SET, ADD       the op writes y = …, or y += …; `mode` is what the caller of forward wants for y
+      S(x)           Bone's sum over shards, in m->s. model.h writes it where it makes x, just before it calls
+                     forward or backward; bone, mini and bat read it (shards_of)                            */
 
 #ifndef ADAPTERS_H
 #define ADAPTERS_H
 #include "lib/svd.h"
 #include "model.h"
 
-// ---- full and frozen ---------------------------------------------------------------------------------------
+// ---- full and frozen --------------------------------------------------------------------------------------
 //
 //  full      y = x Wᵀ            trains W itself, and embeddings and norms with it
-//  frozen    y = x (W + ΔW)ᵀ     trains ΔW (out, in) = 0, W stays: the same gradient as full over the same matrices,
-//                                and the ceiling for every adapter below
-//  d:        dx += dy W          dW += dyᵀ x      (dW has no memory where W is frozen; the product is then skipped)
+//  frozen    y = x (W + ΔW)ᵀ     trains ΔW (out, in), which starts at 0; W stays. The same gradient as full
+//                                over the same matrices: the ceiling for every adapter below
+//  d:        dx += dy W          dW += dyᵀ x      (where W is frozen, dW has no memory: no product)
 
 static void full_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
@@ -62,13 +77,14 @@ static void frozen_backward(model *m, linear *l, mat dx, mat dy, mat x)
     matmul_tn(l->dD, dy, x, 1, ADD);                    // W' = W + ΔW:  dΔW = dW' += dyᵀ x
 }
 
-// ---- LoRA (arXiv 2106.09685) -------------------------------------------------------------------------------
+// ---- LoRA (arXiv 2106.09685) ------------------------------------------------------------------------------
 //
 //  y = x Wᵀ + s (x Aᵀ) Bᵀ,   A (r, in), B (out, r),   s = α/r
 //
-//  A starts kaiming-uniform with a = √5, that is uniform in ±1/√in, B at zero: s B A = 0, so step 0 changes nothing.
-//  But then dA = s (dy B)ᵀ x is zero at step 0 too, and only B moves: LoRA starts slowly. r (in + out) parameters.
-//  q, k, v each read x for an x Aᵀ of their own: one product with all three A would save 0.6 % of a step at best (train.cu, top).
+//  A starts kaiming-uniform with a = √5, that is uniform in ±1/√in, and B at zero: s B A = 0, so step 0
+//  changes nothing. But then dA = s (dy B)ᵀ x is zero at step 0 too, and only B moves: LoRA starts slowly. r
+//  (in + out) parameters. q, k and v each multiply x with an A of their own. One product with all three A
+//  would save 0.6 % of a step at best (train.cu, top).
 //
 //  rsLoRA (arXiv 2312.03732): s = α/√r, so that a larger rank does not shrink the update.
 //  LoRA+  (arXiv 2402.12354): B learns λ times faster than A.
@@ -132,33 +148,41 @@ static void lora_merge(model *m, linear *l, mat W)
     matmul_nn(W, l->B, l->A, l->scale, ADD);            // W' = W + s B A
 }
 
-// ---- DoRA (arXiv 2402.09353) --------------------------------------------------------------------------------
+// ---- DoRA (arXiv 2402.09353) ------------------------------------------------------------------------------
 //
 //  LoRA for the direction of each row of W, and a number of its own for its length:
 //
 //     y = z ⊙ g,    z = x Vᵀ,    V = W + s B A,    g_o = m_o / ‖V_o‖,    m (out)
 //
-//  B = 0 and m_o = ‖W_o‖: g = 1, so step 0 changes nothing. r (in + out) + out parameters. A row of zeros, as pruned models
-//  have them, has no direction: g = 1 where ‖V_o‖ = 0, and neither m_o nor the length has a gradient there. (0/0 in PEFT.)
-//  V is never built. With V Aᵀ = W Aᵀ + s B A Aᵀ  (out, r), the squared length of a row is
+//  B = 0 and m_o = ‖W_o‖: g = 1, so step 0 changes nothing. r (in + out) + out parameters. A row of zeros, as
+//  pruned models have them, has no direction: where ‖V_o‖ = 0, g is 1 and neither m_o nor the length has a
+//  gradient. (PEFT computes 0/0 there.)
 //
-//     q_o = ‖V_o‖² = ‖W_o‖² + s B_o·(W Aᵀ)_o + s B_o·(V Aᵀ)_o
+//  V is never built. V_o = W_o + s B_o A, with B_o (1, r) row o of B. So the squared length of row o is
+//
+//     q_o = ‖V_o‖² = ‖W_o‖² + 2 s (B_o A)·W_o + s² ‖B_o A‖²
+//                  = ‖W_o‖² + 2 s B_o·(W Aᵀ)_o + s² B_o·(B A Aᵀ)_o                (B_o A)·W_o = B_o·(A W_oᵀ)
+//                  = ‖W_o‖² + s B_o·(W Aᵀ)_o + s B_o·[(W Aᵀ)_o + s (B A Aᵀ)_o]    [row o of W Aᵀ + s B A Aᵀ]
+//                  = ‖W_o‖² + s B_o·(W Aᵀ)_o + s B_o·(V Aᵀ)_o                     V Aᵀ (out, r)
 //
 //  d:  y = z ⊙ g:        dz = dy ⊙ g,   dg = Σ_n dy z          then z as LoRA's y
 //      g = m q^-½:       dm += dg q^-½,  dq = −½ dg m q^-3/2
 //      q_o = ‖V_o‖²:     dV_o = 2 dq_o V_o                     so with C = 2 s dq ⊙ B:
-//      V = W + s B A:    dB += s dV Aᵀ = 2 s dq ⊙ (V Aᵀ),      dA += s Bᵀ dV = Cᵀ W + s Cᵀ B A
+//      V = W + s B A:    dB += s dV Aᵀ = 2 s dq ⊙ (V Aᵀ),      dA += s Bᵀ dV = Cᵀ V = Cᵀ W + s Cᵀ B A
 //
 //  The paper's section 4.3, and PEFT, take the length for a constant (dq = 0): --dora-detach.
 
+// LoRA's tensors, the magnitude m, and what the backward pass needs of the lengths.
 static void dora_layout(model *m, linear *l, const char *name)
 {
-    int out = l->W.rows, r = m->p.rank;
+    int out = l->W.rows;
+    int r = m->p.rank;
     lora_layout(m, l, name);
     declare(m, PARAM, &l->mag, &l->dmag, SHAPE(out), "%s.lora_magnitude_vector", name);
     declare(m, ACT, &l->z, NULL, SHAPE(m->p.tokens, out), "%s.z", name);
     declare(m, AUX, &l->VA, NULL, SHAPE(out, r), "%s.VA", name);
-    for (mat **v = (mat *[]){&l->gain, &l->squares, &l->dgain, &l->dsquares, NULL}; *v; v++) declare(m, AUX, *v, NULL, SHAPE(out, 1), "%s.norm", name);
+    for (mat **v = (mat *[]){&l->gain, &l->squares, &l->dgain, &l->dsquares, NULL}; *v; v++)
+        declare(m, AUX, *v, NULL, SHAPE(out, 1), "%s.norm", name);
     reserve(&m->s, r, r);
     reserve(&m->u, m->p.tokens, out);
     reserve(&m->du, out, r);
@@ -166,19 +190,22 @@ static void dora_layout(model *m, linear *l, const char *name)
 
 static mat across(mat v) { return shaped(v, 1, 1, v.rows); }       // (out, 1) as (1, out)
 
+// q, g and V Aᵀ from W, A, B and m, by the last line of the expansion above. ‖W_o‖² is summed anew each time:
+// to keep it would save 1 % of a step.
 static void dora_norms(model *m, linear *l)
 {
     int r = l->A.rows;
     mat AA = shaped(m->s, 1, r, r);
     matmul_nt(l->VA, l->W, l->A, 1, SET);                           // W Aᵀ                     (out, r)
     matmul_nt(AA, l->A, l->A, 1, SET);
-    broadcast_dot(l->squares, l->W, l->W, 1, SET);                  // q  = ‖W_o‖², each time: to keep it would save 1 % of a step
+    broadcast_dot(l->squares, l->W, l->W, 1, SET);                  // q  = ‖W_o‖²
     broadcast_dot(l->squares, l->B, l->VA, l->scale, ADD);          // q += s B_o·(W Aᵀ)_o
     matmul_nn(l->VA, l->B, AA, l->scale, ADD);                      // V Aᵀ = W Aᵀ + s B A Aᵀ
     broadcast_dot(l->squares, l->B, l->VA, l->scale, ADD);          // q += s B_o·(V Aᵀ)_o
     magnitude_forward(l->gain, l->mag, l->squares);                 // g  = m / √q
 }
 
+// LoRA's start. Then V = W, and m becomes the lengths of W's rows.
 static void dora_init(model *m, linear *l, const char *name)
 {
     size_t out = elements(l->mag);
@@ -198,10 +225,12 @@ static void dora_forward(model *m, linear *l, mat y, mat x, enum mode mode)
     broadcast_mul(y, l->z, across(l->gain), 1, mode);               // y = z ⊙ g
 }
 
+// The part of the gradient that comes by way of the lengths.
 static void dora_norm_backward(model *m, linear *l)
 {
     int r = l->A.rows;
-    mat C = shaped(m->du, 1, l->W.rows, r), CB = shaped(m->s, 1, r, r);
+    mat C = shaped(m->du, 1, l->W.rows, r);
+    mat CB = shaped(m->s, 1, r, r);
     broadcast_mul(C, l->B, l->dsquares, 2 * l->scale, SET);         // q = ‖V_o‖²:    C   = 2 s dq ⊙ B
     broadcast_mul(l->dB, l->VA, l->dsquares, 2 * l->scale, ADD);    // V = W + s B A: dB += 2 s dq ⊙ (V Aᵀ)
     matmul_tn(l->dA, C, l->W, 1, ADD);                              //                dA += Cᵀ W
@@ -214,7 +243,8 @@ static void dora_backward(model *m, linear *l, mat dx, mat dy, mat x)
     mat dz = shaped(m->u, 1, dy.rows, dy.cols);
     broadcast_dot(across(l->dgain), dy, l->z, 1, SET);              // y = z ⊙ g:     dg  = Σ_n dy z
     broadcast_mul(dz, dy, across(l->gain), 1, SET);                 //                dz  = dy ⊙ g
-    magnitude_backward(l->dmag, l->dsquares, l->dgain, l->mag, l->squares);     // g = m q^-½:  dm += …, dq = …
+    magnitude_backward(l->dmag, l->dsquares, l->dgain, l->mag, l->squares);
+    //                                                                 g = m q^-½:    dm += …, dq = …
     if (!m->p.dora_detach) dora_norm_backward(m, l);
     lora_backward(m, l, dx, dz, x);                                 // z = x Wᵀ + s (x Aᵀ) Bᵀ
 }
@@ -226,29 +256,34 @@ static void dora_merge(model *m, linear *l, mat W)
     broadcast_mul(W, W, l->gain, 1, SET);                           // W' = g ⊙ V, row by row
 }
 
-// ---- PiSSA (arXiv 2404.02948) and OLoRA (arXiv 2406.01775) ---------------------------------------------------
+// ---- PiSSA (arXiv 2404.02948) and OLoRA (arXiv 2406.01775) ------------------------------------------------
 //
-//  LoRA with another start: A and B begin as A0 and B0, the most important part of W. What remains of W is the residual
-//  weight, so that step 0 changes nothing, and both A and B have a gradient from the first step on:
+//  LoRA with another start: A and B begin as A0 and B0, the most important part of W. What remains of W is
+//  the residual weight W_res, so that step 0 changes nothing, and both A and B have a gradient from the first
+//  step on:
 //
 //     y = x W_resᵀ + s (x Aᵀ) Bᵀ,    W_res = W − s B0 A0
 //
 //  PiSSA:  W ≈ U Σ Vᵀ, the top r by power iteration:   B0 = U √(Σ/s)  (out, r),   A0 = √(Σ/s) Vᵀ  (r, in)
 //  OLoRA:  W = Q R:                                    B0 = Q[:, :r],             A0 = R[:r, :]
 //
-//  W_res is never stored. Most models have W in 16 bits: W_res would be rounded to them once more, so that step 0 would
-//  not be the base, and what is saved, which stands on the base's own W, not what was trained. W is left as it is, and
+//  W_res is never stored. Most models have W in 16 bits, and W_res would have to be rounded to them. Then
+//  step 0 would not be the base, and the saved adapter, which is for the base's own W, would not be what was
+//  trained. So W is left as it is, and
 //
 //     y = x Wᵀ + s (x Aᵀ) Bᵀ − s (x A0ᵀ) B0ᵀ
 //
-//  That is the file, too: a LoRA of rank 2r, [A; A0] and [B | −B0]. It costs two thin products more in each direction.
-//  One product with [A; A0] side by side in work space, and one with [B | −B0], take as long: they must be copied there.
+//  The file holds the same as a LoRA of rank 2r, [A; A0] and [B | −B0]. It costs two thin products more in
+//  each direction. One product with [A; A0] and one with [B | −B0] would take as long, because A and A0 would
+//  first have to be copied side by side into work space, and B and B0 as well.
 
 static void pissa_layout(model *m, linear *l, const char *name)
 {
     lora_layout(m, l, name);
     int small = l->W.rows < l->W.cols ? l->W.rows : l->W.cols;
-    if (m->p.rank > small) refuse(m, "--rank %d exceeds the rank of %s (%d by %d); at most %d works here", m->p.rank, name, l->W.rows, l->W.cols, small);
+    if (m->p.rank > small)
+        refuse(m, "--rank %d exceeds the rank of %s (%d by %d); at most %d works here",
+               m->p.rank, name, l->W.rows, l->W.cols, small);
     declare(m, START, &l->A0, NULL, SHAPE(l->A.rows, l->A.cols), "%s.lora_A0", name);
     declare(m, START, &l->B0, NULL, SHAPE(l->B.rows, l->B.cols), "%s.lora_B0", name);
 }
@@ -275,74 +310,99 @@ static void pissa_merge(model *m, linear *l, mat W)
     matmul_nn(W, l->B0, l->A0, -l->scale, ADD);         // W' = W + s B A − s B0 A0
 }
 
-// B0, A0 from rows of U (r, out) and V (r, in), each times √(σ/s). B and A begin there.
+// B0 and A0 from the rows of U (r, out) and V (r, in), each times its √(σ/s). B and A begin there.
 static void start_from(linear *l, const wide *U, const wide *sigma, const wide *V)
 {
-    int r = l->A.rows, in = l->A.cols, out = l->B.rows;
-    wide *a = alloc((size_t)r * (size_t)in, sizeof *a), *b = alloc((size_t)r * (size_t)out, sizeof *b);
-    for (int k = 0; k < r; k++) {
+    size_t r = (size_t)l->A.rows;
+    size_t in = (size_t)l->A.cols;
+    size_t out = (size_t)l->B.rows;
+    wide *a = alloc(r * in, sizeof *a);
+    wide *b = alloc(r * out, sizeof *b);
+    for (size_t k = 0; k < r; k++) {
         wide root = (wide)sqrt((double)sigma[k] / l->scale);
-        for (int j = 0; j < in; j++) a[(size_t)k * (size_t)in + (size_t)j] = root * V[(size_t)k * (size_t)in + (size_t)j];
-        for (int i = 0; i < out; i++) b[(size_t)i * (size_t)r + (size_t)k] = root * U[(size_t)k * (size_t)out + (size_t)i];
+        for (size_t j = 0; j < in; j++) a[k * in + j] = root * V[k * in + j];
+        for (size_t i = 0; i < out; i++) b[i * r + k] = root * U[k * out + i];
     }
-    put(l->A, a, TYPE_OF(wide)), put(l->A0, a, TYPE_OF(wide));
-    put(l->B, b, TYPE_OF(wide)), put(l->B0, b, TYPE_OF(wide));
-    free(a), free(b);
+    put(l->A, a, TYPE_OF(wide));
+    put(l->A0, a, TYPE_OF(wide));
+    put(l->B, b, TYPE_OF(wide));
+    put(l->B0, b, TYPE_OF(wide));
+    free(a);
+    free(b);
 }
 
 static void pissa_init(model *m, linear *l, const char *name)
 {
     svd f = svd_top(l->W, m->p.rank, rng_named(m->p.seed, name));
     start_from(l, f.U, f.sigma, f.V);
-    free(f.U), free(f.sigma), free(f.V);
+    free(f.U);
+    free(f.sigma);
+    free(f.V);
 }
 
+// Q from the columns of W, which stand as rows here: the first r of Q need only the first r of W. R = Qᵀ W.
 static void olora_init(model *m, linear *l, const char *name)
 {
-    int out = l->W.rows, in = l->W.cols, r = m->p.rank, small = out < in ? out : in;
-    wide *W = alloc(elements(l->W), sizeof *W), *Q = alloc((size_t)small * (size_t)out, sizeof *Q), *R = alloc((size_t)r * (size_t)in, sizeof *R);
+    size_t out = (size_t)l->W.rows;
+    size_t in = (size_t)l->W.cols;
+    size_t small = out < in ? out : in;
+    int r = m->p.rank;
+    wide *W = alloc(out * in, sizeof *W);
+    wide *Q = alloc(small * out, sizeof *Q);
+    wide *R = alloc((size_t)r * in, sizeof *R);
     wide *s = alloc((size_t)r, sizeof *s);
     (void)name;
     get(W, l->W);
-    for (int j = 0; j < small; j++)                     // the columns of W as rows; the first r of Q need only the first r of W
-        for (int i = 0; i < out; i++) Q[(size_t)j * (size_t)out + (size_t)i] = W[(size_t)i * (size_t)in + (size_t)j];
-    orthonormal_rows(Q, r, out, NULL);                  // Q (r, out)
+    for (size_t j = 0; j < small; j++)
+        for (size_t i = 0; i < out; i++) Q[j * out + i] = W[i * in + j];
+    orthonormal_rows(Q, r, (int)out, NULL);             // Q (r, out)
     times_weight(R, Q, l->W, 0, r);                     // R = Qᵀ W, its first r rows (r, in)
-    for (int k = 0; k < r; k++) s[k] = (wide)l->scale;      // so that √(σ/s) = 1
+    for (int k = 0; k < r; k++) s[k] = (wide)l->scale;  // so that start_from's √(σ/s) = 1
     start_from(l, Q, s, R);
-    free(W), free(Q), free(R), free(s);
+    free(W);
+    free(Q);
+    free(R);
+    free(s);
 }
 
-// ---- LoRA-GA (arXiv 2407.05000) --------------------------------------------------------------------------------
+// ---- LoRA-GA (arXiv 2407.05000) ---------------------------------------------------------------------------
 //
 //  LoRA that begins where full fine-tuning would go. With dW = U Σ Vᵀ, the gradient of the first step's rows,
 //
 //     A0 = V[:, :r]ᵀ  (r, in),    B0 = out^¼/√γ  U[:, r:2r] Σ[r:2r]  (out, r),    γ = 16
 //
-//  and the residual weight W − s B0 A0 of PiSSA, so that step 0 changes nothing. dB = s dW Aᵀ then holds the top r of dW,
-//  as much as r columns can. r (in + out) parameters. Scale and choice of vectors are PEFT's defaults ("stable", "ArB2r");
-//  the paper's own code scales A as B and leaves Σ out of it. dW = dyᵀ x is added up by the backward pass while l->dW has
-//  memory, see adapters_init.
+//  and PiSSA's residual weight W − s B0 A0, so that step 0 changes nothing. dB = s dW Aᵀ then holds the top r
+//  of dW, as much as r columns can. r (in + out) parameters. Scale and choice of vectors are PEFT's defaults
+//  ("stable", "ArB2r"); the paper's own code scales A as B and leaves Σ out of it. For the start alone l->dW
+//  has memory, and the backward pass adds dW = dyᵀ x into it (first_gradient, at the end).
 
 static void lora_ga_layout(model *m, linear *l, const char *name)
 {
     int small = l->W.rows < l->W.cols ? l->W.rows : l->W.cols;
     pissa_layout(m, l, name);
-    if (2 * m->p.rank > small) refuse(m, "--rank %d: lora-ga takes 2r singular vectors of %s (%d by %d); at most %d works here", m->p.rank, name, l->W.rows, l->W.cols, small / 2);
+    if (2 * m->p.rank > small)
+        refuse(m, "--rank %d: lora-ga takes 2r singular vectors of %s (%d by %d); at most %d works here",
+               m->p.rank, name, l->W.rows, l->W.cols, small / 2);
 }
 
+// A0 and B0 from the singular vectors of l->dW: the first r of V, and the second r of U.
 static void lora_ga_init(model *m, linear *l, const char *name)
 {
-    int r = m->p.rank, out = l->W.rows;
+    int r = m->p.rank;
+    int out = l->W.rows;
     svd f = svd_top(l->dW, 2 * r, rng_named(m->p.seed, name));
-    wide *U = f.U + (size_t)r * (size_t)out, *sigma = alloc((size_t)r, sizeof *sigma);
+    wide *U = f.U + (size_t)r * (size_t)out;
+    wide *sigma = alloc((size_t)r, sizeof *sigma);
     double stable = sqrt(sqrt(out)) / sqrt(16);
     for (int k = 0; k < r; k++) {
         sigma[k] = (wide)l->scale;                      // so that start_from's √(σ/s) = 1: A = Vᵀ as it is
         for (int i = 0; i < out; i++) U[(size_t)k * (size_t)out + (size_t)i] *= (wide)stable * f.sigma[r + k];
     }
     start_from(l, U, sigma, f.V);
-    free(f.U), free(f.sigma), free(f.V), free(sigma);
+    free(f.U);
+    free(f.sigma);
+    free(f.V);
+    free(sigma);
 }
 
 static void lora_ga_backward(model *m, linear *l, mat dx, mat dy, mat x)
@@ -351,16 +411,18 @@ static void lora_ga_backward(model *m, linear *l, mat dx, mat dy, mat x)
     pissa_backward(m, l, dx, dy, x);
 }
 
-// ---- Bone, in PEFT: MiSS (arXiv 2409.15371) ------------------------------------------------------------------
+// ---- Bone, in PEFT: MiSS (arXiv 2409.15371) ---------------------------------------------------------------
 //
 //  W's input is cut into shards of r columns, and all shards share one trainable D (r, out):
 //
-//     y = x Wᵀ + S(x) D,    S(x)[n, c] = Σ_j x[n, j·r + c]    (N, r)
+//     y = x (W₀ + expand(D))ᵀ = x W₀ᵀ + S(x) D,    expand(D)[o, j·r + c] = D[c, o]     (out, in), never built
+//                                                  S(x)[n, c] = Σ_j x[n, j·r + c]      (N, r)
 //
-//  S(x) adds up the r-wide shards of x (a short last shard counts as zero-padded), so no ΔW is ever built.
-//  D = 0: step 0 changes nothing, and yet dD = S(x)ᵀ dy is not zero: the first gradient is large. r·out parameters.
-//  q, k, v share S(x), and so do gate, up. It falls out of the RMSNorm or SwiGLU that makes x (model.h, section 7);
-//  o_proj's x, which a product makes, is read once more for it. The backward pass makes x again, and S(x) with it.
+//  S(x) adds up the r-wide shards of x. If r does not divide in, the last shard counts as padded with zeros.
+//  D = 0: step 0 changes nothing, and yet dD = S(x)ᵀ dy is not zero: the first gradient is large. r·out
+//  parameters.
+//  q, k, v share one S(x), and so do gate, up. RMSNorm and SwiGLU write it beside the x they make. o_proj's
+//  x is attention's output, and shard_sum reads it once more. The backward pass makes x again, and S(x) too.
 //
 //  mini: D (r, mini_r) is tiled along out as well: y[:, o] += (S(x) D)[:, o mod mini_r]. r·mini_r parameters.
 
@@ -375,52 +437,67 @@ static void bone_layout(model *m, linear *l, const char *name)
 
 static void bone_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    mat S = shards_of(m, x);                            // S  = Σ_j x_j        (N, r), made along with x
+    mat S = shards_of(m, x);                            // S  = Σ_j x_j        (N, r), made with x
     matmul_nt(y, x, l->W, 1, mode);                     // y  = x Wᵀ
     matmul_nn(y, S, l->D, 1, ADD);                      // y += S D
 }
 
+// l->first ? SET : ADD. q, k and v read the same S(x), so dS is the sum of what all three make. Its memory is
+// shared by all layers: the first overwrites what was left there, the others add, the last adds dS to dx.
 static void bone_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
-    mat S = shards_of(m, x), dS = shaped(m->ds, 1, x.rows, l->D.rows);
+    mat S = shards_of(m, x);
+    mat dS = shaped(m->ds, 1, x.rows, l->D.rows);
     matmul_tn(l->dD, S, dy, 1, ADD);                    // y += S D:      dD += Sᵀ dy
     matmul_nt(dS, dy, l->D, 1, l->first ? SET : ADD);   //                dS += dy Dᵀ
     matmul_nn(dx, dy, l->W, 1, ADD);                    // y  = x Wᵀ:     dx += dy W
     if (l->last) shard_tile(dx, dS);                    // S  = Σ_j x_j:  dx_j += dS
 }
 
-static void bone_merge_block(model *m, mat W, mat D)    // W'[:, j·r + c] = W[:, j·r + c] + D[c, :]ᵀ
+// W' = W₀ + expand(D), that is W'[:, j·r + c] = W[:, j·r + c] + D[c, :]ᵀ. expand(D) = Dᵀ E, with the tiled
+// identity E (r, in), E[c, j·r + c] = 1. For r = 2, in = 4 and out = 1:
+//
+//     E = [1 0 1 0]        D = [a]        Dᵀ E = [a b | a b]
+//         [0 1 0 1]            [b]
+static void bone_merge_block(model *m, mat W, mat D)
 {
-    mat E = shaped(m->u, 1, D.rows, W.cols);            // E[c, j·r + c] = 1
+    mat E = shaped(m->u, 1, D.rows, W.cols);
     tiled_identity(E);
     matmul_tn(W, D, E, 1, ADD);                         // W' = W + Dᵀ E
 }
 
 static void bone_merge(model *m, linear *l, mat W) { bone_merge_block(m, W, l->D); }
 
+// m->u holds z in training and the tiled identity E in a merge, m->du then D tiled along out.
 static void mini_layout(model *m, linear *l, const char *name)
 {
     int t = m->p.mini_r;
+    int rank = m->p.rank;
+    int tokens = m->p.tokens;
     if (l->W.rows % t) refuse(m, "--mini-r %d does not divide the %d outputs of %s", t, l->W.rows, name);
-    declare(m, PARAM, &l->D, &l->dD, SHAPE(m->p.rank, t), "%s.miss_block", name);
-    reserve(&m->s, m->p.tokens, m->p.rank);
-    reserve(&m->ds, m->p.tokens, m->p.rank);
-    reserve(&m->u, m->p.tokens > m->p.rank ? m->p.tokens : m->p.rank, t > l->W.cols ? t : l->W.cols);
-    reserve(&m->du, m->p.rank, l->W.rows);
+    declare(m, PARAM, &l->D, &l->dD, SHAPE(rank, t), "%s.miss_block", name);
+    reserve(&m->s, tokens, rank);
+    reserve(&m->ds, tokens, rank);
+    reserve(&m->u, tokens > rank ? tokens : rank, t > l->W.cols ? t : l->W.cols);
+    reserve(&m->du, rank, l->W.rows);
     reserve(&m->w, l->W.rows, l->W.cols);
 }
 
 static void mini_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    mat S = shards_of(m, x), z = shaped(m->u, 1, x.rows, l->D.cols);       // S = Σ_j x_j (N, r)
+    mat S = shards_of(m, x);                            // S  = Σ_j x_j        (N, r), made with x
+    mat z = shaped(m->u, 1, x.rows, l->D.cols);
     matmul_nt(y, x, l->W, 1, mode);                     // y  = x Wᵀ
     matmul_nn(z, S, l->D, 1, SET);                      // z  = S D            (N, mini_r)
     shard_tile(y, z);                                   // y_i += z
 }
 
+// As Bone's, with dz, the sum of dy over the tiles, in place of dy.
 static void mini_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
-    mat S = shards_of(m, x), dS = shaped(m->ds, 1, x.rows, l->D.rows), dz = shaped(m->u, 1, x.rows, l->D.cols);
+    mat S = shards_of(m, x);
+    mat dS = shaped(m->ds, 1, x.rows, l->D.rows);
+    mat dz = shaped(m->u, 1, x.rows, l->D.cols);
     shard_sum(dz, dy);                                  // y_i += z:      dz  = Σ_i dy_i
     matmul_tn(l->dD, S, dz, 1, ADD);                    // z  = S D:      dD += Sᵀ dz
     matmul_nt(dS, dz, l->D, 1, l->first ? SET : ADD);   //                dS += dz Dᵀ
@@ -436,40 +513,53 @@ static void mini_merge(model *m, linear *l, mat W)
     bone_merge_block(m, W, D);
 }
 
-// ---- Bat (arXiv 2409.15371, section 3.3; "bat" of PEFT's MiSS) ------------------------------------------------
+// ---- Bat: one B_i per block row of W (arXiv 2409.15371, section 3.3; "bat" of PEFT's MiSS) ----------------
 //
 //  Makes the shard updates differ, by letting each see the weight it changes. W is cut into r×r blocks:
 //
-//     W'_ij = W_ij + W_ij B_i + B_i,    y = x W'ᵀ,    B (out/r, r, r), one block B_i per block row i
+//     W'_ij = W_ij + W_ij B_i + B_i,    y = x W'ᵀ,    B (out/r, r, r), i counts block rows, j block columns
 //
-//  B = 0: W' = W. out·r parameters. A block row W_i (r, in) read front to back is a matrix V_i (in, r) whose row
-//  k·in/r + j is row k of W_ij. So the products W_ij B_i of a block row are one: V_i B_i. The B_i that is added to every
-//  block is Bone's term, Σ_j x_j B_iᵀ = S(x) B_iᵀ, and never enters a weight. With B̂ (out, r), all B_i below each other,
+//  B = 0: W' = W. out·r parameters. The products W_ij B_i of a block row share their right factor, so they
+//  are one: block row W_i (r, in), read front to back as a matrix V_i (in, r), times B_i. r = 2 and in = 4:
+//
+//     W_i = [a b | c d]    in memory: a b c d e f g h    V_i = [a b]   row 0 of W_i0
+//           [e f | g h]                                        [c d]   row 0 of W_i1
+//                                                              [e f]   row 1 of W_i0
+//                                                              [g h]   row 1 of W_i1
+//
+//  The B_i that is added to every block is Bone's term, Σ_j x_j B_iᵀ = S(x) B_iᵀ, and never enters a weight.
+//  With B̂ (out, r), all B_i below each other, and VB, all V_i B_i written back in W's order,
 //
 //     y = x (W + VB)ᵀ + S(x) B̂ᵀ
 //
-//  This costs N·r·out, and keeps the term in 16 bits, where it would vanish in the rounding of the larger W.
-//  There is one W + VB for all layers, rebuilt in forward and backward. After dx is known its memory takes dW = dyᵀ x.
+//  This costs N·r·out. Added to W + VB in 16 bits, a small B_i would vanish in the rounding of the larger W.
+//
+//  d:  dB_i = Σ_j (W_ij + I)ᵀ dW'_ij = V_iᵀ dV_i + dy_iᵀ S(x),    dW' = dyᵀ x, its block row i read as dV_i
+//
+//  There is one W + VB for all layers, in m->w, built anew in forward and backward. Once dx is known nobody
+//  reads it, and dW' = dyᵀ x is written over it: in bat_backward W and dW are two names of one memory.
 
 static void bat_check(model *m, linear *l, const char *name)
 {
     int r = m->p.rank;
     if (l->W.rows % r || l->W.cols % r)
-        refuse(m, "--rank %d does not divide %s (%d by %d), which %s needs", r, name, l->W.rows, l->W.cols, l->method->name);
+        refuse(m, "--rank %d does not divide %s (%d by %d), which %s needs",
+               r, name, l->W.rows, l->W.cols, l->method->name);
 }
 
 static void bat_layout(model *m, linear *l, const char *name)
 {
     int r = m->p.rank;
+    int blocks = l->W.rows / r > 0 ? l->W.rows / r : 1;
     bat_check(m, l, name);
-    declare(m, PARAM, &l->B, &l->dB, SHAPE(l->W.rows / r > 0 ? l->W.rows / r : 1, r, r), "%s.miss_block", name);
+    declare(m, PARAM, &l->B, &l->dB, SHAPE(blocks, r, r), "%s.miss_block", name);
     reserve(&m->w, l->W.rows, l->W.cols);
     reserve(&m->s, m->p.tokens, r);
     reserve(&m->ds, m->p.tokens, r);
 }
 
-static mat block_rows(mat W, int r) { return shaped(W, W.rows / r, W.cols, r); }              // V_i (in, r), i = 0 … out/r-1
-static mat stacked(mat B) { return shaped(B, 1, B.batch * B.rows, B.cols); }                  // B̂: all B_i below each other
+static mat block_rows(mat W, int r) { return shaped(W, W.rows / r, W.cols, r); }        // all V_i (in, r)
+static mat stacked(mat B) { return shaped(B, 1, B.batch * B.rows, B.cols); }            // B̂ (out, r)
 
 static mat bat_weight(model *m, linear *l)              // W + VB in the work space
 {
@@ -482,21 +572,25 @@ static mat bat_weight(model *m, linear *l)              // W + VB in the work sp
 
 static void bat_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    mat S = shards_of(m, x);                                            // S  = Σ_j x_j            (N, r), made along with x
+    mat S = shards_of(m, x);                                            // S  = Σ_j x_j   (N, r), made with x
     matmul_nt(y, x, bat_weight(m, l), 1, mode);                         // y  = x (W + VB)ᵀ
     matmul_nt(y, S, stacked(l->B), 1, ADD);                             // y += S B̂ᵀ
 }
 
+// dx before dW: dW takes the memory of W, which is W + VB here.
 static void bat_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
     int r = l->B.rows;
-    mat S = shards_of(m, x), dS = shaped(m->ds, 1, x.rows, r), W = bat_weight(m, l), dW = W;
-    matmul_tn(stacked(l->dB), dy, S, 1, ADD);                           // y += S B̂ᵀ:         dB̂ += dyᵀ S
-    matmul_nn(dS, dy, stacked(l->B), 1, l->first ? SET : ADD);          //                    dS += dy B̂
-    matmul_nn(dx, dy, W, 1, ADD);                                       // y  = x (W + VB)ᵀ:  dx += dy (W + VB)
-    matmul_tn(dW, dy, x, 1, SET);                                       //                    dW = dyᵀ x, in the same memory
-    matmul_tn(l->dB, block_rows(l->W, r), block_rows(dW, r), 1, ADD);   // V + V B:           dB_i += V_iᵀ dV_i
-    if (l->last) shard_tile(dx, dS);                                    // S  = Σ_j x_j:      dx_j += dS
+    mat S = shards_of(m, x);
+    mat dS = shaped(m->ds, 1, x.rows, r);
+    mat W = bat_weight(m, l);
+    mat dW = W;
+    matmul_tn(stacked(l->dB), dy, S, 1, ADD);                           // y += S B̂ᵀ:        dB̂ += dyᵀ S
+    matmul_nn(dS, dy, stacked(l->B), 1, l->first ? SET : ADD);          //                   dS += dy B̂
+    matmul_nn(dx, dy, W, 1, ADD);                                       // y = x (W + VB)ᵀ:  dx += dy (W + VB)
+    matmul_tn(dW, dy, x, 1, SET);                                       //                   dW' = dyᵀ x
+    matmul_tn(l->dB, block_rows(l->W, r), block_rows(dW, r), 1, ADD);   // V_i + V_i B_i:    dB_i += V_iᵀ dV_i
+    if (l->last) shard_tile(dx, dS);                                    // S = Σ_j x_j:      dx_j += dS
 }
 
 static void bat_merge(model *m, linear *l, mat W)
@@ -507,32 +601,38 @@ static void bat_merge(model *m, linear *l, mat W)
     shard_tile(W, stacked(l->B));                                       // W'_ij += B_i
 }
 
-// ---- Bat by columns: bat-row in the paper's table 5 ------------------------------------------------------------
+// ---- Bat-row: one B_j per block column of W (the paper's table 5) -----------------------------------------
 //
-//     W'_ij = W_ij + W_ij B_j + B_j,    B (in/r, r, r), one block B_j per block column j
+//     W'_ij = W_ij + W_ij B_j + B_j,    B (in/r, r, r), i counts block rows, j block columns
 //
 //  This one factors. With u_j = x_j B_jᵀ the sum y_i = Σ_j x_j W'_ijᵀ becomes
 //
 //     y_i = Σ_j (x_j + u_j) W_ijᵀ + Σ_j u_j,      that is      y = (x + u) Wᵀ + tile(Σ_j u_j)
 //
-//  : the frozen product, a block-diagonal one of N·in·r, and one r-wide row repeated over the out blocks. No W' is
-//  built; the cost is about LoRA's. in·r parameters, B = 0: step 0 changes nothing.
+//  Three parts: the frozen product with x + u in place of x; the block-diagonal one that makes u, N·in·r; and
+//  the r-wide row Σ_j u_j, repeated for each of the out/r block rows. No W' is built; it costs about as much
+//  as LoRA. in·r parameters, B = 0: step 0 changes nothing.
 
+// du and s hold rows of tokens in a step, and a weight's rows in a merge.
 static void bat_row_layout(model *m, linear *l, const char *name)
 {
-    int r = m->p.rank, N = m->p.tokens;
+    int r = m->p.rank;
+    int blocks = l->W.cols / r > 0 ? l->W.cols / r : 1;
+    int rows = l->W.rows > m->p.tokens ? l->W.rows : m->p.tokens;
     bat_check(m, l, name);
-    declare(m, PARAM, &l->B, &l->dB, SHAPE(l->W.cols / r > 0 ? l->W.cols / r : 1, r, r), "%s.bat_block", name);
-    reserve(&m->u, N, l->W.cols);
-    reserve(&m->du, l->W.rows > N ? l->W.rows : N, l->W.cols);
-    reserve(&m->s, N > l->W.rows ? N : l->W.rows, r);
+    declare(m, PARAM, &l->B, &l->dB, SHAPE(blocks, r, r), "%s.bat_block", name);
+    reserve(&m->u, m->p.tokens, l->W.cols);
+    reserve(&m->du, rows, l->W.cols);
+    reserve(&m->s, rows, r);
     reserve(&m->w, l->W.rows, l->W.cols);
 }
 
+// x + u is made in u's own place.
 static void bat_row_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
     int r = l->B.rows;
-    mat u = shaped(m->u, 1, x.rows, x.cols), sum = shaped(m->s, 1, x.rows, r);
+    mat u = shaped(m->u, 1, x.rows, x.cols);
+    mat sum = shaped(m->s, 1, x.rows, r);
     matmul_nt(column_blocks(u, r), column_blocks(x, r), l->B, 1, SET);  // u_j = x_j B_jᵀ        (N, in)
     shard_sum(sum, u);                                                  // Σ_j u_j               (N, r)
     add(u, x, 1);                                                       // x̃ = x + u
@@ -540,45 +640,65 @@ static void bat_row_forward(model *m, linear *l, mat y, mat x, enum mode mode)
     shard_tile(y, sum);                                                 // y_i += Σ_j u_j
 }
 
+// du is dx̃ first. Then g, which is the same row for every j, is added to each du_j.
 static void bat_row_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
     int r = l->B.rows;
-    mat du = shaped(m->du, 1, x.rows, x.cols), g = shaped(m->s, 1, x.rows, r);
-    matmul_nn(du, dy, l->W, 1, SET);                                    // y = x̃ Wᵀ:        dx̃ = dy W
-    add(dx, du, 1);                                                     // x̃ = x + u:       dx += dx̃,  du = dx̃
-    shard_sum(g, dy);                                                   // y_i += Σ_j u_j:  du_j += Σ_i dy_i
-    shard_tile(du, g);
-    matmul_tn(l->dB, column_blocks(du, r), column_blocks(x, r), 1, ADD);    // u_j = x_j B_jᵀ:  dB_j += du_jᵀ x_j
-    matmul_nn(column_blocks(dx, r), column_blocks(du, r), l->B, 1, ADD);    //                  dx_j += du_j B_j
+    mat du = shaped(m->du, 1, x.rows, x.cols);
+    mat g = shaped(m->s, 1, x.rows, r);
+    matmul_nn(du, dy, l->W, 1, SET);                                     // y = x̃ Wᵀ:        dx̃ = dy W
+    add(dx, du, 1);                                                      // x̃ = x + u:       dx += dx̃
+    shard_sum(g, dy);                                                    // y_i += Σ_j u_j:  g = Σ_i dy_i
+    shard_tile(du, g);                                                   //                  du_j = dx̃_j + g
+    matmul_tn(l->dB, column_blocks(du, r), column_blocks(x, r), 1, ADD); // u_j = x_j B_jᵀ:  dB_j += du_jᵀ x_j
+    matmul_nn(column_blocks(dx, r), column_blocks(du, r), l->B, 1, ADD); //                  dx_j += du_j B_j
 }
 
 static void bat_row_merge(model *m, linear *l, mat W)
 {
     int r = l->B.rows;
-    mat E = shaped(m->s, 1, W.rows, r), WE = shaped(m->du, 1, W.rows, W.cols);
+    mat E = shaped(m->s, 1, W.rows, r);
+    mat WE = shaped(m->du, 1, W.rows, W.cols);
     copy(WE, l->W);
     tiled_identity(E);
     shard_tile(WE, E);                                                  // W_ij + I
     matmul_nn(column_blocks(W, r), column_blocks(WE, r), l->B, 1, ADD); // W'_ij = W_ij + (W_ij + I) B_j
 }
 
-// ---- the table -------------------------------------------------------------------------------------------------
+// ---- the table --------------------------------------------------------------------------------------------
 
+// A row of the table takes two lines here. Its last four fields: the peft_type of adapter_config.json,
+// has_start (a start to subtract), wants_gradient (init looks at the first gradient), wants_shards (forward
+// and backward read S(x)); see `method` in model.h.
 static const method methods[] = {
-//   name       equation                                    layout            init          forward          backward          merge          PEFT type     a start to subtract, which wants a gradient; S(x)
-    {"full",    "y = x Wᵀ, W itself trains",                NULL,             NULL,         full_forward,    full_backward,    NULL,          NULL,         0, 0, 0},
-    {"frozen",  "y = x (W + ΔW)ᵀ",                          frozen_layout,    NULL,         frozen_forward,  frozen_backward,  frozen_merge,  "FROZEN",     0, 0, 0},
-    {"lora",    "y = x Wᵀ + α/r (x Aᵀ) Bᵀ",                 lora_layout,      lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",       0, 0, 0},
-    {"rslora",  "lora with α/√r",                           rslora_layout,    lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",       0, 0, 0},
-    {"lora+",   "lora, B learns λ times faster than A",     lora_plus_layout, lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",       0, 0, 0},
-    {"dora",    "W + α/r B A, rows of trained length m",    dora_layout,      dora_init,    dora_forward,    dora_backward,    dora_merge,    "LORA",       0, 0, 0},
-    {"pissa",   "lora from the top r of W's SVD",           pissa_layout,     pissa_init,   pissa_forward,   pissa_backward,   pissa_merge,   "LORA",       1, 0, 0},
-    {"olora",   "lora from the QR decomposition of W",      pissa_layout,     olora_init,   pissa_forward,   pissa_backward,   pissa_merge,   "LORA",       1, 0, 0},
-    {"lora-ga", "lora from the SVD of the first gradient",  lora_ga_layout,   lora_ga_init, pissa_forward,   lora_ga_backward, pissa_merge,   "LORA",       1, 1, 0},
-    {"bone",    "y = x Wᵀ + S(x) D",                        bone_layout,      NULL,         bone_forward,    bone_backward,    bone_merge,    "MISS",       0, 0, 1},
-    {"mini",    "bone, D tiled along the outputs too",      mini_layout,      NULL,         mini_forward,    mini_backward,    mini_merge,    "MISS",       0, 0, 1},
-    {"bat",     "W'_ij = W_ij + W_ij B_i + B_i",            bat_layout,       NULL,         bat_forward,     bat_backward,     bat_merge,     "MISS",       0, 0, 1},
-    {"bat-row", "W'_ij = W_ij + W_ij B_j + B_j, factored",  bat_row_layout,   NULL,         bat_row_forward, bat_row_backward, bat_row_merge, "BAT_ROW",    0, 0, 0},
+//   name       equation
+//   layout            init          forward          backward          merge          and the last four
+    {"full",    "y = x Wᵀ, W itself trains",
+     NULL,             NULL,         full_forward,    full_backward,    NULL,          NULL,      0, 0, 0},
+    {"frozen",  "y = x (W + ΔW)ᵀ",
+     frozen_layout,    NULL,         frozen_forward,  frozen_backward,  frozen_merge,  "FROZEN",  0, 0, 0},
+    {"lora",    "y = x Wᵀ + α/r (x Aᵀ) Bᵀ",
+     lora_layout,      lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",    0, 0, 0},
+    {"rslora",  "lora with α/√r",
+     rslora_layout,    lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",    0, 0, 0},
+    {"lora+",   "lora, B learns λ times faster than A",
+     lora_plus_layout, lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",    0, 0, 0},
+    {"dora",    "W + α/r B A, rows of trained length m",
+     dora_layout,      dora_init,    dora_forward,    dora_backward,    dora_merge,    "LORA",    0, 0, 0},
+    {"pissa",   "lora from the top r of W's SVD",
+     pissa_layout,     pissa_init,   pissa_forward,   pissa_backward,   pissa_merge,   "LORA",    1, 0, 0},
+    {"olora",   "lora from the QR decomposition of W",
+     pissa_layout,     olora_init,   pissa_forward,   pissa_backward,   pissa_merge,   "LORA",    1, 0, 0},
+    {"lora-ga", "lora from the SVD of the first gradient",
+     lora_ga_layout,   lora_ga_init, pissa_forward,   lora_ga_backward, pissa_merge,   "LORA",    1, 1, 0},
+    {"bone",    "y = x Wᵀ + S(x) D",
+     bone_layout,      NULL,         bone_forward,    bone_backward,    bone_merge,    "MISS",    0, 0, 1},
+    {"mini",    "bone, D tiled along the outputs too",
+     mini_layout,      NULL,         mini_forward,    mini_backward,    mini_merge,    "MISS",    0, 0, 1},
+    {"bat",     "W'_ij = W_ij + W_ij B_i + B_i",
+     bat_layout,       NULL,         bat_forward,     bat_backward,     bat_merge,     "MISS",    0, 0, 1},
+    {"bat-row", "W'_ij = W_ij + W_ij B_j + B_j, factored",
+     bat_row_layout,   NULL,         bat_row_forward, bat_row_backward, bat_row_merge, "BAT_ROW", 0, 0, 0},
 };
 enum { METHODS = sizeof methods / sizeof *methods };
 
@@ -589,7 +709,8 @@ static linear *adapter_at(model *m, int i)
     return l->method->layout ? l : NULL;
 }
 
-// The gradient of the first step for the seven W of a layer, in l->dW. A layer at a time: that of all would be the size of the model.
+// The gradient of the first step for the seven W of one layer, into their l->dW. One layer at a time, because
+// the gradients of all layers together would be as large as the model.
 static void first_gradient(model *m, int depth, const batch *first, int batches)
 {
     int targets = 0;
@@ -607,11 +728,14 @@ static void first_gradient_free(model *m, int depth)
 {
     for (int i = 7 * depth; i < 7 * depth + 7; i++) {
         linear *l = adapter_at(m, i);
-        if (l) dev_free(l->dW.p), l->dW.p = NULL;
+        if (!l) continue;
+        dev_free(l->dW.p);
+        l->dW.p = NULL;
     }
 }
 
-// The start of every adapter. `first` are the micro-batches of the first step, which lora-ga looks at. Shows progress: pissa takes its time.
+// The start of every adapter. `first` are the micro-batches of the first step, whose gradient lora-ga starts
+// from. Calls progress after each linear, because pissa takes a while.
 static void adapters_init(model *m, const batch *first, int batches, void (*progress)(int done, int of))
 {
     int all = 7 * m->c.layers;
@@ -624,7 +748,7 @@ static void adapters_init(model *m, const batch *first, int batches, void (*prog
         if (m->p.method->wants_gradient && i % 7 == 6) first_gradient_free(m, i / 7);
         progress(i + 1, all);
     }
-    if (m->p.method->wants_gradient) zero(flat(m, m->grad));                  // the passes above left theirs here
+    if (m->p.method->wants_gradient) zero(flat(m, m->grad));    // first_gradient added to it
 }
 
 static const method *method_named(const char *name)           // LoRA is lora
