@@ -263,22 +263,21 @@ static level level_now(const model *m) { return (level){m->used[ACT], m->used[ST
 /* What the forward pass of layer i leaves for the backward pass. Returns the level at which layer i+1 begins;
    what layer i has above it is overwritten. So the order of the declarations decides how long a tensor lives:
 
-       block ACT:  … x | h of the adapters | next | q  k  v  att  mid | gate  up |
+       block ACT:  … x | next | h of the adapters | q  k  v  att  mid | gate  up |
                        ↑                          ↑                   ↑          ↑
        layer i+1       not training               --recompute 2       1          0
        begins at
 
-   `next`, the x of layer i+1, comes before gate and up: gate_and_up writes it before them, and layer i+1
-   reads it. Where nothing trains, every layer begins at the same place, and `next` takes the place of x,
-   which was read into mid before.                                                                          */
-static level layer_activations(model *m, layer *L, mat *next, int i)
+   `next`, the x of layer i+1, comes first: layer i+1 reads it. Where nothing trains, every layer begins at the
+   same place, and `next` takes the place of x, which was read into mid before. What the adapters of a layer
+   keep comes behind it, for not every layer need have the same.                                            */
+static level layer_activations(model *m, layer *L, int i)
 {
     const config *c = &m->c;
     int N = m->p.tokens;
     int q = c->heads * c->head_dim;
     int kv = c->kv_heads * c->head_dim;
     int cache = m->p.cache_rows;
-    declare(m, ACT, next, NULL, SHAPE(N, c->dim), "layers.%d.x", i + 1);
     level kept = level_now(m);
     declare(m, ACT, &L->q, NULL, SHAPE(N, q), "layers.%d.q", i);
     declare(m, ACT, &L->k, NULL, SHAPE(N, kv), "layers.%d.k", i);
@@ -346,16 +345,21 @@ static void layout(model *m)
     m->s = m->ds = m->u = m->du = m->w = (mat){0};
     declare(m, matrix, &m->embed, &m->dembed, SHAPE(c->vocab, c->dim), "model.embed_tokens.weight");
     declare(m, ACT, &m->layers[0].x, NULL, SHAPE(m->p.tokens, c->dim), "layers.0.x");
+    level most = {0, 0};
     for (int i = 0; i < c->layers; i++) {
         level before = level_now(m);
-        layer_weights(m, &m->layers[i], i);
         mat *next = i + 1 < c->layers ? &m->layers[i + 1].x : &m->last;
-        level kept = layer_activations(m, &m->layers[i], next, i);
+        declare(m, ACT, next, NULL, SHAPE(m->p.tokens, c->dim), "layers.%d.x", i + 1);    // first: in one place for all, if none is kept
+        layer_weights(m, &m->layers[i], i);
+        level kept = layer_activations(m, &m->layers[i], i), full = level_now(m);
         if (!m->p.train) kept = before;
-        if (i + 1 == c->layers) break;
+        if (full.act > most.act) most.act = full.act;
+        if (full.stat > most.stat) most.stat = full.stat;
         m->used[ACT] = kept.act;
         m->used[STAT] = kept.stat;
     }
+    m->used[ACT] = most.act;                            // what comes now is used beside every layer
+    m->used[STAT] = most.stat;
     declare(m, vector, &m->norm, &m->dnorm, SHAPE(c->dim), "model.norm.weight");
     if (c->tied) {
         m->head = m->embed;

@@ -1528,6 +1528,32 @@ static void test_goldens(void)
     check(cases >= 16 ? 0 : 1, 0, "%d cases in dev/golden", cases);
 }
 
+// An adapter on some layers only: the plan for evaluation, which keeps nothing, gives the logits of the plan for training.
+static void test_uneven(void)
+{
+    static const char *const uneven[] = {"[\"layers.0.self_attn.q_proj\", \"layers.0.self_attn.o_proj\"]", "[\"layers.1.mlp.down_proj\"]",
+        "[\"layers.0.mlp.up_proj\", \"layers.1.self_attn.k_proj\", \"layers.1.mlp.gate_proj\"]"};
+    for (int i = 1; i < METHODS; i++)
+        for (int j = 0; j < 3 && !methods[i].wants_gradient; j++) {     // lora-ga is used as the lora it is saved as
+            cJSON *modules = cJSON_Parse(uneven[j]);
+            batch b = small_batch(0, 3);
+            mat logits[2];
+            snapshot *trained = NULL;
+            for (int use = 0; use < 2; use++) {
+                plan p = small_plan(methods[i].name);
+                p.modules = modules, p.selects = peft_targeted, p.targets = 0, p.train = !use;
+                model *m = open_small(p, 0);
+                if (!use) shake(m, 0.2, &dice);
+                if (use) give_kinds(m, trained, "", 1 << PARAM | 1 << START, 0);
+                else trained = take_kinds(NULL, "", m, 1 << PARAM | 1 << START, 0);
+                logits[use] = all_logits(m, &b);
+                close_small(m);
+            }
+            check(mat_distance(logits[1], logits[0]), 0, "%s on %s", methods[i].name, uneven[j]);
+            dev_free(logits[0].p), dev_free(logits[1].p), batch_free(&b), snapshots_free(trained), cJSON_Delete(modules);
+        }
+}
+
 // Which linear layers "target_modules" means, in a model of two layers. From PEFT 0.21's check_target_module_exists, Unsloth's own regular
 // expression among them.
 static void test_target_modules(void)
@@ -2990,6 +3016,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"bf16-start",     "on a bf16 base, too, they begin with its loss, and what is saved is what was trained", test_bf16_start, BOTH},
     {"goldens",        "logits, loss, gradients and eight AdamW steps are transformers' and PEFT's",      test_goldens, BOTH},
     {"target-modules", "names, their ends and regular expressions mean the layers that PEFT takes them for", test_target_modules, BOTH},
+    {"uneven",         "with adapters on some layers only, evaluating gives the logits of training",      test_uneven, BOTH},
     {"attention",      "attention is softmax(q kᵀ/√d) v by plain loops, grouped heads and cached keys too",  test_attention, BOTH},
     {"cache",          "generating with the key-value cache gives the logits of the whole row",           test_cache, BOTH},
     {"matmul",         "the fast product equals the plain one, at every edge and dtype",                  test_matmul, BOTH},
