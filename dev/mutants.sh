@@ -176,7 +176,7 @@ safetensors: shared bytes    | lib/safetensors.h | /^        if (s->from < end)$
 safetensors: holes           | lib/safetensors.h | /^        if (s->from > end)$/,+1d                                | safetensors |
 safetensors: bytes behind    | lib/safetensors.h | /stand behind the last tensor/d                                   | safetensors |
 safetensors: a cut file      | lib/safetensors.h | /^    sigaction(SIGBUS/d                                          | cut-file    |
-printable: C1                | ops/host.h | s/if (n && !c0 && !c1)/if (n \&\& !c0)/                           | safetensors |
+printable: C1                | ops/host.h | s/if (n && !c0 && !c1 && !turns)/if (n \&\& !c0 \&\& !turns)/    | safetensors |
 '
 
 build() { # directory, file: compiles the double tests of the sources in it; where train.cu is changed, that file alone
