@@ -79,7 +79,7 @@ cross-entropy: no label      | ops/cpu.c  | /z\[labels\[n\]\] -= (real)scale/d  
 magnitude: half of dq        | ops/cpu.c  | s/(2 \* q \* root)/(4 * q * root)/                                | ops         |
 broadcast: row for column    | ops/cpu.c  | s/gn\[rows ? 0 : c\]/gn[0]/                                       | ops         |
 matmul: last rows            | ops/gemm.h | s/p->M - i < MR ? p->M - i : MR/MR/                                | matmul      |
-matmul: b in place, stride   | ops/gemm.h | s/, bk = p->b.ld;/;/                                              | matmul      |
+matmul: b in place, stride   | ops/gemm.h | /^ *bk = p->b.ld;$/d                                              | matmul      |
 matmul: a in place, part of K | ops/gemm.h | s/kernel(tile, (real \*)at(p->a, i, k0), p->a.ld/kernel(tile, (real *)at(p->a, i, 0), p->a.ld/ | matmul |
 matmul: later parts of K     | ops/gemm.h | s/p->scale, k0 ? ADD : p->mode)/p->scale, p->mode)/               | matmul      |
 adamw: no correction         | ops/cpu.c  | s/root = (wide)sqrt(1 - pow(0.999, t))/root = 1/                  | adamw       |
@@ -104,7 +104,7 @@ beyond: product, panels of the first block | ops/gemm.h | s/packed != block/pack
 beyond: product, rows of the first block | ops/gemm.h | s/i0 = block \* p->rows/i0 = 0/                            | beyond-panels |
 beyond: product, slivers for two threads | ops/gemm.h | s/s < slivers \* (part + 1) \/ p->parts/s < slivers \/ p->parts * (part + 1)/ | beyond-panels |
 beyond: product, tasks for two threads | ops/gemm.h | s/task < tasks \* (thread + 1) \/ threads/task < tasks \/ threads * (thread + 1)/ | beyond-panels |
-beyond: product, transposed and not added | ops/gemm.h | s/y.cols, y.rows, K, MC, 1, 1, scale, NULL, mode/y.cols, y.rows, K, MC, 1, 1, scale, NULL, SET/ | beyond-panels |
+beyond: product, transposed and not added | ops/gemm.h | /p = (product){/,/};/s/\.mode = mode/.mode = SET/ | beyond-panels |
 beyond: product, blocks beside each other | ops/cpu.c  | s/offset(m, (size_t)i \* m.stride)/offset(m, (size_t)i * (size_t)m.rows * m.ld)/ | beyond-panels |
 beyond: product, one weight for all | ops/cpu.c  | s/if (m.batch > 1) m = offset/m = offset/                             | beyond-panels |
 beyond: embedding, first 32 columns | ops/cpu.c  | s/c < dout.cols \&\& c < c0 + 32; c++/c < 32; c++/            | beyond-blocks | embedding
@@ -176,7 +176,7 @@ safetensors: shared bytes    | lib/safetensors.h | /^        if (s->from < end)$
 safetensors: holes           | lib/safetensors.h | /^        if (s->from > end)$/,+1d                                | safetensors |
 safetensors: bytes behind    | lib/safetensors.h | /stand behind the last tensor/d                                   | safetensors |
 safetensors: a cut file      | lib/safetensors.h | /^    sigaction(SIGBUS/d                                          | cut-file    |
-printable: C1                | ops/host.h | s/if (n && !c0 && !c1)/if (n \&\& !c0)/                           | safetensors |
+printable: C1                | ops/host.h | s/if (n && !c0 && !c1 && !turns)/if (n \&\& !c0 \&\& !turns)/    | safetensors |
 '
 
 build() { # directory, file: compiles the double tests of the sources in it; where train.cu is changed, that file alone

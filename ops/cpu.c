@@ -4,12 +4,12 @@
       2  memory
       3  Llama2
       4  adapters
-      5  training                                                                                              */
+      5  training                                                                                           */
 
 #define _GNU_SOURCE
 #include "gemm.h"
 
-// ---- 1  the products ---------------------------------------------------------------------------------------
+// ---- 1  the products --------------------------------------------------------------------------------------
 
 static mat nth(mat m, int i)            // matrix i of a batch; a batch of 1 serves every i
 {
@@ -20,14 +20,22 @@ static mat nth(mat m, int i)            // matrix i of a batch; a batch of 1 ser
 
 static void check_shapes(int ok, const char *op, mat y, mat a, mat b)
 {
-    if (!ok || y.type != TYPE_OF(real)) die("%s: shapes (%d, %d), (%d, %d), (%d, %d) do not fit", op, y.rows, y.cols, a.rows, a.cols, b.rows, b.cols);
+    if (!ok || y.type != TYPE_OF(real))
+        die("%s: shapes (%d, %d), (%d, %d), (%d, %d) do not fit",
+            op, y.rows, y.cols, a.rows, a.cols, b.rows, b.cols);
 }
 
+// One product shares its work among the threads; of a batch, each thread takes whole products.
 static void gemm_batch(mat y, mat a, int a_across, mat b, int b_across, int K, double scale, enum mode mode)
 {
-    if (y.batch == 1) { gemm(y, nth(a, 0), a_across, nth(b, 0), b_across, K, (real)scale, mode); return; }
-    #pragma omp parallel for schedule(static) if ((double)y.batch * y.rows * y.cols * K > 1e6 && !omp_in_parallel())
-    for (int i = 0; i < y.batch; i++) gemm(nth(y, i), nth(a, i), a_across, nth(b, i), b_across, K, (real)scale, mode);
+    if (y.batch == 1) {
+        gemm(y, nth(a, 0), a_across, nth(b, 0), b_across, K, (real)scale, mode);
+        return;
+    }
+    int large = (double)y.batch * y.rows * y.cols * K > 1e6;
+    #pragma omp parallel for schedule(static) if (large && !omp_in_parallel())
+    for (int i = 0; i < y.batch; i++)
+        gemm(nth(y, i), nth(a, i), a_across, nth(b, i), b_across, K, (real)scale, mode);
 }
 
 void matmul_nt(mat y, mat x, mat w, double scale, enum mode mode)
@@ -51,7 +59,7 @@ void matmul_tn(mat y, mat x, mat w, double scale, enum mode mode)
     gemm_batch(y, x, 1, w, 1, x.rows, scale, mode);
 }
 
-// ---- 2  memory ---------------------------------------------------------------------------------------------
+// ---- 2  memory --------------------------------------------------------------------------------------------
 
 #define ROW(m, i) ((real *)at(m, i, 0))
 #define BIG(m) ((double)(m).rows * (m).cols > 1e4 && !omp_in_parallel())      // worth more than one thread
@@ -64,7 +72,15 @@ dev dev_alloc(size_t bytes)
 }
 
 void dev_free(dev p) { free(p); }
-size_t dev_reserve(needs n, int take) { (void)n, (void)take; return 0; }     // a thread's buffers grow in its first product; they hold a few blocks, no matrix
+
+// Nothing to reserve: a thread's buffers grow in its first product and hold a few blocks, never a matrix.
+size_t dev_reserve(needs n, int take)
+{
+    (void)n;
+    (void)take;
+    return 0;
+}
+
 mat dev_weight(mat host) { return host; }
 void dev_weight_free(mat w) { (void)w; }
 const char *dev_name(void) { return "CPU"; }
@@ -74,19 +90,25 @@ void dev_memory(double *used, double *all)
 {
     struct rusage u = {0};
     getrusage(RUSAGE_SELF, &u);
-    *used = (double)u.ru_maxrss * 1024, *all = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    *used = (double)u.ru_maxrss * 1024;
+    *all = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
 }
 
 void put_ints(dev_ints dst, const int *src, size_t n) { if (n) memcpy(dst, src, n * sizeof *src); }
 
+// Row by row. Where the dtypes differ, KC numbers at a time are converted through a buffer.
 void copy(mat y, mat x)
 {
-    if (y.rows != x.rows || y.cols != x.cols || y.batch != x.batch) die("copy: (%d, %d) to (%d, %d)", x.rows, x.cols, y.rows, y.cols);
+    if (y.rows != x.rows || y.cols != x.cols || y.batch != x.batch)
+        die("copy: (%d, %d) to (%d, %d)", x.rows, x.cols, y.rows, y.cols);
     for (int b = 0; b < y.batch; b++) {
         mat to = nth(y, b), from = nth(x, b);
         #pragma omp parallel for if (BIG(y))
         for (int n = 0; n < y.rows; n++) {
-            if (y.type == x.type) { memmove(at(to, n, 0), at(from, n, 0), (size_t)y.cols * dtypes[y.type].size); continue; }
+            if (y.type == x.type) {
+                memmove(at(to, n, 0), at(from, n, 0), (size_t)y.cols * dtypes[y.type].size);
+                continue;
+            }
             real buffer[KC];
             for (int c = 0; c < y.cols; c += KC) {
                 size_t part = (size_t)(y.cols - c < KC ? y.cols - c : KC);
@@ -96,7 +118,8 @@ void copy(mat y, mat x)
     }
 }
 
-static mat host_mat(const void *p, enum dtype type, mat like)      // contiguous memory in the shape of another matrix
+// Contiguous memory in the shape of another matrix.
+static mat host_mat(const void *p, enum dtype type, mat like)
 {
     return mat_of((dev)(uintptr_t)p, type, SHAPE(like.batch, like.rows, like.cols));
 }
@@ -107,7 +130,8 @@ void get(wide *dst, mat src) { copy(host_mat(dst, TYPE_OF(wide), src), src); }
 void zero(mat x)
 {
     #pragma omp parallel for if (BIG(x))
-    for (int n = 0; n < x.rows * x.batch; n++) memset(ROW(nth(x, n / x.rows), n % x.rows), 0, (size_t)x.cols * sizeof(real));
+    for (int n = 0; n < x.rows * x.batch; n++)
+        memset(ROW(nth(x, n / x.rows), n % x.rows), 0, (size_t)x.cols * sizeof(real));
 }
 
 void add(mat y, mat x, double scale)
@@ -120,21 +144,25 @@ void add(mat y, mat x, double scale)
     }
 }
 
-// ---- 3  Llama2 ---------------------------------------------------------------------------------------------
+// ---- 3  Llama2 --------------------------------------------------------------------------------------------
 
-// exp to the last bit or two, in a form that the compiler turns into vector code: 2^n · 2^f with |f| ≤ ½, a polynomial
-// for 2^f (Taylor's coefficients of exp(f ln 2)). Double builds use the C library. NaN stays NaN.
+// exp to the last bit or two, in a form that the compiler turns into vector code: exp(x) = 2^n · exp(f),
+// where n is the whole number nearest to x / ln 2 and f = x − n ln 2 what is left, |f| ≤ ½ ln 2. exp(f) is
+// Taylor's polynomial. Double builds use the C library. NaN stays NaN.
 static inline real exp_real(real x)
 {
     if (sizeof(real) == 8) return (real)exp((double)x);
-    float y = (float)x, magic = 12582912.f;                       // 1.5 · 2^23: adding it rounds to a whole number
+    float y = (float)x;
+    float magic = 12582912.f;                                 // 1.5 · 2^23: adding it rounds to an integer
     y = y < -87.3f ? -87.3f : y > 88.f ? 88.f : y;
-    float shifted = y * 1.44269504f + magic, n = shifted - magic;
-    float f = (y - n * 0.693359375f) + n * 2.12194440e-4f;        // y − n ln 2, with ln 2 in two parts
-    float p = 1.f + f * (1.f + f * (.5f + f * (1.f / 6 + f * (1.f / 24 + f * (1.f / 120 + f * (1.f / 720 + f * (1.f / 5040)))))));
+    float shifted = y * 1.44269504f + magic;
+    float n = shifted - magic;
+    float f = (y - n * 0.693359375f) + n * 2.12194440e-4f;    // y − n ln 2, with ln 2 in two parts
+    float p = 1.f / 24 + f * (1.f / 120 + f * (1.f / 720 + f * (1.f / 5040)));
+    p = 1.f + f * (1.f + f * (.5f + f * (1.f / 6 + f * p)));
     uint32_t bits;
     memcpy(&bits, &shifted, 4);
-    bits = (bits + 127) << 23;                                     // 2^n: the whole number sits in the low bits
+    bits = (bits + 127) << 23;                                // 2^n: n sits in the low bits of `shifted`
     float power;
     memcpy(&power, &bits, 4);
     return (real)(p * power);
@@ -175,6 +203,7 @@ static inline void shards_of_row(real *s, int r, const real *x, int C)
     }
 }
 
+// `sum` and `residual`, where they are wanted (ops.h), are written while the row is in cache.
 void rmsnorm_forward(mat out, mat sum, mat residual, mat x, mat w, double eps)
 {
     #pragma omp parallel for if (BIG(x))
@@ -208,8 +237,8 @@ void rmsnorm_backward(mat dx, mat dw, mat dout, mat x, mat w, double eps)
     }
 }
 
-// Halves (a, b) of a head turn by the angle of their position: (a cos − b sin, b cos + a sin). A rotation's transpose
-// turns back, so the backward pass is sign = −1.
+// The halves (a, b) of a head turn by the angle of their position: (a cos − b sin, b cos + a sin). The
+// backward pass multiplies with the transpose of the rotation, which turns back: sign = −1.
 void rope(mat x, dev_ints pos, mat table, int sign)
 {
     int half = table.cols / 2;
@@ -225,8 +254,15 @@ void rope(mat x, dev_ints pos, mat table, int sign)
     }
 }
 
-// Attention, a block of query rows at a time: only (QUERIES, keys) scores of one head stand in memory per thread.
-//   S = q kᵀ/√d (causal),  P = softmax(S),  out = P v.   Kept: lse = log Σ exp(S), one number a row and head.
+// Attention, in each head:  S = q kᵀ/√d (causal),  P = softmax(S),  out = P v.
+// Kept for the backward pass: lse = log Σ exp(S), a number a row and head.
+//
+// Softmax needs only one row of S at a time, so S is made in blocks of QUERIES query rows, each used up
+// before the next. A thread holds one block of one head, at most (QUERIES, keys): S of a row of T tokens
+// never exists as (T, T), unless T is so short that one block has all its queries.
+//
+// `group` is how many query heads share one kv head, a head of k and v. With 4 heads and 2 kv heads it is 2:
+// kv head 0 serves heads 0 and 1, kv head 1 serves heads 2 and 3. Head h reads kv head h / group.
 enum { QUERIES = 60 };
 
 static mat part_of(mat m, int row, int rows, int col, int cols)
@@ -239,26 +275,42 @@ static mat part_of(mat m, int row, int rows, int col, int cols)
 
 static inline real *lse_at(mat lse, int row, int head) { return (real *)at(lse, row, head); }
 
-// What one block works on: head h of query rows q0 … q0+n-1 of a span, and the `keys` they may look at.
-typedef struct { int row, n, keys, kv_col, q_col, before; } attention_part;
+// One block: query rows q0 … q0+n-1 of a span, in head h.
+typedef struct {
+    int row, n;                 // its first row in q and out, and how many it has
+    int keys;                   // that its last row may look at; the rows above it see fewer
+    int kv_col, q_col;          // where the head begins in a row of k and v, and in a row of q and out
+    int before;                 // keys before the block's first row: its row r sees before + r + 1
+} attention_part;
 
 static attention_part attention_at(span s, int q0, int h, int group, int d)
 {
-    int n = s.nq - q0 < QUERIES ? s.nq - q0 : QUERIES, before = s.nk - s.nq + q0;     // keys before the block's first row
+    int n = s.nq - q0 < QUERIES ? s.nq - q0 : QUERIES;
+    int before = s.nk - s.nq + q0;
     return (attention_part){s.q + q0, n, before + n, h / group * d, h * d, before};
 }
 
+// Room for a block's scores, in one of this thread's buffers.
+static mat scores_in(int buffer, attention_part a)
+{
+    return mat_of(thread_buffer(buffer, (size_t)a.n * (size_t)a.keys), TYPE_OF(real), SHAPE(a.n, a.keys));
+}
+
+// d is the numbers of a head. The largest score of a row, `most`, is subtracted before exp, which then cannot
+// overflow, and added to lse again.
 void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, const span *spans, int count)
 {
-    int heads = q.cols / d, group = q.cols / k.cols;
+    int heads = q.cols / d;
+    int group = q.cols / k.cols;
     #pragma omp parallel for collapse(2) schedule(dynamic) if (BIG(q))
     for (int i = 0; i < count; i++)
         for (int h = 0; h < heads; h++)
             for (int q0 = 0; q0 < spans[i].nq; q0 += QUERIES) {
                 attention_part a = attention_at(spans[i], q0, h, group, d);
-                mat K = part_of(k, spans[i].k, a.keys, a.kv_col, d), V = part_of(v, spans[i].k, a.keys, a.kv_col, d);
-                mat S = mat_of(thread_buffer(2, (size_t)a.n * (size_t)a.keys), TYPE_OF(real), SHAPE(a.n, a.keys));
-                matmul_nt(S, part_of(q, a.row, a.n, a.q_col, d), K, 1 / sqrt(d), SET);          // S = q kᵀ/√d
+                mat K = part_of(k, spans[i].k, a.keys, a.kv_col, d);
+                mat V = part_of(v, spans[i].k, a.keys, a.kv_col, d);
+                mat S = scores_in(2, a);
+                matmul_nt(S, part_of(q, a.row, a.n, a.q_col, d), K, 1 / sqrt(d), SET);      // S = q kᵀ/√d
                 for (int r = 0; r < a.n; r++) {
                     real *s = ROW(S, r), most = s[0], sum = 0;
                     int seen = a.before + r + 1;
@@ -266,34 +318,46 @@ void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, const span 
                     for (int c = 1; c < seen; c++) most = s[c] > most ? s[c] : most;
                     #pragma omp simd reduction(+ : sum)
                     for (int c = 0; c < seen; c++) sum += s[c] = exp_real(s[c] - most);
-                    for (int c = 0; c < seen; c++) s[c] /= sum;                                 // P = softmax(S)
+                    for (int c = 0; c < seen; c++) s[c] /= sum;                             // P = softmax(S)
                     for (int c = seen; c < a.keys; c++) s[c] = 0;
                     *lse_at(lse, a.row + r, h) = most + (real)log((double)sum);
                 }
-                matmul_nn(part_of(out, a.row, a.n, a.q_col, d), S, V, 1, SET);                  // out = P v
+                matmul_nn(part_of(out, a.row, a.n, a.q_col, d), S, V, 1, SET);              // out = P v
             }
 }
 
 //  out = P v:         dv += Pᵀ dout,   dP = dout vᵀ
-//  P = softmax(S):    dS = P ⊙ (dP − Δ),   Δ = Σ_c dP P = dout · out, a number a row
+//  P = softmax(S):    dS = P ⊙ (dP − Δ),   Δ = Σ_c dP_c P_c, a number a row
 //  S = q kᵀ/√d:       dq += dS k/√d,   dk += dSᵀ q/√d
-//  P is recomputed as exp(S − lse). Heads that share keys are done by the same thread, one after the other.
-static void attention_backward_head(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse, int d, span s, int h)
+//
+//  Δ can be had before P and dP: for one query row, where dP_c = dout · v_c over the keys c,
+//      Δ  =  Σ_c dP_c P_c  =  Σ_c (dout · v_c) P_c
+//         =  dout · Σ_c P_c v_c  =  dout · out
+//
+//  P is not kept from the forward pass but made again, as exp(S − lse).
+static void attention_backward_head(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse,
+                                    int d, span s, int h)
 {
     for (int q0 = 0; q0 < s.nq; q0 += QUERIES) {
         attention_part a = attention_at(s, q0, h, q.cols / k.cols, d);
-        mat K = part_of(k, s.k, a.keys, a.kv_col, d), V = part_of(v, s.k, a.keys, a.kv_col, d);
-        mat Q = part_of(q, a.row, a.n, a.q_col, d), dO = part_of(dout, a.row, a.n, a.q_col, d);
-        mat P = mat_of(thread_buffer(2, (size_t)a.n * (size_t)a.keys), TYPE_OF(real), SHAPE(a.n, a.keys));
-        mat dS = mat_of(thread_buffer(3, (size_t)a.n * (size_t)a.keys), TYPE_OF(real), SHAPE(a.n, a.keys));
-        matmul_nt(P, Q, K, 1 / sqrt(d), SET);
-        matmul_nt(dS, dO, V, 1, SET);                                                           // dP, for now
+        mat K = part_of(k, s.k, a.keys, a.kv_col, d);
+        mat V = part_of(v, s.k, a.keys, a.kv_col, d);
+        mat Q = part_of(q, a.row, a.n, a.q_col, d);
+        mat dO = part_of(dout, a.row, a.n, a.q_col, d);
+        mat P = scores_in(2, a);
+        mat dS = scores_in(3, a);
+        matmul_nt(P, Q, K, 1 / sqrt(d), SET);                   // P holds S, for now
+        matmul_nt(dS, dO, V, 1, SET);                           // dS holds dP, for now
         for (int r = 0; r < a.n; r++) {
-            real *p = ROW(P, r), *ds = ROW(dS, r), l = *lse_at(lse, a.row + r, h), delta = 0;
+            real *p = ROW(P, r), *ds = ROW(dS, r);
+            real l = *lse_at(lse, a.row + r, h), delta = 0;
             const real *o = ROW(out, a.row + r) + a.q_col, *g = ROW(dO, r);
             int seen = a.before + r + 1;
-            for (int c = 0; c < d; c++) delta += o[c] * g[c];
-            for (int c = 0; c < seen; c++) p[c] = exp_real(p[c] - l), ds[c] = p[c] * (ds[c] - delta);
+            for (int c = 0; c < d; c++) delta += o[c] * g[c];               // Δ = dout · out
+            for (int c = 0; c < seen; c++) {
+                p[c] = exp_real(p[c] - l);                                  // P = exp(S − lse)
+                ds[c] = p[c] * (ds[c] - delta);                             // dS = P ⊙ (dP − Δ)
+            }
             for (int c = seen; c < a.keys; c++) p[c] = ds[c] = 0;
         }
         matmul_tn(part_of(dv, s.k, a.keys, a.kv_col, d), P, dO, 1, ADD);
@@ -302,9 +366,12 @@ static void attention_backward_head(mat dq, mat dk, mat dv, mat dout, mat q, mat
     }
 }
 
-void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse, int d, const span *spans, int count)
+// The heads that share a kv head all add to its dk and dv: one thread does them, one after the other.
+void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse,
+                        int d, const span *spans, int count)
 {
-    int group = q.cols / k.cols, kv_heads = k.cols / d;
+    int group = q.cols / k.cols;
+    int kv_heads = k.cols / d;
     #pragma omp parallel for collapse(2) schedule(dynamic) if (BIG(q))
     for (int i = 0; i < count; i++)
         for (int g = 0; g < kv_heads; g++)
@@ -328,7 +395,8 @@ void swiglu_backward(mat dgate, mat dup, mat dout, mat gate, mat up)
 {
     #pragma omp parallel for if (BIG(dout))
     for (int n = 0; n < dout.rows; n++) {
-        real *dg = ROW(dgate, n), *du = ROW(dup, n), *d = ROW(dout, n), *g = ROW(gate, n), *u = ROW(up, n);
+        real *dg = ROW(dgate, n), *du = ROW(dup, n);
+        const real *d = ROW(dout, n), *g = ROW(gate, n), *u = ROW(up, n);
         for (int c = 0; c < dout.cols; c++) {
             real sigma = 1 / (1 + exp_real(-g[c]));
             dg[c] += d[c] * u[c] * sigma * (1 + g[c] * (1 - sigma));
@@ -337,7 +405,10 @@ void swiglu_backward(mat dgate, mat dup, mat dout, mat gate, mat up)
     }
 }
 
-//  loss = log Σ exp(z) − z[label];   dz = scale (softmax(z) − [label]), in z's place: one pass more while z is in cache
+//  loss = log Σ exp(z) − z[label]
+//  dz   = scale (softmax(z) − [label]),  [label] = 1 at the label, 0 elsewhere
+//  The backward pass is done here, while the row z is in cache: what comes in as logits goes out as dz, their
+//  gradient. With scale = 0 only the loss is wanted.
 void cross_entropy(mat losses, mat logits, dev_ints labels, double scale)
 {
     int V = logits.cols;
@@ -358,7 +429,7 @@ void cross_entropy(mat losses, mat logits, dev_ints labels, double scale)
     }
 }
 
-// ---- 4  adapters -------------------------------------------------------------------------------------------
+// ---- 4  adapters ------------------------------------------------------------------------------------------
 
 void shard_sum(mat s, mat x)
 {
@@ -367,6 +438,7 @@ void shard_sum(mat s, mat x)
     for (int n = 0; n < x.rows; n++) shards_of_row(ROW(s, n), s.cols, ROW(x, n), x.cols);
 }
 
+// The last shard may be short, as in shards_of_row.
 void shard_tile(mat x, mat s)
 {
     if (!x.p) return;
@@ -388,12 +460,12 @@ void tiled_identity(mat e)
         for (int j = 0; j < e.cols; j++) ROW(e, i)[j] = i % r == j % r;
 }
 
-// A vector g along the rows of x or along its columns. It has a number for each row if it is (rows, 1), for each column
-// if it is (1, cols).
+// 1 if g is (rows, 1), a number for each row of x; 0 if it is (1, cols), a number for each column.
 static int for_rows(mat g, mat x, const char *op)
 {
     int rows = g.rows == x.rows && g.cols == 1;
-    if (!rows && (g.rows != 1 || g.cols != x.cols)) die("%s: (%d, %d) does not fit (%d, %d)", op, g.rows, g.cols, x.rows, x.cols);
+    if (!rows && (g.rows != 1 || g.cols != x.cols))
+        die("%s: (%d, %d) does not fit (%d, %d)", op, g.rows, g.cols, x.rows, x.cols);
     return rows;
 }
 
@@ -404,7 +476,8 @@ void broadcast_mul(mat y, mat x, mat g, double scale, enum mode mode)
     #pragma omp parallel for if (BIG(x))
     for (int n = 0; n < x.rows; n++) {
         real *yn = ROW(y, n), *xn = ROW(x, n), *gn = ROW(g, rows ? n : 0);
-        for (int c = 0; c < x.cols; c++) yn[c] = (mode == ADD ? yn[c] : 0) + (real)scale * xn[c] * gn[rows ? 0 : c];
+        for (int c = 0; c < x.cols; c++)
+            yn[c] = (mode == ADD ? yn[c] : 0) + (real)scale * xn[c] * gn[rows ? 0 : c];
     }
 }
 
@@ -417,7 +490,8 @@ static void row_dots(mat g, mat x, mat y, double scale, enum mode mode)
         double sum = 0;
         for (int c = 0; c < x.cols; c += KC) {
             int part = x.cols - c < KC ? x.cols - c : KC;
-            const real *u = widened(at(x, n, c), x.type, (size_t)part, a), *v = widened(at(y, n, c), y.type, (size_t)part, b);
+            const real *u = widened(at(x, n, c), x.type, (size_t)part, a);
+            const real *v = widened(at(y, n, c), y.type, (size_t)part, b);
             #pragma omp simd reduction(+ : sum)
             for (int j = 0; j < part; j++) sum += (double)u[j] * (double)v[j];
         }
@@ -435,7 +509,8 @@ static void column_dots(mat g, mat x, mat y, double scale, enum mode mode)
         int part = x.cols - c0 < COLUMNS ? x.cols - c0 : COLUMNS;
         for (int n = 0; n < x.rows; n++)
             for (int j = 0; j < part; j++) sums[j] += (double)ROW(x, n)[c0 + j] * (double)ROW(y, n)[c0 + j];
-        for (int j = 0; j < part; j++) ROW(g, 0)[c0 + j] = (mode == ADD ? ROW(g, 0)[c0 + j] : 0) + (real)(scale * sums[j]);
+        for (int j = 0; j < part; j++)
+            ROW(g, 0)[c0 + j] = (mode == ADD ? ROW(g, 0)[c0 + j] : 0) + (real)(scale * sums[j]);
     }
 }
 
@@ -465,7 +540,7 @@ void magnitude_backward(mat dm, mat dsquares, mat dgain, mat m, mat squares)
     }
 }
 
-// ---- 5  training -------------------------------------------------------------------------------------------
+// ---- 5  training ------------------------------------------------------------------------------------------
 
 // Sums of 64K numbers, then the sum of those: the order does not depend on the threads.
 double sum_of_squares(mat x)
@@ -487,17 +562,21 @@ double sum_of_squares(mat x)
     return total;
 }
 
-// PyTorch's AdamW (arXiv 1711.05101): decay apart from the gradient, moments corrected for their start at zero.
+// PyTorch's AdamW (arXiv 1711.05101): decay apart from the gradient, moments corrected for their zero start.
+//   m = β₁ m + (1 − β₁) g,   v = β₂ v + (1 − β₂) g²,   w = w (1 − lr decay) − lr m̂ / (√v̂ + ε)
+//   m̂ = m / (1 − β₁ᵗ),   v̂ = v / (1 − β₂ᵗ);   β₁ = 0.9, β₂ = 0.999, ε = 1e-8
 void adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad_scale, int t)
 {
     const wide c1 = (wide)(1 - 0.9), b2 = (wide)0.999, c2 = (wide)(1 - 0.999), eps = (wide)1e-8;
-    const wide shrink = (wide)(1 - lr * decay), rate = (wide)(lr / (1 - pow(0.9, t))), root = (wide)sqrt(1 - pow(0.999, t));
+    const wide shrink = (wide)(1 - lr * decay);
+    const wide rate = (wide)(lr / (1 - pow(0.9, t)));
+    const wide root = (wide)sqrt(1 - pow(0.999, t));
     wide *wp = w.p, *dp = dw.p, *mp = m.p, *vp = v.p;
     size_t n = elements(w);
     #pragma omp parallel for simd if (BIG(w))
     for (size_t i = 0; i < n; i++) {
         wide g = (wide)grad_scale * dp[i];
-        mp[i] += c1 * (g - mp[i]);                                        // m = β₁ m + (1 − β₁) g
+        mp[i] += c1 * (g - mp[i]);
         vp[i] = b2 * vp[i] + c2 * g * g;
         wp[i] = wp[i] * shrink - rate * mp[i] / ((wide)sqrt(vp[i]) / root + eps);
     }

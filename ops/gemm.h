@@ -5,7 +5,8 @@
 #include <omp.h>
 #include "mat.h"
 
-// n numbers of any dtype at p, as reals: where they lie if they are reals already, else converted into buffer.
+// n numbers of any dtype at p, as reals: a pointer to where they lie if they are reals already, else to
+// `buffer`, into which they are converted.
 static inline const real *widened(const char *p, enum dtype type, size_t n, real *buffer)
 {
     if (type == TYPE_OF(real) && (uintptr_t)p % sizeof(real) == 0) return (const real *)p;
@@ -13,44 +14,70 @@ static inline const real *widened(const char *p, enum dtype type, size_t n, real
         float f;
         double d;
         uint16_t h;
-        if (type == F32) memcpy(&f, p + 4 * i, 4), buffer[i] = (real)f;
-        else if (type == F64) memcpy(&d, p + 8 * i, 8), buffer[i] = (real)d;
-        else memcpy(&h, p + 2 * i, 2), buffer[i] = (real)(type == BF16 ? from_bf16(h) : from_f16(h));
+        if (type == F32) {
+            memcpy(&f, p + 4 * i, 4);
+            buffer[i] = (real)f;
+        } else if (type == F64) {
+            memcpy(&d, p + 8 * i, 8);
+            buffer[i] = (real)d;
+        } else {
+            memcpy(&h, p + 2 * i, 2);
+            buffer[i] = (real)(type == BF16 ? from_bf16(h) : from_f16(h));
+        }
     }
     return buffer;
 }
 
-static inline char *at(mat m, int row, int col) { return (char *)m.p + ((size_t)row * m.ld + (size_t)col) * dtypes[m.type].size; }
+static inline char *at(mat m, int row, int col)                 // where element (row, col) lies
+{
+    return (char *)m.p + ((size_t)row * m.ld + (size_t)col) * dtypes[m.type].size;
+}
 
-// The oracle: what a product is, in one line. The tests hold the fast one to it.
-__attribute__((unused)) static void gemm_plain(mat y, mat a, int a_across, mat b, int b_across, int K, real scale, enum mode mode)
+// What a product is:  y[i,j] = scale Σ_k a[i,k] b[j,k].  `across` says that a matrix lies the other way
+// round, with k down its rows: a[k,i], b[k,j]. The tests compare the fast product with this one.
+__attribute__((unused))
+static void gemm_plain(mat y, mat a, int a_across, mat b, int b_across, int K, real scale, enum mode mode)
 {
     for (int i = 0; i < y.rows; i++)
         for (int j = 0; j < y.cols; j++) {
             double sum = 0;
             real u, v;
-            for (int k = 0; k < K; k++)
-                sum += (double)*widened(a_across ? at(a, k, i) : at(a, i, k), a.type, 1, &u) * (double)*widened(b_across ? at(b, k, j) : at(b, j, k), b.type, 1, &v);
+            for (int k = 0; k < K; k++) {
+                const real *a_ik = widened(a_across ? at(a, k, i) : at(a, i, k), a.type, 1, &u);
+                const real *b_jk = widened(b_across ? at(b, k, j) : at(b, j, k), b.type, 1, &v);
+                sum += (double)*a_ik * (double)*b_jk;
+            }
             real *out = (real *)at(y, i, j);
             *out = (mode == ADD ? *out : 0) + scale * (real)sum;
         }
 }
 
-// ---- the fast one --------------------------------------------------------------------------------------------
+// ---- the fast one -----------------------------------------------------------------------------------------
 //
 //  y (M, N) = scale · a (M, K) b (K, N).  Three loops, so that the innermost one runs from cache:
 //
-//    b  is cut into KC rows by NC columns, and those into slivers NR wide                        (shared, L3)
-//    a  is cut into MC rows by KC columns, and those into panels MR tall                         (per thread, L2)
-//    the kernel multiplies a panel with a sliver: an MR × NR tile of y that stays in registers while k runs
+//    b  is cut into KC rows by NC columns, and those into slivers NR wide            (shared, L3)
+//    a  is cut into MC rows by KC columns, and those into panels MR tall             (per thread, L2)
+//    the kernel multiplies a panel with a sliver: an MR × NR tile of y, in registers while k runs
 //
-//  Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008. They copy every panel and sliver, so
-//  that the kernel reads memory in order. Here matrices are often thin and a copy costs more than it gains: the kernel reads
-//  them where they lie. Copied is what must be: slivers whose columns lie apart (b given as (N, K)), ragged edges, which are
-//  padded with zeros, and weights of another dtype, widened on the way, so that none is held a second time.
+//                         sliver              here MR = 2, NR = 3: each step of k adds to all 6 numbers
+//                         b b b  ↓ k          of the tile a product of one number of the panel's column
+//                         b b b               and one of the sliver's row
+//          panel  a a a   t t t
+//          k →    a a a   t t t  tile of y
 //
-//  All tiles are alike: an element of y is the same sum in the same order wherever it lies, copied or not, whatever the
-//  number of threads, whatever else is in the batch. Threads share M × N, never K.
+//  Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008. They copy every panel
+//  and sliver, so that the kernel reads memory in order. Here matrices are often thin, and a copy costs
+//  more than it gains: the kernel reads panels and slivers where they lie. It cannot do so, and a copy is
+//  made (pack), for
+//
+//    slivers of a b that is given as (N, K): the NR numbers of one k lie in NR different rows
+//    panels and slivers at the edge of a matrix: what is missing to MR or NR is filled with zeros
+//    weights of another dtype: they are converted piece by piece, and never stand converted as a whole
+//
+//  An element of y is always the same sum in the same order: wherever in y it lies, whether its panel was
+//  copied or not, and however many threads there are. For threads share the rows and columns of y, never
+//  the sum over k.
 
 #if defined __AVX512F__
 enum { VECTOR = 64, MR = 12 };          // bytes a vector; 12 × 2 of 32 registers hold the tile
@@ -63,16 +90,20 @@ enum { LANES = VECTOR / sizeof(real), NR = 2 * LANES, KC = 512, MC = 16 * MR, NC
 enum { WIDEST = 32 };                    // of MR and NR
 typedef real vec __attribute__((vector_size(VECTOR)));
 typedef __typeof__((vec){0} == (vec){0}) lanes;         // whole numbers, one a lane
-typedef real loose_vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));   // anywhere in memory
+// The same vector, at any address that a real may have.
+typedef real loose_vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));
 
-// GCC would fold the two loads of b into every multiply-add and so load them MR times: half the speed is lost to that.
+// Two vectors of b are loaded once and used in MR multiply-adds each. GCC would make each multiply-add read
+// b from memory again, at half the speed. This asm has no instruction: it says that a and b are in
+// registers and may have changed there, so that memory will not do in their place.
 #if defined __x86_64__
 #define IN_REGISTERS(a, b) __asm__("" : "+v"(a), "+v"(b))
 #else
 #define IN_REGISTERS(a, b) (void)0
 #endif
 
-// Lanes of a, then of b, by number. clang knows only numbers written out.
+// y[l] = number from[l] of the 2·LANES numbers of a and then b. clang's own shuffle takes only constants
+// written out.
 #if defined __clang__
 static inline vec pick_lanes(vec a, vec b, lanes from)
 {
@@ -84,10 +115,23 @@ static inline vec pick_lanes(vec a, vec b, lanes from)
 #define pick_lanes(a, b, from) __builtin_shuffle(a, b, from)
 #endif
 
-// tile = Σ_k panel[k] sliver[k]ᵀ: panel[k][i] is a[i·ai + k·ak], sliver[k] are the NR numbers at b[k·bk]. The compiler keeps
-// tile in registers and fuses each line into multiply-adds. Rows that lie apart are reached from a pointer to every third of
-// them, +0, +ai and +2 ai: an address that one instruction can hold. Twelve offsets would not fit into the registers, hence the asm.
-static inline void kernel(vec tile[MR][2], const real *a, size_t ai, size_t ak, const real *b, size_t bk, int K)
+// tile[i][j] = Σ_k a[i·ai + k·ak] b[k·bk + j]  for MR rows i of a panel and NR columns j of a sliver. t
+// stays in registers, and each += becomes one multiply-add.
+//
+// A copied panel has ai = 1: the MR numbers of one k lie side by side. In a panel that is read where it
+// lies they are in MR rows, ai apart. MR row pointers are too many for the 16 registers that hold
+// addresses, so there is one for every third row, and an instruction adds 0, ai or 2 ai to it by itself:
+//
+//     row     0  1  2  3  4  5  6  7  8  9 10 11
+//     third   0  0  0  1  1  1  2  2  2  3  3  3         row i is read at third[i / 3] + i % 3 · ai
+//     plus    0 ai 2ai 0 ai 2ai 0 ai 2ai 0 ai 2ai
+//
+// GCC knows that all these pointers come from `a`. It would keep `a` alone and a register for each of the
+// distances 3 ai, 4 ai, 5 ai …, which are too many again. The asm has no instruction: it says that third[i]
+// may have changed, so that GCC no longer knows its distance from `a` and keeps the pointer itself. Where ai
+// is known to be 1, distances are numbers within the instruction and need no register.
+static inline void kernel(vec tile[MR][2], const real *a, size_t ai, size_t ak,
+                          const real *b, size_t bk, int K)
 {
     vec t[MR][2] = {0};
     const real *third[MR / 3];
@@ -100,16 +144,22 @@ static inline void kernel(vec tile[MR][2], const real *a, size_t ai, size_t ak, 
         vec b0 = ((const loose_vec *)b)[0], b1 = ((const loose_vec *)b)[1];
         IN_REGISTERS(b0, b1);
         #pragma GCC unroll 16
-        for (size_t i = 0; i < MR; i++) t[i][0] += third[i / 3][i % 3 * ai] * b0, t[i][1] += third[i / 3][i % 3 * ai] * b1;
+        for (size_t i = 0; i < MR; i++) {
+            t[i][0] += third[i / 3][i % 3 * ai] * b0;
+            t[i][1] += third[i / 3][i % 3 * ai] * b1;
+        }
         #pragma GCC unroll 16
         for (size_t i = 0; i < MR / 3; i++) third[i] += ak;
     }
     memcpy(tile, t, sizeof t);
 }
 
-// y's tile = or += scale · tile, the rows and columns of it that exist; `row` and `col` lead from one to the next. All of y
-// is read before any of it is written: rows a multiple of 4096 bytes apart would otherwise wait for each other.
-static inline void store(real *y, size_t row, size_t col, vec tile[MR][2], int rows, int cols, real scale, enum mode mode)
+// y = scale · tile, or y += it, for the rows and columns of the tile that y has; `row` and `col` are the
+// elements of y from one row, one column to the next. A whole tile is read from y before any of it is
+// written: where rows are a multiple of 4096 bytes apart, a CPU takes a read for one of what was just
+// written to another row, and waits.
+static inline void store(real *y, size_t row, size_t col, vec tile[MR][2], int rows, int cols,
+                         real scale, enum mode mode)
 {
     if (rows == MR && cols == NR && col == 1) {
         for (int i = 0; i < MR; i++)
@@ -128,25 +178,46 @@ static inline void store(real *y, size_t row, size_t col, vec tile[MR][2], int r
         }
 }
 
-// m[i][j] ↔ m[j][i], by halves: row i gives its upper half for the lower one of row i + h, with h = LANES/2 … 1.
+// m[i][j] ↔ m[j][i] for a square of LANES rows, by halves. A step h cuts the square into blocks of 2h × 2h
+// and swaps in each the h × h numbers at its top right with those at its bottom left; h = LANES/2, …, 2, 1.
+// For 4 × 4:
+//
+//     a0 a1 a2 a3            a0 a1 c0 c1            a0 b0 c0 d0
+//     b0 b1 b2 b3   h = 2    b0 b1 d0 d1   h = 1    a1 b1 c1 d1
+//     c0 c1 c2 c3     →      a2 a3 c2 c3     →      a2 b2 c2 d2
+//     d0 d1 d2 d3            b2 b3 d2 d3            a3 b3 c3 d3
+//
+// A swap is done for two whole rows at once, m[i] and m[i + h] where i & h is 0: lane l + h of the first
+// changes places with lane l of the second, for every l where l & h is 0. In the example h = 2 does so with
+// rows a and c, which become a0 a1 c0 c1 and a2 a3 c2 c3. `lower` names the lanes of the first result for
+// pick_lanes, 0 1 4 5 here, and `upper` those of the second, 2 3 6 7.
 static inline void transpose(vec m[LANES])
 {
     #pragma GCC unroll 4
     for (int h = LANES / 2; h; h /= 2) {
         lanes lower, upper;
         #pragma GCC unroll 16
-        for (int l = 0; l < LANES; l++) lower[l] = l & h ? LANES + l - h : l, upper[l] = l & h ? LANES + l : l + h;
+        for (int l = 0; l < LANES; l++) {
+            lower[l] = l & h ? LANES + l - h : l;
+            upper[l] = l & h ? LANES + l : l + h;
+        }
         #pragma GCC unroll 16
         for (int i = 0; i < LANES; i++) {
             if (i & h) continue;
             vec a = m[i], b = m[i + h];
-            m[i] = pick_lanes(a, b, lower), m[i + h] = pick_lanes(a, b, upper);
+            m[i] = pick_lanes(a, b, lower);
+            m[i + h] = pick_lanes(a, b, upper);
         }
     }
 }
 
-// One panel or sliver of `width` lanes: out[k·width + i] = m[first + i, k0 + k], or across: m[k0 + k, first + i].
-// Lanes beyond the matrix are zero. `out` has room for a vector more: whole ones are stored, the next overwrites the excess.
+// Copies one panel or sliver, `width` numbers for each k: out[k·width + i] = m[first + i, k0 + k], or across:
+// m[k0 + k, first + i]. Those beyond the matrix are zero.
+//
+// Across, the numbers of one k lie side by side. Otherwise each i is a line of its own: squares of LANES
+// lines by LANES steps of k are read, transposed and stored as whole vectors. Where the width is no
+// multiple of LANES, the square with the last lines writes beyond the width, into the place of the next k.
+// What belongs there is stored later (k rises, i falls), and `out` has room for a vector more at its end.
 static inline void pack(real *out, mat m, int across, int first, int k0, int K, const int width)
 {
     int n = (across ? m.cols : m.rows) - first;
@@ -157,12 +228,15 @@ static inline void pack(real *out, mat m, int across, int first, int k0, int K, 
         if (n < width) memset(out, 0, (size_t)K * (size_t)width * sizeof(real));
         for (int k = 0; k < K; k++) {
             const real *row = widened(at(m, k0 + k, first), m.type, (size_t)n, buffer[0]);
-            if (n == width) memcpy(out + k * width, row, (size_t)width * sizeof(real));        // a known size: a few vectors
+            if (n == width) memcpy(out + k * width, row, (size_t)width * sizeof(real));    // a size GCC knows
             else memcpy(out + k * width, row, (size_t)n * sizeof(real));
         }
         return;
     }
-    for (int i = 0; i < width; i++) line[i] = i < n ? widened(at(m, first + i, k0), m.type, (size_t)K, buffer[i]) : memset(buffer[i], 0, (size_t)K * sizeof(real));
+    for (int i = 0; i < width; i++) {
+        if (i < n) line[i] = widened(at(m, first + i, k0), m.type, (size_t)K, buffer[i]);
+        else line[i] = memset(buffer[i], 0, (size_t)K * sizeof(real));
+    }
     int k = 0;
     for (; k + LANES <= K; k += LANES)
         for (int i = (width - 1) / LANES * LANES; i >= 0; i -= LANES) {
@@ -181,7 +255,8 @@ static inline void pack(real *out, mat m, int across, int first, int k0, int K, 
         for (int i = 0; i < width; i++) out[k * width + i] = line[i][k];
 }
 
-// Work space that a thread grows once and keeps.
+// Work space of a thread, at least n numbers. It grows when more is asked for, and is kept.
+// Buffer 0 holds panels, 1 slivers, 2 and 3 attention's scores.
 static real *thread_buffer(int which, size_t n)
 {
     static _Thread_local struct { real *p; size_t n; } buffers[4];
@@ -194,26 +269,41 @@ static real *thread_buffer(int which, size_t n)
     return buffers[which].p;
 }
 
-// One product, and how it is shared: tasks are `blocks` of `rows` rows of a times `parts` of b's slivers.
+// One product, and how the threads share it: a's rows are cut into `blocks`, b's slivers into `parts`, and
+// each block times each part is a task.
 typedef struct {
     real *y;
     size_t row, col;                    // elements of y from one row, one column to the next
     mat a, b;
-    int a_across, b_across, M, N, K, rows, blocks, parts;
-    real scale, *slivers;
+    int a_across, b_across;             // as in gemm_plain
+    int M, N, K;
+    int rows, blocks, parts;            // `rows` rows of a in a block
+    real scale, *slivers;               // where b's slivers are copied to
     enum mode mode;
 } product;
 
-// Whether `width` lanes of m from `first` on can be read where they lie.
+// Whether a panel or sliver that begins at row or column `first` of m can be read where it lies: it has this
+// program's dtype, and all its `width` rows or columns exist.
 static inline int in_place(mat m, int across, int first, int width)
 {
-    return m.type == TYPE_OF(real) && (uintptr_t)m.p % sizeof(real) == 0 && first + width <= (across ? m.cols : m.rows);
+    int reals = m.type == TYPE_OF(real) && (uintptr_t)m.p % sizeof(real) == 0;
+    return reals && first + width <= (across ? m.cols : m.rows);
 }
 
-// What is used more often than this, in rows or columns of y, is copied all the same: it is then read from memory in order.
+// What could be read where it lies is copied all the same if it is read often: a panel is read once for every
+// NR columns of y, a sliver once for every MR rows. Beyond OFTEN columns or rows, reading a copy in order
+// saves more than making it costs.
 enum { OFTEN = 320 };
-static inline int panel_in_place(const product *p, int i) { return p->N <= OFTEN && in_place(p->a, p->a_across, i, MR); }
-static inline int sliver_in_place(const product *p, int j) { return p->M <= OFTEN && p->b_across && in_place(p->b, 1, j, NR); }
+
+static inline int panel_in_place(const product *p, int i)
+{
+    return p->N <= OFTEN && in_place(p->a, p->a_across, i, MR);
+}
+
+static inline int sliver_in_place(const product *p, int j)
+{
+    return p->M <= OFTEN && p->b_across && in_place(p->b, 1, j, NR);
+}
 
 static void barrier(int threads)
 {
@@ -222,7 +312,8 @@ static void barrier(int threads)
     }
 }
 
-// Rows i … i+MR-1 of y += a b, on columns j … j+NR-1 and the part k0 … k0+K-1 of the sum. `panel` and `sliver`: where the copies
+// Rows i … i+MR-1 and columns j … j+NR-1 of y, and of their sums the part k0 … k0+K-1. The first part is
+// set or added as the product's mode says, later parts are added. `panel` and `sliver` are where the copies
 // are, if there are any.
 static void gemm_tile(const product *p, int i, int j, int k0, int K, const real *panel, const real *sliver)
 {
@@ -231,56 +322,89 @@ static void gemm_tile(const product *p, int i, int j, int k0, int K, const real 
     size_t bk = NR;
     int rows = p->M - i < MR ? p->M - i : MR;
     for (int r = 0; r < rows; r++) __builtin_prefetch(y + (size_t)r * p->row, 1);
-    if (sliver_in_place(p, j)) sliver = (real *)at(p->b, k0, j), bk = p->b.ld;
+    if (sliver_in_place(p, j)) {
+        sliver = (real *)at(p->b, k0, j);
+        bk = p->b.ld;
+    }
     if (!panel_in_place(p, i)) kernel(tile, panel, 1, MR, sliver, bk, K);
     else if (p->a_across) kernel(tile, (real *)at(p->a, k0, i), 1, p->a.ld, sliver, bk, K);
     else kernel(tile, (real *)at(p->a, i, k0), p->a.ld, 1, sliver, bk, K);
     store(y, p->row, p->col, tile, rows, p->N - j < NR ? p->N - j : NR, p->scale, k0 ? ADD : p->mode);
 }
 
-// The tasks of one thread, on columns n0 … n0+N-1 of y and the part k0 … k0+K-1 of the sum.
+// The tasks of one thread, on columns n0 … n0+N-1 of y and the part k0 … k0+K-1 of the sum. The threads'
+// shares are runs of tasks: a block's panels are copied when its first task comes up, and serve its other
+// parts.
 static void gemm_tasks(const product *p, int n0, int N, int k0, int K, int thread, int threads)
 {
     real *panels = thread_buffer(0, (size_t)MC * KC + LANES);
-    int tasks = p->blocks * p->parts, slivers = ceil_div(N, NR), packed = -1;
+    int tasks = p->blocks * p->parts;
+    int slivers = ceil_div(N, NR);
+    int packed = -1;                                            // the block whose panels were copied last
     for (int task = tasks * thread / threads; task < tasks * (thread + 1) / threads; task++) {
-        int block = task / p->parts, part = task % p->parts, i0 = block * p->rows, i1 = i0 + p->rows < p->M ? i0 + p->rows : p->M;
+        int block = task / p->parts, part = task % p->parts;
+        int i0 = block * p->rows;
+        int i1 = i0 + p->rows < p->M ? i0 + p->rows : p->M;
         for (int i = i0; i < i1 && packed != block; i += MR)
-            if (!panel_in_place(p, i)) pack(panels + (size_t)(i - i0) * (size_t)K, p->a, p->a_across, i, k0, K, MR);
+            if (!panel_in_place(p, i))
+                pack(panels + (size_t)(i - i0) * (size_t)K, p->a, p->a_across, i, k0, K, MR);
         packed = block;
-        for (int i = i0; i < i1; i += MR)
+        for (int i = i0; i < i1; i += MR) {
+            const real *panel = panels + (size_t)(i - i0) * (size_t)K;
             for (int s = slivers * part / p->parts; s < slivers * (part + 1) / p->parts; s++)
-                gemm_tile(p, i, n0 + s * NR, k0, K, panels + (size_t)(i - i0) * (size_t)K, p->slivers + (size_t)s * NR * (size_t)K);
+                gemm_tile(p, i, n0 + s * NR, k0, K, panel, p->slivers + (size_t)s * NR * (size_t)K);
+        }
     }
 }
 
+// What one thread does: its share of the copies of b's slivers, then, when all are made, its tasks. Again for
+// each NC columns of y and each KC of the sum.
 static void gemm_thread(const product *p, int thread, int threads)
 {
     for (int n0 = 0; n0 < p->N; n0 += NC)
         for (int k0 = 0; k0 < p->K; k0 += KC) {
-            int n = p->N - n0 < NC ? p->N - n0 : NC, k = p->K - k0 < KC ? p->K - k0 : KC;
+            int n = p->N - n0 < NC ? p->N - n0 : NC;
+            int k = p->K - k0 < KC ? p->K - k0 : KC;
             for (int j = thread * NR; j < n; j += threads * NR)
-                if (!sliver_in_place(p, n0 + j)) pack(p->slivers + (size_t)j * (size_t)k, p->b, p->b_across, n0 + j, k0, k, NR);
+                if (!sliver_in_place(p, n0 + j))
+                    pack(p->slivers + (size_t)j * (size_t)k, p->b, p->b_across, n0 + j, k0, k, NR);
             barrier(threads);                                   // all of b's slivers are there
             gemm_tasks(p, n0, n, k0, k, thread, threads);
             barrier(threads);                                   // nobody reads them any more
         }
 }
 
-// What (M, N) takes when it is cut into whole tiles.
+// The numbers that are computed for (M, N), which is cut into whole tiles.
 static double padded(int M, int N) { return (double)(ceil_div(M, MR) * MR) * (ceil_div(N, NR) * NR); }
 
-// An adapter's y can be narrow, 36 columns in slivers of 32. Where padding would waste much and a's columns need no copy to be
-// slivers, yᵀ = bᵀ aᵀ is computed in y's place: the same sums, with the short side in panels.
+// An adapter's y can be narrow: 36 columns fill one sliver of 32 and a little of a second, and almost half
+// the work is for zeros. Then yᵀ = bᵀ aᵀ is computed instead, where a can be read as slivers (a_across): a
+// and b change roles, and so do M and N, row and col. The numbers land in the same places of y, as the same
+// sums; the 36 are cut into panels of MR, which fit better.
 static void gemm(mat y, mat a, int a_across, mat b, int b_across, int K, real scale, enum mode mode)
 {
     int threads = omp_in_parallel() || (double)y.rows * y.cols * K < 1e6 ? 1 : omp_get_max_threads();
-    product p = {y.p, y.ld, 1, a, b, a_across, b_across, y.rows, y.cols, K, MC, 1, 1, scale, NULL, mode};
+    product p = {
+        .y = y.p, .row = y.ld, .col = 1,                        // y[i,j] lies at i·ld + j
+        .M = y.rows, .a = a, .a_across = a_across,
+        .N = y.cols, .b = b, .b_across = b_across,
+        .K = K, .scale = scale, .mode = mode,
+        .rows = MC, .parts = 1,                                 // until the threads are counted, below
+    };
     if (a_across && padded(y.cols, y.rows) < 0.9 * padded(y.rows, y.cols))
-        p = (product){y.p, 1, y.ld, b, a, b_across, a_across, y.cols, y.rows, K, MC, 1, 1, scale, NULL, mode};
+        p = (product){
+            .y = y.p, .row = 1, .col = y.ld,                    // yᵀ[i,j] lies at i + j·ld
+            .M = y.cols, .a = b, .a_across = b_across,
+            .N = y.rows, .b = a, .b_across = a_across,
+            .K = K, .scale = scale, .mode = mode,
+            .rows = MC, .parts = 1,
+        };
     p.slivers = thread_buffer(1, (size_t)KC * (size_t)(ceil_div(p.N < NC ? p.N : NC, NR) * NR) + LANES);
-    if (p.M < 4 * MR * threads) p.parts = threads;              // few rows: the threads share the columns,
-    else p.rows = ceil_div(ceil_div(p.M, ceil_div(ceil_div(p.M, MC), threads) * threads), MR) * MR;     // else the rows, evenly
+    if (p.M < 4 * MR * threads) p.parts = threads;              // few rows: the threads share the columns
+    else {                                                      // many: the rows, as many blocks each
+        int blocks = ceil_div(ceil_div(p.M, MC), threads) * threads;
+        p.rows = ceil_div(ceil_div(p.M, blocks), MR) * MR;
+    }
     p.blocks = ceil_div(p.M, p.rows);
     if (threads == 1) gemm_thread(&p, 0, 1);
     else {

@@ -1,5 +1,5 @@
-/*  ops/host.h: what every part of the program on the host needs: errors, memory, files, numbers of two bytes, random numbers,
-    time, and a line of progress.                                                                              */
+/*  ops/host.h: what every part of the program on the host needs: errors, memory, files, numbers of two bytes,
+    random numbers, time, and a line of progress.                                                         */
 
 #ifndef HOST_H
 #define HOST_H
@@ -23,8 +23,11 @@
 #include <unistd.h>
 #include "utf8.h"
 
-// The text as a terminal may have it, in a fresh string: control characters, which could move the cursor or hide a
-// line, and bytes that are not UTF-8 are written as \x1b. Those in `kept` stay as they are. NULL if out of memory.
+// The text as it may safely be shown on a terminal, in a fresh string; NULL if out of memory. Control
+// characters could move the cursor or hide a line. They are written as \x1b is here, and so are bytes that
+// are not UTF-8; those in `kept` stay as they are. c0: a byte below a space, or DEL. c1: U+0080 to U+009F,
+// which are two bytes. turns: U+200E, U+200F, U+202A to U+202E and U+2066 to U+2069, three bytes, marks that
+// turn the direction of writing.
 static inline char *printable(const char *text, const char *kept)
 {
     size_t bytes = strlen(text), n;
@@ -32,10 +35,17 @@ static inline char *printable(const char *text, const char *kept)
     for (; out && *text; text += n, bytes -= n) {
         const unsigned char *c = (const unsigned char *)text;
         n = utf8_length(text, bytes);
-        int turns = n == 3 && c[0] == 0xe2 && ((c[1] == 0x80 && (c[2] == 0x8e || c[2] == 0x8f || (c[2] >= 0xaa && c[2] <= 0xae))) ||
-            (c[1] == 0x81 && c[2] >= 0xa6 && c[2] <= 0xa9));     // marks that turn the direction of writing
-        int c0 = n == 1 && (*c < ' ' || *c == 127) && !strchr(kept, *c), c1 = n == 2 && c[0] == 0xc2 && c[1] < 0xa0;
-        if (n && !c0 && !c1 && !turns) { memcpy(to, text, n); to += n; continue; }
+        int c0 = n == 1 && (*c < ' ' || *c == 127) && !strchr(kept, *c);
+        int c1 = n == 2 && c[0] == 0xc2 && c[1] < 0xa0;
+        int at_80 = n == 3 && c[0] == 0xe2 && c[1] == 0x80;             // U+2000 to U+203F
+        int at_81 = n == 3 && c[0] == 0xe2 && c[1] == 0x81;             // U+2040 to U+207F
+        int turns = (at_80 && (c[2] == 0x8e || c[2] == 0x8f || (c[2] >= 0xaa && c[2] <= 0xae))) ||
+                    (at_81 && c[2] >= 0xa6 && c[2] <= 0xa9);
+        if (n && !c0 && !c1 && !turns) {
+            memcpy(to, text, n);
+            to += n;
+            continue;
+        }
         if (!n) n = 1;
         for (size_t i = 0; i < n; i++) to += sprintf(to, "\\x%02x", c[i]);
     }
@@ -43,7 +53,8 @@ static inline char *printable(const char *text, const char *kept)
     return out;
 }
 
-// One clear line, then a non-zero exit. What was half-written is removed by the exit handler (lib/directory.h).
+// One clear line, then a non-zero exit. What was half-written is removed by the exit handler
+// (lib/directory.h).
 __attribute__((noreturn, format(printf, 1, 2)))
 static inline void die(const char *format, ...)
 {
@@ -65,16 +76,18 @@ static inline void *alloc(size_t n, size_t size)
     return p;
 }
 
-// Stops, with a reason, at what cannot be read to its end like a file. A named pipe is not even opened: that would wait
-// for whoever writes into it.
+// Stops, with a reason, at what cannot be read to its end like a file. A named pipe is not even opened:
+// opening it would wait for whoever writes into it.
 static inline void expect_file(const char *path)
 {
     struct stat st;
     char to[PATH_MAX] = "";
     if (!stat(path, &st) && S_ISREG(st.st_mode)) return;
-    int error = errno, linked = readlink(path, to, sizeof to - 1) > 0;
+    int error = errno;
+    int linked = readlink(path, to, sizeof to - 1) > 0;
     int there = !stat(path, &st);
-    if (!there && linked) die("%s: is a link to %s, which is not there; fetch that file, or link to where it is", path, to);
+    if (!there && linked)
+        die("%s: is a link to %s, which is not there; fetch that file, or link to where it is", path, to);
     if (!there) die("%s: %s", path, strerror(error));
     if (S_ISDIR(st.st_mode)) die("%s: is a directory, not a regular file; name a file inside it", path);
     const char *what = S_ISFIFO(st.st_mode) ? "pipe" : "device or socket";
@@ -93,9 +106,11 @@ static inline void refuse_pointer(const char *path, const char *text, size_t byt
 {
     static const char start[] = "version https://git-lfs";
     if (bytes >= sizeof start - 1 && !memcmp(text, start, sizeof start - 1))
-        die("%s: is a git-lfs pointer, not the file itself; in its folder: git lfs install && git lfs pull", path);
+        die("%s: is a git-lfs pointer, not the file itself; in its folder: git lfs install && git lfs pull",
+            path);
 }
 
+// The whole file in fresh memory, with a NUL behind it; *bytes is its size without that.
 static inline char *read_file(const char *path, size_t *bytes)
 {
     expect_file(path);
@@ -115,7 +130,11 @@ static inline int line_of(const char *text, const char *at, size_t *byte)
 {
     int line = 1;
     const char *start = text;
-    for (; text < at; text++) if (*text == '\n') line++, start = text + 1;
+    for (; text < at; text++) {
+        if (*text != '\n') continue;
+        line++;
+        start = text + 1;
+    }
     *byte = (size_t)(at - start) + 1;
     return line;
 }
@@ -133,7 +152,8 @@ static inline void expect_utf8(const char *path, const char *text, size_t bytes)
         n = *at ? utf8_length(at, (size_t)(text + bytes - at)) : 0;
         if (n) continue;
         int line = line_of(text, at, &byte);
-        if (!*at) die("%s:%d: byte %zu of the line is NUL, which no text holds; is it text?", path, line, byte);
+        if (!*at)
+            die("%s:%d: byte %zu of the line is NUL, which no text holds; is it text?", path, line, byte);
         die("%s:%d: byte %zu of the line is 0x%02x, which is not UTF-8; convert it, e.g. from Latin 1: "
             "iconv -f LATIN1 -t UTF-8 %s > NEW", path, line, byte, (unsigned char)*at, path);
     }
@@ -165,15 +185,21 @@ static inline uint16_t to_bf16(float x)
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+// The exponent of an f16 counts from 15, that of a float from 127. With its bits moved to a float's places,
+// an f16 is 2^112 times too small, and the multiplication that mends it is exact, for subnormals too. Inf
+// and NaN have all bits of the exponent set in both.
 static inline float from_f16(uint16_t h)
 {
-    uint32_t bits = (uint32_t)(h & 0x7fff) << 13 | ((h & 0x7c00) == 0x7c00 ? 0x70000000u : 0);   // Inf and NaN keep a full exponent
+    int all_set = (h & 0x7c00) == 0x7c00;
+    uint32_t bits = (uint32_t)(h & 0x7fff) << 13 | (all_set ? 0x70000000u : 0);
     float x;
     memcpy(&x, &bits, 4);
-    if ((h & 0x7c00) != 0x7c00) x *= 0x1p112f;                 // the exponents' zeros are 112 apart; exact for subnormals too
+    if (!all_set) x *= 0x1p112f;
     return h & 0x8000 ? -x : x;
 }
 
+// Rounded to nearest even. From 65520 on, half a step beyond the largest f16, it is Inf. Below 2^-14 an f16
+// is subnormal: a multiple of 2^-24.
 static inline uint16_t to_f16(float x)
 {
     uint16_t sign = signbit(x) ? 0x8000 : 0;
@@ -185,8 +211,8 @@ static inline uint16_t to_f16(float x)
     return (uint16_t)(sign | (uint16_t)(((bits + 0xfff + (bits >> 13 & 1)) >> 13) - (112 << 10)));
 }
 
-// Random numbers: splitmix64 (Steele, Lea, Flood 2014). Each tensor has its own stream, keyed by seed and name, so its
-// start does not depend on what else is trained.
+// Random numbers: splitmix64 (Steele, Lea, Flood 2014). Each tensor has its own stream, keyed by seed and
+// name, so its start does not depend on what else is trained.
 typedef struct { uint64_t state; } rng;
 
 static inline uint64_t rng_next(rng *r)
@@ -197,10 +223,12 @@ static inline uint64_t rng_next(rng *r)
     return z ^ z >> 31;
 }
 
-static inline double rng_uniform(rng *r) { return (double)(rng_next(r) >> 11) * 0x1p-53; }        // [0, 1)
-static inline double rng_normal(rng *r)                                                         // Box and Muller 1958
+static inline double rng_uniform(rng *r) { return (double)(rng_next(r) >> 11) * 0x1p-53; }     // [0, 1)
+
+static inline double rng_normal(rng *r)                        // Box and Muller 1958
 {
-    double u = 1 - rng_uniform(r), v = rng_uniform(r);
+    double u = 1 - rng_uniform(r);
+    double v = rng_uniform(r);
     return sqrt(-2 * log(u)) * cos(2 * 3.14159265358979323846 * v);
 }
 

@@ -5,7 +5,10 @@
 #include "host.h"
 #include "ops.h"
 
-static const struct { const char *name; size_t size; } dtypes[DTYPES] = {{"F32", 4}, {"F64", 8}, {"BF16", 2}, {"F16", 2}};
+static const struct {
+    const char *name;
+    size_t size;                                               // bytes a number
+} dtypes[DTYPES] = {{"F32", 4}, {"F64", 8}, {"BF16", 2}, {"F16", 2}};
 
 // n numbers to a dtype. out may be x itself: no dtype is wider than `wide` in a build that writes it.
 static inline void narrow(void *out, enum dtype type, const wide *x, size_t n)
@@ -33,11 +36,15 @@ static inline size_t elements(mat m) { return (size_t)m.batch * (size_t)m.rows *
 typedef struct { int n[3]; } shape;                            // {n}, {rows, cols} or {batch, rows, cols}
 #define SHAPE(...) ((shape){{__VA_ARGS__}})
 
-// Views of a matrix. None leaves the memory of the matrix it was taken from: a wrong plan ends here, not in somebody else's numbers.
+// m itself, once its last number is known to lie within its memory. Every view below goes through here: one
+// that is planned too large ends with an error, and never reads or writes another matrix's numbers.
 static inline mat view(mat m)
 {
-    size_t end = elements(m) ? (size_t)(m.batch - 1) * m.stride + (size_t)(m.rows - 1) * m.ld + (size_t)m.cols : 0;
-    if (m.p && end > m.room) die("a view of %d times (%d, %d) needs %zu numbers, its memory has %zu", m.batch, m.rows, m.cols, end, m.room);
+    size_t end = 0;
+    if (elements(m)) end = (size_t)(m.batch - 1) * m.stride + (size_t)(m.rows - 1) * m.ld + (size_t)m.cols;
+    if (m.p && end > m.room)
+        die("a view of %d times (%d, %d) needs %zu numbers, its memory has %zu",
+            m.batch, m.rows, m.cols, end, m.room);
     return m;
 }
 
@@ -65,7 +72,8 @@ static inline mat column_blocks(mat m, int r)                  // (N, in) as in/
     return view(m);
 }
 
-static inline mat shaped(mat m, int batch, int rows, int cols) // the same memory, front to back, in another shape
+// The same memory, front to back, in another shape.
+static inline mat shaped(mat m, int batch, int rows, int cols)
 {
     m.batch = batch;
     m.rows = rows;

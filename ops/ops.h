@@ -1,17 +1,20 @@
-/*  ops/ops.h: what a matrix is, and the two dozen operations that everything is made of. C and CUDA both read this file.
+/*  ops/ops.h: what a matrix is, and the two dozen operations that everything is made of. C and CUDA both
+    read this file.
 
-    ops/cpu.c defines the operations for a CPU and train.cu for a GPU; which of them runs is decided by the linker.
+    ops/cpu.c defines the operations for a CPU and train.cu for a GPU; the linker decides which of them runs.
 
-    Conventions. A token is a row: x is (N, in), N = all tokens of a micro-batch. A weight W is (out, in) as in
-    Hugging Face, so y = x Wᵀ. Outputs come first in every signature. The forward pass writes (=), the backward
-    pass accumulates (+=). The gradient of `name` is `dname`. Shapes stand in comments as (rows, cols).      */
+    Conventions. A token is a row: x is (N, in), N = all tokens of a micro-batch. A weight W is (out, in) as
+    in Hugging Face, so y = x Wᵀ. Outputs come first in every signature. The forward pass writes (=), the
+    backward pass accumulates (+=). The gradient of `name` is `dname`. Shapes stand in comments as
+    (rows, cols).                                                                                         */
 
 #ifndef OPS_H
 #define OPS_H
 #include <stddef.h>
 
 /* `real` is what activations are stored in, `wide` what trains: adapters, gradients, AdamW's moments.
-   Both are float; finite differences need double (-DDOUBLE). A GPU's real is bf16 (-DBFLOAT16): only its ops compute with it. */
+   Both are float; finite differences need double (-DDOUBLE). On a GPU `real` is bf16 (-DBFLOAT16), with which
+   only the GPU's ops compute: for the host it is 16 bits, hence unsigned short. */
 #if defined DOUBLE
 typedef double real, wide;
 #elif defined BFLOAT16 && defined __cplusplus
@@ -27,8 +30,9 @@ typedef float real, wide;
 enum dtype { F32, F64, BF16, F16, DTYPES };
 #define TYPE_OF(type) (sizeof(type) == 8 ? F64 : sizeof(type) == 4 ? F32 : BF16)
 
-/* Memory of the device (the CPU's own, or a GPU's) has its own pointer type. Under clang, `make seam` compiles
-   model, adapters and loop with it marked noderef: whoever reads it outside an op is told by the compiler.   */
+/* Memory of the device (the CPU's own, or a GPU's) has its own pointer type. `make seam` compiles model,
+   adapters and loop with clang and that type marked noderef: code that reads such memory outside an op does
+   not compile. */
 #if defined __clang__ && defined SEAM
 #define noderef __attribute__((noderef))
 #else
@@ -37,8 +41,9 @@ enum dtype { F32, F64, BF16, F16, DTYPES };
 typedef void noderef *dev;
 typedef int noderef *dev_ints;
 
-/* A matrix, or `batch` matrices of one shape, somewhere in device memory. It is a view: copying it copies no data.
-   p == NULL means "not wanted": an op asked to write it does nothing. That is how a frozen weight has no gradient. */
+/* A matrix, or `batch` matrices of one shape, somewhere in device memory. It is a view: copying it copies no
+   data. p == NULL means "not wanted": an op asked to write it does nothing. That is how a frozen weight has
+   no gradient. */
 typedef struct {
     dev p;
     enum dtype type;
@@ -50,22 +55,23 @@ typedef struct {
 } mat;
 
 /* One sequence: query rows q … q+nq-1 look at key rows k … k+nk-1, causally; the last query sees every key.
-   Training: nq = nk = the row's length. Decoding: nq = 1 and nk = what the cache holds.                     */
+   Training: nq = nk = the row's length. Decoding: nq = 1 and nk = what the cache holds. */
 typedef struct { int q, nq, k, nk; } span;
 
 enum mode { SET, ADD };         // out = …  or  out += …
 
 // The sizes of a run that decide what ops need beside their arguments.
 typedef struct {
-    size_t weight, trained;     // numbers in the largest matrix of the base, and of what trains: products may convert them
-    int heads, keys, tokens;    // of attention's keys: heads, and the longest sequence; tokens of a micro-batch
+    size_t weight, trained;     // numbers in the largest matrix of the base, and in the largest that trains:
+                                // room for a product that converts one
+    int heads, keys, tokens;    // heads of k and v; keys of the longest sequence; tokens of a micro-batch
     int train;                  // there is a backward pass
     size_t fetched;             // the most logits that leave the device at once
 } needs;
 
-/* ---- 2  the op contract ------------------------------------------------------------------------------------
-   train.c defines these for the CPU and train.cu for a GPU; which one runs is decided by the linker. Shapes come
-   with the matrices and are checked by the ops. Every op is deterministic: same input, same bits, any threads. */
+/* ---- the op contract -------------------------------------------------------------------------------------
+   Shapes come with the matrices, and the ops check them. Every op is deterministic: same input, same bits,
+   for any number of threads. */
 
 #ifdef __cplusplus
 extern "C" {
@@ -73,11 +79,14 @@ extern "C" {
 // the device, and its memory
 const char *dev_name(void);
 void     dev_memory(double *used, double *all);                       // bytes of the device
-int      dev_tf32(void);                                              // allows products of floats to round their factors to 10 bits; 0 where that cannot be
-dev      dev_alloc(size_t bytes);                                     // zeroed, 64-byte aligned; NULL if there is none
+// From now on products of floats may round their factors to 10 bits (TF32). Returns 0 where that cannot be.
+int      dev_tf32(void);
+dev      dev_alloc(size_t bytes);                                     // zeroed, 64-byte aligned, or NULL
 void     dev_free(dev p);
-size_t   dev_reserve(needs n, int take);                              // bytes of work space of the ops' own; take: allocates them, so that no step allocates
-mat      dev_weight(mat host);                                        // a mapped weight, made usable by the ops; stays in its dtype
+// Bytes of the work space that the ops themselves need. With `take` they are allocated too, once, before the
+// first step.
+size_t   dev_reserve(needs n, int take);
+mat      dev_weight(mat host);                                    // a mapped weight, for the ops; dtype kept
 void     dev_weight_free(mat w);
 void     put(mat dst, const void *src, enum dtype type);              // dst = contiguous host data, converted
 void     get(wide *dst, mat src);                                     // contiguous host data = src, converted
@@ -87,37 +96,52 @@ void     copy(mat y, mat x);                                          // y = x, 
 void     add(mat y, mat x, double scale);                             // y += scale x
 
 // products; each takes a batch where its arguments have one; a batch of 1 is repeated
-void     matmul_nt(mat y, mat x, mat w, double scale, enum mode m);   // y (N,out) = scale x (N,in)  w (out,in)ᵀ
-void     matmul_nn(mat y, mat x, mat w, double scale, enum mode m);   // y (N,in)  = scale x (N,out) w (out,in)
-void     matmul_tn(mat y, mat x, mat w, double scale, enum mode m);   // y (out,in) = scale x (N,out)ᵀ w (N,in)
+//   matmul_nt:  y (N, out)  = scale x (N, in) w (out, in)ᵀ
+//   matmul_nn:  y (N, in)   = scale x (N, out) w (out, in)
+//   matmul_tn:  y (out, in) = scale x (N, out)ᵀ w (N, in)
+void     matmul_nt(mat y, mat x, mat w, double scale, enum mode m);
+void     matmul_nn(mat y, mat x, mat w, double scale, enum mode m);
+void     matmul_tn(mat y, mat x, mat w, double scale, enum mode m);
 
 // Llama2
 void     embedding_forward(mat out, mat table, dev_ints ids);         // out[n] = table[ids[n]]
 void     embedding_backward(mat dtable, mat dout, dev_ints ids);      // dtable[ids[n]] += dout[n]
-// RMSNorm and SwiGLU make what linear layers read. With the row still at hand, `sum` becomes Bone's sum over its shards (shard_sum, below) and
-// `residual` a copy of x, each where it has memory. Onto that copy the next product adds itself (ADD): the residual add has no pass of its own.
-void     rmsnorm_forward(mat out, mat sum, mat residual, mat x, mat w, double eps);    // out = w x / rms(x), row by row
+// The rows that RMSNorm and SwiGLU make are what linear layers read. While a row is in cache two more
+// things are made of it, each only where its matrix has memory (p is not NULL):
+//   sum       shard_sum(sum, out), which Bone's linear layers read as S(x)
+//   residual  (RMSNorm only) a copy of x. The last product of attention (o_proj) or of the MLP (down_proj) is
+//             later added to it (mode ADD): the copy is then the residual sum, which needs no op of its own
+void     rmsnorm_forward(mat out, mat sum, mat residual, mat x, mat w, double eps);  // out = w x / rms(x)
 void     rmsnorm_backward(mat dx, mat dw, mat dout, mat x, mat w, double eps);
-void     rope(mat x, dev_ints pos, mat table, int sign);              // rotate each head's halves by ±pos·θ; -1 is the backward
+// Rotates the halves of each head by the angles of the row's position, table[pos[n]] = (cos, sin); sign = -1
+// rotates back, which is the backward pass.
+void     rope(mat x, dev_ints pos, mat table, int sign);
 void     attention_forward(mat out, mat lse, mat q, mat k, mat v, int head_dim, const span *s, int spans);
 void     attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse,
                             int head_dim, const span *s, int spans);
 void     swiglu_forward(mat out, mat sum, mat gate, mat up);          // out = silu(gate) up
 void     swiglu_backward(mat dgate, mat dup, mat dout, mat gate, mat up);
-void     cross_entropy(mat losses, mat logits, dev_ints labels, double scale);  // losses = …; scale ≠ 0: logits = scale dlogits
+// losses[n] = −log softmax(logits[n])[labels[n]]. With scale ≠ 0 the logits are then overwritten by their
+// gradient, times scale.
+void     cross_entropy(mat losses, mat logits, dev_ints labels, double scale);
 
 // adapters
-void     shard_sum(mat s, mat x);                                     // s[n,c] = Σ_j x[n, j·r + c], r = s.cols; a short last shard counts as zero-padded
-void     shard_tile(mat x, mat s);                                    // x[n, j·r + c] += s[n,c]: the transpose of shard_sum, hence its backward
-void     tiled_identity(mat e);                                       // e[i,j] = 1 where i - j is a multiple of the shorter side, else 0
-void     broadcast_mul(mat y, mat x, mat g, double scale, enum mode m);  // y = scale x ⊙ g; g is (1, cols) or (rows, 1) and repeated along the other side
-void     broadcast_dot(mat g, mat x, mat y, double scale, enum mode m);  // g = scale Σ x ⊙ y along the side where g is 1: the backward for broadcast_mul's g
-void     magnitude_forward(mat gain, mat m, mat squares);             // gain = m / √squares, number by number; 1 where squares is 0
+//   shard_sum, S(x):  s[n,c] = Σ_j x[n, j·r + c], r = s.cols; a short last shard is filled up with zeros
+//   shard_tile, its transpose and hence its backward:  x[n, j·r + c] += s[n,c]
+void     shard_sum(mat s, mat x);
+void     shard_tile(mat x, mat s);
+void     tiled_identity(mat e);           // e[i,j] = 1 where i − j is a multiple of the shorter side, else 0
+// y = scale x ⊙ g, where g is (1, cols) or (rows, 1) and repeated along the other side. The backward for g is
+// broadcast_dot: g = scale Σ x ⊙ y, along the side where g is 1.
+void     broadcast_mul(mat y, mat x, mat g, double scale, enum mode m);
+void     broadcast_dot(mat g, mat x, mat y, double scale, enum mode m);
+void     magnitude_forward(mat gain, mat m, mat squares);         // gain = m / √squares; 1 where squares is 0
 void     magnitude_backward(mat dm, mat dsquares, mat dgain, mat m, mat squares);   // dm += …, dsquares = …
 
 // training
 double   sum_of_squares(mat x);
-void     adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad_scale, int t);  // t = 1, 2, …
+// Step t = 1, 2, … with the gradient grad_scale dw; m and v are the moments.
+void     adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad_scale, int t);
 #ifdef __cplusplus
 }
 #endif
