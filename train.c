@@ -3,7 +3,7 @@
       1  training
       2  the commands                   fine-tune, --eval, --generate, --merge, --tokenize, --list
       3  the CPU beside the GPU         --check
-      4  main                                                                                                  */
+      4  main                                                                                               */
 
 #define _GNU_SOURCE
 #define STB_DS_IMPLEMENTATION
@@ -12,7 +12,7 @@
 #include "run/signals.h"
 #include "paper/compare.h"
 
-// ---- 1  training -------------------------------------------------------------------------------------------
+// ---- 1  training ------------------------------------------------------------------------------------------
 
 static void show_start(int done, int of) { show_progress("the adapter's start, layer", done, of); }
 static void show_answers(int done, int of) { show_progress("answering row", done, of); }
@@ -36,7 +36,8 @@ static double evaluate(model *m, const dataset *d, long *targets)
     *targets = 0;
     for (int i = 0; i < n;) {
         batch_clear(&b);
-        while (i < n && b.rows < rows && b.tokens + d->rows[i].n - 1 <= m->p.tokens) batch_add(&b, &d->rows[i++]);
+        while (i < n && b.rows < rows && b.tokens + d->rows[i].n - 1 <= m->p.tokens)
+            batch_add(&b, &d->rows[i++]);
         sum += model_step(m, &b, 0);
         *targets += b.targets;
         show_progress("evaluating row", i, n);
@@ -45,35 +46,45 @@ static double evaluate(model *m, const dataset *d, long *targets)
     return sum / (double)*targets;
 }
 
-// Stops at the first NaN or Inf, with the step and the tensor. Nothing of it is saved.
+// Ends the program if the loss or a gradient is NaN or Inf, naming the step and the tensor. Nothing is saved.
 static void check_finite(const model *m, int step, double loss, double norm)
 {
     if (isfinite(loss) && isfinite(norm)) return;
-    if (step == 1) die("step 1: the loss is %g before any update: the model, or what the adapter begins with, holds NaN or Inf", loss);
+    if (step == 1)
+        die("step 1: the loss is %g before any update: the model, or what the adapter begins with, "
+            "holds NaN or Inf", loss);
     for (int i = 0; i < arrlen(m->tensors); i++)
         if (m->tensors[i].kind == PARAM && !isfinite(sum_of_squares(*m->tensors[i].grad)))
-            die("step %d: the loss is %g and the gradient of %s is not finite; a smaller --lr may help", step, loss, m->tensors[i].name);
+            die("step %d: the loss is %g and the gradient of %s is not finite; a smaller --lr may help",
+                step, loss, m->tensors[i].name);
     die("step %d: the loss is %g; a smaller --lr may help", step, loss);
 }
 
 static double gradient_norm(const model *m) { return sqrt(sum_of_squares(flat(m, m->grad))); }
 
-// AdamW on all that trains, one call for neighbours with the same learning rate (all of them, but for lora+); clipping by
-// PyTorch's formula.
+// AdamW on all that trains. Neighbouring tensors with the same learning rate go into one call: with every
+// method but lora+ that is one call for all of them. Clipping is by PyTorch's formula. In the flat blocks of
+// weights, gradients and moments each tensor begins at a row of 16 elements; rows first … end-1 wait for
+// their call.
 static void update(const model *m, int t, double lr, double norm)
 {
-    double scale = opt.clip > 0 && opt.clip / (norm + 1e-6) < 1 ? opt.clip / (norm + 1e-6) : 1, rate = 0;
-    mat w = flat(m, m->block[PARAM]), dw = flat(m, m->grad), m1 = flat(m, m->moment1), m2 = flat(m, m->moment2);
-    int first = 0, end = 0;             // rows of 16 elements
+    double scale = opt.clip > 0 && opt.clip / (norm + 1e-6) < 1 ? opt.clip / (norm + 1e-6) : 1;
+    mat w = flat(m, m->block[PARAM]), dw = flat(m, m->grad);
+    mat m1 = flat(m, m->moment1), m2 = flat(m, m->moment2);
+    double rate = 0;
+    int first = 0, end = 0;
     for (int i = 0; i <= arrlen(m->tensors); i++) {
         const tensor *p = i < arrlen(m->tensors) ? &m->tensors[i] : NULL;
         if (p && p->kind != PARAM) continue;
         if ((!p || p->rate != rate) && end > first) {
             int n = end - first;
-            adamw(rows_of(w, first, n), rows_of(dw, first, n), rows_of(m1, first, n), rows_of(m2, first, n), lr * rate, opt.weight_decay, scale, t);
+            adamw(rows_of(w, first, n), rows_of(dw, first, n), rows_of(m1, first, n), rows_of(m2, first, n),
+                  lr * rate, opt.weight_decay, scale, t);
             first = end;
         }
-        if (p) rate = p->rate, end += (int)((elements(*p->at) + 15) / 16);
+        if (!p) continue;
+        rate = p->rate;
+        end += (int)((elements(*p->at) + 15) / 16);
     }
 }
 
@@ -83,15 +94,18 @@ static void log_line(run *r, const char *format, ...)
     if (!r->log) return;
     va_list args;
     va_start(args, format);
-    if (vfprintf(r->log, format, args) < 0 || fflush(r->log)) die("cannot write %s: %s", opt.log, strerror(errno));
+    if (vfprintf(r->log, format, args) < 0 || fflush(r->log))
+        die("cannot write %s: %s", opt.log, strerror(errno));
     va_end(args);
 }
 
 // The rows of the step to come are first … last-1 of r->order.
 static void step_rows(run *r, int *first, int *last)
 {
-    int n = (int)arrlen(r->train.rows), rows = opt.batch * opt.accum, per_epoch = ceil_div(n, rows), epoch = r->step / per_epoch;
-    *first = r->step % per_epoch * rows, *last = *first + rows < n ? *first + rows : n;
+    int n = (int)arrlen(r->train.rows), rows = opt.batch * opt.accum, per_epoch = ceil_div(n, rows);
+    int epoch = r->step / per_epoch;
+    *first = r->step % per_epoch * rows;
+    *last = *first + rows < n ? *first + rows : n;
     if (epoch != r->epoch && !opt.no_shuffle) shuffle(r->order, n, (uint64_t)opt.seed, epoch);
     r->epoch = epoch;
 }
@@ -103,12 +117,16 @@ static void fill_batch(const run *r, batch *b, int first, int last)
     for (int i = first; i < last && i < first + opt.batch; i++) batch_add(b, &r->train.rows[r->order[i]]);
 }
 
-// One optimiser step: --accum micro-batches of --batch rows. Returns the mean loss; *norm is the gradient's before clipping.
+// The gradients of one optimiser step, from --accum micro-batches of --batch rows. Returns the mean loss over
+// the target tokens of all its rows; *norm is the norm of the gradient before clipping.
 static double train_step(run *r, batch *b, double *norm, int *tokens)
 {
-    int first, last, targets = 0;       // of the whole step: the loss is the mean over them
+    int first, last, targets = 0;
     step_rows(r, &first, &last);
-    for (int i = first; i < last; i++) targets += r->train.rows[r->order[i]].n - r->train.rows[r->order[i]].prompt;
+    for (int i = first; i < last; i++) {
+        const row *one = &r->train.rows[r->order[i]];
+        targets += one->n - one->prompt;
+    }
 
     double sum = 0;
     *tokens = 0;
@@ -123,15 +141,19 @@ static double train_step(run *r, batch *b, double *norm, int *tokens)
     return sum / targets;
 }
 
+// A line of the log, the progress line, and every twentieth of the steps a line of output.
 static void report_step(run *r, double loss, double norm, double lr, int tokens, double time)
 {
     int every = ceil_div(r->steps, 20);
     double left = (seconds() - r->started) / (r->step - r->first) * (r->steps - r->step);
-    log_line(r, "{\"step\":%d,\"loss\":%.9g,\"grad_norm\":%.9g,\"lr\":%.9g,\"tokens\":%d,\"tok_per_s\":%.0f}\n", r->step, loss, norm, lr, tokens, tokens / time);
-    show("step %d/%d  loss %.4f  %.0f tok/s  %d:%02d to go", r->step, r->steps, loss, tokens / time, (int)left / 60, (int)left % 60);
+    log_line(r, "{\"step\":%d,\"loss\":%.9g,\"grad_norm\":%.9g,\"lr\":%.9g,"
+                "\"tokens\":%d,\"tok_per_s\":%.0f}\n", r->step, loss, norm, lr, tokens, tokens / time);
+    show("step %d/%d  loss %.4f  %.0f tok/s  %d:%02d to go",
+         r->step, r->steps, loss, tokens / time, (int)left / 60, (int)left % 60);
     if (r->step != 1 && r->step % every && r->step < r->steps) return;
     show_progress("", 1, 1);
-    printf("step %4d/%d   loss %.4f   grad norm %7.4f   lr %.2e   %6.0f tok/s\n", r->step, r->steps, loss, norm, lr, tokens / time);
+    printf("step %4d/%d   loss %.4f   grad norm %7.4f   lr %.2e   %6.0f tok/s\n",
+           r->step, r->steps, loss, norm, lr, tokens / time);
     fflush(stdout);
 }
 
@@ -141,22 +163,25 @@ static void print_cut(scores got)
     putchar('\n');
 }
 
-// A text from a row or a model on one line.
+// Prints a text from a row or a model on one line.
 static void show_line(const char *label, char *text)
 {
-    for (char *c = text; *c; c++) if (*c == '\n') *c = ' ';
+    for (char *c = text; *c; c++)
+        if (*c == '\n') *c = ' ';
     char *safe = printable(text, "\t");
     printf("%s%s", label, safe ? safe : "");
     free(safe);
 }
 
-// Validation loss and, for small models, answers.
+// Validation loss; with `answers`, and if the run scores any, exact match and the first row's answer too.
 static void report_eval(run *r, const char *when, int answers)
 {
     if (!r->val.rows) return;
     long targets;
     double loss = evaluate(&r->m, &r->val, &targets);
-    if (!isfinite(loss) && !r->step) die("the loss on %s is %g before any step: the model, or what the adapter begins with, holds NaN or Inf", opt.val, loss);
+    if (!isfinite(loss) && !r->step)
+        die("the loss on %s is %g before any step: the model, or what the adapter begins with, "
+            "holds NaN or Inf", opt.val, loss);
     if (!isfinite(loss)) die("step %d: the validation loss is %g; a smaller --lr may help", r->step, loss);
     log_line(r, "{\"step\":%d,\"eval_loss\":%.9g}\n", r->step, loss);
     printf("%-10s eval loss %.4f over %ld tokens", when, loss, targets);
@@ -165,20 +190,26 @@ static void report_eval(run *r, const char *when, int answers)
         scores got = exact_match(&r->m, r->t, &r->val, r->scored, &sample, show_answers);
         printf(",  exact match %d of %d", got.hits, r->scored);
         print_cut(got);
-        char *question = decode(r->t, r->val.rows[0].ids, r->val.rows[0].prompt), *at = strstr(question, "### Instruction:\n"), *end = at ? strstr(at, "\n\n### Response:") : NULL;
+        char *question = decode(r->t, r->val.rows[0].ids, r->val.rows[0].prompt);
+        char *instruction = strstr(question, "### Instruction:\n");
+        char *end = instruction ? strstr(instruction, "\n\n### Response:") : NULL;
         if (end) *end = 0;
-        show_line("           asked:    ", end ? at + 17 : ""), putchar('\n');
+        show_line("           asked:    ", end ? instruction + 17 : "");
+        putchar('\n');
         show_line("           answered: ", sample);
-        free(sample), free(question);
+        free(sample);
+        free(question);
     }
     putchar('\n');
     fflush(stdout);
 }
 
+// Steps until --steps, or until Ctrl-C: gradients, AdamW, a report; --eval-every and --save-every in between.
 static void training_loop(run *r)
 {
     batch b = batch_new(r->m.p.tokens, opt.batch);
-    r->started = seconds(), r->first = r->step;
+    r->started = seconds();
+    r->first = r->step;
     in_loop = 1;
     while (r->step < r->steps) {
         double norm, start = seconds(), lr = learning_rate(r->step, r->steps);
@@ -194,7 +225,7 @@ static void training_loop(run *r)
     batch_free(&b);
 }
 
-// ---- 2  the commands ---------------------------------------------------------------------------------------
+// ---- 2  the commands --------------------------------------------------------------------------------------
 
 // --init: Hugging Face's start, normal with σ = initializer_range (0.02) for matrices, ones for norms.
 static void random_weights(model *m)
@@ -211,8 +242,9 @@ static void random_weights(model *m)
     }
 }
 
-// Memory, the base's weights, and the adapter's: from --adapter, or its start, which may look at the first step's
-// micro-batches. With --resume it waits for resume_run().
+// Allocates the model's memory and reads the base's weights into it. The adapter's weights are read from
+// --adapter or get their start, for which lora-ga looks at the first step's micro-batches. With --resume,
+// resume_run() reads them.
 static void fill_model(model *m, const batch *first, int batches)
 {
     model_allocate(m);
@@ -223,23 +255,28 @@ static void fill_model(model *m, const batch *first, int batches)
     if (opt.adapter) peft_read_weights(m, opt.adapter);
 }
 
-static plan plan_for_use(void)          // evaluation, generation, merging: the base, with --adapter if there is one
+// For evaluation, generation and merging: the base, with --adapter if there is one.
+static plan plan_for_use(void)
 {
     if (opt.init) die("--init starts from random weights, which can only be trained; name a --model");
-    if (opt.resume) die("--resume goes on with training; to use what was trained, give --adapter %s", opt.resume);
+    if (opt.resume)
+        die("--resume goes on with training; to use what was trained, give --adapter %s", opt.resume);
     plan p = plan_from_options();
-    p.method = &methods[0], p.train = 0;
+    p.method = &methods[0];
+    p.train = 0;
     if (opt.adapter) peft_read_config(&p, opt.adapter);
     return p;
 }
 
-// Room for micro-batches of the longest rows there are, and for answering `scored` rows with --max-new tokens each, as many
-// at once as a gigabyte of keys and values holds.
+// Makes the plan large enough for micro-batches of the longest rows there are, and for answers of --max-new
+// tokens to `scored` rows: as many rows at once as have their keys and values in a gigabyte.
 static void plan_sizes(plan *p, config c, const dataset *train, const dataset *val, int scored)
 {
     int longest = longest_row(val) > longest_row(train) ? longest_row(val) : longest_row(train);
-    if ((long)opt.batch * longest > INT_MAX / 4) die("--batch %d times %d tokens is too much; raise --accum instead", opt.batch, longest);
-    p->tokens = opt.batch * (longest - 1), p->positions = longest;
+    if ((long)opt.batch * longest > INT_MAX / 4)
+        die("--batch %d times %d tokens is too much; raise --accum instead", opt.batch, longest);
+    p->tokens = opt.batch * (longest - 1);
+    p->positions = longest;
     if (!scored) return;
     int answered = longest_prompt(val) + opt.max_new;
     if (answered > longest) p->positions = answered;
@@ -248,13 +285,17 @@ static void plan_sizes(plan *p, config c, const dataset *train, const dataset *v
     p->cache_rows = p->sequences * answered;
 }
 
-static double megabytes(const model *m, enum kind k) { return (double)m->used[k] * (double)dtypes[type_of_kind(k)].size / 1e6; }
+static double megabytes(const model *m, enum kind k)
+{
+    return (double)m->used[k] * (double)dtypes[type_of_kind(k)].size / 1e6;
+}
 
 static double base_parameters(const model *m)
 {
     const config *c = &m->c;
     double q = (double)c->heads * c->head_dim, kv = (double)c->kv_heads * c->head_dim, dim = c->dim;
-    return (c->tied ? 1 : 2) * dim * c->vocab + dim + c->layers * (2 * dim * (q + kv) + 3 * dim * c->hidden + 2 * dim);
+    double per_layer = 2 * dim * (q + kv) + 3 * dim * c->hidden + 2 * dim;    // attention, SwiGLU, two norms
+    return (c->tied ? 1 : 2) * dim * c->vocab + dim + c->layers * per_layer;
 }
 
 // A model can go further than the positions it was trained on, but it rarely says anything sensible there.
@@ -263,8 +304,12 @@ static void print_positions(const model *m)
     const plan *p = &m->p;
     int most = m->c.max_pos, answered = p->sequences ? p->cache_rows / p->sequences : 0;
     if (p->positions <= most) return;
-    if (p->positions > answered) printf("note       rows of up to %d tokens, but the model was made for %d; --seq %d cuts them\n", p->positions, most, most);
-    else printf("note       prompts of up to %d tokens and answers of --max-new %d, but the model was made for %d\n", answered - opt.max_new, opt.max_new, most);
+    if (p->positions > answered)
+        printf("note       rows of up to %d tokens, but the model was made for %d; --seq %d cuts them\n",
+               p->positions, most, most);
+    else
+        printf("note       prompts of up to %d tokens and answers of --max-new %d, "
+               "but the model was made for %d\n", answered - opt.max_new, opt.max_new, most);
 }
 
 // What is about to happen, before anything large is allocated.
@@ -274,54 +319,66 @@ static void print_plan(const run *r)
     const config *c = &m->c;
     double base = base_parameters(m), trained = (double)m->trainable, state = megabytes(m, PARAM);
     printf("device     %s\n", dev_name());
-    printf("model      %s: Llama, %.2fM parameters, %d layers of %d, vocabulary %d\n", opt.init ? opt.init : opt.model, base / 1e6, c->layers, c->dim, c->vocab);
+    printf("model      %s: Llama, %.2fM parameters, %d layers of %d, vocabulary %d\n",
+           opt.init ? opt.init : opt.model, base / 1e6, c->layers, c->dim, c->vocab);
     printf("method     %s: %s", m->p.method->name, m->p.method->equation);
     if (!full_training(m)) {
         printf(", rank %d on", m->p.rank);
-        for (int i = 0; i < 7; i++) if (m->p.targets >> i & 1) printf(" %s", linear_names[i]);
+        for (int i = 0; i < 7; i++)
+            if (m->p.targets >> i & 1) printf(" %s", linear_names[i]);
         if (m->p.modules) printf(" where its target_modules say so");
     }
     printf("\ntrains     %.0f parameters, %.2f %% of the model\n", trained, 100 * trained / base);
     print_rows("data", &r->train);
     if (r->val.rows) print_rows("validation", &r->val);
     print_positions(m);
-    printf("steps      %d of %d rows, at most %d tokens at a time; lr %g, %s\n", r->steps, opt.batch * opt.accum, m->p.tokens, opt.lr, opt.schedule);
-    printf("memory     trained weights, gradients, AdamW %.1f MB; activations %.1f MB; work space %.1f MB", 4 * state + megabytes(m, START),
-        megabytes(m, ACT) + megabytes(m, STAT) + megabytes(m, AUX), megabytes(m, WORK) + megabytes(m, CACHE) + (double)dev_reserve(needs_of(m), 0) / 1e6);
+    printf("steps      %d of %d rows, at most %d tokens at a time; lr %g, %s\n",
+           r->steps, opt.batch * opt.accum, m->p.tokens, opt.lr, opt.schedule);
+    double activations = megabytes(m, ACT) + megabytes(m, STAT) + megabytes(m, AUX);
+    double work = megabytes(m, WORK) + megabytes(m, CACHE) + (double)dev_reserve(needs_of(m), 0) / 1e6;
+    printf("memory     trained weights, gradients, AdamW %.1f MB; activations %.1f MB; work space %.1f MB",
+           4 * state + megabytes(m, START), activations, work);
     putchar('\n');
     fflush(stdout);
 }
 
-// How the base lies in memory, once it does.
+// After loading: how large the base is, and whether the program reads it in its mapped file or from a copy.
 static void print_base(model *m)
 {
     double bytes = 0;
     int copied = 0;
     for (int i = 0; i < arrlen(m->tensors); i++) {
         const tensor *t = &m->tensors[i];
-        ptrdiff_t at = t->kind == BASE ? shgeti(m->file.tensors, t->name) : -1;
-        if (at < 0) continue;
+        ptrdiff_t found = t->kind == BASE ? shgeti(m->file.tensors, t->name) : -1;
+        if (found < 0) continue;
         bytes += (double)elements(*t->at) * (double)dtypes[t->at->type].size;
-        copied |= t->at->p != m->file.tensors[at].value.at.p;
+        copied |= t->at->p != m->file.tensors[found].value.at.p;
     }
-    if (bytes > 0) printf("base       %.1f MB, %s\n", bytes / 1e6, copied ? "copied to the device" : "mapped from its file");
+    const char *where = copied ? "copied to the device" : "mapped from its file";
+    if (bytes > 0) printf("base       %.1f MB, %s\n", bytes / 1e6, where);
     putchar('\n');
     fflush(stdout);
 }
 
+// Saves, evaluates, and says what to do with the result; after Ctrl-C it saves and says how to go on.
 static void finish_training(run *r)
 {
     save_run(r);
     in_loop = 0;
     if (interrupted) {
-        printf("\nstopped after step %d; the same command with --resume %s goes on from there\n", r->step, opt.out);
+        printf("\nstopped after step %d; the same command with --resume %s goes on from there\n",
+               r->step, opt.out);
         exit(128 + interrupted);
     }
     report_eval(r, "after", 1);
     if (r->log && fclose(r->log)) die("cannot write %s: %s", opt.log, strerror(errno));
-    if (full_training(&r->m)) printf("\nmodel in %s. Next:\n  ./train --generate TEXT --model %s\n", opt.out, opt.out);
-    else printf("\nadapter in %s. Next:\n  ./train --generate \"...\" --chat --model %s --adapter %s\n  ./train --merge merged --model %s --adapter %s\n",
-        opt.out, opt.model, opt.out, opt.model, opt.out);
+    if (full_training(&r->m)) {
+        printf("\nmodel in %s. Next:\n  ./train --generate TEXT --model %s\n", opt.out, opt.out);
+        return;
+    }
+    printf("\nadapter in %s. Next:\n", opt.out);
+    printf("  ./train --generate \"...\" --chat --model %s --adapter %s\n", opt.model, opt.out);
+    printf("  ./train --merge merged --model %s --adapter %s\n", opt.model, opt.out);
 }
 
 // --adapter brings its method; --method may only say the same, or turn lora into lora+.
@@ -330,11 +387,12 @@ static void read_adapter_plan(plan *p)
     const method *asked = p->method;
     peft_read_config(p, opt.adapter);
     int plus = !strcmp(asked->name, "lora+") && !strcmp(p->method->name, "lora");
-    if (opt.method != default_method && asked != p->method && !plus) die("--method %s: --adapter %s is %s", asked->name, opt.adapter, p->method->name);
+    if (opt.method != default_method && asked != p->method && !plus)
+        die("--method %s: --adapter %s is %s", asked->name, opt.adapter, p->method->name);
     if (plus) p->method = asked;
 }
 
-// Of the first step, for a method whose start depends on the gradient.
+// The first step's micro-batches, for a method whose start depends on their gradient; else none.
 static batch *first_batches(run *r)
 {
     batch *list = NULL;
@@ -366,7 +424,8 @@ static void open_run(run *r)
     plan p = plan_from_options();
     if (opt.adapter && opt.resume) die("--resume and --adapter: give one of them");
     if (opt.adapter) read_adapter_plan(&p);
-    if (opt.init && p.method != &methods[0]) die("--init starts from nothing, so everything must train: add --method full");
+    if (opt.init && p.method != &methods[0])
+        die("--init starts from nothing, so everything must train: add --method full");
     config c = open_config();
     r->t = open_tokenizer(opt.model, c.vocab);
     r->train = read_rows(r->t, opt.data, opt.seq);
@@ -380,7 +439,8 @@ static void open_run(run *r)
     r->m.p = p;
     layout(&r->m);
     int n = (int)arrlen(r->train.rows);
-    double steps = opt.steps ? opt.steps : ceil(opt.epochs * ceil_div(n, opt.batch * opt.accum));       // as Trainer rounds
+    int per_epoch = ceil_div(n, opt.batch * opt.accum);
+    double steps = opt.steps ? opt.steps : ceil(opt.epochs * per_epoch);    // as transformers' Trainer rounds
     if (steps > 1e9) die("--epochs %g: makes %.0f steps, at most 1000000000", opt.epochs, steps);
     if (opt.warmup > steps) die("--warmup %d exceeds the %.0f steps of this run", opt.warmup, steps);
     r->steps = (int)steps;
@@ -388,8 +448,16 @@ static void open_run(run *r)
     for (int i = 0; i < n; i++) r->order[i] = i;
 }
 
-static void close_run(run *r) { model_free(&r->m), tokenizer_free(r->t), free_rows(&r->train), free_rows(&r->val), free(r->order); }
+static void close_run(run *r)
+{
+    model_free(&r->m);
+    tokenizer_free(r->t);
+    free_rows(&r->train);
+    free_rows(&r->val);
+    free(r->order);
+}
 
+// Fine-tuning, where no other command is given: prints the plan, loads, trains, saves.
 static void fine_tune(void)
 {
     run r;
@@ -398,7 +466,8 @@ static void fine_tune(void)
     destination = check_out("--out", opt.out, opt.model, 1);
     r.step = fill_run(&r);
     print_base(&r.m);
-    if (r.step > r.steps) die("--resume %s: has %d steps behind it, --steps asks for %d", opt.resume, r.step, r.steps);
+    if (r.step > r.steps)
+        die("--resume %s: has %d steps behind it, --steps asks for %d", opt.resume, r.step, r.steps);
     if (opt.log) r.log = open_log(opt.log, r.step);
     if (!r.step) report_eval(&r, "before", 1);
     training_loop(&r);
@@ -407,6 +476,7 @@ static void fine_tune(void)
     free(destination);
 }
 
+// --eval: the loss on --val and, with --exact-match, how many of its answers the model gives word for word.
 static void run_eval(void)
 {
     if (!opt.val) die("--eval needs --val FILE");
@@ -430,11 +500,17 @@ static void run_eval(void)
     }
     long targets;
     double loss = evaluate(&m, &val, &targets);
-    if (!isfinite(loss)) die("the loss on %s is %g: the model or its adapter holds NaN or Inf", opt.val, loss);
+    if (!isfinite(loss))
+        die("the loss on %s is %g: the model or its adapter holds NaN or Inf", opt.val, loss);
     printf("eval loss %.6f over %ld tokens\n", loss, targets);
-    model_free(&m), tokenizer_free(t), free_rows(&val);
+    model_free(&m);
+    tokenizer_free(t);
+    free_rows(&val);
 }
 
+// --generate: goes on with a text, or with --chat answers it, and prints the tokens as they come. The first
+// pass feeds the whole prompt, each later one the token before; keys and values of the earlier tokens stay in
+// the cache.
 static void run_generate(void)
 {
     model m = {0};
@@ -443,26 +519,35 @@ static void run_generate(void)
     char *text = opt.chat ? format_prompt(opt.generate, NULL) : strdup(opt.generate);
     row prompt = encode_row(t, text, "", 0);
     if (!prompt.n) die("--generate: an empty TEXT, and this model has no BOS to begin with");
-    sequence s = {.ids = alloc((size_t)prompt.n + (size_t)opt.max_new, sizeof(int)), .n = prompt.n, .room = prompt.n + opt.max_new};
+    sequence s = {.n = prompt.n, .room = prompt.n + opt.max_new};
+    s.ids = alloc((size_t)prompt.n + (size_t)opt.max_new, sizeof(int));
     memcpy(s.ids, prompt.ids, (size_t)prompt.n * sizeof(int));
     plan p = plan_for_use();
-    p.tokens = prompt.n, p.positions = p.cache_rows = s.room;
+    p.tokens = prompt.n;
+    p.positions = s.room;
+    p.cache_rows = s.room;
     model_measure(&m, c, p);
     fill_model(&m, NULL, 0);
     batch b = batch_new(p.tokens, 1);
     rng g = rng_named((uint64_t)opt.seed, "generate");
     size_t printed = 0;
-    int who, from = opt.chat ? prompt.n : tokenizer_bos(t) >= 0;
-    do print_more(t, s.ids + from, s.n - from, 0, &printed);
-    while (generate_pass(&m, t, &s, 1, &b, &who, &g));
+    int who, from = opt.chat ? prompt.n : tokenizer_bos(t) >= 0;    // prints neither BOS nor a chat's prompt
+    do {
+        print_more(t, s.ids + from, s.n - from, 0, &printed);
+    } while (generate_pass(&m, t, &s, 1, &b, &who, &g));
     print_more(t, s.ids + from, s.n - from, 1, &printed);
     putchar('\n');
-    batch_free(&b), model_free(&m), tokenizer_free(t);
-    free(text), free(prompt.ids), free(s.ids);
+    batch_free(&b);
+    model_free(&m);
+    tokenizer_free(t);
+    free(text);
+    free(prompt.ids);
+    free(s.ids);
 }
 
-// On a 16-bit base, rounding swallows the part of an update that is smaller than the base's last bit. Says how much is left:
-// the projection of the rounded update on the true one, or NaN if there is no update.
+// Merging into a 16-bit base rounds W + update to 16 bits, and where the update is smaller than W's last bit,
+// nothing of it remains. Returns the part of the update that does, (update · rounded update) / (update ·
+// update), or NaN if it is zero.
 static double update_survived(model *m, linear *l, enum dtype type)
 {
     size_t n = elements(l->W);
@@ -471,24 +556,31 @@ static double update_survived(model *m, linear *l, enum dtype type)
     get(W, l->W);
     get(after, merged(m, l));
     for (size_t i = 0; i < n; i++) {
-        double update = (double)after[i] - (double)W[i], kept = rounded((double)after[i], type) - (double)W[i];
-        both += update * kept, wanted += update * update;
+        double update = (double)after[i] - (double)W[i];
+        double kept = rounded((double)after[i], type) - (double)W[i];
+        both += update * kept;
+        wanted += update * update;
     }
-    free(W), free(after);
+    free(W);
+    free(after);
     return both / wanted;
 }
 
-// A GPU that computes in bf16 holds a float base rounded; merging it would write that into every weight.
+// A GPU that computes in bf16 has rounded a float base to bf16; merging there would save it rounded.
 static void refuse_rounded(model *m)
 {
     for (int i = 0; i < arrlen(m->tensors); i++) {
         const tensor *t = &m->tensors[i];
-        ptrdiff_t at = t->kind == BASE ? shgeti(m->file.tensors, t->name) : -1;
-        enum dtype file = at < 0 ? t->at->type : m->file.tensors[at].value.at.type;
-        if (file != t->at->type) die("--merge: %s is %s and would be rounded to %s here; ./train --merge keeps it", t->name, dtypes[file].name, dtypes[t->at->type].name);
+        ptrdiff_t found = t->kind == BASE ? shgeti(m->file.tensors, t->name) : -1;
+        enum dtype file = found < 0 ? t->at->type : m->file.tensors[found].value.at.type;
+        if (file != t->at->type)
+            die("--merge: %s is %s and would be rounded to %s here; ./train --merge keeps it",
+                t->name, dtypes[file].name, dtypes[t->at->type].name);
     }
 }
 
+// --merge: writes the base with the adapter in its weights, and says how much of it rounding to 16 bits
+// leaves.
 static void run_merge(void)
 {
     if (!opt.adapter) die("--merge needs --adapter DIR");
@@ -505,8 +597,9 @@ static void run_merge(void)
         if (!l || (l->W.type != BF16 && l->W.type != F16)) continue;
         double survived = update_survived(&m, l, l->W.type);
         printf("layer %2d %-4s  ", i / 7, linear_names[i % 7]);
+        const char *type = dtypes[l->W.type].name;
         if (isnan(survived)) printf("its update is zero, or too small for a number of this program\n");
-        else printf("%5.1f %% of the update survive rounding to %s\n", 100 * survived, dtypes[l->W.type].name);
+        else printf("%5.1f %% of the update survive rounding to %s\n", 100 * survived, type);
     }
     stage_publish(out);
     free(out);
@@ -514,6 +607,7 @@ static void run_merge(void)
     model_free(&m);
 }
 
+// --tokenize: prints the token ids of every "text" of a file of JSON objects, a list a line.
 static void run_tokenize(void)
 {
     tokenizer *t = open_tokenizer(opt.model, 0);
@@ -535,6 +629,7 @@ static void run_tokenize(void)
     tokenizer_free(t);
 }
 
+// --list: every method, its equation, and how much of this model it trains at this rank, or why it cannot.
 static void run_list(void)
 {
     config c = open_config();
@@ -544,25 +639,27 @@ static void run_list(void)
         model m = {0};
         p.method = &methods[i];
         model_measure(&m, c, p);
-        int wide_chars = 0;
-        for (const char *e = methods[i].equation; *e; e++) wide_chars += (*e & 0xc0) == 0x80;      // bytes that take no column
-        printf("%-9s %-*s ", methods[i].name, 44 + wide_chars, methods[i].equation);
+        int without_column = 0;         // printf pads by bytes: the later ones of a character take no column
+        for (const char *e = methods[i].equation; *e; e++) without_column += (*e & 0xc0) == 0x80;
+        printf("%-9s %-*s ", methods[i].name, 44 + without_column, methods[i].equation);
+        double trains = (double)m.trainable, all = base_parameters(&m);
         if (*m.refused) printf("%14s   %s\n", "-", m.refused);
-        else printf("%14zu   %8.2fM  %6.2f %%\n", m.trainable, (double)m.trainable / 1e6, 100 * (double)m.trainable / base_parameters(&m));
+        else printf("%14zu   %8.2fM  %6.2f %%\n", m.trainable, trains / 1e6, 100 * trains / all);
         arrfree(m.tensors);
         free(m.layers);
     }
     free(c.text);
 }
 
-// ---- 3  the CPU beside the GPU -----------------------------------------------------------------------------
+// ---- 3  the CPU beside the GPU ----------------------------------------------------------------------------
 //
-//  A program that runs on a GPU links this file twice: with train.cu's ops, and once more with its own, of which the
-//  linker sees nothing but step_tensors under the name reference_step. Both take one step from the same seed, and every
-//  activation, gradient and updated parameter is compared by its name.
+//  A program that runs on a GPU links this file twice: with train.cu's ops, and once more with ops/cpu.c in
+//  double, of which the linker sees nothing but step_tensors, under the name reference_step. Both halves take
+//  one step from the same seed, and every activation, gradient and updated parameter is compared by its name.
 
 typedef struct { char name[128]; size_t n; double *x; } snapshot;       // what a tensor held, on the host
 
+// Appends what matrix m holds, under the name prefix + name.
 static snapshot *take(snapshot *list, const char *prefix, const char *name, mat m)
 {
     snapshot s = {.n = elements(m)};
@@ -576,10 +673,13 @@ static snapshot *take(snapshot *list, const char *prefix, const char *name, mat 
     return list;
 }
 
+// Appends all tensors of some kinds (a bit a kind), or their gradients.
 static snapshot *take_kinds(snapshot *list, const char *prefix, const model *m, int kinds, int grad)
 {
-    for (int i = 0; i < arrlen(m->tensors); i++)
-        if (kinds >> m->tensors[i].kind & 1) list = take(list, prefix, m->tensors[i].name, grad ? *m->tensors[i].grad : *m->tensors[i].at);
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        const tensor *t = &m->tensors[i];
+        if (kinds >> t->kind & 1) list = take(list, prefix, t->name, grad ? *t->grad : *t->at);
+    }
     return list;
 }
 
@@ -589,19 +689,21 @@ static void snapshots_free(snapshot *list)
     arrfree(list);
 }
 
-// The other half's values into ours, wherever names agree.
+// Overwrites tensors of some kinds, or their gradients, with the other half's values of the same name.
 static void give_kinds(const model *m, const snapshot *list, const char *prefix, int kinds, int grad)
 {
     size_t n = strlen(prefix);
     for (int i = 0; i < arrlen(list); i++)
         for (int j = 0; j < arrlen(m->tensors) && !strncmp(list[i].name, prefix, n); j++) {
             const tensor *t = &m->tensors[j];
-            if (kinds >> t->kind & 1 && !strcmp(list[i].name + n, t->name)) put(grad ? *t->grad : *t->at, list[i].x, F64);
+            if (kinds >> t->kind & 1 && !strcmp(list[i].name + n, t->name))
+                put(grad ? *t->grad : *t->at, list[i].x, F64);
         }
 }
 
-// Moves what an adapter trains off its start, by normal noise; the same generator gives both halves the same. At the start LoRA's B is zero, hence
-// dA too, and lora-ga's dA is the difference of equal numbers: a comparison there sees half of the backward pass.
+// Adds normal noise to what an adapter trains; both halves draw the same noise from the same generator. At
+// its start LoRA's B is zero, so dA is zero too, and lora-ga's dA is the difference of equal numbers: a
+// comparison there would check half of the backward pass.
 static void shake(model *m, double size, rng *g)
 {
     for (int i = 0; i < arrlen(m->tensors); i++) {
@@ -616,9 +718,12 @@ static void shake(model *m, double size, rng *g)
     }
 }
 
-// One step of training on b, and what it leaves. `other`: what it left in the other half, or NULL. Singular vectors of neighbouring
-// values turn into each other by rounding: pissa and its like begin with the other half's.
-// AdamW divides by |g|, so that a gradient which is zero but for rounding would decide the sign of a whole step; it is given the other's.
+// One step of training on b. Returns what it leaves: the start, activations, gradients and updated
+// parameters. `other`: what the step left in the other half, or NULL. This half takes two things over from
+// there, each after its own values are in the list. The start: where two singular values are nearly equal,
+// rounding decides which mix of their singular vectors the SVD finds, so A and B of pissa, olora and lora-ga
+// would differ. And the gradients: AdamW divides by |g|, so if a gradient is zero but for rounding, the sign
+// of that rounding would decide the sign of the whole update.
 static snapshot *snapshots_of_step(model *m, const batch *b, const snapshot *other)
 {
     int start = 1 << PARAM | 1 << START;
@@ -632,7 +737,7 @@ static snapshot *snapshots_of_step(model *m, const batch *b, const snapshot *oth
     return take_kinds(list, "updated ", m, 1 << PARAM, 0);
 }
 
-// The first step that these options ask for, a little off its start.
+// The first step that these options ask for, begun a little off the adapter's start.
 snapshot *step_tensors(int argc, char **argv, const snapshot *other);
 snapshot *step_tensors(int argc, char **argv, const snapshot *other)
 {
@@ -647,7 +752,8 @@ snapshot *step_tensors(int argc, char **argv, const snapshot *other)
     step_rows(&r, &first, &last);
     fill_batch(&r, &b, first, last);
     snapshot *list = snapshots_of_step(&r.m, &b, other);
-    batch_free(&b), close_run(&r);
+    batch_free(&b);
+    close_run(&r);
     return list;
 }
 
@@ -659,14 +765,18 @@ static compared compare(const snapshot *want, const snapshot *got)
     double sums[3] = {0};
     for (size_t i = 0; i < want->n && want->n == got->n; i++) {
         double d = want->x[i] - got->x[i];
-        sums[0] += want->x[i] * want->x[i], sums[1] += got->x[i] * got->x[i], sums[2] += d * d;
+        sums[0] += want->x[i] * want->x[i];
+        sums[1] += got->x[i] * got->x[i];
+        sums[2] += d * d;
     }
-    double error = want->n != got->n || strcmp(want->name, got->name) ? NAN : sums[2] == 0 ? 0 : sqrt(sums[2] / sums[0]);
+    double error = sums[2] == 0 ? 0 : sqrt(sums[2] / sums[0]);
+    if (want->n != got->n || strcmp(want->name, got->name)) error = NAN;
     return (compared){{sqrt(sums[0]), sqrt(sums[1])}, error};
 }
 
-// Rounding of thousands of additions in double and float. bf16 keeps 8 bits, and 2^-9 grows from layer to layer: PyTorch's own
-// bf16 gradients of the bundled model are off by a few per cent on most rows, and by 0.24 on some.
+// In double and float: what the rounding of thousands of additions may add up to. bf16 keeps 8 bits, and its
+// error of 2^-9 grows from layer to layer: PyTorch's own bf16 gradients of the bundled model are off by a few
+// per cent on most rows, and by 0.24 on some.
 static double check_tolerance(void) { return sizeof(real) == 8 ? 1e-12 : sizeof(real) == 4 ? 1e-5 : 0.25; }
 
 static int print_compared(const char *name, compared c)
@@ -679,27 +789,34 @@ static int print_compared(const char *name, compared c)
 // The other half; absent from ./train.
 __attribute__((weak)) snapshot *reference_step(int argc, char **argv, const snapshot *other);
 
+// --check: compares a step on the CPU and the same on the GPU, tensor by tensor. Returns the exit status.
 static int run_check(int argc, char **argv)
 {
-    if (!reference_step) die("--check compares a GPU with the CPU: ./train_cuda --check, or ./train_emu --check without a GPU");
+    if (!reference_step)
+        die("--check compares a GPU with the CPU: ./train_cuda --check, "
+            "or ./train_emu --check without a GPU");
     snapshot *want = reference_step(argc, argv, NULL), *got = step_tensors(argc, argv, want);
     int n = (int)arrlen(want), right = n == arrlen(got), worst = 0;
     compared most = {.error = -1};
     printf("%-70s %12s %12s   %8s\n", "one step: tensor", "norm, CPU", "norm, GPU", "error");
     for (int i = 0; i < n && i < arrlen(got); i++) {
-        if (!strncmp(want[i].name, "start ", 6)) continue;              // given, not computed
+        if (!strncmp(want[i].name, "start ", 6)) continue;          // taken over from the CPU, not computed
         compared c = compare(&want[i], &got[i]);
         right &= print_compared(want[i].name, c);
-        if (!(c.error <= most.error)) most = c, worst = i;
+        if (c.error <= most.error) continue;                        // false for NaN, which becomes the worst
+        most = c;
+        worst = i;
     }
     printf("\nGPU: %s. Relative error allowed: %.0e. The worst:\n", dev_name(), check_tolerance());
     print_compared(want[worst].name, most);
-    snapshots_free(want), snapshots_free(got);
+    snapshots_free(want);
+    snapshots_free(got);
     return right ? 0 : 1;
 }
 
-// ---- 4  main -----------------------------------------------------------------------------------------------
+// ---- 4  main ----------------------------------------------------------------------------------------------
 
+// Prepares for signals, reads the options, runs the one command they name.
 int main(int argc, char **argv)
 {
     spin_briefly(argv);

@@ -1,5 +1,5 @@
-/*  gpu_half.c: the half of the tests that runs on a GPU, real or emulated. It is linked with train.cu's ops, and test_all.c,
-    whose names the linker hides, calls it by the names below.                                                     */
+/*  gpu_half.c: the half of the tests that runs on a GPU, real or emulated. It is linked with train.cu's ops.
+    test_all.c, the CPU's half, is linked beside it with its own names hidden, and calls these functions.   */
 
 #define main train_main
 #include "../train.c"
@@ -14,10 +14,15 @@ snapshot *gpu_results(const char *what, int recompute, const snapshot *other, co
 }
 
 double gpu_tolerance(int one_op);
-double gpu_tolerance(int one_op) { return sizeof(real) == 2 && one_op ? 1e-2 : check_tolerance(); }    // one op rounds to bf16 once or twice
+double gpu_tolerance(int one_op)
+{
+    return sizeof(real) == 2 && one_op ? 1e-2 : check_tolerance();      // one op rounds to bf16 once or twice
+}
 
-// How many allocations a step makes once its model is there, with a base in bf16; -1 where nothing counts them: on a real GPU.
-__attribute__((weak)) long cuda_on_cpu_mallocs(void);
+__attribute__((weak)) long cuda_on_cpu_mallocs(void);       // absent on a real GPU
+
+// The allocations that one training step makes after its model is loaded, with a base in bf16; -1 on a real
+// GPU, where nothing counts them.
 long gpu_allocations(const char *method_name, int recompute);
 long gpu_allocations(const char *method_name, int recompute)
 {
@@ -25,7 +30,10 @@ long gpu_allocations(const char *method_name, int recompute)
     model m = {0};
     plan p = small_plan(method_name);
     batch b = small_batch(0, 3);
-    p.rank = 2, p.recompute = recompute, p.positions = 8, p.tokens = b.tokens;
+    p.rank = 2;
+    p.recompute = recompute;
+    p.positions = 8;
+    p.tokens = b.tokens;
     opt.model = "dev/golden/base-bf16";
     model_measure(&m, open_config(), p);
     fill_model(&m, &b, 1);
@@ -34,6 +42,7 @@ long gpu_allocations(const char *method_name, int recompute)
     model_step(&m, &b, 1.0 / b.targets);
     update(&m, 1, opt.lr, gradient_norm(&m));
     long made = cuda_on_cpu_mallocs() - before;
-    batch_free(&b), model_free(&m);
+    batch_free(&b);
+    model_free(&m);
     return made;
 }

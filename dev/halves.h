@@ -1,18 +1,23 @@
-/*  halves.h: what a CPU and a GPU both compute, for the tests to compare: every op alone, and a step of every method on a small model.
-    test_all.c includes it for the CPU, gpu_half.c for the GPU.                                                    */
+/*  halves.h: what the tests compute on a CPU and on a GPU, to compare the two: every op alone, and a step of
+    every method on a small model. test_all.c includes it for the CPU, gpu_half.c for the GPU.              */
 
 #include <sys/wait.h>
 
-enum { ONLY_F64 = 1, ONLY_F32 = 2, BOTH = 3, ON_GPU = 4, THIS_BUILD = sizeof(real) == 8 ? ONLY_F64 : ONLY_F32 };
-#define EXACT (sizeof(real) == 8 ? 1e-12 : 2e-5)        /* rounding of a few hundred additions in this build */
+enum { ONLY_F64 = 1, ONLY_F32 = 2, BOTH = 3, ON_GPU = 4 };
+enum { THIS_BUILD = sizeof(real) == 8 ? ONLY_F64 : ONLY_F32 };
+#define EXACT (sizeof(real) == 8 ? 1e-12 : 2e-5)        // rounding of a few hundred additions in this build
 
 static int failures;                    // of the test that runs
 static double worst;                    // its largest err / tol
 
+// Counts a failure and says what it is of, if the error exceeds the tolerance or is NaN.
 __attribute__((format(printf, 3, 4)))
 static void check(double err, double tol, const char *format, ...)
 {
-    if (err <= tol) { worst = fmax(worst, err / tol); return; }
+    if (err <= tol) {
+        worst = fmax(worst, err / tol);
+        return;
+    }
     failures++;
     va_list args;
     va_start(args, format);
@@ -26,7 +31,10 @@ static void check(double err, double tol, const char *format, ...)
 static double distance(const wide *x, const wide *y, size_t n)
 {
     double diff = 0, norm = 0;
-    for (size_t i = 0; i < n; i++) diff += pow((double)(x[i] - y[i]), 2), norm += pow((double)y[i], 2);
+    for (size_t i = 0; i < n; i++) {
+        diff += pow((double)(x[i] - y[i]), 2);
+        norm += pow((double)y[i], 2);
+    }
     return norm > 0 ? sqrt(diff / norm) : INFINITY;
 }
 
@@ -41,7 +49,8 @@ static double mat_distance(mat a, mat b)
 {
     wide *x = host(a), *y = host(b);
     double d = elements(a) == elements(b) ? distance(x, y, elements(a)) : INFINITY;
-    free(x), free(y);
+    free(x);
+    free(y);
     return d;
 }
 
@@ -64,9 +73,15 @@ static mat typed_mat(shape s, enum dtype type)
 }
 
 static mat random_mat(shape s) { return typed_mat(s, TYPE_OF(real)); }
-static mat like(mat m) { mat z = typed_mat(SHAPE(m.batch, m.rows, m.cols), m.type); zero(z); return z; }
 
-// ---- a small model ----------------------------------------------------------------------------------------------
+static mat like(mat m)                  // zeros of its shape and dtype
+{
+    mat z = typed_mat(SHAPE(m.batch, m.rows, m.cols), m.type);
+    zero(z);
+    return z;
+}
+
+// ---- a small model ----------------------------------------------------------------------------------------
 //
 // Two layers, grouped queries, widths that differ everywhere, so that a transposed index cannot hide.
 
@@ -81,10 +96,12 @@ static void write_text(const char *path, const char *text)
 }
 
 static const char small_config[] =
-    "{\"model_type\": \"llama\", \"hidden_size\": 12, \"intermediate_size\": 20, \"num_hidden_layers\": 2, \"num_attention_heads\": 4,"
-    " \"num_key_value_heads\": 2, \"head_dim\": 4, \"vocab_size\": 13, \"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": %s}";
+    "{\"model_type\": \"llama\", \"hidden_size\": 12, \"intermediate_size\": 20, \"num_hidden_layers\": 2, "
+    "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 4, \"vocab_size\": 13, "
+    "\"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": %s}";
 
-// Random weights of this config.json as a Hugging Face directory; `size` is how large they are, `type` what they are written in.
+// Writes a model of this config.json as a Hugging Face directory, in dtype `type`. Its matrices are normal
+// noise of standard deviation `size`, its norms of 1.
 static void write_model(const char *dir, const char *config_path, double size, enum dtype type)
 {
     model m = {0};
@@ -103,8 +120,13 @@ static void write_model(const char *dir, const char *config_path, double size, e
 
 static char *small_model(int tied)      // in this build's own precision
 {
-    char *dir = in_scratch(tied ? "tied" : "untied"), *config_path = in_scratch(tied ? "tied.json" : "untied.json"), text[400];
-    if (!access(dir, F_OK)) { free(config_path); return dir; }
+    char *dir = in_scratch(tied ? "tied" : "untied");
+    char *config_path = in_scratch(tied ? "tied.json" : "untied.json");
+    char text[400];
+    if (!access(dir, F_OK)) {
+        free(config_path);
+        return dir;
+    }
     snprintf(text, sizeof text, small_config, tied ? "true" : "false");
     write_text(config_path, text);
     write_model(dir, config_path, 0.4, TYPE_OF(wide));
@@ -112,13 +134,17 @@ static char *small_model(int tied)      // in this build's own precision
     return dir;
 }
 
-// The ranks are chosen so that Bone's last shard is short, and Bat's blocks, mini's columns and twice LoRA-GA's fit.
+// The ranks are chosen so that Bone's last shard is short, and Bat's blocks, mini's columns and twice
+// LoRA-GA's fit.
 static plan small_plan(const char *method_name)
 {
     plan p = plan_from_options();
     p.method = method_named(method_name);
     p.rank = strncmp(method_name, "bat", 3) && strcmp(method_name, "lora-ga") ? 5 : 4;
-    p.mini_r = 4, p.alpha = 7, p.tokens = 32, p.positions = 16;
+    p.mini_r = 4;
+    p.alpha = 7;
+    p.tokens = 32;
+    p.positions = 16;
     return p;
 }
 
@@ -131,6 +157,7 @@ static batch small_batch(int from, int to)      // rows from … to-1 of three, 
     return b;
 }
 
+// The small model, loaded, with the adapter of this plan at its start.
 static model *open_small(plan p, int tied)
 {
     model *m = alloc(1, sizeof *m);
@@ -144,7 +171,11 @@ static model *open_small(plan p, int tied)
     return m;
 }
 
-static void close_small(model *m) { model_free(m), free(m); }
+static void close_small(model *m)
+{
+    model_free(m);
+    free(m);
+}
 
 static mat all_logits(model *m, const batch *b)         // of every target row, in memory of their own
 {
@@ -159,51 +190,131 @@ static const char *only_method;         // the second argument: one method inste
 
 static int left_out(int i) { return only_method && strcmp(methods[i].name, only_method); }
 
-// ---- every op alone ---------------------------------------------------------------------------------------------
+// ---- every op alone ---------------------------------------------------------------------------------------
 //
-// Σ cotangent · out, differentiated by each input. In shapes of a few numbers for finite differences, 37 times as wide and
-// high for the GPU's blocks and tiles.
+// Each op runs forward, and backward from a random cotangent: the gradients are those of Σ cotangent · out.
+// Finite differences check them in shapes of a few numbers; the GPU's blocks and tiles are crossed by sides
+// 37 times as long.
 
 enum { HEAD = 4, FEW = 6 };
 enum { SPANS = 4, POSITIONS = 1200 };
 static struct { mat out, cot, in[3], grad[3]; } op;
 static dev_ints op_pos, op_ids;
 static span op_spans[SPANS];            // attention's
-static int op_span_count, op_head;      // op_head: head_dim of attention and RoPE. It is the heads that grow, not their number
-static int op_pad;                      // columns of larger matrices that stand beside those of the op
+static int op_span_count;
+static int op_head;                     // head_dim of attention and RoPE, which grows with the shape
+static int op_pad;                      // the op's matrices are parts of matrices with so many columns more
 static mat op_lse, op_table, op_kept;
 
 static void nt_forward(void) { matmul_nt(op.out, op.in[0], op.in[1], 0.7, SET); }
-static void nt_backward(void) { matmul_nn(op.grad[0], op.cot, op.in[1], 0.7, ADD), matmul_tn(op.grad[1], op.cot, op.in[0], 0.7, ADD); }
+static void nt_backward(void)
+{
+    matmul_nn(op.grad[0], op.cot, op.in[1], 0.7, ADD);
+    matmul_tn(op.grad[1], op.cot, op.in[0], 0.7, ADD);
+}
+
 static void nn_forward(void) { matmul_nn(op.out, op.in[0], op.in[1], 0.7, SET); }
-static void nn_backward(void) { matmul_nt(op.grad[0], op.cot, op.in[1], 0.7, ADD), matmul_tn(op.grad[1], op.in[0], op.cot, 0.7, ADD); }
+static void nn_backward(void)
+{
+    matmul_nt(op.grad[0], op.cot, op.in[1], 0.7, ADD);
+    matmul_tn(op.grad[1], op.in[0], op.cot, 0.7, ADD);
+}
+
 static void tn_forward(void) { matmul_tn(op.out, op.in[0], op.in[1], 0.7, SET); }
-static void tn_backward(void) { matmul_nt(op.grad[0], op.in[1], op.cot, 0.7, ADD), matmul_nn(op.grad[1], op.in[0], op.cot, 0.7, ADD); }
+static void tn_backward(void)
+{
+    matmul_nt(op.grad[0], op.in[1], op.cot, 0.7, ADD);
+    matmul_nn(op.grad[1], op.in[0], op.cot, 0.7, ADD);
+}
+
 static void embed_forward(void) { embedding_forward(op.out, op.in[0], op_ids); }
 static void embed_backward(void) { embedding_backward(op.grad[0], op.cot, op_ids); }
+
 static void norm_forward(void) { rmsnorm_forward(op.out, (mat){0}, (mat){0}, op.in[0], op.in[1], 1e-5); }
-static void norm_backward(void) { rmsnorm_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1], 1e-5); }
-static void rope_forward(void) { copy(op.out, op.in[0]), rope(op.out, op_pos, op_table, 1); }
-static void rope_backward(void) { mat d = like(op.cot); copy(d, op.cot), rope(d, op_pos, op_table, -1), add(op.grad[0], d, 1), dev_free(d.p); }
-static void att_forward(void) { attention_forward(op.out, op_lse, op.in[0], op.in[1], op.in[2], op_head, op_spans, op_span_count); }
-static void att_backward(void) { attention_backward(op.grad[0], op.grad[1], op.grad[2], op.cot, op.in[0], op.in[1], op.in[2], op.out, op_lse, op_head, op_spans, op_span_count); }
+static void norm_backward(void)
+{
+    rmsnorm_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1], 1e-5);
+}
+
+static void rope_forward(void)
+{
+    copy(op.out, op.in[0]);
+    rope(op.out, op_pos, op_table, 1);
+}
+
+static void rope_backward(void)
+{
+    mat d = like(op.cot);
+    copy(d, op.cot);
+    rope(d, op_pos, op_table, -1);
+    add(op.grad[0], d, 1);
+    dev_free(d.p);
+}
+
+static void att_forward(void)
+{
+    attention_forward(op.out, op_lse, op.in[0], op.in[1], op.in[2], op_head, op_spans, op_span_count);
+}
+
+static void att_backward(void)
+{
+    attention_backward(op.grad[0], op.grad[1], op.grad[2], op.cot, op.in[0], op.in[1], op.in[2],
+                       op.out, op_lse, op_head, op_spans, op_span_count);
+}
+
 static void glu_forward(void) { swiglu_forward(op.out, (mat){0}, op.in[0], op.in[1]); }
 static void glu_backward(void) { swiglu_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1]); }
-static void ce_forward(void) { copy(op_kept, op.in[0]), cross_entropy(op.out, op_kept, op_ids, 0); }
-static void ce_backward(void) { copy(op_kept, op.in[0]), cross_entropy(op.out, op_kept, op_ids, 0.3), add(op.grad[0], op_kept, 1); }
+
+static void ce_forward(void)
+{
+    copy(op_kept, op.in[0]);
+    cross_entropy(op.out, op_kept, op_ids, 0);
+}
+
+static void ce_backward(void)
+{
+    copy(op_kept, op.in[0]);
+    cross_entropy(op.out, op_kept, op_ids, 0.3);
+    add(op.grad[0], op_kept, 1);
+}
+
 static void sum_forward(void) { shard_sum(op.out, op.in[0]); }
 static void sum_backward(void) { shard_tile(op.grad[0], op.cot); }
-static void tile_forward(void) { zero(op.out), shard_tile(op.out, op.in[0]); }
-static void tile_backward(void) { mat s = random_mat(SHAPE(op.in[0].rows, op.in[0].cols)); shard_sum(s, op.cot), add(op.grad[0], s, 1), dev_free(s.p); }
+
+static void tile_forward(void)
+{
+    zero(op.out);
+    shard_tile(op.out, op.in[0]);
+}
+
+static void tile_backward(void)
+{
+    mat s = random_mat(SHAPE(op.in[0].rows, op.in[0].cols));
+    shard_sum(s, op.cot);
+    add(op.grad[0], s, 1);
+    dev_free(s.p);
+}
 
 static void mul_forward(void) { broadcast_mul(op.out, op.in[0], op.in[1], 0.7, SET); }
-static void mul_backward(void) { broadcast_mul(op.grad[0], op.cot, op.in[1], 0.7, ADD), broadcast_dot(op.grad[1], op.cot, op.in[0], 0.7, ADD); }
+static void mul_backward(void)
+{
+    broadcast_mul(op.grad[0], op.cot, op.in[1], 0.7, ADD);
+    broadcast_dot(op.grad[1], op.cot, op.in[0], 0.7, ADD);
+}
+
 static void dot_forward(void) { broadcast_dot(op.out, op.in[0], op.in[1], 0.7, SET); }
-static void dot_backward(void) { broadcast_mul(op.grad[0], op.in[1], op.cot, 0.7, ADD), broadcast_mul(op.grad[1], op.in[0], op.cot, 0.7, ADD); }
+static void dot_backward(void)
+{
+    broadcast_mul(op.grad[0], op.in[1], op.cot, 0.7, ADD);
+    broadcast_mul(op.grad[1], op.in[0], op.cot, 0.7, ADD);
+}
+
 static void mag_forward(void) { magnitude_forward(op.out, op.in[0], op.in[1]); }
 static void mag_backward(void) { magnitude_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1]); }
 
-enum { OUT = 1, IN0 = 2, IN1 = 4, FROZEN0 = 8, FROZEN1 = 16, FRONT_TO_BACK = 32 };  // which are wide, not real; which have no gradient; no columns beside them
+// Flags of a case. OUT, IN0, IN1: this matrix is wide, not real. FROZEN0, FROZEN1: this input gets no
+// gradient. FRONT_TO_BACK: no columns beside those of the op.
+enum { OUT = 1, IN0 = 2, IN1 = 4, FROZEN0 = 8, FROZEN1 = 16, FRONT_TO_BACK = 32 };
 
 typedef struct {
     const char *name;
@@ -239,21 +350,26 @@ static const op_case op_cases[] = {
 };
 enum { OP_CASES = sizeof op_cases / sizeof *op_cases };
 
-// What 37 times the size does not cross on a GPU: columns and repeated ids beyond a block's threads, rows beyond a grid.
+// Sizes that 37 times the above do not reach: more columns and equal ids than a GPU's block has threads, and
+// more rows than its grid has blocks.
 static const op_case gpu_cases[] = {
     {"wide embedding", {{300, 261}}, {{{40, 261}}}, embed_forward, embed_backward, 0},
     {"wide rope", {{6, 592}}, {{{6, 592}}}, rope_forward, rope_backward, 0},
     {"shard_sum of many rows", {{65600, 2}}, {{{65600, 3}}}, sum_forward, sum_backward, 0},
-    {"magnitude of many", {{300, 1}}, {{{300, 1}}, {{300, 1}}}, mag_forward, mag_backward, OUT | IN0 | IN1 | FRONT_TO_BACK},
+    {"magnitude of many", {{300, 1}}, {{{300, 1}}, {{300, 1}}}, mag_forward, mag_backward,
+        OUT | IN0 | IN1 | FRONT_TO_BACK},
 };
 enum { GPU_CASES = sizeof gpu_cases / sizeof *gpu_cases };
 
 static const span two_spans[SPANS] = {{0, 4, 0, 4}, {4, 2, 4, 2}};
 
-static mat op_mat(shape s, int f, int is_wide)  // f times the size, but for a batch and for sides of 1
+// Every side f times as long, but for a batch and for sides of 1.
+static mat op_mat(shape s, int f, int is_wide)
 {
-    for (int d = s.n[2] ? 1 : 0; d < 3; d++) if (s.n[d] > 1) s.n[d] *= f;
-    mat m = mat_of(NULL, F32, s), all = typed_mat(SHAPE(m.batch, m.rows, m.cols + op_pad), is_wide ? TYPE_OF(wide) : TYPE_OF(real));
+    for (int d = s.n[2] ? 1 : 0; d < 3; d++)
+        if (s.n[d] > 1) s.n[d] *= f;
+    mat m = mat_of(NULL, F32, s);
+    mat all = typed_mat(SHAPE(m.batch, m.rows, m.cols + op_pad), is_wide ? TYPE_OF(wide) : TYPE_OF(real));
     all.cols = m.cols;
     return all;
 }
@@ -267,32 +383,54 @@ static void put_numbers(mat m, double (*number)(int row, int col, double was))
     free(x);
 }
 
-static double turned(int t, int i, double was) { (void)was; return i < op_head / 2 ? cos(t * (i + 0.3)) : sin(t * (i - op_head / 2 + 0.3)); }
+// RoPE's table: cosines, then sines of position t times a frequency of each pair.
+static double turned(int t, int i, double was)
+{
+    (void)was;
+    return i < op_head / 2 ? cos(t * (i + 0.3)) : sin(t * (i - op_head / 2 + 0.3));
+}
+
 static double positive(int i, int j, double was) { (void)i, (void)j; return 1 + was * was; }
 static double scale_of_loss(int i, int j, double was) { (void)i, (void)j, (void)was; return 0.3; }
 
+// Allocates a case's matrices, f times as large, fills them with random numbers, and runs it forward and
+// backward.
 static void op_open(const op_case *c, int f, int head, const span *spans)
 {
     int pad = op_pad;
     if (c->flags & FRONT_TO_BACK) op_pad = 0;
     memset(&op, 0, sizeof op);
-    op.out = op_mat(c->out, f, c->flags & OUT), op.cot = op_mat(c->out, f, c->flags & OUT);
+    op.out = op_mat(c->out, f, c->flags & OUT);
+    op.cot = op_mat(c->out, f, c->flags & OUT);
     for (int j = 0; j < 3 && c->in[j].n[0]; j++) op.in[j] = op_mat(c->in[j], f, c->flags & IN0 << j);
-    for (int j = 0; j < 3; j++) if (op.in[j].p && !(c->flags & FROZEN0 << j)) op.grad[j] = op_mat(c->in[j], f, c->flags & IN0 << j), zero(op.grad[j]);
+    for (int j = 0; j < 3; j++) {
+        if (!op.in[j].p || c->flags & FROZEN0 << j) continue;
+        op.grad[j] = op_mat(c->in[j], f, c->flags & IN0 << j);
+        zero(op.grad[j]);
+    }
     int n = op.out.rows, *ids = alloc((size_t)n, sizeof *ids), *pos = alloc((size_t)n, sizeof *pos);
-    for (int k = 0; k < n; k++) ids[k] = (k * k + 3) % (c->forward == embed_forward ? op.in[0].rows : op.in[0].cols), pos[k] = k * k % POSITIONS;
-    op_ids = (dev_ints)dev_alloc((size_t)n * sizeof(int)), op_pos = (dev_ints)dev_alloc((size_t)n * sizeof(int));
-    put_ints(op_ids, ids, (size_t)n), put_ints(op_pos, pos, (size_t)n);
+    int different_ids = c->forward == embed_forward ? op.in[0].rows : op.in[0].cols;
+    for (int k = 0; k < n; k++) {
+        ids[k] = (k * k + 3) % different_ids;
+        pos[k] = k * k % POSITIONS;
+    }
+    op_ids = (dev_ints)dev_alloc((size_t)n * sizeof(int));
+    op_pos = (dev_ints)dev_alloc((size_t)n * sizeof(int));
+    put_ints(op_ids, ids, (size_t)n);
+    put_ints(op_pos, pos, (size_t)n);
     for (op_span_count = 0; op_span_count < SPANS && spans[op_span_count].nq; op_span_count++) {
         span s = spans[op_span_count];
         op_spans[op_span_count] = (span){s.q * f, s.nq * f, s.k * f, s.nk * f};
     }
     op_head = head * f;
-    op_lse = typed_mat(SHAPE(n, ceil_div(op.in[0].cols, op_head)), TYPE_OF(wide)), op_table = random_mat(SHAPE(POSITIONS, op_head)), op_kept = op_mat(c->in[0], f, 0);
+    op_lse = typed_mat(SHAPE(n, ceil_div(op.in[0].cols, op_head)), TYPE_OF(wide));
+    op_table = random_mat(SHAPE(POSITIONS, op_head));
+    op_kept = op_mat(c->in[0], f, 0);
     put_numbers(op_table, turned);
     if (c->forward == mag_forward) put_numbers(op.in[1], positive);            // squares
     if (c->forward == ce_forward) put_numbers(op.cot, scale_of_loss);
-    free(ids), free(pos);
+    free(ids);
+    free(pos);
     op_pad = pad;
     c->forward();
     c->backward();
@@ -300,12 +438,16 @@ static void op_open(const op_case *c, int f, int head, const span *spans)
 
 static void op_close(void)
 {
-    for (int j = 0; j < 3; j++) dev_free(op.in[j].p), dev_free(op.grad[j].p);
+    for (int j = 0; j < 3; j++) {
+        dev_free(op.in[j].p);
+        dev_free(op.grad[j].p);
+    }
     for (mat *m = (mat[]){op.out, op.cot, op_lse, op_table, op_kept, {0}}; m->p; m++) dev_free(m->p);
-    dev_free((dev)op_ids), dev_free((dev)op_pos);
+    dev_free((dev)op_ids);
+    dev_free((dev)op_pos);
 }
 
-// ---- what a half computes, for the other half to compare -----------------------------------------------------------
+// ---- what a half computes, for the other half to compare --------------------------------------------------
 
 static snapshot *give_away(snapshot *list, const char *what, const char *name, mat m)
 {
@@ -314,40 +456,65 @@ static snapshot *give_away(snapshot *list, const char *what, const char *name, m
     return list;
 }
 
-static mat corner(mat m, int rows, int cols) { m.rows = rows, m.cols = cols; return m; }      // its upper left
+// The first rows and columns of a matrix.
+static mat corner(mat m, int rows, int cols)
+{
+    m.rows = rows;
+    m.cols = cols;
+    return m;
+}
 
 // Every product, with every type that y, x and the weight may have, in parts of larger matrices.
 static snapshot *matmul_results(snapshot *list)
 {
-    static const struct { const char *name; void (*run)(mat, mat, mat, double, enum mode); int y[2], x[2], w[2]; } products[] = {
-        {"nt", matmul_nt, {70, 33}, {70, 45}, {33, 45}}, {"nn", matmul_nn, {70, 45}, {70, 33}, {33, 45}}, {"tn", matmul_tn, {33, 45}, {70, 33}, {70, 45}}};
+    static const struct {
+        const char *name;
+        void (*run)(mat, mat, mat, double, enum mode);
+        int y[2], x[2], w[2];
+    } products[] = {
+        {"nt", matmul_nt, {70, 33}, {70, 45}, {33, 45}},
+        {"nn", matmul_nn, {70, 45}, {70, 33}, {33, 45}},
+        {"tn", matmul_tn, {33, 45}, {70, 33}, {70, 45}},
+    };
     for (int i = 0; i < 3 * 2 * 2 * DTYPES * 2; i++) {
-        int form = i % 3, wide_y = i / 3 % 2, wide_x = i / 6 % 2, type = i / 12 % DTYPES, mode = i / 12 / DTYPES;
+        int form = i % 3, wide_y = i / 3 % 2, wide_x = i / 6 % 2;
+        int type = i / 12 % DTYPES, mode = i / 12 / DTYPES;
         const int *y = products[form].y, *x = products[form].x, *w = products[form].w;
-        mat Y = typed_mat(SHAPE(y[0] + 5, y[1] + 8), wide_y ? TYPE_OF(wide) : TYPE_OF(real)), X = typed_mat(SHAPE(x[0], x[1] + 8), wide_x ? TYPE_OF(wide) : TYPE_OF(real));
+        mat Y = typed_mat(SHAPE(y[0] + 5, y[1] + 8), wide_y ? TYPE_OF(wide) : TYPE_OF(real));
+        mat X = typed_mat(SHAPE(x[0], x[1] + 8), wide_x ? TYPE_OF(wide) : TYPE_OF(real));
         mat W = typed_mat(SHAPE(w[0], w[1]), (enum dtype)type);
         char name[100];
         products[form].run(corner(Y, y[0], y[1]), corner(X, x[0], x[1]), W, 0.5, (enum mode)mode);
-        snprintf(name, sizeof name, "matmul_%s, %s y, %s x, weight in %s%s", products[form].name, wide_y ? "wide" : "real", wide_x ? "wide" : "real", dtypes[type].name, mode == ADD ? ", added" : "");
+        snprintf(name, sizeof name, "matmul_%s, %s y, %s x, weight in %s%s", products[form].name,
+                 wide_y ? "wide" : "real", wide_x ? "wide" : "real", dtypes[type].name,
+                 mode == ADD ? ", added" : "");
         list = give_away(list, name, "", Y);
-        dev_free(X.p), dev_free(W.p);
+        dev_free(X.p);
+        dev_free(W.p);
     }
     return list;
 }
 
-// The same in blocks, beside each other as Bat-row's or one behind the other as Bat's, with a wide weight and gradient; then one weight for all.
+// Products of three blocks with a wide weight and gradient: the blocks of x and y stand beside each other, as
+// Bat-row's, or one behind the other, as Bat's. Then one weight for all blocks.
 static snapshot *block_results(snapshot *list)
 {
     for (int behind = 0; behind < 2; behind++) {
-        mat x = random_mat(SHAPE(70, 24)), y = random_mat(SHAPE(70, 24)), w = typed_mat(SHAPE(3, 8, 8), TYPE_OF(wide)), dw = typed_mat(SHAPE(3, 8, 8), TYPE_OF(wide)), one = random_mat(SHAPE(8, 8));
-        mat X = behind ? shaped(x, 3, 70, 8) : column_blocks(x, 8), Y = behind ? shaped(y, 3, 70, 8) : column_blocks(y, 8);
+        mat x = random_mat(SHAPE(70, 24)), y = random_mat(SHAPE(70, 24));
+        mat w = typed_mat(SHAPE(3, 8, 8), TYPE_OF(wide)), dw = typed_mat(SHAPE(3, 8, 8), TYPE_OF(wide));
+        mat one = random_mat(SHAPE(8, 8));
+        mat X = behind ? shaped(x, 3, 70, 8) : column_blocks(x, 8);
+        mat Y = behind ? shaped(y, 3, 70, 8) : column_blocks(y, 8);
         matmul_nt(Y, X, w, 1, SET);
         matmul_nn(Y, X, w, 0.5, ADD);
         matmul_nn(Y, X, one, 0.25, ADD);
         matmul_tn(dw, X, Y, 1, ADD);
-        list = give_away(list, behind ? "blocks behind each other, " : "blocks beside each other, ", "y", y);
-        list = give_away(list, behind ? "blocks behind each other, " : "blocks beside each other, ", "dw", dw);
-        dev_free(x.p), dev_free(w.p), dev_free(one.p);
+        const char *prefix = behind ? "blocks behind each other, " : "blocks beside each other, ";
+        list = give_away(list, prefix, "y", y);
+        list = give_away(list, prefix, "dw", dw);
+        dev_free(x.p);
+        dev_free(w.p);
+        dev_free(one.p);
     }
     return list;
 }
@@ -365,20 +532,32 @@ static snapshot *weight_results(snapshot *list)
     put_ints(some, ids, ROWS);
     for (int type = 0; type < DTYPES; type++) {
         for (int i = 0; i < ROWS * COLS; i++) {
-            wide number = x[i];                                         // narrow() may write over what it reads
+            wide number = x[i];                                     // narrow() may write over what it reads
             narrow(file + (size_t)i * dtypes[type].size, (enum dtype)type, &number, 1);
         }
-        mat w = dev_weight(mat_of(file, (enum dtype)type, SHAPE(ROWS, COLS))), rows = random_mat(SHAPE(ROWS, COLS));
-        mat norm = random_mat(SHAPE(COLS)), squares = typed_mat(SHAPE(ROWS, 1), TYPE_OF(wide)), changed = random_mat(SHAPE(ROWS, COLS)), step = random_mat(SHAPE(ROWS, COLS));
-        mat few_bits = typed_mat(SHAPE(ROWS, COLS), BF16);              // so that w + step is exact in float, too: it is rounded once in either half
+        mat w = dev_weight(mat_of(file, (enum dtype)type, SHAPE(ROWS, COLS)));
+        mat rows = random_mat(SHAPE(ROWS, COLS)), norm = random_mat(SHAPE(COLS));
+        mat squares = typed_mat(SHAPE(ROWS, 1), TYPE_OF(wide));
+        mat changed = random_mat(SHAPE(ROWS, COLS)), step = random_mat(SHAPE(ROWS, COLS));
+        // The step has few bits, so that w + step is exact even in float: both halves round the sum just
+        // once.
+        mat few_bits = typed_mat(SHAPE(ROWS, COLS), BF16);
         copy(step, few_bits);
         embedding_forward(rows, w, some);
         put(norm, file, (enum dtype)type);
         broadcast_dot(squares, w, w, 1, SET);
-        copy(changed, w), add(changed, step, 0.5), copy(w, changed);    // as pissa's base gives up its start
+        copy(changed, w);                                           // as PiSSA takes its start from the base
+        add(changed, step, 0.5);
+        copy(w, changed);
         const char *name = dtypes[type].name;
-        list = give_away(list, "rows of a weight in ", name, rows), list = give_away(list, "norms in ", name, norm), list = give_away(list, "squares of ", name, squares);
-        list = take(list, "changed weight in ", name, w), dev_free(changed.p), dev_free(step.p), dev_free(few_bits.p), dev_weight_free(w);
+        list = give_away(list, "rows of a weight in ", name, rows);
+        list = give_away(list, "norms in ", name, norm);
+        list = give_away(list, "squares of ", name, squares);
+        list = take(list, "changed weight in ", name, w);
+        dev_free(changed.p);
+        dev_free(step.p);
+        dev_free(few_bits.p);
+        dev_weight_free(w);
     }
     dev_free((dev)some);
     return list;
@@ -387,83 +566,126 @@ static snapshot *weight_results(snapshot *list)
 // 1 where two matrices hold the same bits, else 0.
 static snapshot *same_bits(snapshot *list, const char *what, mat a, mat b)
 {
-    wide *x = host(a), *y = host(b), same = elements(a) == elements(b) && !memcmp(x, y, elements(a) * sizeof *x);
+    wide *x = host(a), *y = host(b);
+    wide same = elements(a) == elements(b) && !memcmp(x, y, elements(a) * sizeof *x);
     mat verdict = typed_mat(SHAPE(1, 1), TYPE_OF(wide));
     put(verdict, &same, TYPE_OF(wide));
-    free(x), free(y);
+    free(x);
+    free(y);
     return give_away(list, what, ", same bits", verdict);
 }
 
-// What RMSNorm and SwiGLU make along with their output is what ops of its own would make of it, for shards that fit, do not fit, and exceed the row.
+// RMSNorm and SwiGLU write S(out) and the copy of x in the pass that writes out. Each must have the bits that
+// shard_sum and copy would give, for shards that divide the row, shards that do not, and one longer than the
+// row.
 static snapshot *fused_results(snapshot *list)
 {
     enum { N = 9, C = 300 };
     static const int ranks[3] = {60, 7, 301};
-    mat x = random_mat(SHAPE(N, C)), w = random_mat(SHAPE(C)), up = random_mat(SHAPE(N, C)), out = random_mat(SHAPE(N, C)), alone = random_mat(SHAPE(N, C));
+    mat x = random_mat(SHAPE(N, C)), w = random_mat(SHAPE(C)), up = random_mat(SHAPE(N, C));
+    mat out = random_mat(SHAPE(N, C)), alone = random_mat(SHAPE(N, C)), none = {0};
     for (int i = 0; i < 3; i++) {
-        mat sum = random_mat(SHAPE(N, ranks[i])), want = random_mat(SHAPE(N, ranks[i])), residual = random_mat(SHAPE(N, C));
+        mat sum = random_mat(SHAPE(N, ranks[i])), want = random_mat(SHAPE(N, ranks[i]));
+        mat residual = random_mat(SHAPE(N, C));
         randomise(out, 1);
-        rmsnorm_forward(out, sum, residual, x, w, 1e-5), rmsnorm_forward(alone, (mat){0}, (mat){0}, x, w, 1e-5), shard_sum(want, out);
-        list = same_bits(list, "rmsnorm beside a sum", out, alone), list = same_bits(list, "sum of rmsnorm", sum, want), list = same_bits(list, "residual of rmsnorm", residual, x);
+        rmsnorm_forward(out, sum, residual, x, w, 1e-5);
+        rmsnorm_forward(alone, none, none, x, w, 1e-5);
+        shard_sum(want, out);
+        list = same_bits(list, "rmsnorm beside a sum", out, alone);
+        list = same_bits(list, "sum of rmsnorm", sum, want);
+        list = same_bits(list, "residual of rmsnorm", residual, x);
         randomise(out, 1);
-        swiglu_forward(out, sum, x, up), swiglu_forward(alone, (mat){0}, x, up), shard_sum(want, out);
-        list = same_bits(list, "swiglu beside a sum", out, alone), list = same_bits(list, "sum of swiglu", sum, want);
-        dev_free(sum.p), dev_free(want.p), dev_free(residual.p);
+        swiglu_forward(out, sum, x, up);
+        swiglu_forward(alone, none, x, up);
+        shard_sum(want, out);
+        list = same_bits(list, "swiglu beside a sum", out, alone);
+        list = same_bits(list, "sum of swiglu", sum, want);
+        dev_free(sum.p);
+        dev_free(want.p);
+        dev_free(residual.p);
     }
     for (mat *m = (mat[]){x, w, up, out, alone, {0}}; m->p; m++) dev_free(m->p);
     return list;
 }
 
-// What is not wanted is not written, and its inputs are not missed.
+// An op writes nothing to an output without memory (p == NULL), and reads nothing that only this output
+// needs.
 static void unwanted(void)
 {
-    mat none = {.type = TYPE_OF(real), .rows = 6, .cols = 6, .ld = 6, .batch = 1}, x = random_mat(SHAPE(6, 6)), norm = random_mat(SHAPE(6)), wider = typed_mat(SHAPE(6, 1), TYPE_OF(wide));
-    matmul_nt(none, x, x, 1, ADD), matmul_nn(none, x, x, 1, ADD), matmul_tn(none, x, x, 1, ADD);
-    add(none, x, 1), shard_sum(none, x), shard_tile(none, x), embedding_backward(none, x, NULL);
+    mat none = {.type = TYPE_OF(real), .rows = 6, .cols = 6, .ld = 6, .batch = 1};
+    mat x = random_mat(SHAPE(6, 6)), norm = random_mat(SHAPE(6));
+    mat wider = typed_mat(SHAPE(6, 1), TYPE_OF(wide));
+    matmul_nt(none, x, x, 1, ADD);
+    matmul_nn(none, x, x, 1, ADD);
+    matmul_tn(none, x, x, 1, ADD);
+    add(none, x, 1);
+    shard_sum(none, x);
+    shard_tile(none, x);
+    embedding_backward(none, x, NULL);
     rmsnorm_backward(none, none, x, x, norm, 1e-5);
-    broadcast_mul(none, x, wider, 1, ADD), broadcast_dot(none, x, x, 1, ADD);
-    dev_free(x.p), dev_free(norm.p), dev_free(wider.p);
+    broadcast_mul(none, x, wider, 1, ADD);
+    broadcast_dot(none, x, x, 1, ADD);
+    dev_free(x.p);
+    dev_free(norm.p);
+    dev_free(wider.p);
 }
 
 // More query rows than one block takes, grouped heads, and keys of an earlier pass.
 static snapshot *attention_results(snapshot *list)
 {
     static const span s[2] = {{0, 700, 0, 700}, {700, 3, 700, 20}};
-    mat q = random_mat(SHAPE(703, 32)), k = random_mat(SHAPE(720, 16)), v = random_mat(SHAPE(720, 16)), out = like(q), lse = typed_mat(SHAPE(703, 4), TYPE_OF(wide));
+    mat q = random_mat(SHAPE(703, 32)), k = random_mat(SHAPE(720, 16)), v = random_mat(SHAPE(720, 16));
+    mat out = like(q), lse = typed_mat(SHAPE(703, 4), TYPE_OF(wide));
     mat dq = like(q), dk = like(k), dv = like(v), dout = random_mat(SHAPE(703, 32));
     attention_forward(out, lse, q, k, v, 8, s, 2);
     attention_backward(dq, dk, dv, dout, q, k, v, out, lse, 8, s, 2);
-    list = give_away(list, "long attention, ", "out", out), list = give_away(list, "long attention, ", "lse", lse);
-    list = give_away(list, "long attention, ", "dq", dq), list = give_away(list, "long attention, ", "dk", dk), list = give_away(list, "long attention, ", "dv", dv);
+    list = give_away(list, "long attention, ", "out", out);
+    list = give_away(list, "long attention, ", "lse", lse);
+    list = give_away(list, "long attention, ", "dq", dq);
+    list = give_away(list, "long attention, ", "dk", dk);
+    list = give_away(list, "long attention, ", "dv", dv);
     for (mat *m = (mat[]){q, k, v, dout, {0}}; m->p; m++) dev_free(m->p);
     return list;
 }
 
-static snapshot *training_results(snapshot *list)       // of more numbers than sum_of_squares has threads on a GPU
+// AdamW, and a sum of squares of more numbers than it has threads on a GPU; the tiled identity, and a wide
+// term added to it.
+static snapshot *training_results(snapshot *list)
 {
-    mat w = typed_mat(SHAPE(17000, 16), TYPE_OF(wide)), dw = typed_mat(SHAPE(17000, 16), TYPE_OF(wide)), m = like(w), v = like(w), e = random_mat(SHAPE(7, 300)), sum = typed_mat(SHAPE(1, 1), TYPE_OF(wide));
+    mat w = typed_mat(SHAPE(17000, 16), TYPE_OF(wide)), dw = typed_mat(SHAPE(17000, 16), TYPE_OF(wide));
+    mat m = like(w), v = like(w), e = random_mat(SHAPE(7, 300)), sum = typed_mat(SHAPE(1, 1), TYPE_OF(wide));
     for (int t = 1; t <= 3; t++) adamw(w, dw, m, v, 0.01, 0.1, 0.5, t);
     wide squares = (wide)sum_of_squares(dw);
     put(sum, &squares, TYPE_OF(wide));
     tiled_identity(e);
-    add(e, shaped(dw, 1, 7, 300), 0.5);                                 // a wide term
-    list = give_away(list, "adamw, ", "w", w), list = give_away(list, "adamw, ", "m", m), list = give_away(list, "adamw, ", "v", v);
+    add(e, shaped(dw, 1, 7, 300), 0.5);
+    list = give_away(list, "adamw, ", "w", w);
+    list = give_away(list, "adamw, ", "m", m);
+    list = give_away(list, "adamw, ", "v", v);
     dev_free(dw.p);
-    return give_away(give_away(list, "", "sum_of_squares", sum), "", "tiled_identity", e);
+    list = give_away(list, "", "sum_of_squares", sum);
+    return give_away(list, "", "tiled_identity", e);
 }
 
-static snapshot *no_length_results(snapshot *list)     // magnitudes, some of rows whose length is zero
+// Magnitudes of rows, of which some have the length zero.
+static snapshot *no_length_results(snapshot *list)
 {
     static const wide squares[6] = {4, 0, 1, 0, 9, (wide)0.25};
-    mat q = typed_mat(SHAPE(6, 1), TYPE_OF(wide)), m = typed_mat(SHAPE(6, 1), TYPE_OF(wide)), dgain = typed_mat(SHAPE(6, 1), TYPE_OF(wide));
-    mat gain = typed_mat(SHAPE(6, 1), TYPE_OF(wide)), dm = typed_mat(SHAPE(6, 1), TYPE_OF(wide)), dq = typed_mat(SHAPE(6, 1), TYPE_OF(wide));
+    mat q = typed_mat(SHAPE(6, 1), TYPE_OF(wide)), m = typed_mat(SHAPE(6, 1), TYPE_OF(wide));
+    mat dgain = typed_mat(SHAPE(6, 1), TYPE_OF(wide)), gain = typed_mat(SHAPE(6, 1), TYPE_OF(wide));
+    mat dm = typed_mat(SHAPE(6, 1), TYPE_OF(wide)), dq = typed_mat(SHAPE(6, 1), TYPE_OF(wide));
     put(q, squares, TYPE_OF(wide));
     magnitude_forward(gain, m, q);
     magnitude_backward(dm, dq, dgain, m, q);
-    dev_free(q.p), dev_free(m.p), dev_free(dgain.p);
-    return give_away(give_away(give_away(list, "no length, ", "gain", gain), "no length, ", "dm", dm), "no length, ", "dsquares", dq);
+    dev_free(q.p);
+    dev_free(m.p);
+    dev_free(dgain.p);
+    list = give_away(list, "no length, ", "gain", gain);
+    list = give_away(list, "no length, ", "dm", dm);
+    return give_away(list, "no length, ", "dsquares", dq);
 }
 
+// Of every case its output and gradients, then what the cases do not reach.
 static snapshot *op_results(void)
 {
     static const char *const grads[3] = {"d in 0", "d in 1", "d in 2"};
@@ -474,19 +696,26 @@ static snapshot *op_results(void)
         snprintf(prefix, sizeof prefix, "%s, ", c->name);
         op_open(c, i < OP_CASES ? 37 : 1, HEAD, two_spans);
         list = take(list, prefix, "out", op.out);
-        for (int j = 0; j < 3; j++) if (op.grad[j].p) list = take(list, prefix, grads[j], op.grad[j]);
+        for (int j = 0; j < 3; j++)
+            if (op.grad[j].p) list = take(list, prefix, grads[j], op.grad[j]);
         op_close();
     }
     unwanted();
     list = no_length_results(list);
-    return training_results(fused_results(attention_results(weight_results(block_results(matmul_results(list))))));
+    list = matmul_results(list);
+    list = block_results(list);
+    list = weight_results(list);
+    list = attention_results(list);
+    list = fused_results(list);
+    return training_results(list);
 }
 
 // The first step of full fine-tuning of the bundled model, on its first two rows.
 static snapshot *bundled_results(const snapshot *other)
 {
     options before = opt;
-    char *args[] = {"train", "--model", "base", "--data", "data/train.jsonl", "--val", "data/val.jsonl", "--method", "full", "--batch", "2", "--no-shuffle", NULL};
+    char *args[] = {"train", "--model", "base", "--data", "data/train.jsonl", "--val", "data/val.jsonl",
+                    "--method", "full", "--batch", "2", "--no-shuffle", NULL};
     snapshot *list = step_tensors((int)(sizeof args / sizeof *args) - 1, args, other);
     opt = before;
     return list;
@@ -502,9 +731,11 @@ static snapshot *results_of(const char *what, int recompute, const snapshot *oth
     p.recompute = recompute;
     model *m = open_small(p, 0);
     dice = (rng){42};
-    shake(m, 0.1, &dice);               // twice as far, dora's gradients turn an error of 1 in the last place into 200: more than floats can be held to
+    // Twice as far off, dora's gradients amplify an error in the last place 200 times: too much for floats.
+    shake(m, 0.1, &dice);
     batch b = small_batch(0, 3);
     snapshot *list = snapshots_of_step(m, &b, other);
-    batch_free(&b), close_small(m);
+    batch_free(&b);
+    close_small(m);
     return list;
 }

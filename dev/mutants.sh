@@ -152,17 +152,17 @@ GPU attention: keys of the first block | train.cu   | s/before = s.nk - s.nq + q
 GPU attention: last rows     | train.cu   | s/s.nq - q0 < QUERIES ? s.nq - q0 : QUERIES, before/s.nq < QUERIES ? s.nq : QUERIES, before/ | gpu-ops | forward
 GPU attention: scores twice in one slot | train.cu | s/dP = scores(DSOFTMAX,/dP = scores(SCORES,/                           | gpu-ops     | forward
 GPU cross-entropy: no label  | train.cu   | s/ - (c == label)//                                               | gpu-ops     | forward
-GPU cross-entropy: sum not corrected | train.cu | s/if (x > mine) sum \*= exp(mine - x), mine = x/if (x > mine) mine = x/ | gpu-ops | forward
+GPU cross-entropy: sum not corrected | train.cu | s/sum \*= exp(mine - x);// | gpu-ops | forward
 GPU rope: neighbours, not halves | train.cu | s/+ i, \*b = a + half/+ 2 * i, *b = a + 1/                       | gpu-ops     | forward
 GPU shard sum: last shard    | train.cu   | s/i < C; i += r/i + r < C; i += r/                                | gpu-ops     | forward
 GPU shards of a row: no barrier | train.cu | /other threads wrote most of x/d                                  | gpu-ops     | forward
 GPU shards of a row: neighbours | train.cu | s/down(&s\[c\], shard_at(x, C, r, c))/down(\&s[c], shard_at(x, C, r, c + 1))/ | gpu-ops | forward
 GPU rmsnorm: no residual     | train.cu   | s/if (kept) kept\[c\] = xn\[c\]//                                | gpu-ops     | forward
 GPU swiglu: no sum           | train.cu   | /sum, n), sum.cols, on, out.cols/d                                | gpu-ops     | forward
-GPU norm: a stride too short | train.cu   | /squares_kernel/,/^}/s/i += (size_t)gridDim.x \* blockDim.x/i += (size_t)gridDim.x * (blockDim.x - 1)/ | gpu-ops | forward
+GPU norm: a stride too short | train.cu   | /squares_kernel/,/^}/s/stride = (size_t)gridDim.x \* blockDim.x/stride = (size_t)gridDim.x * (blockDim.x - 1)/ | gpu-ops | forward
 GPU reserve: nothing         | train.cu   | s/if (take) resize/if (0) resize/                                  | gpu-allocations | forward
-GPU reserve: no factors      | train.cu   | /bytes\[FACTOR_A\] = /d                                           | gpu-allocations | forward
-GPU reserve: no backward     | train.cu   | s/if (n.train) bytes/if (0) bytes/                                | gpu-allocations | forward
+GPU reserve: no factors      | train.cu   | /bytes\[FACTOR_[AB]\] = /d                                        | gpu-allocations | forward
+GPU reserve: no backward     | train.cu   | s/if (n.train) {/if (0) {/                                        | gpu-allocations | forward
 GPU reserve: shorter rows    | train.cu   | s/score_row(n.keys);/score_row(n.keys) \/ 2;/                      | gpu-allocations | forward
 GPU magnitude: 0/0           | train.cu   | s/squares\[i\] <= 0 ? 1 : m\[i\]/m[i]/                             | gpu-ops     | forward
 GPU magnitude: 0/0 in its gradient | train.cu | s/bool none = q <= 0;/bool none = false;/                        | gpu-ops     | forward
