@@ -320,7 +320,7 @@ static void print_plan(const run *r)
     double base = base_parameters(m), trained = (double)m->trainable, state = megabytes(m, PARAM);
     printf("device     %s\n", dev_name());
     printf("model      %s: Llama, %.2fM parameters, %d layers of %d, vocabulary %d\n",
-           opt.init ? opt.init : opt.model, base / 1e6, c->layers, c->dim, c->vocab);
+           shown(opt.init ? opt.init : opt.model), base / 1e6, c->layers, c->dim, c->vocab);
     printf("method     %s: %s", m->p.method->name, m->p.method->equation);
     if (!full_training(m)) {
         printf(", rank %d on", m->p.rank);
@@ -373,12 +373,12 @@ static void finish_training(run *r)
     report_eval(r, "after", 1);
     if (r->log && fclose(r->log)) die("cannot write %s: %s", opt.log, strerror(errno));
     if (full_training(&r->m)) {
-        printf("\nmodel in %s. Next:\n  ./train --generate TEXT --model %s\n", opt.out, opt.out);
+        printf("\nmodel in %s. Next:\n  ./train --generate TEXT --model %s\n", shown(opt.out), shown(opt.out));
         return;
     }
-    printf("\nadapter in %s. Next:\n", opt.out);
-    printf("  ./train --generate \"...\" --chat --model %s --adapter %s\n", opt.model, opt.out);
-    printf("  ./train --merge merged --model %s --adapter %s\n", opt.model, opt.out);
+    printf("\nadapter in %s. Next:\n", shown(opt.out));
+    printf("  ./train --generate \"...\" --chat --model %s --adapter %s\n", shown(opt.model), shown(opt.out));
+    printf("  ./train --merge merged --model %s --adapter %s\n", shown(opt.model), shown(opt.out));
 }
 
 // --adapter brings its method; --method may only say the same, or turn lora into lora+.
@@ -634,7 +634,7 @@ static void run_list(void)
 {
     config c = open_config();
     plan p = plan_from_options();
-    printf("%-9s %-44s %14s   on %s, rank %d\n", "method", "", "trains", opt.model, opt.rank);
+    printf("%-9s %-44s %14s   on %s, rank %d\n", "method", "", "trains", shown(opt.model), opt.rank);
     for (int i = 0; i < METHODS; i++) {
         model m = {0};
         p.method = &methods[i];

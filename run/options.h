@@ -231,6 +231,13 @@ static const char *parse_schedule(const char *text)
     die("--schedule %s: expected cosine, linear or constant", text);
 }
 
+// A name as a terminal may have it, in a string that stays.
+static const char *shown(const char *name)
+{
+    const char *safe = printable(name, "");
+    return safe ? safe : "";
+}
+
 // A model's name on Hugging Face, such as meta-llama/Llama-2-7b-hf, where a directory is wanted.
 static void refuse_hub_name(const char *option, const char *name)
 {
