@@ -56,6 +56,7 @@ special tokens: no rstrip    | tokenizer.c | s/while (a->rstrip/while (0/       
 special tokens: no lstrip    | tokenizer.c | s/while (a->lstrip/while (0/                                              | special-tokens |
 special tokens: in mid-word  | tokenizer.c | s/return alone ? found : NULL/return found/                               | special-tokens |
 stops: the first of a list   | lib/config.h | s/id = cJSON_IsArray(ids) ? id->next : NULL/id = NULL/            | stops       |
+layout: the last layer decides | model.h  | s/^    m->used.ACT. = most.act;/    (void)most.act;/                  | uneven      |
 cache: training writes it, too | model.h    | s/if (b->cached)/if (m->p.cache_rows)/                             | splits      |
 views: a row too many        | model.h    | s/rows_of(\*t->at, 0, b->tokens)/rows_of(*t->at, 1, b->tokens)/ | splits |
 recompute: attention left out | model.h    | /recompute == 2) attention_block/d                                | recompute   |
