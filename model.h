@@ -268,8 +268,8 @@ static level level_now(const model *m) { return (level){m->used[ACT], m->used[ST
        layer i+1       not training               --recompute 2       1          0
        begins at
 
-   `next`, the x of layer i+1, comes first: layer i+1 reads it. Where nothing trains, every layer begins at the
-   same place, and `next` takes the place of x, which was read into mid before. What the adapters of a layer
+   `next`, the x of layer i+1, comes first: layer i+1 reads it. Where nothing trains, every layer begins at
+   the same place, and `next` takes the place of x, which was read into mid before. What the adapters of a layer
    keep comes behind it, for not every layer need have the same.                                            */
 static level layer_activations(model *m, layer *L, int i)
 {
@@ -349,7 +349,7 @@ static void layout(model *m)
     for (int i = 0; i < c->layers; i++) {
         level before = level_now(m);
         mat *next = i + 1 < c->layers ? &m->layers[i + 1].x : &m->last;
-        declare(m, ACT, next, NULL, SHAPE(m->p.tokens, c->dim), "layers.%d.x", i + 1);    // first: in one place for all, if none is kept
+        declare(m, ACT, next, NULL, SHAPE(m->p.tokens, c->dim), "layers.%d.x", i + 1);
         layer_weights(m, &m->layers[i], i);
         level kept = layer_activations(m, &m->layers[i], i), full = level_now(m);
         if (!m->p.train) kept = before;

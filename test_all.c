@@ -1842,7 +1842,7 @@ static const struct {
     {"text-beside.jsonl", BYTES("{\"text\": {\"not\": \"read\"}, \"question\": \"a\", \"answer\": \"b\"}"), NULL, "a", "b", 1, 0},
     {"null.jsonl",       BYTES("{\"instruction\": \"a\", \"input\": null, \"output\": \"b\"}"), NULL, "a", "b", 1, 0},
     {"null-shape.jsonl", BYTES("{\"instruction\": null, \"output\": null, \"question\": \"a\", \"answer\": \"b\"}"), NULL, "a", "b", 1, 0},
-    {"blank.jsonl",      BYTES("{\"question\": \"x\", \"answer\": \" \\n\"}\n" AB), NULL, "a", "b", 1, 1},
+    {"blanks.jsonl",     BYTES("{\"question\": \"x\", \"answer\": \" \\n\"}\n" AB), NULL, "a", "b", 1, 1},
     {"pretty.json",      BYTES("{\n  \"question\": \"a\",\n  \"answer\": \"b\"\n}\n"), NULL, "a", "b", 1, 0},
     {"empty.jsonl",      BYTES("{\"question\": \"x\", \"answer\": \"\"}\n" AB "\n{\"text\": \"\"}\n" AB), NULL, "a", "b", 2, 2},
     {"blank.jsonl",      BYTES("\n" AB "\n\n  \t\r\n" AB "\r\n\n"), NULL, "a", "b", 2, 0},
@@ -1877,6 +1877,7 @@ static const struct {
     {"open.json",        BYTES("[" AB "\n"), "open.json:2: not valid JSON, at byte 1 of the line: expected , or ]", 0, 0, 0, 0},
     {"behind.json",      BYTES("[" AB "]\n[" AB "]"), "behind.json:2: not valid JSON, at byte 1 of the line: more text behind the array", 0, 0, 0, 0},
     {"two.jsonl",        BYTES(AB AB), "more text behind the object", 0, 0, 0, 0},
+    {"two.json",         BYTES(AB " " AB), "two.json:1: not valid JSON, at byte 34 of the line: more text behind the object", 0, 0, 0, 0},
     {"octal.jsonl",      BYTES("{\"question\": 012, \"answer\": \"b\"}"), "a number with a leading zero", 0, 0, 0, 0},
     {"point.jsonl",      BYTES("{\"question\": 1., \"answer\": \"b\"}"), "a number without its digits", 0, 0, 0, 0},
 };

@@ -373,7 +373,8 @@ static void finish_training(run *r)
     report_eval(r, "after", 1);
     if (r->log && fclose(r->log)) die("cannot write %s: %s", opt.log, strerror(errno));
     if (full_training(&r->m)) {
-        printf("\nmodel in %s. Next:\n  ./train --generate TEXT --model %s\n", shown(opt.out), shown(opt.out));
+        printf("\nmodel in %s. Next:\n", shown(opt.out));
+        printf("  ./train --generate TEXT --model %s\n", shown(opt.out));
         return;
     }
     printf("\nadapter in %s. Next:\n", shown(opt.out));

@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// Bytes of the character in front, 0 if it is not UTF-8: cut short, over-long, a surrogate, or above U+10FFFF.
+// Bytes of the character in front, 0 if it is not UTF-8: cut short, over-long, a surrogate, above U+10FFFF.
 static inline size_t utf8_length(const char *text, size_t bytes)
 {
     const unsigned char *c = (const unsigned char *)text;

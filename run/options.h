@@ -330,9 +330,7 @@ static plan plan_from_options(void)
 static config open_config(void)
 {
     if (opt.init) return config_read(opt.init);
-    struct stat st;
     char *path = join(opt.model, "config.json"), *generation;
-    if (!stat(opt.model, &st) && !S_ISDIR(st.st_mode)) refuse_weights("--model", opt.model);
     if (!exists(path)) refuse_format(opt.model);
     config c = config_read(path);
     cJSON *json = directory_json(opt.model, "generation_config.json", &generation);

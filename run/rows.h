@@ -167,8 +167,10 @@ static cJSON *next_line(row_reader *r)
     const char *newline = r->lines ? memchr(j->at, '\n', json_left(j)) : NULL;      // a .json may hold one object on many lines
     if (newline) j->end = newline;
     cJSON *json = json_read(j);
-    if (r->lines) json_skip(j);
-    if (r->lines && j->at < j->end) json_wrong(j, "more text behind the object; expected one object a line");
+    newline = memchr(j->at, '\n', json_left(j));                // the next object begins a line of its own
+    if (newline) j->end = newline;
+    json_skip(j);
+    if (j->at < j->end) json_wrong(j, "more text behind the object; expected one object a line");
     return json;
 }
 
