@@ -702,21 +702,13 @@ static const method methods[] = {
 };
 enum { METHODS = sizeof methods / sizeof *methods };
 
-// The i-th linear layer of the model, or NULL where it has no adapter. i runs to 7·layers.
-static linear *adapter_at(model *m, int i)
-{
-    linear *l = linear_of(&m->layers[i / 7], i % 7);
-    return l->method->layout ? l : NULL;
-}
-
-// The gradient of the first step for the seven W of one layer, into their l->dW. One layer at a time, because
-// the gradients of all layers together would be as large as the model.
-static void first_gradient(model *m, int depth, const batch *first, int batches)
+// The gradient of the first step for the W of one layer, into their l->dW. One layer at a time, because the
+// gradients of all layers together would be as large as the model.
+static void first_gradient(model *m, layer *L, const batch *first, int batches)
 {
     int targets = 0;
-    for (int i = 7 * depth; i < 7 * depth + 7; i++) {
-        linear *l = adapter_at(m, i);
-        if (!l) continue;
+    for (linear *l = L->linears; l < L->linears + LINEARS; l++) {
+        if (!has_adapter(l)) continue;
         l->dW = mat_of(NULL, TYPE_OF(wide), SHAPE(l->W.rows, l->W.cols));
         l->dW.p = device_block(elements(l->dW) * sizeof(wide), "the first gradient");
     }
@@ -724,11 +716,9 @@ static void first_gradient(model *m, int depth, const batch *first, int batches)
     for (int i = 0; i < batches; i++) model_step(m, &first[i], 1.0 / targets);
 }
 
-static void first_gradient_free(model *m, int depth)
+static void first_gradient_free(layer *L)
 {
-    for (int i = 7 * depth; i < 7 * depth + 7; i++) {
-        linear *l = adapter_at(m, i);
-        if (!l) continue;
+    for (linear *l = L->linears; l < L->linears + LINEARS; l++) {
         dev_free(l->dW.p);
         l->dW.p = NULL;
     }
@@ -738,15 +728,16 @@ static void first_gradient_free(model *m, int depth)
 // from. Calls progress after each linear, because pissa takes a while.
 static void adapters_init(model *m, const batch *first, int batches, void (*progress)(int done, int of))
 {
-    int all = 7 * m->c.layers;
-    for (int i = 0; i < all; i++) {
-        linear *l = adapter_at(m, i);
-        char name[32];
-        snprintf(name, sizeof name, "%d.%s", i / 7, linear_names[i % 7]);
-        if (m->p.method->wants_gradient && i % 7 == 0) first_gradient(m, i / 7, first, batches);
-        if (l && l->method->init) l->method->init(m, l, name);
-        if (m->p.method->wants_gradient && i % 7 == 6) first_gradient_free(m, i / 7);
-        progress(i + 1, all);
+    for (int i = 0; i < m->c.layers; i++) {
+        layer *L = &m->layers[i];
+        if (m->p.method->wants_gradient) first_gradient(m, L, first, batches);
+        for (linear *l = L->linears; l < L->linears + LINEARS; l++) {
+            char name[32];
+            snprintf(name, sizeof name, "%d.%s", i, l->is->name);
+            if (l->method->init) l->method->init(m, l, name);
+            progress(i * LINEARS + (int)(l - L->linears) + 1, m->c.layers * LINEARS);
+        }
+        if (m->p.method->wants_gradient) first_gradient_free(L);
     }
     if (m->p.method->wants_gradient) zero(flat(m, m->grad));    // first_gradient added to it
 }

@@ -40,7 +40,41 @@ typedef struct method {
     int wants_shards;           // forward and backward find S(x) in m->s (shards_of, below)
 } method;
 
+// The linear layers of a block, in the order of the file. A bit for each makes plan.targets.
+enum { Q_PROJ, K_PROJ, V_PROJ, O_PROJ, GATE_PROJ, UP_PROJ, DOWN_PROJ, LINEARS };
+
+// How wide the vectors of a layer are.
+enum width { DIM, ATT, KV, HIDDEN };
+
+static int width_of(const config *c, enum width w)
+{
+    const int widths[] = {
+        [DIM] = c->dim,
+        [ATT] = c->heads * c->head_dim,
+        [KV] = c->kv_heads * c->head_dim,
+        [HIDDEN] = c->hidden,
+    };
+    return widths[w];
+}
+
+// What each of them is called and what it maps to what. Those with the same `input` read the same x.
+typedef struct { const char *name, *module; enum width out, in; int input; } projection;
+static const projection projections[LINEARS] = {
+//               --targets  in the file         out     in      input
+    [Q_PROJ]    = {"q",     "self_attn.q_proj", ATT,    DIM,    0},
+    [K_PROJ]    = {"k",     "self_attn.k_proj", KV,     DIM,    0},
+    [V_PROJ]    = {"v",     "self_attn.v_proj", KV,     DIM,    0},
+    [O_PROJ]    = {"o",     "self_attn.o_proj", DIM,    ATT,    1},
+    [GATE_PROJ] = {"gate",  "mlp.gate_proj",    HIDDEN, DIM,    2},
+    [UP_PROJ]   = {"up",    "mlp.up_proj",      HIDDEN, DIM,    2},
+    [DOWN_PROJ] = {"down",  "mlp.down_proj",    DIM,    HIDDEN, 3},
+};
+
+static const char *module_name(int i) { return strchr(projections[i].module, '.') + 1; }       // q_proj
+
 struct linear {
+    const projection *is;
+    int depth;                  // of which layer
     mat W, dW;                  // (out, in); dW only where W itself trains, and while lora-ga seeks its start
     const method *method;
     int first, last;            // is it the first, the last of those that read the same x with this method?
@@ -57,7 +91,10 @@ struct linear {
 
 typedef struct {
     mat norm1, dnorm1, norm2, dnorm2;                           // (dim)
-    linear q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
+    union {
+        struct { linear q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; };
+        linear linears[LINEARS];                                // the same, to be counted
+    };
     mat x;                      // (N, dim) the residual stream on entry
     mat q, att;                 // (N, heads·head_dim)
     mat k, v;                   // (N, kv_heads·head_dim)
@@ -93,7 +130,7 @@ typedef struct {
 // What the run asks of the model.
 typedef struct {
     const method *method;
-    int rank, mini_r, targets;  // targets: a bit for each of linear_names that has an adapter (in some layer)
+    int rank, mini_r, targets;  // targets: a bit for each of projections that has an adapter (in some layer)
     const cJSON *modules;       // an adapter's own "target_modules", or NULL: they choose in each layer anew,
                                 // and layout() sets `targets` to what they chose in any
     int (*selects)(const cJSON *modules, const char *module);  // whether they name this module
@@ -117,6 +154,7 @@ struct model {
     mat norm, dnorm;                                    // (dim)
     mat head, dhead;                                    // (vocab, dim): embed itself if tied
     layer *layers;
+    linear **linears;                                   // those of all layers, in their order
     mat last;                                           // (N, dim) the residual stream at the end
     mat rope;                                           // (positions, head_dim) [cos | sin]
     mat xn, hid;                                        // (N, dim), (N, hidden): made again on the way back
@@ -133,17 +171,6 @@ struct model {
     char refused[240];                                  // why the method does not fit this model, or empty
     int walk;                                           // 0 measure, 1 point
 };
-
-static const char *const linear_names[7] = {"q", "k", "v", "o", "gate", "up", "down"};
-static const char *const module_names[7] =
-    {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
-
-static linear *linear_of(layer *l, int i)
-{
-    linear *const all[7] =
-        {&l->q_proj, &l->k_proj, &l->v_proj, &l->o_proj, &l->gate_proj, &l->up_proj, &l->down_proj};
-    return all[i];
-}
 
 static enum dtype type_of_kind(enum kind k)
 {
@@ -201,58 +228,52 @@ static const method methods[];          // adapters.h; its first row is `full`: 
 
 static int full_training(const model *m) { return m->p.train && m->p.method == &methods[0]; }
 
+static int has_adapter(const linear *l) { return l->method->layout != NULL; }
+
 // One linear layer: W, and the tensors of its method. A linear that the run does not target has the method
 // `full`, whose W is then frozen.
-static void linear_layout(model *m, linear *l, int which, int depth, const char *name, int out, int in)
+static void linear_layout(model *m, linear *l, int which, int depth)
 {
+    const projection *is = &projections[which];
     char module[96], adapter[128];
-    snprintf(module, sizeof module, "model.layers.%d.%s", depth, name);
+    snprintf(module, sizeof module, "model.layers.%d.%s", depth, is->module);
     snprintf(adapter, sizeof adapter, "base_model.model.%s", module);
     if (m->p.modules && m->p.selects(m->p.modules, module)) m->p.targets |= 1 << which;
     int targeted = m->p.modules ? m->p.selects(m->p.modules, module) : m->p.targets >> which & 1;
     enum kind matrix = full_training(m) ? PARAM : BASE;
-    declare(m, matrix, &l->W, &l->dW, SHAPE(out, in), "model.layers.%d.%s.weight", depth, name);
+    shape size = SHAPE(width_of(&m->c, is->out), width_of(&m->c, is->in));
+    l->is = is;
+    l->depth = depth;
+    declare(m, matrix, &l->W, &l->dW, size, "%s.weight", module);
     l->method = targeted ? m->p.method : &methods[0];
-    if (l->method->layout) l->method->layout(m, l, adapter);
+    if (has_adapter(l)) l->method->layout(m, l, adapter);
+    arrput(m->linears, l);
 }
 
 // q, k, v share their input, and so do gate, up: marks the first and the last of those that have an adapter.
-static void mark_shared(linear **group, int n)
+static void mark_shared(layer *L)
 {
-    linear *first = NULL;
-    linear *last = NULL;
-    for (int i = 0; i < n; i++) {
-        if (!group[i]->method->layout) continue;
-        if (!first) first = group[i];
-        last = group[i];
-    }
-    for (int i = 0; i < n; i++) {
-        group[i]->first = group[i] == first;
-        group[i]->last = group[i] == last;
+    for (int i = 0; i < LINEARS; i++) {
+        linear *l = &L->linears[i];
+        l->first = l->last = has_adapter(l);
+        for (int j = 0; j < LINEARS; j++) {
+            int shares = projections[j].input == projections[i].input && has_adapter(&L->linears[j]);
+            if (shares && j < i) l->first = 0;
+            if (shares && j > i) l->last = 0;
+        }
     }
 }
 
 // The two norms and seven linears of layer i, with their adapters.
 static void layer_weights(model *m, layer *L, int i)
 {
-    const config *c = &m->c;
     enum kind vector = full_training(m) ? PARAM : NORM;
-    int q = c->heads * c->head_dim;
-    int kv = c->kv_heads * c->head_dim;
-    declare(m, vector, &L->norm1, &L->dnorm1, SHAPE(c->dim), "model.layers.%d.input_layernorm.weight", i);
-    linear_layout(m, &L->q_proj, 0, i, "self_attn.q_proj", q, c->dim);
-    linear_layout(m, &L->k_proj, 1, i, "self_attn.k_proj", kv, c->dim);
-    linear_layout(m, &L->v_proj, 2, i, "self_attn.v_proj", kv, c->dim);
-    linear_layout(m, &L->o_proj, 3, i, "self_attn.o_proj", c->dim, q);
-    declare(m, vector, &L->norm2, &L->dnorm2, SHAPE(c->dim),
-            "model.layers.%d.post_attention_layernorm.weight", i);
-    linear_layout(m, &L->gate_proj, 4, i, "mlp.gate_proj", c->hidden, c->dim);
-    linear_layout(m, &L->up_proj, 5, i, "mlp.up_proj", c->hidden, c->dim);
-    linear_layout(m, &L->down_proj, 6, i, "mlp.down_proj", c->dim, c->hidden);
-    mark_shared((linear *[]){&L->q_proj, &L->k_proj, &L->v_proj}, 3);
-    mark_shared((linear *[]){&L->gate_proj, &L->up_proj}, 2);
-    mark_shared((linear *[]){&L->o_proj}, 1);
-    mark_shared((linear *[]){&L->down_proj}, 1);
+    shape dim = SHAPE(m->c.dim);
+    declare(m, vector, &L->norm1, &L->dnorm1, dim, "model.layers.%d.input_layernorm.weight", i);
+    for (int w = Q_PROJ; w <= O_PROJ; w++) linear_layout(m, &L->linears[w], w, i);
+    declare(m, vector, &L->norm2, &L->dnorm2, dim, "model.layers.%d.post_attention_layernorm.weight", i);
+    for (int w = GATE_PROJ; w <= DOWN_PROJ; w++) linear_layout(m, &L->linears[w], w, i);
+    mark_shared(L);
 }
 
 // How full the blocks ACT and STAT are. layout() sets them back to an earlier level: the next layer's tensors
@@ -275,8 +296,8 @@ static level layer_activations(model *m, layer *L, int i)
 {
     const config *c = &m->c;
     int N = m->p.tokens;
-    int q = c->heads * c->head_dim;
-    int kv = c->kv_heads * c->head_dim;
+    int q = width_of(c, ATT);
+    int kv = width_of(c, KV);
     int cache = m->p.cache_rows;
     level kept = level_now(m);
     declare(m, ACT, &L->q, NULL, SHAPE(N, q), "layers.%d.q", i);
@@ -302,8 +323,8 @@ static void work_layout(model *m)
 {
     const config *c = &m->c;
     int N = m->p.tokens;
-    int q = c->heads * c->head_dim;
-    int kv = c->kv_heads * c->head_dim;
+    int q = width_of(c, ATT);
+    int kv = width_of(c, KV);
     int chunk = LOGITS / c->vocab;
     chunk = chunk < 16 ? 16 : chunk;
     chunk = chunk < N ? chunk : N;
@@ -341,6 +362,7 @@ static void layout(model *m)
     enum kind vector = full_training(m) ? PARAM : NORM;
     memset(m->used, 0, sizeof m->used);
     arrsetlen(m->tensors, 0);
+    arrsetlen(m->linears, 0);
     m->trainable = 0;
     m->s = m->ds = m->u = m->du = m->w = (mat){0};
     declare(m, matrix, &m->embed, &m->dembed, SHAPE(c->vocab, c->dim), "model.embed_tokens.weight");
@@ -377,6 +399,28 @@ static void model_measure(model *m, config c, plan p)
     m->p = p;
     m->layers = alloc((size_t)c.layers, sizeof *m->layers);
     layout(m);
+}
+
+// Gives the lists back that model_measure() made.
+static void model_unmeasure(model *m)
+{
+    arrfree(m->tensors);
+    arrfree(m->linears);
+    free(m->layers);
+}
+
+// Whether a tensor belongs to the base: its file has it.
+static int of_base(const tensor *t)
+{
+    return !strncmp(t->name, "model.", 6) || !strcmp(t->name, "lm_head.weight");
+}
+
+static double base_parameters(const model *m)
+{
+    double sum = 0;
+    for (int i = 0; i < arrlen(m->tensors); i++)
+        if (of_base(&m->tensors[i])) sum += (double)elements(*m->tensors[i].at);
+    return sum;
 }
 
 // The sizes by which the ops reserve work space of their own.
@@ -501,7 +545,7 @@ static void model_load(model *m, const char *dir)
         if (!strstr(m->file.tensors[i].key, "rotary_emb.inv_freq")) expect_usable(m->file.tensors[i].value);
     for (int i = 0; i < arrlen(m->tensors); i++) {
         tensor *t = &m->tensors[i];
-        if (strncmp(t->name, "model.", 6) && strcmp(t->name, "lm_head.weight")) continue;
+        if (!of_base(t)) continue;
         ptrdiff_t at = shgeti(m->file.tensors, t->name);
         if (at < 0) die("%s: tensor %s %s is missing", dir, t->name, shape_text(t->shape, a));
         stored s = m->file.tensors[at].value;
@@ -551,8 +595,7 @@ static void model_free(model *m)
     dev_free((dev)m->target_row);
     dev_reserve((needs){0}, 1);
     checkpoint_close(&m->file);
-    arrfree(m->tensors);
-    free(m->layers);
+    model_unmeasure(m);
     free(m->c.text);
 }
 

@@ -202,8 +202,7 @@ static plan tiny_plan(config c)
         p.recompute = between(0, 2);
         model_measure(&m, c, p);
         int fits = !*m.refused;
-        arrfree(m.tensors);
-        free(m.layers);
+        model_unmeasure(&m);
         if (fits) return p;
     }
 }
@@ -313,11 +312,11 @@ static void test_zero_rows(void)
         model *m = open_small(p, 0), *base = open_small(base_only(), 0);
         mat W[14];
         for (int j = 0; j < 14; j++) {
-            linear *l = adapter_at(m, j);
+            linear *l = m->linears[j];
             W[j] = like(l->W);
             copy(W[j], l->W), zero(rows_of(W[j], 1, 2));
-            l->W = linear_of(&base->layers[j / 7], j % 7)->W = W[j];
-            l->method->init(m, l, linear_names[j % 7]);
+            l->W = base->linears[j]->W = W[j];
+            l->method->init(m, l, projections[j % LINEARS].name);
         }
         batch b = small_batch(0, 3);
         mat x = all_logits(m, &b), y = all_logits(base, &b);
@@ -330,7 +329,7 @@ static void test_zero_rows(void)
             update(m, s + 1, 1e-3, gradient_norm(m));
         }
         check(last / first, 1, "the loss falls");
-        for (int j = 0; j < 14; j++) check(isfinite(sum_of_squares(merged(m, adapter_at(m, j)))) ? 0 : 1, 0, "merged");
+        for (int j = 0; j < 14; j++) check(isfinite(sum_of_squares(merged(m, m->linears[j]))) ? 0 : 1, 0, "merged");
         for (int j = 0; j < 14; j++) dev_free(W[j].p);
         dev_free(x.p), dev_free(y.p), batch_free(&b), close_small(m), close_small(base);
     }
@@ -343,9 +342,9 @@ static void test_merge(void)
         shake(m, 0.2, &dice);
         mat W[14];
         for (int j = 0; j < 14; j++) {
-            linear *l = linear_of(&base->layers[j / 7], j % 7);
+            linear *l = base->linears[j];
             W[j] = like(l->W);
-            copy(W[j], merged(m, adapter_at(m, j)));
+            copy(W[j], merged(m, m->linears[j]));
             l->W = W[j];
         }
         batch b = small_batch(0, 3);
@@ -387,7 +386,7 @@ static void test_definition(void)
         model *m = open_small(small_plan(methods[i].name), 0);
         shake(m, 0.2, &dice);
         for (int j = 0; j < 7; j++) {
-            linear *l = adapter_at(m, j);
+            linear *l = m->linears[j];
             int N = 6, out = l->W.rows, in = l->W.cols;
             mat x = random_mat(SHAPE(N, in)), y = random_mat(SHAPE(N, out)), want = random_mat(SHAPE(N, out)), Wd = random_mat(SHAPE(out, in));
             wide *W = host(l->W), *P = host(l->D.p ? l->D : l->B), *A = l->A.p ? host(l->A) : NULL, *mag = l->mag.p ? host(l->mag) : NULL;
@@ -397,8 +396,8 @@ static void test_definition(void)
             l->h.rows = l->z.rows = N;
             shard_sum(shards_for(m, m->p.targets, x), x);
             linear_forward(m, l, y, x, SET);
-            check(mat_distance(y, want), EXACT, "%s %s, forward", methods[i].name, linear_names[j]);
-            check(mat_distance(merged(m, l), Wd), EXACT, "%s %s, merge", methods[i].name, linear_names[j]);
+            check(mat_distance(y, want), EXACT, "%s %s, forward", methods[i].name, projections[j].name);
+            check(mat_distance(merged(m, l), Wd), EXACT, "%s %s, merge", methods[i].name, projections[j].name);
             free(W), free(P), free(A), free(mag), dev_free(x.p), dev_free(y.p), dev_free(want.p), dev_free(Wd.p);
         }
         close_small(m);
@@ -412,12 +411,12 @@ static void test_frozen_is_full(void)   // the same gradient over the same matri
     double squares = 0;
     model_step(frozen, &b, 1.0 / b.targets), model_step(full, &b, 1.0 / b.targets);
     for (int j = 0; j < 14; j++) {
-        mat dW = linear_of(&full->layers[j / 7], j % 7)->dW;
+        mat dW = full->linears[j]->dW;
         squares += sum_of_squares(dW);
-        check(mat_distance(adapter_at(frozen, j)->dD, dW), EXACT, "layer %d %s", j / 7, linear_names[j % 7]);
-        if (j % 7 == 0) first_gradient(ga, j / 7, parts, 2);
-        check(mat_distance(adapter_at(ga, j)->dW, dW), 10 * EXACT, "layer %d %s, lora-ga's first gradient", j / 7, linear_names[j % 7]);
-        if (j % 7 == 6) first_gradient_free(ga, j / 7);
+        check(mat_distance(frozen->linears[j]->dD, dW), EXACT, "layer %d %s", j / LINEARS, projections[j % LINEARS].name);
+        if (j % LINEARS == 0) first_gradient(ga, &ga->layers[j / LINEARS], parts, 2);
+        check(mat_distance(ga->linears[j]->dW, dW), 10 * EXACT, "layer %d %s, lora-ga's first gradient", j / LINEARS, projections[j % LINEARS].name);
+        if (j % LINEARS == LINEARS - 1) first_gradient_free(&ga->layers[j / LINEARS]);
     }
     check(fabs(gradient_norm(frozen) / sqrt(squares) - 1), EXACT, "norm");
     for (batch *p = (batch[]){b, parts[0], parts[1], {0}}; p->ids; p++) batch_free(p);
@@ -462,15 +461,15 @@ static void test_residual(void)         // what pissa leaves of W, W − s B0 A0
         if (!methods[i].has_start) continue;
         model *m = open_small(small_plan(methods[i].name), 0), *base = open_small(base_only(), 0);
         for (int j = 0; j < 14; j++) {
-            mat W = linear_of(&base->layers[j / 7], j % 7)->W;
-            check(mat_distance(merged(m, adapter_at(m, j)), W), EXACT, "%s, layer %d %s", methods[i].name, j / 7, linear_names[j % 7]);
+            mat W = base->linears[j]->W;
+            check(mat_distance(merged(m, m->linears[j]), W), EXACT, "%s, layer %d %s", methods[i].name, j / LINEARS, projections[j % LINEARS].name);
             if (strcmp(methods[i].name, "pissa")) continue;
-            linear *l = adapter_at(m, j);
+            linear *l = m->linears[j];
             mat residual = like(W);
             copy(residual, W);
             matmul_nn(residual, l->B0, l->A0, -l->scale, ADD);
             svd whole = svd_top(W, m->p.rank + 1, (rng){1}), rest = svd_top(residual, 1, (rng){1});
-            check(fabs((double)(rest.sigma[0] / whole.sigma[m->p.rank]) - 1), 1e3 * EXACT, "what pissa leaves of layer %d %s begins with σ_r+1", j / 7, linear_names[j % 7]);
+            check(fabs((double)(rest.sigma[0] / whole.sigma[m->p.rank]) - 1), 1e3 * EXACT, "what pissa leaves of layer %d %s begins with σ_r+1", j / LINEARS, projections[j % LINEARS].name);
             free(whole.U), free(whole.V), free(whole.sigma), free(rest.U), free(rest.V), free(rest.sigma), dev_free(residual.p);
         }
         close_small(m), close_small(base);
@@ -1458,8 +1457,8 @@ static void golden_open(model *m, plan p, const batch *b, checkpoint *golden, co
     model_measure(m, open_config(), p);
     fill_model(m, b, 1);
     for (int i = 0; i < 14 && p.method->has_start; i++) {
-        linear *l = adapter_at(m, i);
-        if (!l) continue;
+        linear *l = m->linears[i];
+        if (!has_adapter(l)) continue;
         for (int j = 0; j < arrlen(m->tensors); j++) {
             tensor *t = &m->tensors[j];
             if (t->at != &l->A && t->at != &l->B) continue;
@@ -1587,7 +1586,7 @@ static void test_target_modules(void)
         peft_read_config(&p, scratch);
         model *m = open_small(p, 0);
         for (int j = 0; j < 14; j++)
-            check(!adapter_at(m, j) == (cases[i].layers[j / 7][j % 7] == '-') ? 0 : 1, 0, "%s, layer %d %s", cases[i].modules, j / 7, linear_names[j % 7]);
+            check(!has_adapter(m->linears[j]) == (cases[i].layers[j / LINEARS][j % LINEARS] == '-') ? 0 : 1, 0, "%s, layer %d %s", cases[i].modules, j / LINEARS, projections[j % LINEARS].name);
         close_small(m), free(path);
     }
 }
@@ -2687,7 +2686,7 @@ static char *odd_model(enum dtype type, float odd, uint16_t instead)
     if (system("rm -rf $D/odd")) die("cannot remove %s", dir);
     model_measure(&m, config_read(config_path), p);
     fill_model(&m, NULL, 0);
-    linear *q = linear_of(&m.layers[0], 0);
+    linear *q = m.linears[0];
     wide *x = alloc(elements(q->W), sizeof *x);
     x[5] = (wide)odd;
     put(q->W, x, TYPE_OF(wide));
@@ -2712,7 +2711,7 @@ static void add_to_odd(const char *base, double more)
     if (system("rm -rf $D/odd-adapter")) die("cannot remove %s", dir);
     model_measure(&m, config_read(config_path), small_plan("frozen"));
     fill_model(&m, NULL, 0);
-    linear *q = linear_of(&m.layers[0], 0);
+    linear *q = m.linears[0];
     wide *x = alloc(elements(q->D), sizeof *x);
     x[5] = (wide)more;
     put(q->D, x, TYPE_OF(wide));

@@ -290,14 +290,6 @@ static double megabytes(const model *m, enum kind k)
     return (double)m->used[k] * (double)dtypes[type_of_kind(k)].size / 1e6;
 }
 
-static double base_parameters(const model *m)
-{
-    const config *c = &m->c;
-    double q = (double)c->heads * c->head_dim, kv = (double)c->kv_heads * c->head_dim, dim = c->dim;
-    double per_layer = 2 * dim * (q + kv) + 3 * dim * c->hidden + 2 * dim;    // attention, SwiGLU, two norms
-    return (c->tied ? 1 : 2) * dim * c->vocab + dim + c->layers * per_layer;
-}
-
 // A model can go further than the positions it was trained on, but it rarely says anything sensible there.
 static void print_positions(const model *m)
 {
@@ -324,8 +316,8 @@ static void print_plan(const run *r)
     printf("method     %s: %s", m->p.method->name, m->p.method->equation);
     if (!full_training(m)) {
         printf(", rank %d on", m->p.rank);
-        for (int i = 0; i < 7; i++)
-            if (m->p.targets >> i & 1) printf(" %s", linear_names[i]);
+        for (int i = 0; i < LINEARS; i++)
+            if (m->p.targets >> i & 1) printf(" %s", projections[i].name);
         if (m->p.modules) printf(" where its target_modules say so");
     }
     printf("\ntrains     %.0f parameters, %.2f %% of the model\n", trained, 100 * trained / base);
@@ -593,11 +585,11 @@ static void run_merge(void)
     refuse_rounded(&m);
     stage_begin(out);
     stage_model(&m, opt.model, F32);
-    for (int i = 0; i < 7 * m.c.layers; i++) {
-        linear *l = adapter_at(&m, i);
-        if (!l || (l->W.type != BF16 && l->W.type != F16)) continue;
+    for (int i = 0; i < arrlen(m.linears); i++) {
+        linear *l = m.linears[i];
+        if (!has_adapter(l) || (l->W.type != BF16 && l->W.type != F16)) continue;
         double survived = update_survived(&m, l, l->W.type);
-        printf("layer %2d %-4s  ", i / 7, linear_names[i % 7]);
+        printf("layer %2d %-4s  ", l->depth, l->is->name);
         const char *type = dtypes[l->W.type].name;
         if (isnan(survived)) printf("its update is zero, or too small for a number of this program\n");
         else printf("%5.1f %% of the update survive rounding to %s\n", 100 * survived, type);
@@ -646,8 +638,7 @@ static void run_list(void)
         double trains = (double)m.trainable, all = base_parameters(&m);
         if (*m.refused) printf("%14s   %s\n", "-", m.refused);
         else printf("%14zu   %8.2fM  %6.2f %%\n", m.trainable, trains / 1e6, 100 * trains / all);
-        arrfree(m.tensors);
-        free(m.layers);
+        model_unmeasure(&m);
     }
     free(c.text);
 }

@@ -97,7 +97,8 @@ static void measure(const struct shape_row *s, int method_row, int batch_rows, i
     }
     model_allocate(&m);
     random_base(&m);
-    for (int i = 0; i < 7 * c.layers; i++) if (adapter_at(&m, i) && m.p.method->init) m.p.method->init(&m, adapter_at(&m, i), "bench");
+    for (int i = 0; i < arrlen(m.linears); i++)
+        if (m.linears[i]->method->init) m.p.method->init(&m, m.linears[i], "bench");
     batch b = random_batch(&c, batch_rows, seq);
     double start = 0, loss = 0;
     for (int step = -1; step < STEPS; step++) {

@@ -46,8 +46,7 @@ static size_t would_train(config c, const char *label, int rank)
     plan p = plan_from_options();
     p.method = method_named(method_of(label)), p.rank = rank;
     model_measure(&m, c, p);
-    arrfree(m.tensors);
-    free(m.layers);
+    model_unmeasure(&m);
     return *m.refused ? 0 : m.trainable;
 }
 

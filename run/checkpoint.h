@@ -42,16 +42,14 @@ static void stage_model(model *m, const char *source, enum dtype trained_type)
     output *list = NULL;
     for (int i = 0; i < arrlen(m->tensors); i++) {
         tensor *t = &m->tensors[i];
-        if (strncmp(t->name, "model.", 6) && strcmp(t->name, "lm_head.weight")) continue;
+        if (!of_base(t)) continue;
         ptrdiff_t at = shgeti(m->file.tensors, t->name);
         output o = {.shape = t->shape, .at = *t->at, .type = t->kind == PARAM || at < 0 ? trained_type : m->file.tensors[at].value.at.type};
         memcpy(o.name, t->name, sizeof o.name);
         o.model = m;
         o.blame = blame_base;
-        for (int j = 0; j < 7 * m->c.layers; j++) {
-            linear *l = adapter_at(m, j);
-            if (l && t->at == &l->W) o.linear = l;
-        }
+        for (int j = 0; j < arrlen(m->linears); j++)
+            if (t->at == &m->linears[j]->W && has_adapter(m->linears[j])) o.linear = m->linears[j];
         if (o.linear) o.make = make_merged;
         arrput(list, o);
     }
@@ -95,8 +93,8 @@ static const char *rows_text(const dataset *d, char text[64])
 static const char *targets_text(int targets, char text[64])      // as --targets has them
 {
     *text = 0;
-    for (int i = 0; i < 7; i++)
-        if (targets >> i & 1) sprintf(text + strlen(text), "%s%s", *text ? "," : "", linear_names[i]);
+    for (int i = 0; i < LINEARS; i++)
+        if (targets >> i & 1) sprintf(text + strlen(text), "%s%s", *text ? "," : "", projections[i].name);
     return text;
 }
 

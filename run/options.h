@@ -288,7 +288,7 @@ static void parse_options(int argc, char **argv)
     if (opt.tf32 && !dev_tf32()) die("--tf32 is for floats on a GPU; this program computes otherwise");
 }
 
-// A bit for each of linear_names. PEFT's names, q_proj, and its "all-linear" will do.
+// A bit for each of projections[]. PEFT's names, q_proj, and its "all-linear" will do.
 static int parse_targets(const char *list)
 {
     int targets = 0;
@@ -298,9 +298,9 @@ static int parse_targets(const char *list)
         if (!name) die("out of memory");
         const char *last = strrchr(name, '.') ? strrchr(name, '.') + 1 : name;     // self_attn.q_proj
         int i = 0, all = !strcasecmp(name, "all-linear") || !strcasecmp(name, "all");
-        while (i < 7 && strcasecmp(last, linear_names[i]) && strcasecmp(last, module_names[i])) i++;
-        if (i == 7 && !all) die("--targets: there is no linear layer \"%s\"; choose from q,k,v,o,gate,up,down", name);
-        targets |= all ? 127 : 1 << i;
+        while (i < LINEARS && strcasecmp(last, projections[i].name) && strcasecmp(last, module_name(i))) i++;
+        if (i == LINEARS && !all) die("--targets: there is no linear layer \"%s\"; choose from q,k,v,o,gate,up,down", name);
+        targets |= all ? (1 << LINEARS) - 1 : 1 << i;
         list += n;
         free(name);
     }

@@ -18,8 +18,8 @@ static cJSON *peft_config(const model *m, const char *base)
     cJSON_AddNumberToObject(json, "r", p->rank * doubled);
     cJSON *targets = p->modules ? cJSON_Duplicate(p->modules, 1) : cJSON_CreateArray();     // as they came, or all layers alike
     cJSON_AddItemToObject(json, "target_modules", targets);
-    for (int i = 0; i < 7 && !p->modules; i++)
-        if (p->targets >> i & 1) cJSON_AddItemToArray(targets, cJSON_CreateString(module_names[i]));
+    for (int i = 0; i < LINEARS && !p->modules; i++)
+        if (p->targets >> i & 1) cJSON_AddItemToArray(targets, cJSON_CreateString(module_name(i)));
     if (!strcmp(p->method->peft_type, "LORA")) {
         cJSON_AddNumberToObject(json, "lora_alpha", p->alpha * doubled);
         cJSON_AddNumberToObject(json, "lora_dropout", 0);
@@ -45,10 +45,10 @@ static output *peft_outputs(model *m)
         if (t->kind != PARAM) continue;
         output o = {.shape = t->shape, .type = TYPE_OF(wide), .at = *t->at};
         memcpy(o.name, t->name, sizeof o.name);
-        for (int j = 0; j < 7 * m->c.layers && m->p.method->has_start; j++) {
-            linear *l = adapter_at(m, j);
-            if (l && t->at == &l->A) o.below = l->A0, o.shape.n[0] *= 2;
-            if (l && t->at == &l->B) o.beside = l->B0, o.shape.n[1] *= 2;
+        for (int j = 0; j < arrlen(m->linears) && m->p.method->has_start; j++) {
+            linear *l = m->linears[j];
+            if (t->at == &l->A) o.below = l->A0, o.shape.n[0] *= 2;
+            if (t->at == &l->B) o.beside = l->B0, o.shape.n[1] *= 2;
         }
         arrput(list, o);
     }
