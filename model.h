@@ -415,6 +415,14 @@ static int of_base(const tensor *t)
     return !strncmp(t->name, "model.", 6) || !strcmp(t->name, "lm_head.weight");
 }
 
+// What a file should hold of a tensor, under its name and this ending: its numbers, or a moment of AdamW's.
+static request request_for(const tensor *t, const char *ending, mat *to)
+{
+    request w = {.shape = t->shape, .to = to, .frozen = t->kind == BASE};
+    snprintf(w.name, sizeof w.name, "%.100s%s", t->name, ending);
+    return w;
+}
+
 static double base_parameters(const model *m)
 {
     double sum = 0;
@@ -535,41 +543,26 @@ static void check_tied(model *m)
             "\"tie_word_embeddings\": true; set it to false to use both, or remove one tensor", h.file);
 }
 
+// Old models hold RoPE's frequencies, which are computed here. The head of a tied model is looked at by
+// check_tied().
+static int spare_untied(const char *name) { return strstr(name, "rotary_emb.inv_freq") != NULL; }
+static int spare_tied(const char *name) { return spare_untied(name) || !strcmp(name, "lm_head.weight"); }
+
 // Points the base's matrices into the mapped file and copies the rest from it. Refuses a file that lacks a
 // tensor, has one of another shape, or one that no Llama of this config has.
 static void model_load(model *m, const char *dir)
 {
-    size_t found = 0;
-    char a[64], b[64];
+    request *list = NULL;
     for (int i = 0; i < shlen(m->file.tensors); i++)
-        if (!strstr(m->file.tensors[i].key, "rotary_emb.inv_freq")) expect_usable(m->file.tensors[i].value);
+        if (!spare_untied(m->file.tensors[i].key)) expect_usable(m->file.tensors[i].value);
     for (int i = 0; i < arrlen(m->tensors); i++) {
-        tensor *t = &m->tensors[i];
-        if (!of_base(t)) continue;
-        ptrdiff_t at = shgeti(m->file.tensors, t->name);
-        if (at < 0) die("%s: tensor %s %s is missing", dir, t->name, shape_text(t->shape, a));
-        stored s = m->file.tensors[at].value;
-        if (memcmp(&s.shape, &t->shape, sizeof(shape)))
-            die("%s: tensor %s has shape %s, config.json asks for %s",
-                s.file, t->name, shape_text(s.shape, a), shape_text(t->shape, b));
-        if (t->kind == BASE) {
-            *t->at = dev_weight(s.at);
-            m->reads_file |= t->at->p == s.at.p;
-        } else put_stored(*t->at, s);
-        if (t->kind == PARAM && !isfinite(sum_of_squares(*t->at)))
-            die("%s: tensor %s holds NaN or Inf", s.file, t->name);
-        found++;
+        const tensor *t = &m->tensors[i];
+        if (of_base(t)) arrput(list, request_for(t, "", t->at));
     }
+    m->reads_file = checkpoint_fetch(&m->file, dir, list, "config.json", m->c.tied ? spare_tied : spare_untied);
+    arrfree(list);
     if (m->c.tied) check_tied(m);
     if (m->c.tied) m->head = m->embed;
-    for (int i = 0; i < shlen(m->file.tensors) && found < shlenu(m->file.tensors); i++) {
-        const char *name = m->file.tensors[i].key;
-        int known = strstr(name, "rotary_emb.inv_freq") || (m->c.tied && !strcmp(name, "lm_head.weight"));
-        for (int j = 0; j < arrlen(m->tensors) && !known; j++) known = !strcmp(name, m->tensors[j].name);
-        if (!known)
-            die("%s: tensor %s does not belong to a Llama of this config.json",
-                m->file.tensors[i].value.file, name);
-    }
 }
 
 // Writes tensors of a model into the directory in the making, and makes sure that the base's file, which was

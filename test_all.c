@@ -2452,7 +2452,7 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"BOS in words",        "echo '{\"add_bos_token\": \"false\"}' > $D/model/tokenizer_config.json", "", "must be true or false"},
     {"UTF-32",              "printf '\\377\\376\\0\\0a\\0\\0\\0' > $D/rows.jsonl",                "", "is UTF-32"},
     {"a base that is NaN",  "dd if=/dev/zero bs=1024 count=1000 2>/dev/null | tr '\\0' '\\377' | dd of=$D/model/model.safetensors bs=1024 seek=100 conv=notrunc 2>/dev/null",
-        "", "before any update: the model, or what the adapter begins with"},
+        "", "weight holds NaN or Inf"},
     {"other layers to resume", "$TRAIN --data $D/rows.jsonl --steps 2 --targets q,v --out $D/mine >/dev/null; rm -r $D/model; cp -r base $D/model", "--resume $D/mine --model base --targets q", "--targets \"q,v\", this run has \"q\""},
     {"unknown option",      ":",                                                                "--rnak 4", "unknown option --rnak"},
     {"an option's value",   ":",                                                                "--rank four", "--rank four"},

@@ -293,6 +293,48 @@ static void checkpoint_unchanged(const checkpoint *c)
     }
 }
 
+// ---- what is wanted from a file ------------------------------------------------------------------------------
+
+// A tensor that is wanted: *to gets its numbers. Of a frozen weight *to becomes a view of the mapped file, or, where
+// the device cannot read that, a copy.
+typedef struct {
+    char name[112];
+    shape shape;
+    mat *to;
+    int frozen;
+} request;
+
+// Fetches every tensor of the list. Stops at one that the file lacks, that has another shape, or that trains and holds
+// NaN or Inf; and at one of the file that is not in the list, unless `spare` says that it does no harm. `asks`: who
+// wants these, for the message. Returns whether the file is read from now on.
+static int checkpoint_fetch(checkpoint *c, const char *dir, const request *list, const char *asks,
+                            int (*spare)(const char *name))
+{
+    struct { char *key; int value; } *names = NULL;
+    int read = 0;
+    char a[64], b[64];
+    for (const request *w = list; w < list + arrlen(list); w++) {
+        ptrdiff_t found = shgeti(c->tensors, w->name);
+        if (found < 0) die("%s: tensor %s %s is missing", dir, w->name, shape_text(w->shape, a));
+        stored s = c->tensors[found].value;
+        if (memcmp(&s.shape, &w->shape, sizeof(shape)))
+            die("%s: tensor %s has shape %s, %s asks for %s",
+                s.file, w->name, shape_text(s.shape, a), asks, shape_text(w->shape, b));
+        expect_usable(s);
+        if (w->frozen) *w->to = dev_weight(s.at);
+        else put_stored(*w->to, s);
+        read |= w->to->p == s.at.p;
+        int sums = !w->frozen && w->to->type == TYPE_OF(wide);          // sum_of_squares reads nothing else
+        if (sums && !isfinite(sum_of_squares(*w->to))) die("%s: tensor %s holds NaN or Inf", s.file, w->name);
+        shput(names, (char *)w->name, 1);
+    }
+    for (int i = 0; i < shlen(c->tensors); i++)
+        if (shgeti(names, c->tensors[i].key) < 0 && !(spare && spare(c->tensors[i].key)))
+            die("%s: tensor %s is none that %s asks for", c->tensors[i].value.file, c->tensors[i].key, asks);
+    shfree(names);
+    return read;
+}
+
 // ---- out ---------------------------------------------------------------------------------------------------
 
 // A tensor to be written.

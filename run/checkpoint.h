@@ -130,21 +130,33 @@ static cJSON *run_settings(const run *r)
     return json;
 }
 
-// state.safetensors: the trained tensors as they are, their start, and AdamW's moments.
-static output *state_tensors(model *m)
+// What state.safetensors holds: the trained tensors as they are, their start, and AdamW's moments.
+static request *state_tensors(model *m)
 {
-    output *list = NULL;
+    request *list = NULL;
     for (int i = 0; i < arrlen(m->tensors); i++) {
         tensor *t = &m->tensors[i];
         if (t->kind != PARAM && t->kind != START) continue;
-        mat parts[3] = {*t->at, t->m1, t->m2};
-        for (int j = 0; j < (t->kind == PARAM ? 3 : 1); j++) {
-            output o = {.shape = t->shape, .at = parts[j], .type = TYPE_OF(wide)};
-            snprintf(o.name, sizeof o.name, "%.100s%s", t->name, (const char *[]){"", ".m1", ".m2"}[j]);
-            arrput(list, o);
-        }
+        arrput(list, request_for(t, "", t->at));
+        if (t->kind == START) continue;
+        arrput(list, request_for(t, ".m1", &t->m1));
+        arrput(list, request_for(t, ".m2", &t->m2));
     }
     return list;
+}
+
+static void state_write(model *m)
+{
+    request *state = state_tensors(m);
+    output *list = NULL;
+    for (int i = 0; i < arrlen(state); i++) {
+        output o = {.shape = state[i].shape, .at = *state[i].to, .type = TYPE_OF(wide)};
+        memcpy(o.name, state[i].name, sizeof o.name);
+        arrput(list, o);
+    }
+    model_write(m, "state.safetensors", list, (int)arrlen(list));
+    arrfree(state);
+    arrfree(list);
 }
 
 static char *destination;                // --out, as check_out() found it
@@ -168,10 +180,8 @@ static void save_run(run *r)
     stage_begin(destination);
     if (full_training(m)) stage_model(m, opt.model, F32);
     else peft_write(m, opt.model);
-    output *state = state_tensors(m);
-    model_write(m, "state.safetensors", state, (int)arrlen(state));
+    state_write(m);
     stage_state(run_settings(r));
-    arrfree(state);
     stage_publish(destination);
 }
 
@@ -197,17 +207,11 @@ static int read_state_json(const run *r, const char *dir)
 
 static int resume_run(run *r, const char *dir)
 {
-    model *m = &r->m;
     expect_directory("--resume", dir, "state.json");
     int step = read_state_json(r, dir);
     checkpoint c = checkpoint_open(dir, "state");
-    output *state = state_tensors(m);
-    for (int i = 0; i < arrlen(state); i++) {
-        ptrdiff_t at = shgeti(c.tensors, state[i].name);
-        if (at < 0 || memcmp(&c.tensors[at].value.shape, &state[i].shape, sizeof(shape)))
-            die("--resume %s: tensor %s is missing or of another shape; start anew from it with --adapter %s", dir, state[i].name, dir);
-        put_stored(state[i].at, c.tensors[at].value);
-    }
+    request *state = state_tensors(&r->m);
+    checkpoint_fetch(&c, dir, state, "this run", NULL);
     arrfree(state);
     checkpoint_close(&c);
     return step;

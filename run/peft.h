@@ -205,25 +205,13 @@ static void peft_read_config(plan *p, const char *dir)
 static void peft_read_weights(model *m, const char *dir)
 {
     checkpoint c = checkpoint_open(dir, "adapter_model");
-    char a[64], b[64];
-    ptrdiff_t found = 0;
+    request *list = NULL;
     for (int i = 0; i < arrlen(m->tensors); i++) {
-        tensor *t = &m->tensors[i];
-        if (t->kind != PARAM) continue;
-        ptrdiff_t at = shgeti(c.tensors, t->name);
-        if (at < 0) die("%s: tensor %s %s is missing from the adapter", dir, t->name, shape_text(t->shape, a));
-        stored s = c.tensors[at].value;
-        if (memcmp(&s.shape, &t->shape, sizeof(shape)))
-            die("%s: tensor %s has shape %s, the base model asks for %s", s.file, t->name, shape_text(s.shape, a), shape_text(t->shape, b));
-        put_stored(*t->at, s);
-        if (!isfinite(sum_of_squares(*t->at))) die("%s: tensor %s holds NaN or Inf", s.file, t->name);
-        found++;
+        const tensor *t = &m->tensors[i];
+        if (t->kind == PARAM) arrput(list, request_for(t, "", t->at));
     }
-    for (int i = 0; i < shlen(c.tensors) && found < shlen(c.tensors); i++) {
-        int known = 0;
-        for (int j = 0; j < arrlen(m->tensors) && !known; j++) known = m->tensors[j].kind == PARAM && !strcmp(m->tensors[j].name, c.tensors[i].key);
-        if (!known) die("%s: tensor %s does not belong to this adapter on this base model", dir, c.tensors[i].key);
-    }
+    checkpoint_fetch(&c, dir, list, "this adapter on this base model", NULL);
+    arrfree(list);
     checkpoint_close(&c);
 }
 
