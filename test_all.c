@@ -2892,8 +2892,8 @@ static void test_option_tables(void)
         free(theirs);
     }
     for (int i = 0; i < METHODS; i++) check(method_named(methods[i].name) == &methods[i] ? 0 : 1, 0, "%s", methods[i].name);
-    for (int i = 0; i < COMMANDS; i++)
-        for (int j = 0; j < COMMANDS; j++) {
+    for (int i = 1; i <= COMMANDS; i++)
+        for (int j = 1; j <= COMMANDS; j++) {
             if (i == j) continue;
             check(train_run("%s %s %s %s", option_table[i].name, option_table[i].kind == 's' ? "x" : "", option_table[j].name, option_table[j].kind == 's' ? "x" : "") != 1, 0, "exit status");
             char *text = output_of("stderr");

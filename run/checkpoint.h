@@ -98,35 +98,29 @@ static const char *targets_text(int targets, char text[64])      // as --targets
     return text;
 }
 
-// What must be the same for a run to go on as if it had never stopped. The number of steps counts, though a constant rate does
-// not depend on it: no schedule is an exception, and a run that goes on for longer has a name, --adapter.
+// What must be the same for a run to go on as if it had never stopped: the options that the table marks, as the run
+// has settled them, and the rows. The number of steps counts, though a constant rate does not depend on it: no schedule
+// is an exception, and a run that goes on for longer has a name, --adapter.
 static cJSON *run_settings(const run *r)
 {
-    const model *m = &r->m;
+    const plan *p = &r->m.p;
     char rows[64], targets[64];
+    options now = opt;
+    now.method = p->method->name;
+    now.rank = p->rank;
+    now.alpha = p->alpha;
+    now.mini_r = p->mini_r;
+    now.targets = targets_text(p->targets, targets);
+    now.steps = r->steps;
     cJSON *json = cJSON_CreateObject();
     cJSON_AddNumberToObject(json, "step", r->step);
-    cJSON_AddStringToObject(json, "--method", m->p.method->name);
-    cJSON_AddStringToObject(json, "--model", opt.model);
-    cJSON_AddStringToObject(json, "--data", opt.data);
-    cJSON_AddNumberToObject(json, "--steps", r->steps);
-    cJSON_AddNumberToObject(json, "--rank", m->p.rank);
-    cJSON_AddNumberToObject(json, "--alpha", m->p.alpha);
-    cJSON_AddNumberToObject(json, "--mini-r", m->p.mini_r);
-    cJSON_AddNumberToObject(json, "--dora-detach", m->p.dora_detach);
-    cJSON_AddStringToObject(json, "--targets", targets_text(m->p.targets, targets));
-    cJSON_AddNumberToObject(json, "--batch", opt.batch);
-    cJSON_AddNumberToObject(json, "--accum", opt.accum);
-    cJSON_AddNumberToObject(json, "--seq", opt.seq);
     cJSON_AddStringToObject(json, "rows", rows_text(&r->train, rows));
-    cJSON_AddNumberToObject(json, "--seed", opt.seed);
-    cJSON_AddNumberToObject(json, "--no-shuffle", opt.no_shuffle);
-    cJSON_AddNumberToObject(json, "--lr", opt.lr);
-    cJSON_AddStringToObject(json, "--schedule", opt.schedule);
-    cJSON_AddNumberToObject(json, "--warmup", opt.warmup);
-    cJSON_AddNumberToObject(json, "--weight-decay", opt.weight_decay);
-    cJSON_AddNumberToObject(json, "--clip", opt.clip);
-    cJSON_AddNumberToObject(json, "--lora-plus-ratio", m->p.plus_ratio);
+    for (const struct option *o = option_table; o < option_table + OPTIONS; o++) {
+        const void *at = field_of(&now, o);
+        if (o->same != SAME) continue;
+        if (o->kind == 's') cJSON_AddStringToObject(json, o->name, *(const char *const *)at);
+        else cJSON_AddNumberToObject(json, o->name, o->kind == 'd' ? *(const double *)at : *(const int *)at);
+    }
     return json;
 }
 
@@ -217,20 +211,34 @@ static int resume_run(run *r, const char *dir)
     return step;
 }
 
-// A resumed run goes on writing the same log: what was logged after the step that was saved is written anew, and so is
-// the evaluation that closed the earlier run.
+// Whether a line of an earlier log stays when a run goes on from this step: what was logged after the step that was
+// saved is written anew, and so is the evaluation that closed the earlier run.
+static int line_stays(const char *line, int step)
+{
+    int at;
+    if (sscanf(line, "{\"step\":%d", &at) != 1 || at > step) return 0;
+    const char *next = strchr(line, ',');
+    int evaluation = next && !strncmp(next, ",\"eval_loss\"", 12);
+    int due = opt.eval_every && step % opt.eval_every == 0;             // it was not the one at the end
+    return !evaluation || at < step || due;
+}
+
+// A resumed run goes on writing the same log, behind the last whole line that stays.
 static FILE *open_log(const char *path, int step)
 {
     size_t bytes = 0;
-    char *old = step && !access(path, F_OK) ? read_file(path, &bytes) : NULL, *keep = old;
-    for (char *line = old; line && line < old + bytes; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : old + bytes) {
-        int at, value = 0, due = opt.eval_every && step % opt.eval_every == 0;
-        if (sscanf(line, "{\"step\":%d,\"eval_loss%n", &at, &value) != 1 || at > step || (value && at == step && !due)) continue;
-        if (memchr(line, '\n', (size_t)(old + bytes - line))) keep = strchr(line, '\n') + 1;
+    char *old = step && !access(path, F_OK) ? read_file(path, &bytes) : NULL;
+    size_t keep = 0;
+    for (size_t at = 0; at < bytes;) {
+        const char *newline = memchr(old + at, '\n', bytes - at);
+        if (!newline) break;
+        size_t next = (size_t)(newline + 1 - old);
+        if (line_stays(old + at, step)) keep = next;
+        at = next;
     }
     FILE *f = fopen(path, "w");
     if (!f) die("--log %s: %s", path, strerror(errno));
-    if (old) write_checked(f, old, (size_t)(keep - old), path);
+    if (old) write_checked(f, old, keep, path);
     free(old);
     return f;
 }

@@ -9,9 +9,11 @@
 #define VERSION "0.9"
 
 typedef struct {
-    const char *model, *init, *adapter, *data, *val, *out, *log, *resume, *method, *targets, *schedule, *generate, *merge, *tokenize;
+    const char *model, *init, *adapter, *data, *val, *out, *log, *resume, *method, *targets, *schedule;
+    const char *generate, *merge, *tokenize;
     int eval, list, help, version, check, compare, quick, sweep_lr, seeds, tf32, chat, exact_match, no_shuffle;
-    int rank, mini_r, dora_detach, steps, batch, accum, recompute, seq, warmup, seed, threads, eval_every, save_every, max_new;
+    int rank, mini_r, dora_detach, steps, batch, accum, recompute, seq, warmup, seed, threads, eval_every, save_every;
+    int max_new;
     double epochs, alpha, plus_ratio, lr, weight_decay, clip, temperature, top_p;
 } options;
 
@@ -23,99 +25,160 @@ static options opt = {
     .plus_ratio = 16, .lr = 4e-3, .clip = 1, .top_p = 1,
 };
 
-// kind: s text, i whole number, d number, f flag. Numbers are checked against [least, most]. The first COMMANDS rows exclude each other.
-static const struct option { const char *name, *value; char kind; void *at; double least, most; const char *help; } option_table[] = {
-    {"--eval",            "",       'f', &opt.eval,          0, 0, "print the loss of --model (and --adapter) on --val"},
-    {"--generate",        "TEXT",   's', &opt.generate,      0, 0, "continue TEXT"},
-    {"--merge",           "DIR",    's', &opt.merge,         0, 0, "write --model with --adapter merged in as a model directory"},
-    {"--tokenize",        "FILE",   's', &opt.tokenize,      0, 0, "print one JSON array of ids per row's \"text\""},
-    {"--check",           "",       'f', &opt.check,         0, 0, "one step on the CPU and one on the GPU, a little off the adapter's start, tensor by tensor (train_cuda, train_emu)"},
-    {"--list",            "",       'f', &opt.list,          0, 0, "print the methods and what each would train on --model"},
-    {"--compare",         "",       'f', &opt.compare,       0, 0, "every method side by side: CSV, table and plots"},
-    {"--quick",           "",       'f', &opt.quick,         0, 0, "--compare with a fifth of the work"},
-    {"--seeds",           "N",      'i', &opt.seeds,         1, 1000, "--compare with N seeds each, from --seed on, and their spread"},
-    {"--sweep-lr",        "",       'f', &opt.sweep_lr,      0, 0, "--compare at a quarter to sixteen times --lr, too"},
-    {"--help",            "",       'f', &opt.help,          0, 0, "print this page (-h)"},
-    {"--version",         "",       'f', &opt.version,       0, 0, "print the program's version"},
-    {"--model",           "DIR",    's', &opt.model,         0, 0, "base model, a Hugging Face directory"},
-    {"--init",            "CONFIG", 's', &opt.init,          0, 0, "start from random weights of this config.json (with --method full; tokenizer from --model)"},
-    {"--adapter",         "DIR",    's', &opt.adapter,       0, 0, "adapter to use, or to go on training"},
-    {"--data",            "FILE",   's', &opt.data,          0, 0, "rows to train on: .jsonl, .json or .txt (default data/train.jsonl)"},
-    {"--val",             "FILE",   's', &opt.val,           0, 0, "rows to evaluate on (default data/val.jsonl, with the default --data)"},
-    {"--out",             "DIR",    's', &opt.out,           0, 0, "where the result goes (default out; with --compare, compare)"},
-    {"--log",             "FILE",   's', &opt.log,           0, 0, "one JSON object a step"},
-    {"--resume",          "DIR",    's', &opt.resume,        0, 0, "go on from what an earlier run left in DIR"},
-    {"--save-every",      "N",      'i', &opt.save_every,    0, 1e9, "also save every N steps (0: at the end only)"},
-    {"--method",          "M",      's', &opt.method,        0, 0, "see --list"},
-    {"--rank",            "R",      'i', &opt.rank,          1, 1 << 20, "rank of the adapter"},
-    {"--alpha",           "A",      'd', &opt.alpha,         1e-9, 1e9, "LoRA's α (default: the rank, so that α/r = 1)"},
-    {"--mini-r",          "R",      'i', &opt.mini_r,        1, 1 << 20, "columns of mini's D"},
-    {"--targets",         "LIST",   's', &opt.targets,       0, 0, "linear layers that get the adapter"},
-    {"--lora-plus-ratio", "λ",      'd', &opt.plus_ratio,    1e-9, 1e9, "LoRA+: B's learning rate over A's"},
-    {"--dora-detach",     "",       'f', &opt.dora_detach,   0, 0, "DoRA: no gradient through the norm, as in PEFT"},
-    {"--steps",           "N",      'i', &opt.steps,         1, 1e9, "optimiser steps (default: by --epochs)"},
-    {"--epochs",          "X",      'd', &opt.epochs,        1e-9, 1e6, "passes over --data; half of one is 0.5"},
-    {"--batch",           "B",      'i', &opt.batch,         1, 1 << 20, "rows a micro-batch"},
-    {"--accum",           "K",      'i', &opt.accum,         1, 1 << 20, "micro-batches a step"},
-    {"--recompute",       "N",      'i', &opt.recompute,     0, 2, "keep less for the backward pass: 1 not gate and up, 2 only each layer's input"},
-    {"--seq",             "T",      'i', &opt.seq,           2, 1 << 20, "tokens a row at most"},
-    {"--lr",              "X",      'd', &opt.lr,            0, 1e9, "learning rate"},
-    {"--schedule",        "S",      's', &opt.schedule,      0, 0, "cosine, linear or constant"},
-    {"--warmup",          "N",      'i', &opt.warmup,        0, 1e9, "steps in which the learning rate rises from 0"},
-    {"--weight-decay",    "X",      'd', &opt.weight_decay,  0, 1e9, "AdamW's decoupled decay"},
-    {"--clip",            "X",      'd', &opt.clip,          0, 1e30, "clip the gradient's norm at X (0: never)"},
-    {"--seed",            "N",      'i', &opt.seed,          0, 2e9, "of the adapter's start, the order of rows, and sampling"},
-    {"--no-shuffle",      "",       'f', &opt.no_shuffle,    0, 0, "rows in the order of the file"},
-    {"--tf32",            "",       'f', &opt.tf32,          0, 0, "on a GPU, let products of floats round their factors to 10 bits: faster"},
-    {"--threads",         "N",      'i', &opt.threads,       1, 4096, "CPU threads (default: all); the result is the same for any number"},
-    {"--eval-every",      "N",      'i', &opt.eval_every,    0, 1e9, "evaluate every N steps (0: never); always before the first and after the last"},
-    {"--exact-match",     "",       'f', &opt.exact_match,   0, 0, "score answers to --val, too (training does so by itself with small models)"},
-    {"--chat",            "",       'f', &opt.chat,          0, 0, "wrap --generate's TEXT in the prompt of fine-tuning"},
-    {"--max-new",         "N",      'i', &opt.max_new,       1, 1 << 20, "tokens to generate at most"},
-    {"--temperature",     "X",      'd', &opt.temperature,   0, 1e6, "sample with this temperature (0: the likeliest token)"},
-    {"--top-p",           "X",      'd', &opt.top_p,         1e-9, 1, "sample from the likeliest tokens of this total probability"},
+// kind: h a heading of --help, s text, i whole number, d number, f flag. Numbers are checked against [least, most].
+// `same`: a run may be resumed only with the same. The commands, below the first heading, exclude each other.
+#define AT(field) offsetof(options, field)
+enum { ANY, SAME };
+static const struct option {
+    const char *name, *value;
+    char kind;
+    int same;
+    size_t at;
+    double least, most;
+    const char *help;
+} option_table[] = {
+    {"commands, one at a time; fine-tuning where there is none", "", 'h', ANY, 0, 0, 0, ""},
+    {"--eval",            "",       'f', ANY,  AT(eval),         0, 0, "print the loss of --model (and --adapter) on --val"},
+    {"--generate",        "TEXT",   's', ANY,  AT(generate),     0, 0, "continue TEXT"},
+    {"--merge",           "DIR",    's', ANY,  AT(merge),        0, 0,
+     "write --model with --adapter merged in as a model directory"},
+    {"--tokenize",        "FILE",   's', ANY,  AT(tokenize),     0, 0, "print one JSON array of ids per row's \"text\""},
+    {"--check",           "",       'f', ANY,  AT(check),        0, 0,
+     "one step on the CPU and one on the GPU, a little off the adapter's start, tensor by tensor (train_cuda, train_emu)"},
+    {"--list",            "",       'f', ANY,  AT(list),         0, 0, "print the methods and what each would train on --model"},
+    {"--compare",         "",       'f', ANY,  AT(compare),      0, 0, "the paper's experiments: see the end of this page"},
+
+    {"models and files", "", 'h', ANY, 0, 0, 0, ""},
+    {"--model",           "DIR",    's', SAME, AT(model),        0, 0, "base model, a Hugging Face directory"},
+    {"--init",            "CONFIG", 's', ANY,  AT(init),         0, 0,
+     "start from random weights of this config.json (with --method full; tokenizer from --model)"},
+    {"--adapter",         "DIR",    's', ANY,  AT(adapter),      0, 0, "adapter to use, or to go on training"},
+    {"--data",            "FILE",   's', SAME, AT(data),         0, 0,
+     "rows to train on: .jsonl, .json or .txt (default data/train.jsonl)"},
+    {"--val",             "FILE",   's', ANY,  AT(val),          0, 0,
+     "rows to evaluate on (default data/val.jsonl, with the default --data)"},
+    {"--out",             "DIR",    's', ANY,  AT(out),          0, 0,
+     "where the result goes (default out; with --compare, compare)"},
+    {"--log",             "FILE",   's', ANY,  AT(log),          0, 0, "one JSON object a step"},
+    {"--resume",          "DIR",    's', ANY,  AT(resume),       0, 0, "go on from what an earlier run left in DIR"},
+    {"--save-every",      "N",      'i', ANY,  AT(save_every),   0, 1e9, "also save every N steps (0: at the end only)"},
+
+    {"the adapter", "", 'h', ANY, 0, 0, 0, ""},
+    {"--method",          "M",      's', SAME, AT(method),       0, 0, "see --list"},
+    {"--rank",            "R",      'i', SAME, AT(rank),         1, 1 << 20, "rank of the adapter"},
+    {"--alpha",           "A",      'd', SAME, AT(alpha),        1e-9, 1e9, "LoRA's α (default: the rank, so that α/r = 1)"},
+    {"--mini-r",          "R",      'i', SAME, AT(mini_r),       1, 1 << 20, "columns of mini's D"},
+    {"--targets",         "LIST",   's', SAME, AT(targets),      0, 0, "linear layers that get the adapter"},
+    {"--lora-plus-ratio", "λ",      'd', SAME, AT(plus_ratio),   1e-9, 1e9, "LoRA+: B's learning rate over A's"},
+    {"--dora-detach",     "",       'f', SAME, AT(dora_detach),  0, 0, "DoRA: no gradient through the norm, as in PEFT"},
+
+    {"training", "", 'h', ANY, 0, 0, 0, ""},
+    {"--steps",           "N",      'i', SAME, AT(steps),        1, 1e9, "optimiser steps (default: by --epochs)"},
+    {"--epochs",          "X",      'd', ANY,  AT(epochs),       1e-9, 1e6, "passes over --data; half of one is 0.5"},
+    {"--batch",           "B",      'i', SAME, AT(batch),        1, 1 << 20, "rows a micro-batch"},
+    {"--accum",           "K",      'i', SAME, AT(accum),        1, 1 << 20, "micro-batches a step"},
+    {"--seq",             "T",      'i', SAME, AT(seq),          2, 1 << 20, "tokens a row at most"},
+    {"--lr",              "X",      'd', SAME, AT(lr),           0, 1e9, "learning rate"},
+    {"--schedule",        "S",      's', SAME, AT(schedule),     0, 0, "cosine, linear or constant"},
+    {"--warmup",          "N",      'i', SAME, AT(warmup),       0, 1e9, "steps in which the learning rate rises from 0"},
+    {"--weight-decay",    "X",      'd', SAME, AT(weight_decay), 0, 1e9, "AdamW's decoupled decay"},
+    {"--clip",            "X",      'd', SAME, AT(clip),         0, 1e30, "clip the gradient's norm at X (0: never)"},
+    {"--seed",            "N",      'i', SAME, AT(seed),         0, 2e9,
+     "of the adapter's start, the order of rows, and sampling"},
+    {"--no-shuffle",      "",       'f', SAME, AT(no_shuffle),   0, 0, "rows in the order of the file"},
+    {"--eval-every",      "N",      'i', ANY,  AT(eval_every),   0, 1e9,
+     "evaluate every N steps (0: never); always before the first and after the last"},
+    {"--exact-match",     "",       'f', ANY,  AT(exact_match),  0, 0,
+     "score answers to --val, too (training does so by itself with small models)"},
+
+    {"generation", "", 'h', ANY, 0, 0, 0, ""},
+    {"--chat",            "",       'f', ANY,  AT(chat),         0, 0, "wrap --generate's TEXT in the prompt of fine-tuning"},
+    {"--max-new",         "N",      'i', ANY,  AT(max_new),      1, 1 << 20, "tokens to generate at most"},
+    {"--temperature",     "X",      'd', ANY,  AT(temperature),  0, 1e6, "sample with this temperature (0: the likeliest token)"},
+    {"--top-p",           "X",      'd', ANY,  AT(top_p),        1e-9, 1,
+     "sample from the likeliest tokens of this total probability"},
+
+    {"the machine", "", 'h', ANY, 0, 0, 0, ""},
+    {"--threads",         "N",      'i', ANY,  AT(threads),      1, 4096,
+     "CPU threads (default: all); the result is the same for any number"},
+    {"--recompute",       "N",      'i', ANY,  AT(recompute),    0, 2,
+     "keep less for the backward pass: 1 not gate and up, 2 only each layer's input"},
+    {"--tf32",            "",       'f', ANY,  AT(tf32),         0, 0,
+     "on a GPU, let products of floats round their factors to 10 bits: faster"},
+
+    {"the paper's experiments: --compare trains every method on the same rows, for CSV, table and plots",
+     "", 'h', ANY, 0, 0, 0, ""},
+    {"--quick",           "",       'f', ANY,  AT(quick),        0, 0, "a fifth of the work"},
+    {"--seeds",           "N",      'i', ANY,  AT(seeds),        1, 1000, "N seeds each, from --seed on, and their spread"},
+    {"--sweep-lr",        "",       'f', ANY,  AT(sweep_lr),     0, 0, "at a quarter to sixteen times --lr, too"},
+
+    {"this program", "", 'h', ANY, 0, 0, 0, ""},
+    {"--help",            "",       'f', ANY,  AT(help),         0, 0, "print this page (-h)"},
+    {"--version",         "",       'f', ANY,  AT(version),      0, 0, "print the program's version"},
 };
 enum { OPTIONS = sizeof option_table / sizeof *option_table, COMMANDS = 7 };
-static char *given_values[OPTIONS];            // what each was given on the command line, "" for flags; NULL where it was not
+static char *given_values[OPTIONS];     // what each was given on the command line, "" for flags; NULL where it was not
 
-// What others call our options and their values: PEFT, transformers' Trainer, the scripts around them. Underscores count as dashes.
+// The field of the options that a row of the table stands for.
+static void *field_of(options *o, const struct option *row) { return (char *)o + row->at; }
+
+// What others call our options and their values: PEFT, transformers' Trainer, the scripts around them. Underscores
+// count as dashes.
 static const struct { const char *theirs, *ours; } aliases[] = {
-    {"-h", "--help"}, {"--model-name-or-path", "--model"}, {"--base-model", "--model"}, {"--adapter-name-or-path", "--adapter"},
-    {"--data-path", "--data"}, {"--train-file", "--data"}, {"--validation-file", "--val"}, {"--output-dir", "--out"},
-    {"--learning-rate", "--lr"}, {"--lr-scheduler-type", "--schedule"}, {"--warmup-steps", "--warmup"}, {"--max-grad-norm", "--clip"},
-    {"--per-device-train-batch-size", "--batch"}, {"--gradient-accumulation-steps", "--accum"}, {"--num-train-epochs", "--epochs"},
-    {"--max-steps", "--steps"}, {"--save-steps", "--save-every"}, {"--eval-steps", "--eval-every"}, {"--resume-from-checkpoint", "--resume"},
-    {"--lora-r", "--rank"}, {"--r", "--rank"}, {"--lora-alpha", "--alpha"}, {"--target-modules", "--targets"}, {"--lora-target-modules", "--targets"},
-    {"--max-seq-length", "--seq"}, {"--max-length", "--seq"}, {"--model-max-length", "--seq"}, {"--cutoff-len", "--seq"}, {"--max-new-tokens", "--max-new"},
-    {"--micro-batch-size", "--batch"}, {"--lora-target", "--targets"}, {"--wd", "--weight-decay"}, {"--data-seed", "--seed"}, {"--eval-file", "--val"},
-    {"miss", "bone"}, {"bat-col", "bat"}, {"loraplus", "lora+"}, {"lora-plus", "lora+"}, {"loraga", "lora-ga"}, {"batrow", "bat-row"}, {"rs-lora", "rslora"}, {"freeze", "frozen"}, {"constant-with-warmup", "constant"},
+    {"-h", "--help"}, {"--model-name-or-path", "--model"}, {"--base-model", "--model"},
+    {"--adapter-name-or-path", "--adapter"}, {"--data-path", "--data"}, {"--train-file", "--data"},
+    {"--validation-file", "--val"}, {"--eval-file", "--val"}, {"--output-dir", "--out"}, {"--learning-rate", "--lr"},
+    {"--lr-scheduler-type", "--schedule"}, {"--warmup-steps", "--warmup"}, {"--max-grad-norm", "--clip"},
+    {"--per-device-train-batch-size", "--batch"}, {"--micro-batch-size", "--batch"},
+    {"--gradient-accumulation-steps", "--accum"}, {"--num-train-epochs", "--epochs"}, {"--max-steps", "--steps"},
+    {"--save-steps", "--save-every"}, {"--eval-steps", "--eval-every"}, {"--resume-from-checkpoint", "--resume"},
+    {"--lora-r", "--rank"}, {"--r", "--rank"}, {"--lora-alpha", "--alpha"}, {"--target-modules", "--targets"},
+    {"--lora-target-modules", "--targets"}, {"--lora-target", "--targets"}, {"--max-seq-length", "--seq"},
+    {"--max-length", "--seq"}, {"--model-max-length", "--seq"}, {"--cutoff-len", "--seq"},
+    {"--max-new-tokens", "--max-new"}, {"--wd", "--weight-decay"}, {"--data-seed", "--seed"},
+    {"miss", "bone"}, {"bat-col", "bat"}, {"batrow", "bat-row"}, {"loraplus", "lora+"}, {"lora-plus", "lora+"},
+    {"loraga", "lora-ga"}, {"rs-lora", "rslora"}, {"freeze", "frozen"}, {"constant-with-warmup", "constant"},
 };
 enum { ALIASES = sizeof aliases / sizeof *aliases, NAME = 64 };
 
-static void print_help(void)
+// One line of --help: the option, what it does, and its default.
+static void print_option(const struct option *o)
 {
-    puts("./train fine-tunes a Llama2 with LoRA, PiSSA, Bone, Bat and their relatives, every gradient by hand.\n");
-    for (int i = 0; i < OPTIONS; i++) {
-        const struct option *o = &option_table[i];
-        char value[64] = "";
-        if (o->kind == 's' && *(char **)o->at) snprintf(value, sizeof value, " [%s]", *(char **)o->at);
-        if (o->kind == 'i' && *(int *)o->at) snprintf(value, sizeof value, " [%d]", *(int *)o->at);
-        if (o->kind == 'd' && *(double *)o->at != 0) snprintf(value, sizeof value, " [%g]", *(double *)o->at);
-        int n = printf("  %s %s", o->name, o->value);
-        printf("%*s%s%s\n", n < 28 ? 28 - n : 1, "", o->help, value);
-    }
-    puts("\n--rank=16 is --rank 16. The names that PEFT and transformers have for the same things, --learning_rate or --lora_r, will do, too.");
+    const void *at = field_of(&opt, o);
+    char value[64] = "";
+    if (o->kind == 's' && *(char *const *)at) snprintf(value, sizeof value, " [%s]", *(char *const *)at);
+    if (o->kind == 'i' && *(const int *)at) snprintf(value, sizeof value, " [%d]", *(const int *)at);
+    if (o->kind == 'd' && *(const double *)at != 0) snprintf(value, sizeof value, " [%g]", *(const double *)at);
+    int n = printf("  %s %s", o->name, o->value);
+    for (const char *c = o->value; *c; c++) n -= (*c & 0xc0) == 0x80;           // λ takes one column
+    printf("%*s%s%s\n", n < 28 ? 28 - n : 1, "", o->help, value);
 }
 
+static void print_help(void)
+{
+    puts("./train fine-tunes a Llama2 with LoRA, PiSSA, Bone, Bat and their relatives, every gradient by hand.");
+    for (int i = 0; i < OPTIONS; i++) {
+        if (option_table[i].kind == 'h') printf("\n%s\n", option_table[i].name);
+        else print_option(&option_table[i]);
+    }
+    puts("\n--rank=16 is --rank 16. The names that PEFT and transformers have for the same things, --learning_rate or "
+         "--lora_r, will do, too.");
+}
+
+// Gives an option the value that this text says.
 static void set_option(const struct option *o, const char *text)
 {
     char *end;
+    void *at = field_of(&opt, o);
     double x = o->kind == 'i' || o->kind == 'd' ? strtod(text, &end) : 0;
-    if (o->kind == 's') { *(const char **)o->at = text; return; }
+    if (o->kind == 'f') *(int *)at = 1;
+    if (o->kind == 's') *(const char **)at = text;
+    if (o->kind == 'f' || o->kind == 's') return;
     if (end == text || *end || !(x >= o->least && x <= o->most) || (o->kind == 'i' && x != floor(x)))
-        die("%s %s: expected a %snumber from %.10g to %.10g", o->name, text, o->kind == 'i' ? "whole " : "", o->least, o->most);
-    if (o->kind == 'i') *(int *)o->at = (int)x;
-    else *(double *)o->at = x;
+        die("%s %s: expected a %snumber from %.10g to %.10g",
+            o->name, text, o->kind == 'i' ? "whole " : "", o->least, o->most);
+    if (o->kind == 'i') *(int *)at = (int)x;
+    else *(double *)at = x;
 }
 
 // A name of n bytes as this program spells it.
@@ -146,13 +209,15 @@ static int edits(const char *a, const char *b)
             int best = i && j ? d[i - 1][j - 1] + (a[i - 1] != b[j - 1]) : i + j;
             if (i && j && d[i - 1][j] + 1 < best) best = d[i - 1][j] + 1;
             if (i && j && d[i][j - 1] + 1 < best) best = d[i][j - 1] + 1;
-            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && d[i - 2][j - 2] + 1 < best) best = d[i - 2][j - 2] + 1;
+            int swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+            if (swapped && d[i - 2][j - 2] + 1 < best) best = d[i - 2][j - 2] + 1;
             d[i][j] = best;
         }
     return d[n][m];
 }
 
-// Takes `candidate`, or `means` in its place, for what was meant if it is nearer than what was found so far; or if `name` only adds words to it.
+// Takes `candidate`, or `means` in its place, for what was meant if it is nearer than what was found so far; or if
+// `name` only adds words to it.
 static void nearer(const char *name, const char *candidate, const char *means, int *least, const char **found)
 {
     size_t n = strlen(candidate);
@@ -162,14 +227,28 @@ static void nearer(const char *name, const char *candidate, const char *means, i
 
 // What PEFT and Trainer call otherwise, or have and this program has not.
 static const struct { const char *theirs, *says; } advice[] = {
-    {"--use-dora", "that is --method dora"}, {"--use-rslora", "that is --method rslora"}, {"--gradient-checkpointing", "that is --recompute 2"},
-    {"--init-lora-weights", "that is --method pissa, olora or lora-ga"}, {"--peft-type", "that is --method"}, {"--top-k", "there is --top-p"},
-    {"--warmup-ratio", "--warmup counts steps"}, {"--lora-dropout", "there is no dropout here"}, {"--optim", "AdamW is what there is"},
-    {"--adam-beta1", "AdamW's betas are 0.9 and 0.999"}, {"--adam-beta2", "AdamW's betas are 0.9 and 0.999"},
-    {"--bf16", "train_cuda computes in bf16, train in float"}, {"--fp16", "train_cuda computes in bf16, train in float"},
-    {"--bits", "quantised weights are not read"}, {"--load-in-4bit", "quantised weights are not read"}, {"--load-in-8bit", "quantised weights are not read"},
-    {"--logging-steps", "--log FILE has every step"}, {"--report-to", "--log FILE has every step"}, {"--do-train", "training is what ./train does"},
-    {"--do-eval", "that is --eval"}, {"--per-device-eval-batch-size", "evaluation needs none"}, {"--overwrite-output-dir", "--out replaces what an earlier run left there"},
+    {"--use-dora",                   "that is --method dora"},
+    {"--use-rslora",                 "that is --method rslora"},
+    {"--init-lora-weights",          "that is --method pissa, olora or lora-ga"},
+    {"--peft-type",                  "that is --method"},
+    {"--gradient-checkpointing",     "that is --recompute 2"},
+    {"--top-k",                      "there is --top-p"},
+    {"--warmup-ratio",               "--warmup counts steps"},
+    {"--lora-dropout",               "there is no dropout here"},
+    {"--optim",                      "AdamW is what there is"},
+    {"--adam-beta1",                 "AdamW's betas are 0.9 and 0.999"},
+    {"--adam-beta2",                 "AdamW's betas are 0.9 and 0.999"},
+    {"--bf16",                       "train_cuda computes in bf16, train in float"},
+    {"--fp16",                       "train_cuda computes in bf16, train in float"},
+    {"--bits",                       "quantised weights are not read"},
+    {"--load-in-4bit",               "quantised weights are not read"},
+    {"--load-in-8bit",               "quantised weights are not read"},
+    {"--logging-steps",              "--log FILE has every step"},
+    {"--report-to",                  "--log FILE has every step"},
+    {"--do-train",                   "training is what ./train does"},
+    {"--do-eval",                    "that is --eval"},
+    {"--per-device-eval-batch-size", "evaluation needs none"},
+    {"--overwrite-output-dir",       "--out replaces what an earlier run left there"},
 };
 
 __attribute__((noreturn))
@@ -183,7 +262,8 @@ static void unknown_option(const char *arg)
         if (!strcasecmp(name, advice[i].theirs)) die("unknown option %s: %s; --help lists them", arg, advice[i].says);
     for (char *c = name; *c; c++) *c = (char)tolower((unsigned char)*c);
     if (*arg != '-') die("unknown option %s: options begin with --, and the parts of a list are joined by commas", arg);
-    for (int i = 0; i < OPTIONS; i++) nearer(name, option_table[i].name, option_table[i].name, &least, &meant);
+    for (const struct option *o = option_table; o < option_table + OPTIONS; o++)
+        if (o->kind != 'h') nearer(name, o->name, o->name, &least, &meant);
     for (int i = 0; i < ALIASES; i++) nearer(name, aliases[i].theirs, aliases[i].ours, &least, &meant);
     if (meant) die("unknown option %s; did you mean %s? --help lists them", arg, meant);
     die("unknown option %s; --help lists them", arg);
@@ -193,12 +273,13 @@ static void unknown_option(const char *arg)
 static void give_option(int i, char *value)
 {
     const struct option *o = &option_table[i];
-    if (given_values[i] && o->at == &opt.adapter)
-        die("--adapter is given twice, %s and %s; one is used at a time: --merge the first and give the result as --model", given_values[i], value);
-    if (given_values[i] && strcmp(given_values[i], value)) fprintf(stderr, "note: %s is given twice; %s counts, not %s\n", o->name, value, given_values[i]);
+    if (given_values[i] && o->at == AT(adapter))
+        die("--adapter is given twice, %s and %s; one is used at a time: --merge the first and give the result as --model",
+            given_values[i], value);
+    if (given_values[i] && strcmp(given_values[i], value))
+        fprintf(stderr, "note: %s is given twice; %s counts, not %s\n", o->name, value, given_values[i]);
     given_values[i] = value;
-    if (o->kind == 'f') *(int *)o->at = 1;
-    else set_option(o, value);
+    set_option(o, value);
 }
 
 static void read_options(int argc, char **argv)
@@ -211,14 +292,16 @@ static void read_options(int argc, char **argv)
         const struct option *o = &option_table[i];
         if (o->kind == 'f' && value) die("%s: %s takes no value", argv[a], o->name);
         if (o->kind != 'f' && !value) {
-            if (a + 1 == argc || option_named(argv[a + 1], &none) >= 0) die("%s needs a value: %s %s", argv[a], argv[a], o->value);
+            int missing = a + 1 == argc || option_named(argv[a + 1], &none) >= 0;
+            if (missing) die("%s needs a value: %s %s", argv[a], argv[a], o->value);
             value = argv[++a];
         }
         give_option(i, value ? value : "");
     }
-    for (int i = 0; i < COMMANDS; i++)
-        for (int j = 0; j < i; j++)
-            if (given_values[i] && given_values[j]) die("%s and %s: give one of them", option_table[j].name, option_table[i].name);
+    for (int i = 1; i <= COMMANDS; i++)
+        for (int j = 1; j < i; j++)
+            if (given_values[i] && given_values[j])
+                die("%s and %s: give one of them", option_table[j].name, option_table[i].name);
 }
 
 // The schedule as learning_rate() knows it.
@@ -241,30 +324,40 @@ static const char *shown(const char *name)
 // A model's name on Hugging Face, such as meta-llama/Llama-2-7b-hf, where a directory is wanted.
 static void refuse_hub_name(const char *option, const char *name)
 {
-    const char *slash = name ? strchr(name, '/') : NULL;
-    if (!slash || slash == name || !slash[1] || strchr(slash + 1, '/') || strchr(".~", *name) || !access(name, F_OK)) return;
+    const char *slash = strchr(name, '/');
+    if (!slash || slash == name || !slash[1] || strchr(slash + 1, '/') || strchr(".~", *name)) return;
     char *folder = strndup(name, (size_t)(slash - name));
-    int path = !folder || !access(folder, F_OK);
+    if (!folder) die("out of memory");
+    if (access(folder, F_OK))
+        die("%s %s: there is no such directory here. If it is a name on Hugging Face, get it first: "
+            "hf download %s --local-dir %s, then %s %s", option, name, name, slash + 1, option, slash + 1);
     free(folder);
-    if (!path) die("%s %s: there is no such directory here. If it is a name on Hugging Face, get it first: hf download %s --local-dir %s, then %s %s", option, name, name, slash + 1, option, slash + 1);
 }
 
-// Stops where an option names no directory of the kind it wants, and says what is there instead. `holds` is a file that such
-// a directory has; whether it has all others is seen when they are read.
+// Stops where an option names no directory of the kind it wants, and says what is there instead. `holds` is a file that
+// such a directory has; whether it has all others is seen when they are read.
 static void expect_directory(const char *option, const char *name, const char *holds)
 {
-    static const char *const kinds[][2] = {{"config.json", "a model: --model"}, {"adapter_config.json", "an adapter: --adapter"}};
+    static const char *const kinds[][2] = {
+        {"config.json", "a model: --model"},
+        {"adapter_config.json", "an adapter: --adapter"},
+    };
     struct stat st;
-    if (strstr(name, "://")) die("%s %s: a local directory is wanted; get it first: hf download NAME --local-dir DIR, then %s DIR", option, name, option);
-    if (!*name || stat(name, &st)) die("%s %s: there is no such directory", option, name);
+    if (strstr(name, "://"))
+        die("%s %s: a local directory is wanted; get it first: hf download NAME --local-dir DIR, then %s DIR",
+            option, name, option);
+    int there = *name && !stat(name, &st);
+    if (!there) refuse_hub_name(option, name);
+    if (!there) die("%s %s: there is no such directory", option, name);
     if (!S_ISDIR(st.st_mode)) refuse_weights(option, name);
     if (!S_ISDIR(st.st_mode)) die("%s %s: is a file; name the directory that it is in", option, name);
     char *path = join(name, holds);
-    int there = exists(path);
+    int whole = exists(path);
     free(path);
-    for (int i = 0; i < 2 && !there; i++) {
+    for (int i = 0; i < 2 && !whole; i++) {
         path = join(name, kinds[i][0]);
-        if (exists(path) && strcmp(holds, kinds[i][0])) die("%s %s: has no %s, it is %s %s", option, name, holds, kinds[i][1], name);
+        if (exists(path) && strcmp(holds, kinds[i][0]))
+            die("%s %s: has no %s, it is %s %s", option, name, holds, kinds[i][1], name);
         free(path);
     }
 }
@@ -276,9 +369,8 @@ static void parse_options(int argc, char **argv)
     if (!opt.data) opt.data = "data/train.jsonl";
     if (!opt.out) opt.out = opt.compare ? "compare" : "out";
     opt.schedule = parse_schedule(opt.schedule);
-    if ((long)opt.batch * opt.accum > 1 << 24) die("--batch %d times --accum %d is too much; at most %d rows a step", opt.batch, opt.accum, 1 << 24);
-    refuse_hub_name("--model", opt.model);
-    refuse_hub_name("--adapter", opt.adapter);
+    if ((long)opt.batch * opt.accum > 1 << 24)
+        die("--batch %d times --accum %d is too much; at most %d rows a step", opt.batch, opt.accum, 1 << 24);
     if (opt.model && !opt.help && !opt.version) expect_directory("--model", opt.model, "config.json");
     if (opt.adapter) expect_directory("--adapter", opt.adapter, "adapter_config.json");
     if (opt.chat && !opt.generate) die("--chat wraps the TEXT of --generate; give both");
