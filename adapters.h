@@ -667,38 +667,50 @@ static void bat_row_merge(model *m, linear *l, mat W)
 
 // ---- the table --------------------------------------------------------------------------------------------
 
-// A row of the table takes two lines here. Its last four fields: the peft_type of adapter_config.json,
-// has_start (a start to subtract), wants_gradient (init looks at the first gradient), wants_shards (forward
-// and backward read S(x)); see `method` in model.h.
+// A row of the table takes three lines here. The last has what PEFT calls it, and what else `method` in
+// model.h asks, by name.
 static const method methods[] = {
 //   name       equation
-//   layout            init          forward          backward          merge          and the last four
+//   layout            init          forward          backward          merge
     {"full",    "y = x Wᵀ, W itself trains",
-     NULL,             NULL,         full_forward,    full_backward,    NULL,          NULL,      0, 0, 0},
+     NULL,             NULL,         full_forward,    full_backward,    NULL,
+     .peft_type = NULL},
     {"frozen",  "y = x (W + ΔW)ᵀ",
-     frozen_layout,    NULL,         frozen_forward,  frozen_backward,  frozen_merge,  "FROZEN",  0, 0, 0},
+     frozen_layout,    NULL,         frozen_forward,  frozen_backward,  frozen_merge,
+     .peft_type = "FROZEN"},
     {"lora",    "y = x Wᵀ + α/r (x Aᵀ) Bᵀ",
-     lora_layout,      lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",    0, 0, 0},
+     lora_layout,      lora_init,    lora_forward,    lora_backward,    lora_merge,
+     .peft_type = "LORA"},
     {"rslora",  "lora with α/√r",
-     rslora_layout,    lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",    0, 0, 0},
+     rslora_layout,    lora_init,    lora_forward,    lora_backward,    lora_merge,
+     .peft_type = "LORA", .peft_variant = "use_rslora"},
     {"lora+",   "lora, B learns λ times faster than A",
-     lora_plus_layout, lora_init,    lora_forward,    lora_backward,    lora_merge,    "LORA",    0, 0, 0},
+     lora_plus_layout, lora_init,    lora_forward,    lora_backward,    lora_merge,
+     .peft_type = "LORA"},
     {"dora",    "W + α/r B A, rows of trained length m",
-     dora_layout,      dora_init,    dora_forward,    dora_backward,    dora_merge,    "LORA",    0, 0, 0},
+     dora_layout,      dora_init,    dora_forward,    dora_backward,    dora_merge,
+     .peft_type = "LORA", .peft_variant = "use_dora"},
     {"pissa",   "lora from the top r of W's SVD",
-     pissa_layout,     pissa_init,   pissa_forward,   pissa_backward,   pissa_merge,   "LORA",    1, 0, 0},
+     pissa_layout,     pissa_init,   pissa_forward,   pissa_backward,   pissa_merge,
+     .peft_type = "LORA", .peft_variant = "pissa", .has_start = 1},
     {"olora",   "lora from the QR decomposition of W",
-     pissa_layout,     olora_init,   pissa_forward,   pissa_backward,   pissa_merge,   "LORA",    1, 0, 0},
+     pissa_layout,     olora_init,   pissa_forward,   pissa_backward,   pissa_merge,
+     .peft_type = "LORA", .peft_variant = "olora", .has_start = 1},
     {"lora-ga", "lora from the SVD of the first gradient",
-     lora_ga_layout,   lora_ga_init, pissa_forward,   lora_ga_backward, pissa_merge,   "LORA",    1, 1, 0},
+     lora_ga_layout,   lora_ga_init, pissa_forward,   lora_ga_backward, pissa_merge,
+     .peft_type = "LORA", .has_start = 1, .wants_gradient = 1},
     {"bone",    "y = x Wᵀ + S(x) D",
-     bone_layout,      NULL,         bone_forward,    bone_backward,    bone_merge,    "MISS",    0, 0, 1},
+     bone_layout,      NULL,         bone_forward,    bone_backward,    bone_merge,
+     .peft_type = "MISS", .wants_shards = 1},
     {"mini",    "bone, D tiled along the outputs too",
-     mini_layout,      NULL,         mini_forward,    mini_backward,    mini_merge,    "MISS",    0, 0, 1},
+     mini_layout,      NULL,         mini_forward,    mini_backward,    mini_merge,
+     .peft_type = "MISS", .peft_variant = "mini", .wants_shards = 1},
     {"bat",     "W'_ij = W_ij + W_ij B_i + B_i",
-     bat_layout,       NULL,         bat_forward,     bat_backward,     bat_merge,     "MISS",    0, 0, 1},
+     bat_layout,       NULL,         bat_forward,     bat_backward,     bat_merge,
+     .peft_type = "MISS", .peft_variant = "bat", .wants_shards = 1},
     {"bat-row", "W'_ij = W_ij + W_ij B_j + B_j, factored",
-     bat_row_layout,   NULL,         bat_row_forward, bat_row_backward, bat_row_merge, "BAT_ROW", 0, 0, 0},
+     bat_row_layout,   NULL,         bat_row_forward, bat_row_backward, bat_row_merge,
+     .peft_type = "BAT_ROW"},
 };
 enum { METHODS = sizeof methods / sizeof *methods };
 

@@ -34,7 +34,11 @@ typedef struct method {
     // W (out, in), a copy of l->W, becomes W' = W + adapter.
     void (*merge)(model *m, linear *l, mat W);
 
-    const char *peft_type;      // in adapter_config.json: PEFT's LORA or MISS, or a name of our own
+    // In adapter_config.json: PEFT's LORA or MISS, or a type of our own; and what tells the method from
+    // others of its type, a field that is true or the value of "init_weights" or "init_lora_weights"
+    // (run/peft.h).
+    const char *peft_type, *peft_variant;
+
     int has_start;              // it has A0 and B0: forward subtracts them, and the file holds them
     int wants_gradient;         // init finds the gradient of the first step in l->dW
     int wants_shards;           // forward and backward find S(x) in m->s (shards_of, below)
@@ -290,8 +294,8 @@ static level level_now(const model *m) { return (level){m->used[ACT], m->used[ST
        begins at
 
    `next`, the x of layer i+1, comes first: layer i+1 reads it. Where nothing trains, every layer begins at
-   the same place, and `next` takes the place of x, which was read into mid before. What the adapters of a layer
-   keep comes behind it, for not every layer need have the same.                                            */
+   the same place, and `next` takes the place of x, which was read into mid before. What the adapters of a
+   layer keep comes behind it, for not every layer need have the same.                                            */
 static level layer_activations(model *m, layer *L, int i)
 {
     const config *c = &m->c;
@@ -559,7 +563,8 @@ static void model_load(model *m, const char *dir)
         const tensor *t = &m->tensors[i];
         if (of_base(t)) arrput(list, request_for(t, "", t->at));
     }
-    m->reads_file = checkpoint_fetch(&m->file, dir, list, "config.json", m->c.tied ? spare_tied : spare_untied);
+    int (*spare)(const char *name) = m->c.tied ? spare_tied : spare_untied;
+    m->reads_file = checkpoint_fetch(&m->file, dir, list, "config.json", spare);
     arrfree(list);
     if (m->c.tied) check_tied(m);
     if (m->c.tied) m->head = m->embed;

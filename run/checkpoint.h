@@ -20,18 +20,21 @@ static void blame_base(const output *o, double most)
         die("%s: tensor %s holds NaN or Inf and is not written; get this model anew", m->file.tensors[at].value.file, o->name);
     free(x);
     if (l && !isfinite(most))
-        die("tensor %s holds NaN or Inf and is not written with the adapter merged in; the adapter's numbers are too large", o->name);
-    if (l) die("tensor %s has a %g with the adapter merged in, which is Inf in %s; start from a copy of the model in float32 or bfloat16",
-        o->name, most, dtypes[o->type].name);
+        die("tensor %s holds NaN or Inf and is not written with the adapter merged in; the adapter's numbers are "
+            "too large", o->name);
+    if (l)
+        die("tensor %s has a %g with the adapter merged in, which is Inf in %s; start from a copy of the model in "
+            "float32 or bfloat16", o->name, most, dtypes[o->type].name);
 }
 
-// Whether a file of a model directory stays what it is whatever the weights are: the tokenizer's, the chat template, the licence, … Not so
-// the weights in any format, what is written anew, and what a training run or an adapter left there.
+// Whether a file of a model directory stays what it is whatever the weights are: the tokenizer's, the chat template,
+// the licence, … Not so the weights in any format, what is written anew, and what a training run or an adapter left.
 static int outlasts_weights(const char *name)
 {
-    static const char *const patterns[] = {"config.json", "*.safetensors", "*.safetensors.index.json", "*.bin.index.json", "pytorch_model*.bin", "model*.bin",
-        "ggml*.bin", "adapter_model*.bin", "adapter_config.json", "state.json", "*.gguf", "*.ggml", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot",
-        "*.npz", "*.tflite", NULL};
+    static const char *const patterns[] = {
+        "config.json", "*.safetensors", "*.safetensors.index.json", "*.bin.index.json", "pytorch_model*.bin", "model*.bin",
+        "ggml*.bin", "adapter_model*.bin", "adapter_config.json", "state.json", "*.gguf", "*.ggml", "*.pth", "*.pt",
+        "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.npz", "*.tflite", NULL};
     for (const char *const *p = patterns; *p; p++) if (!fnmatch(*p, name, 0)) return 0;
     return 1;
 }
@@ -44,7 +47,8 @@ static void stage_model(model *m, const char *source, enum dtype trained_type)
         tensor *t = &m->tensors[i];
         if (!of_base(t)) continue;
         ptrdiff_t at = shgeti(m->file.tensors, t->name);
-        output o = {.shape = t->shape, .at = *t->at, .type = t->kind == PARAM || at < 0 ? trained_type : m->file.tensors[at].value.at.type};
+        int trained = t->kind == PARAM || at < 0;
+        output o = {.shape = t->shape, .at = *t->at, .type = trained ? trained_type : m->file.tensors[at].value.at.type};
         memcpy(o.name, t->name, sizeof o.name);
         o.model = m;
         o.blame = blame_base;
@@ -81,10 +85,13 @@ typedef struct {
 // The rows that a run trains on, as a text: how many, and FNV-1a over their tokens.
 static const char *rows_text(const dataset *d, char text[64])
 {
+    const uint64_t FNV_PRIME = 0x100000001b3u;
     uint64_t hash = 0xcbf29ce484222325u;
     for (int i = 0; i < arrlen(d->rows); i++) {
         const row *r = &d->rows[i];
-        for (int j = -2; j < r->n; j++) hash = (hash ^ (uint64_t)(j == -2 ? r->n : j == -1 ? r->prompt : r->ids[j])) * 0x100000001b3u;
+        hash = (hash ^ (uint64_t)r->n) * FNV_PRIME;
+        hash = (hash ^ (uint64_t)r->prompt) * FNV_PRIME;
+        for (int j = 0; j < r->n; j++) hash = (hash ^ (uint64_t)r->ids[j]) * FNV_PRIME;
     }
     snprintf(text, 64, "%td, hash %016llx", arrlen(d->rows), (unsigned long long)hash);
     return text;

@@ -1,38 +1,60 @@
-//  run/peft.h: PEFT's files. adapter_config.json and adapter_model.safetensors, with PEFT's field names and keys. What PEFT has no format for
-//  (frozen, bat-row) is written the same way under a peft_type of its own.
+//  run/peft.h: PEFT's files. adapter_config.json and adapter_model.safetensors, with PEFT's field names and keys. What
+//  PEFT has no format for (frozen, bat-row) is written the same way under a peft_type of its own.
 
 #ifndef PEFT_H
 #define PEFT_H
 #include "../adapters.h"
 
+// The fields by which PEFT tells the variants of LoRA apart.
+static const char *const lora_flags[] = {"use_rslora", "use_dora"};
+
+static int same_text(const char *a, const char *b) { return a == b || (a && b && !strcmp(a, b)); }
+
+// The first method that is written so, or NULL.
+static const method *method_of_peft(const char *type, const char *variant)
+{
+    for (const method *m = methods; m < methods + METHODS; m++)
+        if (m->peft_type && !strcmp(m->peft_type, type) && same_text(m->peft_variant, variant)) return m;
+    return NULL;
+}
+
+// What adapter_config.json says besides its type and rank.
+static void peft_config_lora(cJSON *json, const plan *p, double alpha)
+{
+    cJSON_AddNumberToObject(json, "lora_alpha", alpha);
+    cJSON_AddNumberToObject(json, "lora_dropout", 0);
+    for (int i = 0; i < 2; i++)
+        cJSON_AddBoolToObject(json, lora_flags[i], same_text(p->method->peft_variant, lora_flags[i]));
+    cJSON_AddBoolToObject(json, "init_lora_weights", 1);
+}
+
+static void peft_config_miss(cJSON *json, const plan *p)
+{
+    cJSON_AddNumberToObject(json, "miss_dropout", 0);
+    cJSON_AddNumberToObject(json, "mini_r", p->mini_r);
+    if (p->method->peft_variant) cJSON_AddStringToObject(json, "init_weights", p->method->peft_variant);
+    else cJSON_AddBoolToObject(json, "init_weights", 1);
+}
+
 static cJSON *peft_config(const model *m, const char *base)
 {
     const plan *p = &m->p;
+    const char *type = p->method->peft_type;
     cJSON *json = cJSON_CreateObject();
     int doubled = p->method->has_start ? 2 : 1;                           // s (B A − B0 A0): rank 2r, the same s
-    cJSON_AddStringToObject(json, "peft_type", p->method->peft_type);
+    cJSON_AddStringToObject(json, "peft_type", type);
     cJSON_AddStringToObject(json, "task_type", "CAUSAL_LM");
     cJSON_AddStringToObject(json, "base_model_name_or_path", base);
     cJSON_AddStringToObject(json, "bias", "none");
     cJSON_AddBoolToObject(json, "inference_mode", 1);
     cJSON_AddNumberToObject(json, "r", p->rank * doubled);
-    cJSON *targets = p->modules ? cJSON_Duplicate(p->modules, 1) : cJSON_CreateArray();     // as they came, or all layers alike
+    // The target modules as they came with an adapter, or those that all layers have.
+    cJSON *targets = p->modules ? cJSON_Duplicate(p->modules, 1) : cJSON_CreateArray();
     cJSON_AddItemToObject(json, "target_modules", targets);
     for (int i = 0; i < LINEARS && !p->modules; i++)
         if (p->targets >> i & 1) cJSON_AddItemToArray(targets, cJSON_CreateString(module_name(i)));
-    if (!strcmp(p->method->peft_type, "LORA")) {
-        cJSON_AddNumberToObject(json, "lora_alpha", p->alpha * doubled);
-        cJSON_AddNumberToObject(json, "lora_dropout", 0);
-        cJSON_AddBoolToObject(json, "use_rslora", !strcmp(p->method->name, "rslora"));
-        cJSON_AddBoolToObject(json, "use_dora", !strcmp(p->method->name, "dora"));
-        cJSON_AddBoolToObject(json, "init_lora_weights", 1);
-    }
-    if (!strcmp(p->method->peft_type, "MISS")) {
-        cJSON_AddNumberToObject(json, "miss_dropout", 0);
-        cJSON_AddNumberToObject(json, "mini_r", p->mini_r);
-        if (!strcmp(p->method->name, "bone")) cJSON_AddBoolToObject(json, "init_weights", 1);
-        else cJSON_AddStringToObject(json, "init_weights", p->method->name);
-    }
+    if (!strcmp(type, "LORA")) peft_config_lora(json, p, p->alpha * doubled);
+    if (!strcmp(type, "MISS")) peft_config_miss(json, p);
     return json;
 }
 
@@ -66,21 +88,23 @@ static void peft_write(model *m, const char *base)
 // What PEFT can ask for and is not built here is refused, never ignored.
 static void peft_refuse(const cJSON *json, const char *path)
 {
-    static const char *const unbuilt[] = {"rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
-        "layer_replication", "fan_in_fan_out", "lora_bias", "exclude_modules", "trainable_token_indices", "target_parameters", "use_qalora",
-        "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config", "monteclora_config", NULL};
+    static const char *const unbuilt[] = {
+        "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "layer_replication", "fan_in_fan_out",
+        "lora_bias", "exclude_modules", "trainable_token_indices", "target_parameters", "use_qalora", "use_bdlora",
+        "alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config", "monteclora_config", NULL};
     for (const char *const *name = unbuilt; *name; name++) {
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, *name);
-        int empty = !item || cJSON_IsNull(item) || cJSON_IsFalse(item) || ((cJSON_IsObject(item) || cJSON_IsArray(item)) && !item->child);
+        int holds_none = (cJSON_IsObject(item) || cJSON_IsArray(item)) && !item->child;
+        int empty = !item || cJSON_IsNull(item) || cJSON_IsFalse(item) || holds_none;
         if (!empty) die("%s: \"%s\" is set, which is not built here", path, *name);
     }
-    const cJSON *bias = cJSON_GetObjectItemCaseSensitive(json, "bias");
-    if (cJSON_IsString(bias) && strcmp(bias->valuestring, "none")) die("%s: \"bias\" is \"%s\", only \"none\" is built", path, bias->valuestring);
+    const char *bias = string_field(json, "bias");
+    if (bias && strcmp(bias, "none")) die("%s: \"bias\" is \"%s\", only \"none\" is built", path, bias);
 }
 
-// Python's regular expression as POSIX's, which is matched here; "" if it has what POSIX has not. Whole names are matched, so that
-// a lazy repeat means what a greedy one does. Counts in braces are left out (but
-// for {1,}, which Unsloth writes): a few of them, nested, would take all memory.
+// Python's regular expression as POSIX's, which is matched here; "" if it has what POSIX has not. Whole names are
+// matched, so that a lazy repeat means what a greedy one does. Counts in braces are left out (but for {1,}, which
+// Unsloth writes): a few of them, nested, would take all memory.
 static char *posix_regex(const char *python)
 {
     char *posix = alloc(strlen(python) + 1, 16), *to = posix;
@@ -95,7 +119,10 @@ static char *posix_regex(const char *python)
         else if (!strncmp(c, "\\b", 2)) to += sprintf(to, "\\b"), c++;
         else if (*c == '\\' && c[1] && strchr(".-_/", c[1])) to += sprintf(to, "[%c]", *++c);
         else if (!strncmp(c, "(?:", 3)) *to++ = '(', c += 2;
-        else if (strchr("\\[{}", *c) || !strncmp(c, "(?", 2) || (repeat && (c[1] == '*' || c[1] == '+'))) return *posix = 0, posix;
+        else if (strchr("\\[{}", *c) || !strncmp(c, "(?", 2) || (repeat && (c[1] == '*' || c[1] == '+'))) {
+            *posix = 0;
+            return posix;
+        }
         else *to++ = *c, c += repeat && c[1] == '?';
     }
     sprintf(to, ")$");
@@ -124,69 +151,94 @@ static int peft_targeted(const cJSON *modules, const char *module)
     return 0;
 }
 
+// A regular expression that can be matched here.
+static void expect_regex(const char *path, const char *text)
+{
+    regex_t r;
+    char *posix = posix_regex(text);
+    if (!*posix || regcomp(&r, posix, REG_EXTENDED | REG_NOSUB))
+        die("%s: \"target_modules\" is the regular expression %s, of which only . * + ? | ( ) (?: ) [ ] \\. \\d \\w are "
+            "built; write a list of names in its place", path, text);
+    regfree(&r);
+    free(posix);
+}
+
 // What is asked for is checked here; which linear layers it means, the layout finds out.
 static cJSON *peft_modules(const cJSON *json, const char *path)
 {
-    static const char *const others[] = {"lm_head", "model.embed_tokens", "model.norm", "model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm",
-        "model.layers.0.self_attn", "model.layers.0.mlp", NULL};
+    static const char *const others[] = {
+        "lm_head", "model.embed_tokens", "model.norm", "model.layers.0.input_layernorm",
+        "model.layers.0.post_attention_layernorm", "model.layers.0.self_attn", "model.layers.0.mlp", NULL};
     const cJSON *modules = cJSON_GetObjectItemCaseSensitive(json, "target_modules"), *item;
     int text = cJSON_IsString(modules) && strlen(modules->valuestring) < 2000;
-    if (!text && !cJSON_IsArray(modules)) die("%s: \"target_modules\" must be a list of names such as \"q_proj\", or a regular expression", path);
+    if (!text && !cJSON_IsArray(modules))
+        die("%s: \"target_modules\" must be a list of names such as \"q_proj\", or a regular expression", path);
     cJSON_ArrayForEach(item, modules)
         if (!cJSON_IsString(item)) die("%s: \"target_modules\" holds something else than names", path);
-    if (text) {
-        regex_t r;
-        char *posix = posix_regex(modules->valuestring);
-        if (!*posix || regcomp(&r, posix, REG_EXTENDED | REG_NOSUB))
-            die("%s: \"target_modules\" is the regular expression %s, of which only . * + ? | ( ) (?: ) [ ] \\. \\d \\w are built; write a list of names in its place", path, modules->valuestring);
-        regfree(&r), free(posix);
-    }
+    if (text) expect_regex(path, modules->valuestring);
     for (const char *const *other = others; *other; other++)
-        if (peft_targeted(modules, *other)) die("%s: \"target_modules\" asks for %s, and only the seven linear layers of a block, q_proj to down_proj, have adapters here; merge it with PEFT (merge_and_unload) and give the result as --model", path, *other);
+        if (peft_targeted(modules, *other))
+            die("%s: \"target_modules\" asks for %s, and only the seven linear layers of a block, q_proj to down_proj, "
+                "have adapters here; merge it with PEFT (merge_and_unload) and give the result as --model", path, *other);
     return cJSON_Duplicate(modules, 1);
 }
 
 // Which of our methods a LoRA of PEFT's is. A start inside W ("pissa", "olora") is made again before the adapter is
 // read: that is how PEFT reads it. Where the start left W as it was, it no longer matters.
-static const char *peft_lora(const cJSON *json, const char *path)
+static const method *peft_lora(const cJSON *json, const char *path)
 {
-    const cJSON *init = cJSON_GetObjectItemCaseSensitive(json, "init_lora_weights");
-    const char *start = cJSON_IsString(init) ? init->valuestring : "gaussian";
-    int rslora = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(json, "use_rslora")), dora = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(json, "use_dora"));
-    if (rslora && dora) die("%s: \"use_dora\" and \"use_rslora\" together are not built here", path);
-    if (!rslora && !dora && (!strcmp(start, "pissa") || !strcmp(start, "olora"))) return start;
-    if (strcmp(start, "gaussian") && strcmp(start, "eva") && strcmp(start, "orthogonal"))
-        die("%s: \"init_lora_weights\" is \"%s\"%s, which changes the base and is not built; save it from PEFT with path_initial_model_for_weight_conversion",
-            path, start, rslora ? " with \"use_rslora\"" : dora ? " with \"use_dora\"" : "");
-    return rslora ? "rslora" : dora ? "dora" : "lora";
+    const char *start = string_field(json, "init_lora_weights");
+    const char *flag = NULL;
+    for (int i = 0; i < 2; i++) {
+        if (!field_true(json, lora_flags[i])) continue;
+        if (flag) die("%s: \"%s\" and \"%s\" together are not built here", path, flag, lora_flags[i]);
+        flag = lora_flags[i];
+    }
+    int kept = !start || !strcmp(start, "gaussian") || !strcmp(start, "eva") || !strcmp(start, "orthogonal");
+    const method *m = method_of_peft("LORA", kept ? flag : start);
+    if (!m || (!kept && (flag || !m->has_start)))
+        die("%s: \"init_lora_weights\" is \"%s\"%s%s, which changes the base and is not built; save it from PEFT with "
+            "path_initial_model_for_weight_conversion", path, start, flag ? " with " : "", flag ? flag : "");
+    return m;
 }
 
-// Which of our methods a PEFT configuration is.
-static const char *peft_method(const cJSON *json, const char *path)
+// "init_weights" of MISS is true, "bat" or "mini".
+static const method *peft_miss(const cJSON *json, const char *path)
 {
-    const cJSON *type = cJSON_GetObjectItemCaseSensitive(json, "peft_type"), *init = cJSON_GetObjectItemCaseSensitive(json, "init_weights");
-    const char *name = cJSON_IsString(type) ? type->valuestring : "missing";
-    if (!strcmp(name, "LORA")) return peft_lora(json, path);
-    if (!strcmp(name, "MISS") && cJSON_IsString(init)) {
-        if (!strcmp(init->valuestring, "bat") || !strcmp(init->valuestring, "mini")) return init->valuestring;
-        die("%s: \"init_weights\" is \"%s\", expected true, \"mini\" or \"bat\"", path, init->valuestring);
-    }
-    if (!strcmp(name, "MISS")) return "bone";
-    for (int i = 0; i < METHODS; i++)
-        if (methods[i].peft_type && !strcmp(methods[i].peft_type, name)) return methods[i].name;
-    if (!strcmp(name, "BONE")) die("%s: \"peft_type\" is BONE, which PEFT has replaced by MISS; its scripts/convert-bone-to-miss.py turns this directory into one that is read here", path);
-    if (cJSON_HasObjectItem(json, "lora_parameters")) die("%s: is an adapter of mlx-lm, not of PEFT; join it with its model there (mlx_lm.fuse) and give the result as --model", path);
-    die("%s: \"peft_type\" is %s, expected LORA or MISS; merge it with PEFT's merge_and_unload() and give the result as --model", path, name);
+    const char *start = string_field(json, "init_weights");
+    const method *m = method_of_peft("MISS", start);
+    if (!m) die("%s: \"init_weights\" is \"%s\", expected true, \"mini\" or \"bat\"", path, start);
+    return m;
+}
+
+// The method of a PEFT directory.
+static const method *peft_method(const cJSON *json, const char *path)
+{
+    const char *type = string_field(json, "peft_type");
+    if (!type) type = "missing";
+    if (!strcmp(type, "LORA")) return peft_lora(json, path);
+    if (!strcmp(type, "MISS")) return peft_miss(json, path);
+    const method *own = method_of_peft(type, NULL);
+    if (own) return own;
+    if (!strcmp(type, "BONE"))
+        die("%s: \"peft_type\" is BONE, which PEFT has replaced by MISS; its scripts/convert-bone-to-miss.py turns this "
+            "directory into one that is read here", path);
+    if (cJSON_HasObjectItem(json, "lora_parameters"))
+        die("%s: is an adapter of mlx-lm, not of PEFT; join it with its model there (mlx_lm.fuse) and give the result as "
+            "--model", path);
+    die("%s: \"peft_type\" is %s, expected LORA or MISS; merge it with PEFT's merge_and_unload() and give the result as "
+        "--model", path, type);
 }
 
 // What adapter_config.json says, into the plan.
 static void peft_read_config(plan *p, const char *dir)
 {
     size_t bytes;
-    char *path = join(dir, "adapter_config.json"), *text = read_file(path, &bytes);
+    char *path = join(dir, "adapter_config.json");
+    char *text = read_file(path, &bytes);
     cJSON *json = parse_json(path, text, bytes);
     peft_refuse(json, path);
-    p->method = method_named(peft_method(json, path));
+    p->method = peft_method(json, path);
     p->modules = peft_modules(json, path);
     p->selects = peft_targeted;
     p->targets = 0;
@@ -195,10 +247,13 @@ static void peft_read_config(plan *p, const char *dir)
     p->alpha = config_number(json, path, "lora_alpha", 8);
     for (const char **name = (const char *[]){"lora_dropout", "miss_dropout", NULL}; *name && p->train; name++) {
         const cJSON *dropout = cJSON_GetObjectItemCaseSensitive(json, *name);
-        if (cJSON_IsNumber(dropout) && dropout->valuedouble > 0) fprintf(stderr, "note: %s: \"%s\" is %g; here it trains without dropout\n", path, *name, dropout->valuedouble);
+        if (cJSON_IsNumber(dropout) && dropout->valuedouble > 0)
+            fprintf(stderr, "note: %s: \"%s\" is %g; here it trains without dropout\n",
+                    path, *name, dropout->valuedouble);
     }
     cJSON_Delete(json);
-    free(text), free(path);
+    free(text);
+    free(path);
 }
 
 // The adapter's tensors, each checked, none left over.
