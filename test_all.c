@@ -2383,6 +2383,59 @@ static void test_compare(void)
     free(table);
 }
 
+// What --compare would have written of a method that compare.gp has never heard of.
+static const char plotted_cells[] =
+    "part,method,rank,trains,seed,lr,steps,grad_norm,loss,eval_loss,exact_match,tok_per_s,peak_mb,hits\n"
+    "main,full,32,9000,1,0.004,11,8,1,1.5,%d,900,90,%d\n"
+    "main,newcomer,32,4000,1,0.004,11,7,2,2.5,%d,800,80,%d\n"
+    "norms,newcomer,1,2000,1,0.004,1,6,3,nan,nan,700,70,0\n"
+    "norms,newcomer,2,4000,1,0.004,1,7,2,nan,nan,700,70,0\n"
+    "ranks,newcomer,1,2000,1,0.004,11,6,3,3.5,1,700,70,2\n"
+    "ranks,newcomer,2,4000,1,0.004,11,7,2,2.5,1,700,70,2\n";
+
+// Draws them with so many right answers of 200, and reads a plot.
+static char *plot_of(int hits, const char *name)
+{
+    char path[PATH_MAX], plot[64];
+    snprintf(path, sizeof path, "%s/plots/cells.csv", scratch);
+    FILE *f = fopen(path, "w");
+    check(!f, 0, "cannot write %s", path);
+    fprintf(f, plotted_cells, hits / 2, hits, hits / 2, hits);
+    fclose(f);
+    check(system("gnuplot -c paper/compare.gp $D/plots 'what was_run' 2>$D/stderr"), 0, "gnuplot's status");
+    snprintf(plot, sizeof plot, "plots/%s.svg", name);
+    return output_of(plot);
+}
+
+// The plots of --compare: methods from the data, the run in the title, answers only where they say something,
+// and the mean of a window in its middle: steps 1 to 4 at 2.5, and 9 to 11 at 10.
+static void test_plots(void)
+{
+    static const char *const names[] = {"loss", "gradient", "match", "cost"};
+    if (system("gnuplot --version >$D/stdout 2>&1")) {
+        snprintf(skipped, sizeof skipped, "gnuplot is not here");
+        return;
+    }
+    check(system("mkdir -p $D/plots; { echo part,method,rank,trains,seed,lr,steps,step,loss,grad_norm,tok_per_s;"
+        " for m in full newcomer; do for s in $(seq 11); do"
+        " echo main,$m,32,9000,1,0.004,11,$s,$((30 - s)),1,900; done; done; } > $D/plots/steps.csv"),
+        0, "cannot prepare");
+    for (int i = 0; i < 4; i++) {
+        char *plot = plot_of(60, names[i]);
+        check(!strstr(plot, ">newcomer"), 0, "%s.svg names a new method", names[i]);
+        check(!strstr(plot, "what was_run"), 0, "%s.svg says what was run", names[i]);
+        free(plot);
+    }
+    for (int hits = 3; hits <= 30; hits *= 10) {
+        char *plot = plot_of(hits, "match");
+        check(!strstr(plot, "exact match") != (hits < 10), 0, "match.svg, %d of 200 right", hits);
+        free(plot);
+    }
+    check(system("gnuplot -e \"width = 4; last = 11;"
+        " $(grep -E '^(window|first_of|min)\\(' paper/compare.gp | tr '\\n' ';')"
+        " print window(1), window(4), window(5), window(11)\" 2>&1 | grep -qx '2.5 2.5 6.5 10.0'"), 0, "middles of windows");
+}
+
 // ---- wrong input ---------------------------------------------------------------------------------------------------
 
 #define POINTER "printf 'version https://git-lfs.github.com/spec/v1\\noid sha256:0123\\nsize 13476835328\\n'"
@@ -3054,6 +3107,8 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"resume",         "a resumed run leaves the bytes of one that never stopped",                        test_resume, ONLY_F32},
     {"killed",         "so does one that a signal ended",                                                 test_killed, ONLY_F32},
     {"compare",        "--compare gives every method a row, continues, and its runs are ordinary ones",   test_compare, ONLY_F32},
+    {"plots",          "plots show every method, what was run, a window's mean in its middle",
+     test_plots, ONLY_F32},
     {"wrong-input",    "every wrong input gets one clear line, and nothing is left behind",               test_wrong_input, ONLY_F32},
     {"spellings",      "options in PEFT's and Trainer's spelling mean what they mean there",              test_spellings, ONLY_F32},
     {"option-tables",  "every other name leads somewhere; two commands at once are refused, whichever",    test_option_tables, ONLY_F32},

@@ -1,78 +1,176 @@
-# The plots of ./train --compare, from OUT/cells.csv and OUT/steps.csv:  gnuplot -c paper/compare.gp OUT
-cells = ARG1."/cells.csv"           # part,method,rank,trains,seed,lr,steps,grad_norm,loss,eval_loss,exact_match,tok_per_s,peak_mb
-steps = ARG1."/steps.csv"           # part,method,rank,trains,seed,lr,steps,step,loss,grad_norm,tok_per_s
-
-# One colour a method, in every plot. Okabe and Ito's eight and others between them, told apart by their lightness, too.
-methods = "full frozen biglora lora rslora lora+ dora pissa olora lora-ga bone mini bat bat-row"
-colours = "#000000 #888888 #b8860b #e69f00 #f0b878 #a0522d #882255 #56b4e9 #009e73 #cc79a7 #d55e00 #f7a8a0 #0072b2 #332288"
-index(m) = sum [i = 1:words(methods)] (word(methods, i) eq m ? i : 0)
-colour(m) = word(colours, index(m))
-is(part, m) = strcol(1) eq part && strcol(2) eq m
-
+# The plots of ./train --compare, from OUT/cells.csv and OUT/steps.csv, with a line that says what was run:
+# gnuplot -c paper/compare.gp OUT "base on data/train.jsonl, 50 steps, …"
+load "paper/page.gp"
+run = ARG2
+cd ARG1
+# cells.csv: part,method,rank,trains,seed,lr,steps,grad_norm,loss,eval_loss,exact_match,tok_per_s,peak_mb,hits
+# steps.csv: part,method,rank,trains,seed,lr,steps,step,loss,grad_norm,tok_per_s
+cells = "cells.csv"
+steps = "steps.csv"
 set datafile separator ","
 set datafile columnheaders
-set datafile missing NaN             # rows of other methods do not cut a line in two
-set terminal pngcairo size 800,440 font "sans,12"
-set border 3 lc rgb "#444444"
-set grid lc rgb "#dddddd" lw 1
-set tics nomirror
-set key outside right
+set datafile missing NaN                # rows of other methods do not cut a line in two
+set key outside right Left reverse samplen 4 noenhanced
 set autoscale noextend
-set offsets graph 0.03, graph 0.03, graph 0.05, graph 0.05
+set offsets graph 0.02, graph 0.03, graph 0.05, graph 0.05
+set tmargin at screen 0.87
+set label 2 run at screen 0.02, 0.915 noenhanced
 
-# The paper's figure 5: windows of a 25th of the steps, the mean over all seeds.
-set output ARG1."/loss.png"
+# The methods of each part, in the order of cells.csv. A method's place among all of them is its line's style.
+all = ""
+main = ""
+norms = ""
+ranks = ""
+has(list, m) = strstrt(list." ", " ".m." ") > 0
+add(list, m) = has(list, m) ? list : list." ".m
+note(part, m) = (all = add(all, m), \
+    part eq "main" ? (main = add(main, m)) : \
+    part eq "norms" ? (norms = add(norms, m)) : \
+    part eq "ranks" ? (ranks = add(ranks, m)) : "")
+stats cells using (note(strcol(1), strcol(2)), 1) nooutput
+style(m) = sum [i = 1:words(all)] (word(all, i) eq m ? i : 0)
+is(part, m) = strcol(1) eq part && strcol(2) eq m
+
+# Solid lines are drawn first and dotted ones last, so that of two that coincide both are seen.
+of_kind(list, kind, i) = i > words(list) ? "" : \
+    (style(word(list, i)) % 3 == kind ? " ".word(list, i) : "").of_kind(list, kind, i + 1)
+solid_first(list) = of_kind(list, 1, 1).of_kind(list, 0, 1).of_kind(list, 2, 1)
+
+# ordered(list): by value[], the highest first (upward = 1) or the lowest (-1); what has no value comes last.
+none = -1e300
+array value[words(all)]
+upward = 1
+key_of(m) = value[style(m)] == value[style(m)] ? upward * value[style(m)] : none
+ahead(a, b) = key_of(a) > key_of(b) || (key_of(a) == key_of(b) && style(a) < style(b))
+place(list, m) = 1 + sum [i = 1:words(list)] (ahead(word(list, i), m) ? 1 : 0)
+at_place(list, k, i) = place(list, word(list, i)) == k ? word(list, i) : at_place(list, k, i + 1)
+from_place(list, k) = k > words(list) ? "" : at_place(list, k, 1)." ".from_place(list, k + 1)
+ordered(list) = from_place(list, 1)
+
+# The paper's figure 5: the mean of a window of steps, over all seeds, drawn in the window's middle.
 stats steps using (strcol(1) eq "main" ? $8 : NaN) nooutput
-width = ceil(STATS_max / 25.0)
-window(step) = (floor((step - 1) / width) + 0.5) * width
+last = STATS_max
+width = ceil(last / 25.0)
+window(step) = (first_of(step) + min(first_of(step) + width - 1, last)) / 2.0
+first_of(step) = floor((step - 1) / width) * width + 1
+min(a, b) = a < b ? a : b
+do for [m in main] {
+    stats steps using (is("main", m) && window($8) == window(last) ? $9 : NaN) nooutput
+    value[style(m)] = exists("STATS_mean") ? STATS_mean : NaN
+}
+set output page."loss.svg"
+of_steps = width > 1 ? sprintf(", mean of %d steps", width) : ""
+set label 1 "Training loss".of_steps."; the names in the order in which the lines end" \
+    at screen 0.02, 0.965 font ",16"
 set xlabel "step"
 set ylabel "training loss"
 set logscale y
-set ytics (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100)
-plot for [m in "full lora dora pissa olora lora-ga bone bat"] \
-    steps using (is("main", m) ? window($8) : NaN):9 smooth unique with lines lw 2.5 lc rgb colour(m) title m
+stats steps using (strcol(1) eq "main" ? $9 : NaN) nooutput
+highest_end = value[style(word(ordered(main), 1))]
+set yrange [*:min(2.5 * highest_end, STATS_max)]        # the first steps may come from above
+set ytics (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10, 15, 20, 30)
+plot for [m in solid_first(main)] steps using (is("main", m) ? window($8) : NaN):9 smooth unique \
+    with lines lt style(m) lw 2.5 notitle, \
+    for [m in ordered(main)] keyentry with lines lt style(m) lw 2.5 \
+    title m.(key_of(m) > none ? "" : " (diverged)")
+set yrange [*:*]                        # here and below: stats leaves out what is beyond a range
 
-# Figure 1: the first gradient against the rank.
-set output ARG1."/gradient.png"
+# Figure 1: the first gradient against the rank; a method that has none to choose is a level line.
+set output page."gradient.svg"
+stats cells using (strcol(1) eq "norms" ? $3 : NaN) nooutput
+least = STATS_min
+most = STATS_max
+stats cells using (strcol(1) eq "norms" ? $5 : NaN) nooutput
+seed = STATS_min
+level(m) = has(norms, m) ? 0 : 1
+first_norm(m) = strcol(2) eq m && $5 == seed && strcol(1) eq (level(m) ? "main" : "norms")
+do for [m in main] { stats cells using (first_norm(m) ? (value[style(m)] = $8, 1) : 0) nooutput }
+set label 1 "Norm of the first gradient at each rank, one seed; level lines: there is no rank to choose"
 set xlabel "rank"
 set ylabel "norm of the first gradient"
+set ytics (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 set logscale x 2
-stats cells using (strcol(1) eq "norms" ? $3 : NaN) nooutput
-set xrange [STATS_min:STATS_max]
-levels = "full frozen biglora"
-array level[3]
-do for [i = 1:3] { stats cells using (is("main", word(levels, i)) ? $8 : NaN) nooutput; level[i] = STATS_mean }
-plot for [i = 1:3] level[i] with lines lw 2.5 dt 2 lc rgb colour(word(levels, i)) title word(levels, i), \
-    for [m in "bone bat pissa lora"] cells using (is("norms", m) ? $3 : NaN):8 smooth unique with linespoints lw 2.5 pt 7 ps 1.2 lc rgb colour(m) title m
-
-# Exact match, or where there are no answers the loss, against what trains: a point a seed, lines through further ranks.
-set output ARG1."/match.png"
-unset logscale
-set logscale x
+set xrange [least:most]
+plot for [m in main] (level(m) ? value[style(m)] : NaN) with lines lt style(m) lw 2.5 notitle, \
+    for [m in solid_first(norms)] cells using (is("norms", m) ? $3 : NaN):8 smooth unique \
+    with linespoints lt style(m) lw 2.5 ps 0.8 notitle, \
+    for [m in ordered(main)] keyentry with lines lt style(m) lw 2.5 title m
 set xrange [*:*]
-set ytics auto
-stats cells using (strstrt(strcol(11), "nan") ? -1 : 1) nooutput
-y = STATS_max >= 0 ? 11 : 10
-set xlabel "trained parameters, thousands"
-set ylabel y == 11 ? "exact match, %" : "eval loss"
-plot for [m in "lora pissa bone bat bat-row"] cells using (is("ranks", m) ? $4 / 1000 : NaN):y smooth unique with lines lw 2 lc rgb colour(m) notitle, \
-    for [m in methods] cells using (is("main", m) ? $4 / 1000 : NaN):y with points pt 4 + index(m) % 11 ps 1.6 lw 2 lc rgb colour(m) title m
 
-set output ARG1."/cost.png"
+# Left: exact match of each method, a dot a seed. If the best run has fewer than ten right answers, a third of
+# them is chance; then the loss stands there: of the rows to evaluate on, or of training where there are none.
+# Right: that loss against what trains, at further ranks.
+set output page."match.svg"
+titles = "'training loss' 'eval loss' 'exact match, %'"
+title_of(column) = word(titles, column - 8)
+stats cells using 10 nooutput
+loss = exists("STATS_mean") ? 10 : 9
+stats cells using (strcol(1) eq "main" ? $14 : NaN) nooutput
+shown = STATS_max >= 10 ? 11 : loss
+upward = shown == 11 ? 1 : -1
+array trains[words(all)]
+do for [m in main] {
+    stats cells using (is("main", m) ? column(shown) : NaN) nooutput
+    value[style(m)] = exists("STATS_mean") ? STATS_mean : NaN
+    stats cells using (is("main", m) ? (trains[style(m)] = $4, 1) : 0) nooutput
+}
+unset logscale
+set multiplot
+set label 1 "Left: ".title_of(shown).", a dot a seed. Right: ".title_of(loss)." at further ranks, one seed"
+set lmargin at screen 0.18
+set rmargin at screen 0.45
+set xlabel title_of(shown)
+unset ylabel
+n = words(main)
+set yrange [0.4:n + 0.6]
+set ytics ("" 1) scale 0
+set for [m in main] ytics add (sprintf("%s, %.0fK", m, trains[style(m)] / 1000) n + 1 - place(main, m))
+plot for [m in main] cells using (is("main", m) ? column(shown) : NaN):(n + 1 - place(main, m)) \
+    with points pt 7 ps 0.7 lc rgb colour(style(m)) notitle
+
+set yrange [*:*]
+do for [m in ranks] {
+    most = 0                            # so many train at the largest rank
+    stats cells using (is("ranks", m) && $4 >= most ? \
+        (most = $4, value[style(m)] = column(loss), 1) : 0) nooutput
+}
+upward = 1
+unset label
+set lmargin at screen 0.54
+set rmargin at screen 0.83
+set xlabel "trained parameters, thousands"
+set ylabel title_of(loss)
+set logscale x 2
+set ytics auto scale 1
+if (words(ranks) > 0) {
+    plot for [m in solid_first(ranks)] cells using (is("ranks", m) ? $4 / 1000 : NaN):loss smooth unique \
+        with linespoints lt style(m) ps 0.7 notitle, \
+        for [m in ordered(ranks)] keyentry with linespoints lt style(m) ps 0.7 title m
+}
+unset multiplot
+
+# What a run costs: means over the seeds.
+set output page."cost.svg"
 unset logscale
 unset key
 unset xlabel
+set label 1 "Speed and memory of each method" at screen 0.02, 0.965 font ",16"
+set label 2 run at screen 0.02, 0.915 noenhanced
 set offsets 0, 0, graph 0.05, 0
 set xtics rotate by 55 right () scale 0
-set for [i = 1:words(methods)] xtics add (word(methods, i) i)
-set style fill solid
+set for [i = 1:n] xtics add (word(main, i) i)
+set style fill solid noborder
 set boxwidth 0.75
-set xrange [0.3:words(methods) + 0.7]
+set xrange [0.3:n + 0.7]
 set yrange [0:*]
 set grid noxtics
-set multiplot layout 1,2
+set multiplot
 do for [k = 12:13] {
+    set lmargin at screen (k == 12 ? 0.12 : 0.6)
+    set rmargin at screen (k == 12 ? 0.48 : 0.97)
     set ylabel k == 12 ? "tokens/s" : "peak memory, MB"
-    plot for [m in methods] cells using (is("main", m) ? index(m) : NaN):k smooth unique with boxes lc rgb colour(m)
+    plot for [i = 1:n] cells using (is("main", word(main, i)) ? i : NaN):k smooth unique \
+        with boxes lc rgb colour(2)
+    unset label
 }
 unset multiplot

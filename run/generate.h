@@ -4,9 +4,14 @@
 #define GENERATE_H
 #include "rows.h"
 
-typedef struct { int *ids, n, cached, room, ended, done; } sequence;     // ids has space for `room`; the first `cached` are in the cache; `ended` by EOS
+typedef struct {
+    int *ids, n, room;          // n tokens so far, with space for `room`
+    int cached;                 // the first so many are in the cache of keys and values
+    int ended, done;            // its last token ends the answer; it ended, or there is no more room
+} sequence;
 
-// The likeliest token, or with --temperature one at random from the likeliest whose probabilities reach --top-p.
+// The likeliest token, or with --temperature one at random from the likeliest ones whose probabilities
+// together reach --top-p.
 typedef struct { double p; int id; } candidate;
 static int likelier(const void *a, const void *b)
 {
@@ -18,11 +23,15 @@ static int pick(const wide *logits, int vocab, rng *g)
 {
     int best = 0;
     for (int i = 1; i < vocab; i++) if (logits[i] > logits[best]) best = i;
-    if (!isfinite((double)logits[best])) die("the logits are not finite: the model or its adapter holds NaN or Inf");
+    if (!isfinite((double)logits[best]))
+        die("the logits are not finite: the model or its adapter holds NaN or Inf");
     if (opt.temperature == 0) return best;
     candidate *c = alloc((size_t)vocab, sizeof *c);
     double sum = 0, reached = 0;
-    for (int i = 0; i < vocab; i++) c[i] = (candidate){exp((double)(logits[i] - logits[best]) / opt.temperature), i}, sum += c[i].p;
+    for (int i = 0; i < vocab; i++) {
+        c[i] = (candidate){exp((double)(logits[i] - logits[best]) / opt.temperature), i};
+        sum += c[i].p;
+    }
     qsort(c, (size_t)vocab, sizeof *c, likelier);
     int n = 0;
     while (n < vocab && reached < opt.top_p * sum) reached += c[n++].p;
@@ -42,8 +51,8 @@ static int ends_answer(const model *m, const tokenizer *t, int id)
     return stop;
 }
 
-// One pass: every live sequence that fits feeds the tokens its cache lacks, and gets one more. Returns how many did.
-// The sequences share the cache evenly.
+// One pass: every live sequence that fits feeds the tokens its cache lacks, and gets one more. Returns how
+// many. The sequences share the cache evenly.
 static int generate_pass(model *m, const tokenizer *t, sequence *s, int count, batch *b, int *who, rng *g)
 {
     batch_clear(b);
@@ -98,8 +107,10 @@ static char *score_answer(scores *got, const tokenizer *t, sequence *s, const ro
     return text;
 }
 
-// The first `rows` prompts of d, answered a few at a time: as many as the plan has slots. *sample gets the first one's text.
-static scores exact_match(model *m, const tokenizer *t, const dataset *d, int rows, char **sample, void (*progress)(int, int))
+// The first `rows` prompts of d, answered a few at a time: as many as the plan has slots. *sample gets the
+// first one's text.
+static scores exact_match(model *m, const tokenizer *t, const dataset *d, int rows, char **sample,
+                          void (*progress)(int, int))
 {
     int slots = rows < m->p.sequences ? rows : m->p.sequences, next = 0, done = 0;
     sequence *s = alloc((size_t)slots, sizeof *s);
@@ -109,7 +120,7 @@ static scores exact_match(model *m, const tokenizer *t, const dataset *d, int ro
     rng g = {0};
     for (; next < slots; next++) begin_answer(&s[next], &d->rows[answers[next] = next]);
     while (generate_pass(m, t, s, slots, &b, who, &g))
-        for (int i = 0; i < slots; i++) {                       // an answer that is complete makes room for the next row's
+        for (int i = 0; i < slots; i++) {       // an answer that is complete makes room for the next row's
             if (!s[i].done || !s[i].ids) continue;
             char *text = score_answer(&got, t, &s[i], &d->rows[answers[i]]);
             if (answers[i] == 0 && sample) *sample = text;
@@ -124,7 +135,8 @@ static scores exact_match(model *m, const tokenizer *t, const dataset *d, int ro
     return got;
 }
 
-// Prints what the ids say beyond what was printed before. A character that still lacks bytes decodes to U+FFFD: it waits.
+// Prints what the ids say beyond what was printed before. A character that still lacks bytes decodes to
+// U+FFFD: it waits.
 static void print_more(const tokenizer *t, const int *ids, int n, int last, size_t *printed)
 {
     char *text = decode(t, ids, n);

@@ -15,10 +15,12 @@ typedef struct {
 typedef struct { row *rows; const char *path; int cut, dropped, empty; } dataset;
 
 static const char prompt_format[] =
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request."
     "\n\n### Instruction:\n%s\n\n### Response:";
 
-// A field as text; a number as the file spells it. NULL where it is missing or null; anything else is refused.
+// A field as text; a number as the file spells it. NULL where it is missing or null; anything else is
+// refused.
 static const char *text_field(const char *where, const cJSON *json, const char *name)
 {
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
@@ -41,9 +43,10 @@ static char *format_prompt(const char *question, const char *input)
     return prompt;
 }
 
-// BOS (where the model has one) + prompt + answer (+ EOS) as ids. The prompt's are those that generation begins with, whatever
-// follows; the answer continues them, and every token that holds a character of it is learnt. Were both one text to the
-// tokenizer, a piece such as ":-" could hide an answer's first character in the prompt.
+// BOS (where the model has one) + prompt + answer (+ EOS) as ids. The prompt's are those that generation
+// begins with, whatever follows; the answer continues them, and every token that holds a character of it is
+// learnt. Were both one text to the tokenizer, a piece such as ":-" could hide an answer's first character in
+// the prompt.
 static row encode_row(const tokenizer *t, const char *prompt, const char *answer, int eos)
 {
     size_t np, na;
@@ -63,18 +66,21 @@ static row encode_row(const tokenizer *t, const char *prompt, const char *answer
     return r;
 }
 
-// One object in any of the four shapes. What is wrong with it is said with file and line, or with its number in an
-// array. A row whose answer or text is empty has nothing to learn: it comes back without ids.
+// One object in any of the four shapes. What is wrong with it is said with file and line, or with its number
+// in an array. A row whose answer or text is empty has nothing to learn: it comes back without ids.
 static row read_row(const tokenizer *t, const char *where, const cJSON *json)
 {
-    static const char *const shapes[][2] = {{"instruction", "output"}, {"query", "response"}, {"question", "answer"}};
+    static const char *const shapes[][2] = {
+        {"instruction", "output"}, {"query", "response"}, {"question", "answer"},
+    };
     if (!cJSON_IsObject(json)) die("%s: expected a JSON object, e.g. {\"question\": …, \"answer\": …}", where);
     row r = {0};
     for (int i = 0; i < 3; i++) {
         const char *question = text_field(where, json, shapes[i][0]);
         const char *answer = text_field(where, json, shapes[i][1]);
         if (!question && !answer) continue;
-        if (!question || !answer) die("%s: has \"%s\" but no text in \"%s\"", where, shapes[i][!question], shapes[i][!!question]);
+        if (!question || !answer)
+            die("%s: has \"%s\" but no text in \"%s\"", where, shapes[i][!question], shapes[i][!!question]);
         if (!*question) die("%s: \"%s\" is empty", where, shapes[i][0]);
         if (!answer[strspn(answer, " \t\r\n")]) return r;
         char *prompt = format_prompt(question, i == 0 ? text_field(where, json, "input") : NULL);
@@ -84,8 +90,10 @@ static row read_row(const tokenizer *t, const char *where, const cJSON *json)
         return r;
     }
     const char *text = text_field(where, json, "text");
-    if (!text) die("%s: no \"instruction\"/\"output\", \"query\"/\"response\", \"question\"/\"answer\" or \"text\" here", where);
-    if (*text) r = encode_row(t, "", text, !!opt.init);         // a model that starts from nothing must learn where a text ends
+    if (!text)
+        die("%s: no \"instruction\"/\"output\", \"query\"/\"response\", \"question\"/\"answer\" "
+            "or \"text\" here", where);
+    if (*text) r = encode_row(t, "", text, !!opt.init);      // --init: where a text ends must be learnt, too
     if (r.prompt < 1) r.prompt = 1;                             // nothing predicts the first token
     return r;
 }
@@ -206,7 +214,9 @@ static dataset read_rows(const tokenizer *t, const char *path, int seq)
         keep_row(&d, read_row(t, r.where, object), seq);
     free(whole);
     if (!bytes) die("%s: is empty, expected rows", path);
-    if (!arrlen(d.rows)) die("%s: no row has a token to learn within --seq %d%s", path, seq, d.dropped ? "; a larger --seq keeps them" : "");
+    if (!arrlen(d.rows))
+        die("%s: no row has a token to learn within --seq %d%s", path, seq,
+            d.dropped ? "; a larger --seq keeps them" : "");
     return d;
 }
 
@@ -219,10 +229,24 @@ static void free_rows(dataset *d)
 static batch batch_new(int tokens, int rows)
 {
     size_t n = (size_t)tokens, ints = sizeof(int);
-    return (batch){.ids = alloc(n, ints), .pos = alloc(n, ints), .target_row = alloc(n, ints), .label = alloc(n, ints), .spans = alloc((size_t)rows, sizeof(span))};
+    return (batch){
+        .ids = alloc(n, ints),
+        .pos = alloc(n, ints),
+        .target_row = alloc(n, ints),
+        .label = alloc(n, ints),
+        .spans = alloc((size_t)rows, sizeof(span)),
+    };
 }
 
-static void batch_free(batch *b) { free(b->ids), free(b->pos), free(b->target_row), free(b->label), free(b->spans); }
+static void batch_free(batch *b)
+{
+    free(b->ids);
+    free(b->pos);
+    free(b->target_row);
+    free(b->label);
+    free(b->spans);
+}
+
 static void batch_clear(batch *b) { b->tokens = b->targets = b->rows = 0; }
 
 // Appends a row: token i predicts token i + 1, so the last one is never fed.
@@ -267,13 +291,15 @@ static int longest_row(const dataset *d)
     return n;
 }
 
-// A tokenizer may know tokens that its model has no row for ([PAD], added but never resized for). Such a row cannot be fed.
+// A tokenizer may know tokens that its model has no row for ([PAD], added but never resized for). Rows that
+// hold one cannot be fed.
 static void check_ids(const dataset *d, int vocab)
 {
     for (int i = 0; i < arrlen(d->rows); i++)
         for (int j = 0; j < d->rows[i].n; j++)
             if (d->rows[i].ids[j] >= vocab)
-                die("%s: a row holds token %d of the tokenizer's files, but config.json says vocab_size %d", d->path, d->rows[i].ids[j], vocab);
+                die("%s: a row holds token %d of the tokenizer's files, but config.json says vocab_size %d",
+                    d->path, d->rows[i].ids[j], vocab);
 }
 
 static void print_rows(const char *label, const dataset *d)
@@ -295,10 +321,11 @@ static char *decode(const tokenizer *t, const int *ids, int n)
     return text;
 }
 
-// ---- when is an answer right? -----------------------------------------------------------------------------------
+// ---- when is an answer right? -----------------------------------------------------------------------------
 
-// What counts as the answer: the line behind the first "####" (GSM8K) or else "The answer is:" (MetaMathQA), so that what a
-// model goes on to say does not count; all of a text without either. In a fresh string, with a mark's number in *mark.
+// What counts as the answer: the line behind the first "####" (GSM8K) or else "The answer is:" (MetaMathQA),
+// so that what a model goes on to say does not count; all of a text without either. In a fresh string, with a
+// mark's number in *mark.
 static char *final_answer(const char *text, int *mark)
 {
     static const char *const marks[] = {"####", "The answer is:"};
@@ -315,8 +342,8 @@ static char *final_answer(const char *text, int *mark)
     return answer;
 }
 
-// How long a number stands at the text's beginning, 0 if none does: digits with a point at most, and with commas only where they
-// part thousands. 1,234.5 is one; 1,2 and 18.5.3 are none.
+// How long a number stands at the text's beginning, 0 if none does: digits with a point at most, and with
+// commas only where they part thousands. 1,234.5 is one; 1,2 and 18.5.3 are none.
 static size_t number_length(const char *text)
 {
     const char *at = text + strspn(text, "0123456789");
@@ -327,9 +354,9 @@ static size_t number_length(const char *text)
     return n == 1 && *text == '.' ? 0 : n;
 }
 
-// The number that the text begins with, written so that equal numbers are equal strings: no commas, no zeros that say nothing. NULL if
-// there is none, or if it goes on as something else: 3/4, 2x, 10:30, 2023-05-01. *rest is what stands behind it.
-// Strings, because 12345678901234567890 and …891 are the same double.
+// The number that the text begins with, written so that equal numbers are equal strings: no commas, no zeros
+// that say nothing. NULL if there is none, or if it goes on as something else: 3/4, 2x, 10:30, 2023-05-01.
+// *rest is what stands behind it. Strings, because 12345678901234567890 and …891 are the same double.
 static char *leading_number(const char *text, const char **rest)
 {
     const char *digits = text + (*text == '-' || *text == '+');
@@ -337,7 +364,9 @@ static char *leading_number(const char *text, const char **rest)
     *rest = digits + run;
     while (run && strchr(".,", digits[run - 1])) run--;         // the sentence's, not the number's
     if (n && digits[n - 1] == '.') n--;
-    int goes_on = **rest && (isalpha((unsigned char)**rest) || strchr("/\\^", **rest) || (strchr("+-*=:_", **rest) && isdigit((unsigned char)(*rest)[1])));
+    unsigned char next = (unsigned char)**rest;
+    int joined = next && strchr("+-*=:_", next) && isdigit((unsigned char)(*rest)[1]);
+    int goes_on = next && (isalpha(next) || strchr("/\\^", next) || joined);
     if (!n || n != run || goes_on) return NULL;
 
     char *number = alloc(n + 3, 1), *end = number;
@@ -349,14 +378,18 @@ static char *leading_number(const char *text, const char **rest)
         while (end[-1] == '0') *--end = 0;
         if (end[-1] == '.') *--end = 0;
     }
-    if (*text == '-' && strcmp(number, "0")) memmove(number + 1, number, (size_t)(end - number) + 1), *number = '-';
+    if (*text == '-' && strcmp(number, "0")) {
+        memmove(number + 1, number, (size_t)(end - number) + 1);
+        *number = '-';
+    }
     return number;
 }
 
-// Is the model's answer the right one? A number is compared as a number: 42 is 42.0, and behind a mark it may have a unit, "42 apples".
-// Marks and numbers are those of GSM8K (github.com/openai/grade-school-math, dataset.py: "#### " and -?[0-9.,]+, commas left out) and
-// of MetaMathQA (github.com/meta-math/MetaMath, eval_gsm8k.py: "The answer is: " and [-+]?\d*[.,/]?\d+), but what either would read
-// as another number is none here. An empty answer is never right.
+// Is the model's answer the right one? A number is compared as a number: 42 is 42.0, and behind a mark it may
+// have a unit, "42 apples". Marks and numbers are those of
+//   GSM8K       github.com/openai/grade-school-math, dataset.py: "#### " and -?[0-9.,]+, commas left out
+//   MetaMathQA  github.com/meta-math/MetaMath, eval_gsm8k.py: "The answer is: " and [-+]?\d*[.,/]?\d+
+// but what either would read as another number is none here. An empty answer is never right.
 static int same_answer(const char *given, const char *right)
 {
     int mark, right_mark;

@@ -26,12 +26,14 @@ static const char *token_text(const cJSON *token)
 static void add_token(tokenizer *t, const char *path, const cJSON *token, double id)
 {
     const char *text = token_text(token);
-    if (!text || !(id >= 0 && id <= 1 << 24) || id != floor(id)) die("%s: an added token without a text or an id", path);
+    if (!text || !(id >= 0 && id <= 1 << 24) || id != floor(id))
+        die("%s: an added token without a text or an id", path);
     added_token a = {text, (int)id, field_true(token, "special"), field_true(token, "lstrip"), field_true(token, "rstrip"), field_true(token, "single_word")};
     if (!tokenizer_add(t, a)) die("%s: out of memory", path);
 }
 
-// The part of a tokenizer.json's normalizer or pre_tokenizer that is of this type, wherever it stands; NULL if there is none.
+// The part of a tokenizer.json's normalizer or pre_tokenizer that is of this type, wherever it stands; NULL
+// if there is none.
 static const cJSON *part_of_type(const cJSON *json, const char *type)
 {
     const cJSON *item, *found = NULL;
@@ -42,8 +44,9 @@ static const cJSON *part_of_type(const cJSON *json, const char *type)
     return found;
 }
 
-// Where ▁ goes behind a special token, as transformers 5 does it. Its LlamaTokenizer goes by "legacy"; any other class by
-// what tokenizer.json says; a tokenizer.model alone is taken for the oldest kind, which puts ▁ there always.
+// Where ▁ goes behind a special token, as transformers 5 does it. Its LlamaTokenizer goes by "legacy"; any
+// other class by what tokenizer.json says; a tokenizer.model alone is taken for the oldest kind, which puts ▁
+// there always.
 static enum behind_special space_behind(const cJSON *settings, const cJSON *json)
 {
     const char *class = string_field(settings, "tokenizer_class"), *scheme;
@@ -56,7 +59,8 @@ static enum behind_special space_behind(const cJSON *settings, const cJSON *json
 }
 
 // The id of the directory's "bos_token" or "eos_token"; `own`, tokenizer.model's, where it names none.
-static int end_token(const tokenizer *t, const char *path, const cJSON *settings, const cJSON *map, const char *name, int own)
+static int end_token(const tokenizer *t, const char *path, const cJSON *settings, const cJSON *map,
+                     const char *name, int own)
 {
     const char *text = token_text(cJSON_GetObjectItemCaseSensitive(settings, name));
     if (!text) text = token_text(cJSON_GetObjectItemCaseSensitive(map, name));
@@ -66,8 +70,9 @@ static int end_token(const tokenizer *t, const char *path, const cJSON *settings
     return id;
 }
 
-// What Hugging Face's files beside tokenizer.model say of special tokens, in the order in which they overrule each other. Where
-// there are none at all, tokenizer.model is SentencePiece's, and "</s>" in a text is the text.
+// What Hugging Face's files beside tokenizer.model say of special tokens, in the order in which they overrule
+// each other. Where there are none at all, tokenizer.model is SentencePiece's, and "</s>" in a text is the
+// text.
 static void read_special_tokens(tokenizer *t, const char *dir)
 {
     char *added_path, *json_path, *map_path, *path;
@@ -90,11 +95,14 @@ static void read_special_tokens(tokenizer *t, const char *dir)
         double id = strtod(item->string, &end);
         add_token(t, path, item, *end ? -1 : id);
     }
-    int bos = end_token(t, path, settings, map, "bos_token", tokenizer_bos(t)), eos = end_token(t, path, settings, map, "eos_token", tokenizer_eos(t));
+    int bos = end_token(t, path, settings, map, "bos_token", tokenizer_bos(t));
+    int eos = end_token(t, path, settings, map, "eos_token", tokenizer_eos(t));
     const cJSON *add_bos = cJSON_GetObjectItemCaseSensitive(settings, "add_bos_token");
     if (add_bos && !cJSON_IsBool(add_bos) && !cJSON_IsNull(add_bos)) die("%s: \"add_bos_token\" must be true or false", path);
     if (cJSON_IsFalse(add_bos)) bos = -1;
-    else if (bos < 0) die("%s/tokenizer.model: has no BOS piece; \"add_bos_token\": false in tokenizer_config.json does without", dir);
+    else if (bos < 0)
+        die("%s/tokenizer.model: has no BOS piece; "
+            "\"add_bos_token\": false in tokenizer_config.json does without", dir);
     if (eos < 0) die("%s/tokenizer.model: has no EOS piece", dir);
     tokenizer_ends(t, bos, eos);
     tokenizer_spaces(t, !field_false(settings, "add_prefix_space"), space_behind(settings, json));
@@ -114,7 +122,8 @@ static tokenizer *open_tokenizer(const char *dir, int vocab)
     if (exists(path)) expect_file(path);                        // a link to nothing is said as what it is
     tokenizer *t = tokenizer_load(path, err, sizeof err);
     if (!t) die("%s", err);
-    if (vocab && tokenizer_vocab(t) > vocab) die("%s: has %d pieces, but config.json says vocab_size %d", path, tokenizer_vocab(t), vocab);
+    if (vocab && tokenizer_vocab(t) > vocab)
+        die("%s: has %d pieces, but config.json says vocab_size %d", path, tokenizer_vocab(t), vocab);
     read_special_tokens(t, dir);
     free(path);
     return t;
