@@ -18,8 +18,8 @@
       first, last    q, k, v read the same x, and so do gate, up: is this linear the first of them, the last?
       scale          s of y += s (x Aᵀ) Bᵀ: α/r, or α/√r
       SET, ADD       the op writes y = …, or y += …; `mode` is what the caller of forward wants for y
-      S(x)           Bone's sum over shards, in m->s. model.h writes it where it makes x, just before it calls
-                     forward or backward; bone, mini and bat read it (shards_of)                            */
+      S(x)           Bone's sum over the shards of x, in m->s. The first of the linears that read x writes it;
+                     the others find it there, since nobody else writes m->s before the last               */
 
 #ifndef ADAPTERS_H
 #define ADAPTERS_H
@@ -421,8 +421,9 @@ static void lora_ga_backward(model *m, linear *l, mat dx, mat dy, mat x)
 //  S(x) adds up the r-wide shards of x. If r does not divide in, the last shard counts as padded with zeros.
 //  D = 0: step 0 changes nothing, and yet dD = S(x)ᵀ dy is not zero: the first gradient is large. r·out
 //  parameters.
-//  q, k, v share one S(x), and so do gate, up. RMSNorm and SwiGLU write it beside the x they make. o_proj's
-//  x is attention's output, and shard_sum reads it once more. The backward pass makes x again, and S(x) too.
+//  q, k, v read one x and so share one S(x); so do gate, up. The first of them sums it up, in the forward pass
+//  and again in the backward pass, as x itself is made again there. RMSNorm and SwiGLU, which make x, could sum
+//  it up on the way: that would save less than 2 % of a step (train.cu, top; doc/bone.md).
 //
 //  mini: D (r, mini_r) is tiled along out as well: y[:, o] += (S(x) D)[:, o mod mini_r]. r·mini_r parameters.
 
@@ -437,17 +438,20 @@ static void bone_layout(model *m, linear *l, const char *name)
 
 static void bone_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    mat S = shards_of(m, x);                            // S  = Σ_j x_j        (N, r), made with x
+    mat S = shaped(m->s, 1, x.rows, l->D.rows);
+    if (l->first) shard_sum(S, x);                      // S  = Σ_j x_j        (N, r); k and v read q's
     matmul_nt(y, x, l->W, 1, mode);                     // y  = x Wᵀ
     matmul_nn(y, S, l->D, 1, ADD);                      // y += S D
 }
 
-// l->first ? SET : ADD. q, k and v read the same S(x), so dS is the sum of what all three make. Its memory is
-// shared by all layers: the first overwrites what was left there, the others add, the last adds dS to dx.
+// Forward and backward go through q, k, v in the same order, so l->first is q in both. It writes S(x), which
+// all three read. dS is the sum of what all three make. Its memory is shared by all layers: the first
+// overwrites what was left there (SET), the others add (ADD), the last adds dS to dx.
 static void bone_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
-    mat S = shards_of(m, x);
+    mat S = shaped(m->s, 1, x.rows, l->D.rows);
     mat dS = shaped(m->ds, 1, x.rows, l->D.rows);
+    if (l->first) shard_sum(S, x);
     matmul_tn(l->dD, S, dy, 1, ADD);                    // y += S D:      dD += Sᵀ dy
     matmul_nt(dS, dy, l->D, 1, l->first ? SET : ADD);   //                dS += dy Dᵀ
     matmul_nn(dx, dy, l->W, 1, ADD);                    // y  = x Wᵀ:     dx += dy W
@@ -485,8 +489,9 @@ static void mini_layout(model *m, linear *l, const char *name)
 
 static void mini_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    mat S = shards_of(m, x);                            // S  = Σ_j x_j        (N, r), made with x
+    mat S = shaped(m->s, 1, x.rows, l->D.rows);
     mat z = shaped(m->u, 1, x.rows, l->D.cols);
+    if (l->first) shard_sum(S, x);                      // S  = Σ_j x_j        (N, r)
     matmul_nt(y, x, l->W, 1, mode);                     // y  = x Wᵀ
     matmul_nn(z, S, l->D, 1, SET);                      // z  = S D            (N, mini_r)
     shard_tile(y, z);                                   // y_i += z
@@ -495,9 +500,10 @@ static void mini_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 // As Bone's, with dz, the sum of dy over the tiles, in place of dy.
 static void mini_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
-    mat S = shards_of(m, x);
+    mat S = shaped(m->s, 1, x.rows, l->D.rows);
     mat dS = shaped(m->ds, 1, x.rows, l->D.rows);
     mat dz = shaped(m->u, 1, x.rows, l->D.cols);
+    if (l->first) shard_sum(S, x);
     shard_sum(dz, dy);                                  // y_i += z:      dz  = Σ_i dy_i
     matmul_tn(l->dD, S, dz, 1, ADD);                    // z  = S D:      dD += Sᵀ dz
     matmul_nt(dS, dz, l->D, 1, l->first ? SET : ADD);   //                dS += dz Dᵀ
@@ -572,7 +578,8 @@ static mat bat_weight(model *m, linear *l)              // W + VB in the work sp
 
 static void bat_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    mat S = shards_of(m, x);                                            // S  = Σ_j x_j   (N, r), made with x
+    mat S = shaped(m->s, 1, x.rows, l->B.rows);
+    if (l->first) shard_sum(S, x);                                      // S  = Σ_j x_j        (N, r), as Bone
     matmul_nt(y, x, bat_weight(m, l), 1, mode);                         // y  = x (W + VB)ᵀ
     matmul_nt(y, S, stacked(l->B), 1, ADD);                             // y += S B̂ᵀ
 }
@@ -581,10 +588,11 @@ static void bat_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 static void bat_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
     int r = l->B.rows;
-    mat S = shards_of(m, x);
+    mat S = shaped(m->s, 1, x.rows, r);
     mat dS = shaped(m->ds, 1, x.rows, r);
     mat W = bat_weight(m, l);
     mat dW = W;
+    if (l->first) shard_sum(S, x);
     matmul_tn(stacked(l->dB), dy, S, 1, ADD);                           // y += S B̂ᵀ:        dB̂ += dyᵀ S
     matmul_nn(dS, dy, stacked(l->B), 1, l->first ? SET : ADD);          //                   dS += dy B̂
     matmul_nn(dx, dy, W, 1, ADD);                                       // y = x (W + VB)ᵀ:  dx += dy (W + VB)
@@ -701,13 +709,13 @@ static const method methods[] = {
      .peft_type = "LORA", .has_start = 1, .wants_gradient = 1},
     {"bone",    "y = x Wᵀ + S(x) D",
      bone_layout,      NULL,         bone_forward,    bone_backward,    bone_merge,
-     .peft_type = "MISS", .wants_shards = 1},
+     .peft_type = "MISS"},
     {"mini",    "bone, D tiled along the outputs too",
      mini_layout,      NULL,         mini_forward,    mini_backward,    mini_merge,
-     .peft_type = "MISS", .peft_variant = "mini", .wants_shards = 1},
+     .peft_type = "MISS", .peft_variant = "mini"},
     {"bat",     "W'_ij = W_ij + W_ij B_i + B_i",
      bat_layout,       NULL,         bat_forward,     bat_backward,     bat_merge,
-     .peft_type = "MISS", .peft_variant = "bat", .wants_shards = 1},
+     .peft_type = "MISS", .peft_variant = "bat"},
     {"bat-row", "W'_ij = W_ij + W_ij B_j + B_j, factored",
      bat_row_layout,   NULL,         bat_row_forward, bat_row_backward, bat_row_merge,
      .peft_type = "BAT_ROW"},

@@ -41,7 +41,6 @@ typedef struct method {
 
     int has_start;              // it has A0 and B0: forward subtracts them, and the file holds them
     int wants_gradient;         // init finds the gradient of the first step in l->dW
-    int wants_shards;           // forward and backward find S(x) in m->s (shards_of, below)
 } method;
 
 // The linear layers of a block, in the order of the file. A bit for each makes plan.targets.
@@ -643,19 +642,6 @@ static void batch_enter(model *m, const batch *b)
     put_ints(m->label, b->label, (size_t)b->targets);
 }
 
-// Where S(x), Bone's sum over the shards of x, stands: (N, r), in the work space that all layers share.
-static mat shards_of(const model *m, mat x) { return shaped(m->s, 1, x.rows, m->p.rank); }
-
-// The linears that read one x, a bit for each as in plan.targets.
-enum { QKV = 1 | 2 | 4, ONLY_O = 8, GATE_UP = 16 | 32, ONLY_DOWN = 64 };
-
-// The same place, for the op that makes x and can write S(x) beside it. If none of x's readers has an adapter
-// that wants S(x), this is a matrix without memory, and the op writes no sum.
-static mat shards_for(const model *m, int readers, mat x)
-{
-    return m->p.method->wants_shards && m->p.targets & readers ? shards_of(m, x) : (mat){0};
-}
-
 static void linear_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
     l->method->forward(m, l, y, x, mode);
@@ -690,7 +676,7 @@ static void cache_append(layer *L, const batch *b)
 static void attention_block(model *m, layer *L, const batch *b)
 {
     const config *c = &m->c;
-    rmsnorm_forward(m->xn, shards_for(m, QKV, m->xn), L->mid, L->x, L->norm1, c->eps);      // mid = x
+    rmsnorm_forward(m->xn, L->mid, L->x, L->norm1, c->eps);             // mid = x
     linear_forward(m, &L->q_proj, L->q, m->xn, SET);                    // (N, heads·head_dim)
     linear_forward(m, &L->k_proj, L->k, m->xn, SET);                    // (N, kv_heads·head_dim)
     linear_forward(m, &L->v_proj, L->v, m->xn, SET);
@@ -704,14 +690,13 @@ static void attention_block(model *m, layer *L, const batch *b)
         v = L->v_cache;
     }
     attention_forward(L->att, L->lse, L->q, k, v, c->head_dim, b->spans, b->rows);
-    shard_sum(shards_for(m, ONLY_O, L->att), L->att);
     linear_forward(m, &L->o_proj, L->mid, L->att, ADD);                 // mid += o(att)
 }
 
 //  gate = Wgate n,  up = Wup n,  n = rmsnorm(mid);  next = mid
 static void gate_and_up(model *m, layer *L, mat next)
 {
-    rmsnorm_forward(m->xn, shards_for(m, GATE_UP, m->xn), next, L->mid, L->norm2, m->c.eps);
+    rmsnorm_forward(m->xn, next, L->mid, L->norm2, m->c.eps);
     linear_forward(m, &L->gate_proj, L->gate, m->xn, SET);              // (N, hidden)
     linear_forward(m, &L->up_proj, L->up, m->xn, SET);
 }
@@ -721,7 +706,7 @@ static void layer_forward(model *m, layer *L, mat next, const batch *b)
 {
     attention_block(m, L, b);
     gate_and_up(m, L, next);
-    swiglu_forward(m->hid, shards_for(m, ONLY_DOWN, m->hid), L->gate, L->up);
+    swiglu_forward(m->hid, L->gate, L->up);
     linear_forward(m, &L->down_proj, next, m->hid, ADD);                // next += down(hid)
 }
 
@@ -734,14 +719,14 @@ static void layer_backward(model *m, layer *L, const batch *b, int dx_wanted)
     const mat none = {0};
     if (m->p.recompute == 2) attention_block(m, L, b);
     if (m->p.recompute) gate_and_up(m, L, none);
-    swiglu_forward(m->hid, shards_for(m, ONLY_DOWN, m->hid), L->gate, L->up);
+    swiglu_forward(m->hid, L->gate, L->up);
     zero(m->dhid);
     zero(m->dgate);
     zero(m->dup);
     zero(m->dxn);
     linear_backward(m, &L->down_proj, m->dhid, m->dx, m->hid);          // next = mid + down(hid)
     swiglu_backward(m->dgate, m->dup, m->dhid, L->gate, L->up);         // hid = silu(gate) up
-    rmsnorm_forward(m->xn, shards_for(m, GATE_UP, m->xn), none, L->mid, L->norm2, c->eps);
+    rmsnorm_forward(m->xn, none, L->mid, L->norm2, c->eps);
     linear_backward(m, &L->gate_proj, m->dxn, m->dgate, m->xn);
     linear_backward(m, &L->up_proj, m->dxn, m->dup, m->xn);
     rmsnorm_backward(m->dx, L->dnorm2, m->dxn, L->mid, L->norm2, c->eps);   // d(next) + …: dx is now d(mid)
@@ -751,13 +736,12 @@ static void layer_backward(model *m, layer *L, const batch *b, int dx_wanted)
     zero(m->dk);
     zero(m->dv);
     zero(m->dxn);
-    shard_sum(shards_for(m, ONLY_O, L->att), L->att);
     linear_backward(m, &L->o_proj, m->datt, m->dx, L->att);             // mid = x + o(att)
     attention_backward(m->dq, m->dk, m->dv, m->datt, L->q, L->k, L->v, L->att, L->lse,
                        c->head_dim, b->spans, b->rows);
     rope(m->dq, m->pos, m->rope, -1);
     rope(m->dk, m->pos, m->rope, -1);
-    rmsnorm_forward(m->xn, shards_for(m, QKV, m->xn), none, L->x, L->norm1, c->eps);
+    rmsnorm_forward(m->xn, none, L->x, L->norm1, c->eps);
     mat dxn = m->dxn;
     if (!dx_wanted) dxn.p = NULL;                                       // nothing below trains: skip dxn
     linear_backward(m, &L->q_proj, dxn, m->dq, m->xn);
@@ -785,7 +769,7 @@ static void head_forward(model *m, dev_ints rows, int n)
     for (mat **w = (mat *[]){&m->hs, &m->hn, &m->dhs, &m->dhn, &m->logits, NULL}; *w; w++)
         **w = rows_of(**w, 0, n);
     embedding_forward(m->hs, m->last, rows);                            // hs[i] = last[row_i]
-    rmsnorm_forward(m->hn, (mat){0}, (mat){0}, m->hs, m->norm, m->c.eps);
+    rmsnorm_forward(m->hn, (mat){0}, m->hs, m->norm, m->c.eps);
     matmul_nt(m->logits, m->hn, m->head, 1, SET);                       // (n, vocab)
 }
 

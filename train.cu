@@ -16,10 +16,10 @@
     the same bits on every run.
 
     What a pass over memory costs, counted by bytes for Llama2-7B in bf16, 4096 tokens, on a card of 3.35 TB/s
-    and 700 TFLOP/s, where a step takes some 160 ms: reading x (4096, 4096) takes 10 µs. RMSNorm and SwiGLU
-    therefore write S(x) in the kernel that writes x, which saves 94 µs a layer, 3.0 ms a step. RMSNorm also
-    copies the residual stream, which saves 20 µs a layer, 0.6 ms a step. One product for the x Aᵀ of LoRA's
-    q, k, v (and one for gate, up) would save 30 µs a layer, 1.0 ms or 0.6 % of a step: it is not built.
+    and 700 TFLOP/s, where a step takes some 160 ms: reading x (4096, 4096) takes 10 µs. RMSNorm copies the
+    residual stream in the kernel that reads it, which saves 20 µs a layer, 0.6 ms a step. Two things are not
+    built: Bone's S(x) in the kernels of RMSNorm and SwiGLU, which write x, would save 94 µs a layer, 3.0 ms
+    or 1.9 % of a step; one product for the x Aᵀ of LoRA's q, k, v (and one for gate, up) 30 µs, 0.6 %.
 
     Without a GPU this file compiles as C++ against dev/cuda_on_cpu.h, which runs every block and thread.   */
 
@@ -430,25 +430,8 @@ __device__ static inline wide inverse_rms(const real *x, int C, wide eps)
     return 1 / sqrt(block_sum(sum) / C + eps);
 }
 
-// S(x)[c] = Σ_j x[j·r + c]: element c of the sum of the shards of a row.
-__device__ static inline wide shard_at(const real *x, int C, int r, int c)
-{
-    wide sum = 0;
-    for (int i = c; i < C; i += r) sum += up(x[i]);
-    return sum;
-}
-
-// s = S(x), for a row x that this block has just written. It is read back (from the cache), so that s is the
-// sum of the rounded x, as it would be if shard_sum read x later.
-__device__ static inline void shards_of_row(real *s, int r, const real *x, int C)
-{
-    __syncthreads();                                            // other threads wrote most of x
-    for (int c = threadIdx.x; c < r; c += blockDim.x) down(&s[c], shard_at(x, C, r, c));
-}
-
-// out = w x ρ.  One block a row: a pass for ρ, a pass that writes out and the copy of x, and then S(out) if
-// it is wanted.
-__global__ static void rmsnorm_kernel(mat out, mat sum, mat residual, mat x, mat w, wide eps)
+// out = w x ρ.  One block a row: a pass for ρ, and a pass that writes out and, if it is wanted, the copy of x.
+__global__ static void rmsnorm_kernel(mat out, mat residual, mat x, mat w, wide eps)
 {
     const real *xn = row_of(x, blockIdx.x);
     real *on = row_of(out, blockIdx.x), *kept = residual.p ? row_of(residual, blockIdx.x) : NULL;
@@ -457,12 +440,11 @@ __global__ static void rmsnorm_kernel(mat out, mat sum, mat residual, mat x, mat
         down(&on[c], load(w.p, w.type, c) * up(xn[c]) * rho);
         if (kept) kept[c] = xn[c];
     }
-    if (sum.p) shards_of_row(row_of(sum, blockIdx.x), sum.cols, on, x.cols);
 }
 
-extern "C" void rmsnorm_forward(mat out, mat sum, mat residual, mat x, mat w, double eps)
+extern "C" void rmsnorm_forward(mat out, mat residual, mat x, mat w, double eps)
 {
-    RUN(rmsnorm_kernel, x.rows, THREADS, out, sum, residual, x, w, (wide)eps);
+    RUN(rmsnorm_kernel, x.rows, THREADS, out, residual, x, w, (wide)eps);
 }
 
 //  dx += ρ (w dout − x ρ² mean(w dout x)),  since dρ/dx_c = −ρ³ x_c / C.
@@ -652,22 +634,19 @@ extern "C" void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat 
         }
 }
 
-// out = silu(g) u,  silu(g) = g σ(g),  σ(g) = 1/(1 + e^−g).  One block a row of out, and S(out) of it if that
-// is wanted.
-__global__ static void swiglu_kernel(mat out, mat sum, mat gate, mat up_)
+// out = silu(g) u,  silu(g) = g σ(g),  σ(g) = 1/(1 + e^−g).  One block: 256 columns of a row, an element a
+// thread.
+__global__ static void swiglu_kernel(mat out, mat gate, mat up_)
 {
-    int n = blockIdx.x;
-    real *on = row_of(out, n);
-    for (int c = threadIdx.x; c < out.cols; c += blockDim.x) {
+    FOR_EACH_ELEMENT(out, n, c) {
         wide g = up(row_of(gate, n)[c]);
-        down(&on[c], g / (1 + exp(-g)) * up(row_of(up_, n)[c]));
+        down(&row_of(out, n)[c], g / (1 + exp(-g)) * up(row_of(up_, n)[c]));
     }
-    if (sum.p) shards_of_row(row_of(sum, n), sum.cols, on, out.cols);
 }
 
-extern "C" void swiglu_forward(mat out, mat sum, mat gate, mat up_)
+extern "C" void swiglu_forward(mat out, mat gate, mat up_)
 {
-    RUN(swiglu_kernel, out.rows, THREADS, out, sum, gate, up_);
+    RUN(swiglu_kernel, element_grid(out), THREADS, out, gate, up_);
 }
 
 //  dg += dout u σ (1 + g (1 − σ)),   du += dout g σ.  One block: 256 columns of a row, an element a thread.
@@ -723,12 +702,17 @@ extern "C" void cross_entropy(mat losses, mat logits, dev_ints labels, double sc
 // element of every shard; neighbouring threads read neighbouring elements.
 __global__ static void shard_sum_kernel(mat s, mat x)
 {
-    FOR_EACH_ELEMENT(s, n, c) down(&row_of(s, n)[c], shard_at(row_of(x, n), x.cols, s.cols, c));
+    FOR_EACH_ELEMENT(s, n, c) {
+        const real *xn = row_of(x, n);
+        wide sum = 0;
+        for (int i = c; i < x.cols; i += s.cols) sum += up(xn[i]);
+        down(&row_of(s, n)[c], sum);
+    }
 }
 
 extern "C" void shard_sum(mat s, mat x)
 {
-    if (s.p) RUN(shard_sum_kernel, element_grid(s), THREADS, s, x);
+    RUN(shard_sum_kernel, element_grid(s), THREADS, s, x);
 }
 
 // x[n, j·r + c] += s[n, c].  One block: 256 columns of a row of x, an element a thread.

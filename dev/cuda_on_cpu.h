@@ -23,11 +23,11 @@
       1  the language        2  a block and its threads    3  barriers and shuffles    4  shared memory
       5  launch              6  numbers of 16 bits         7  the runtime              8  cuBLAS
 
-    What is not here: dynamic shared memory, textures, graphs, shuffles of less than a warp, concurrency of streams.        */
+    Only what train.cu calls is here. A kernel that needs more (another shuffle, a stream, a copy of another kind) adds it,
+    and its test to dev/test_cuda_on_cpu.cpp.                                                                               */
 
 #ifndef CUDA_ON_CPU_H
 #define CUDA_ON_CPU_H
-#include <chrono>
 #include <elf.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -63,11 +63,8 @@
 
 #define __global__ __attribute__((noinline))                // a function of its own, for breakpoints
 #define __device__
-#define __host__
-#define __constant__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
-#define __shared__ static __attribute__((abi_tag("shared")))    // one copy, since one block runs at a time; section 4 finds it by its tag
+// One copy is enough, since one block runs at a time; section 4 finds it by its tag.
+#define __shared__ static __attribute__((abi_tag("shared")))
 #define LAUNCH(kernel, blocks, threads, ...) \
     cuda_on_cpu::launch(#kernel, [&](auto &...kernel_arguments) { kernel(kernel_arguments...); }, blocks, threads, ##__VA_ARGS__)
 
@@ -80,23 +77,14 @@ struct dim3 {
 // Of the thread that runs. Plain variables, so that a debugger can read them and a condition can name them.
 inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
-constexpr int warpSize = 32;
-
-inline float  rsqrtf(float x) { return 1 / sqrtf(x); }
-inline double rsqrt(double x) { return 1 / sqrt(x); }
-inline float  rsqrt(float x)  { return 1 / sqrtf(x); }
-#define __expf expf
-#define __logf logf
-
-#define CUDA_PICK(name, less) template <class A, class B, class T = std::common_type_t<A, B>> constexpr T name(A a, B b) \
-    { if constexpr (std::is_floating_point_v<T>) return f##name(a, b); else return (T)a less (T)b ? a : b; }
-CUDA_PICK(min, <)
-CUDA_PICK(max, >)
 
 // One thread runs at a time and none is interrupted: whatever it does is atomic, and every other thread sees it.
-template <class T> T atomicAdd(T *p, std::common_type_t<T> x) { T old = *p; *p += x; return old; }
-template <class T> T __ldg(const T *p) { return *p; }
-inline void __threadfence() {}
+template <class T> T atomicAdd(T *p, std::common_type_t<T> x)
+{
+    T old = *p;
+    *p += x;
+    return old;
+}
 
 /* ---- 2  a block and its threads --------------------------------------------------------------------------------
    A thread runs until it waits or returns; then the next one has its turn. Where a thread has to wait its stack must
@@ -175,7 +163,8 @@ inline order read_order()
 
 inline void say_where()
 {
-    fprintf(stderr, "cuda_on_cpu: kernel %s, block (%u,%u,%u) of (%u,%u,%u)", kernel_name, blockIdx.x, blockIdx.y, blockIdx.z, gridDim.x, gridDim.y, gridDim.z);
+    fprintf(stderr, "cuda_on_cpu: kernel %s, block (%u,%u,%u) of (%u,%u,%u)",
+            kernel_name, blockIdx.x, blockIdx.y, blockIdx.z, gridDim.x, gridDim.y, gridDim.z);
 }
 
 // No thread can move. Say who waits where, a line for each place, and end.
@@ -202,13 +191,16 @@ inline void say_where()
     abort();
 }
 
-// The threads in turn; a round ends when all have run or wait. Then the barrier opens, if everyone is there. -1: all have returned.
+// The threads in turn; a round ends when all have run or wait. Then the barrier opens, if everyone is there.
+// -1: all have returned.
 inline int next_thread()
 {
-    for (;; turn = 0, moved = false) {
+    for (;;) {
         while (turn < count) {
             int t = turns[turn++];
-            if (states[t] <= READY) { moved = true; return t; }
+            if (states[t] > READY) continue;
+            moved = true;
+            return t;
         }
         if (returned == count) return -1;
         if (waiting == count) {
@@ -218,6 +210,8 @@ inline int next_thread()
             waiting = 0;
         } else if (!moved) stuck("only a part of the threads reaches a barrier");
         if (rule.kind == order::RANDOM) rule.arrange(turns, count);
+        turn = 0;
+        moved = false;
     }
 }
 
@@ -236,12 +230,14 @@ inline void arrive([[maybe_unused]] fiber *self)
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(self->fake, &came_from->stack, &came_from->size);
 #endif
-    threadIdx = threads[me = here->thread].index;
+    me = here->thread;
+    threadIdx = threads[me].index;
 }
 
 inline void switch_to(fiber *to)
 {
-    fiber *from = came_from = here;
+    fiber *from = here;
+    came_from = from;
     here = to;
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(&from->fake, to->stack, to->size);
@@ -256,14 +252,22 @@ inline void switch_to(fiber *to)
 
 inline fiber *new_fiber();
 
-// The next thread has its turn, on the fiber where it waits or, if it is new, on one that rests; after the last, the launcher.
+// The next thread has its turn, on the fiber where it waits or, if it is new, on one that rests; after the last, the
+// launcher.
 inline void give_turn()
 {
     int t = next_thread();
     fiber *to = t < 0 ? &launcher : states[t] != FRESH ? threads[t].on : rest ? resting[--rest] : new_fiber();
-    if (t >= 0) to->thread = t, threads[t].on = to;
-    if (to != here) switch_to(to);
-    else threadIdx = threads[me = t].index;
+    if (t >= 0) {
+        to->thread = t;
+        threads[t].on = to;
+    }
+    if (to != here) {
+        switch_to(to);
+        return;
+    }
+    me = t;
+    threadIdx = threads[t].index;
 }
 
 inline void fiber_main()
@@ -272,27 +276,34 @@ inline void fiber_main()
         body(arguments);
         states[me] = RETURNED;
         returned++;
-        resting[rest++] = here;                 // the last to rest is the first to go on: a new thread stays on this fiber
+        resting[rest++] = here;         // the last to rest is the first to go on: a new thread stays on this fiber
         give_turn();
     }
 }
 
 inline fiber *new_fiber()
 {
-    static char *stacks = (char *)mmap(NULL, MAX_THREADS * (size_t)(STACK + GUARD), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    char *stack = stacks + made * (size_t)(STACK + GUARD) + GUARD;
-    if (stacks == MAP_FAILED || mprotect(stack, STACK, PROT_READ | PROT_WRITE)) perror("error: no memory for the stacks of threads"), exit(1);
+    const size_t each = STACK + GUARD;
+    static char *stacks = (char *)mmap(NULL, MAX_THREADS * each, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    char *stack = stacks + made * each + GUARD;
+    if (stacks == MAP_FAILED || mprotect(stack, STACK, PROT_READ | PROT_WRITE)) {
+        perror("error: no memory for the stacks of threads");
+        exit(1);
+    }
     fiber *f = &fibers[made++];
-    f->stack = stack, f->size = STACK;
+    f->stack = stack;
+    f->size = STACK;
 #ifdef CUDA_UCONTEXT
     getcontext(&f->context);
-    f->context.uc_stack.ss_sp = stack, f->context.uc_stack.ss_size = STACK;
+    f->context.uc_stack.ss_sp = stack;
+    f->context.uc_stack.ss_size = STACK;
     makecontext(&f->context, fiber_main, 0);
 #else
     // The first switch pops six registers and returns into fiber_main. The tops differ by a few cache lines: at the same
     // place in every page they would compete for the same few lines of the cache.
     void **top = (void **)(stack + STACK - made % 16 * 256) - 2;
-    top[0] = (void *)fiber_main, top[1] = NULL;                 // no caller: here a backtrace ends
+    top[0] = (void *)fiber_main;
+    top[1] = NULL;                                              // no caller: here a backtrace ends
     f->sp = top - 6;
 #endif
     return f;
@@ -303,15 +314,23 @@ inline fiber *new_fiber()
 inline void wait_at(state s, const char *what, unsigned mask, const char *file, int line)
 {
     thread &t = threads[me];
-    states[me] = s, t.what = what, t.mask = mask, t.file = file, t.line = line;
+    states[me] = s;
+    t.what = what;
+    t.mask = mask;
+    t.file = file;
+    t.line = line;
 }
 
-// The lanes of `mask` meet; each gives a value and gets the one of its source lane. The last to come hands them all out.
+// The lanes of `mask` meet; each gives a value and gets the one of its source lane. The last to come hands them all
+// out.
 inline uint64_t meet(const char *what, unsigned mask, uint64_t value, int source, const char *file, int line)
 {
-    int first = me & ~31, lanes = count - first < 32 ? count - first : 32, self = me;
+    int self = me;
+    int first = me & ~31;
+    int lanes = count - first < 32 ? count - first : 32;
     mask &= ~0u >> (32 - lanes);                                // the last warp of a block may be short
-    threads[me].value = value, threads[me].lane = source;
+    threads[me].value = value;
+    threads[me].lane = source;
     wait_at(AT_WARP, what, mask, file, line);
     if (!(mask >> (me - first) & 1)) stuck("a thread is not in its own mask");
     unsigned &arrived = threads[first + __builtin_ctz(mask)].arrived;
@@ -323,8 +342,9 @@ inline uint64_t meet(const char *what, unsigned mask, uint64_t value, int source
     uint64_t given[32];
     for (int i = 0; i < lanes; i++) {
         const thread &t = threads[first + i];
+        bool here_too = states[first + i] == AT_WARP && t.mask == mask && t.line == line;
         given[i] = t.value;
-        if (mask >> i & 1 && (states[first + i] != AT_WARP || t.mask != mask || t.line != line)) stuck("the lanes of a mask do not meet in one place");
+        if (mask >> i & 1 && !here_too) stuck("the lanes of a mask do not meet in one place");
     }
     for (int i = 0; i < lanes; i++) {
         thread &t = threads[first + i];
@@ -333,21 +353,12 @@ inline uint64_t meet(const char *what, unsigned mask, uint64_t value, int source
         t.value = given[t.lane];
         states[first + i] = READY;
     }
-    // A warp goes on as far as it can before the next has its turn, or, in a random order, only sometimes: if all took one step
-    // a round, a warp that no barrier holds back would never be seen to run ahead.
+    // A warp goes on as far as it can before the next has its turn, or, in a random order, only sometimes: if all took
+    // one step a round, a warp that no barrier holds back would never be seen to run ahead.
     if (rule.kind != order::RANDOM || rule.random(2)) turn = 0;
     return threads[self].value;
 }
 
-template <class T> T shuffle(const char *what, unsigned mask, T x, int source, const char *file, int line)
-{
-    static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle carries 8 bytes");
-    uint64_t bits = 0;
-    memcpy(&bits, &x, sizeof x);
-    bits = meet(what, mask, bits, source, file, line);
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
 }
 
 #define CUDA_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()      // of the caller
@@ -358,17 +369,15 @@ inline void __syncthreads(CUDA_HERE)
     cuda_on_cpu::waiting++;
     cuda_on_cpu::give_turn();
 }
-inline void __syncwarp(unsigned mask = ~0u, CUDA_HERE) { cuda_on_cpu::meet("__syncwarp", mask, 0, cuda_on_cpu::me & 31, file, line); }
 
-template <class T> T __shfl_sync(unsigned mask, T x, int lane, CUDA_HERE) { return cuda_on_cpu::shuffle("__shfl_sync", mask, x, lane & 31, file, line); }
 template <class T> T __shfl_xor_sync(unsigned mask, T x, int bits, CUDA_HERE)
 {
-    return cuda_on_cpu::shuffle("__shfl_xor_sync", mask, x, (cuda_on_cpu::me ^ bits) & 31, file, line);
-}
-template <class T> T __shfl_down_sync(unsigned mask, T x, int delta, CUDA_HERE)
-{
-    int lane = cuda_on_cpu::me & 31;
-    return cuda_on_cpu::shuffle("__shfl_down_sync", mask, x, lane + delta < 32 ? lane + delta : lane, file, line);
+    static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle carries 8 bytes");
+    uint64_t value = 0;
+    memcpy(&value, &x, sizeof x);
+    value = cuda_on_cpu::meet("__shfl_xor_sync", mask, value, (cuda_on_cpu::me ^ bits) & 31, file, line);
+    memcpy(&x, &value, sizeof x);
+    return x;
 }
 
 /* ---- 4  shared memory ------------------------------------------------------------------------------------------
@@ -387,7 +396,10 @@ inline std::vector<range> find_shared()
     int fd = open("/proc/self/exe", O_RDONLY);
     off_t size = lseek(fd, 0, SEEK_END);
     char *elf = (char *)mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (fd < 0 || elf == MAP_FAILED) perror("error: cannot read /proc/self/exe"), exit(1);
+    if (fd < 0 || elf == MAP_FAILED) {
+        perror("error: cannot read /proc/self/exe");
+        exit(1);
+    }
     close(fd);
     auto *head = (Elf64_Ehdr *)elf;
     auto *sections = (Elf64_Shdr *)(elf + head->e_shoff);
@@ -398,42 +410,77 @@ inline std::vector<range> find_shared()
         auto *symbols = (Elf64_Sym *)(elf + sections[s].sh_offset);
         const char *names = elf + sections[sections[s].sh_link].sh_offset;
         for (size_t i = 0; i < sections[s].sh_size / sizeof *symbols; i++) {
-            const char *name = names + symbols[i].st_name, *tag = strstr(name, "B6shared");
-            if (!strcmp(name, "_ZN11cuda_on_cpu6anchorE")) known = true, loaded_at = (uintptr_t)&anchor - symbols[i].st_value;
-            if (tag && !strncmp(name, "_ZZ", 3)) found.push_back({symbols[i].st_value, symbols[i].st_size});
+            const char *name = names + symbols[i].st_name;
+            bool shared = !strncmp(name, "_ZZ", 3) && strstr(name, "B6shared");
+            if (shared) found.push_back({symbols[i].st_value, symbols[i].st_size});
+            if (strcmp(name, "_ZN11cuda_on_cpu6anchorE")) continue;
+            known = true;
+            loaded_at = (uintptr_t)&anchor - symbols[i].st_value;
         }
     }
     munmap(elf, size);
-    if (!known) fputs("error: cuda_on_cpu needs the program's symbols: do not strip it\n", stderr), exit(1);
+    if (!known) {
+        fputs("error: cuda_on_cpu needs the program's symbols: do not strip it\n", stderr);
+        exit(1);
+    }
     for (range &r : found) {
         r.at += loaded_at;
 #ifdef __SANITIZE_ADDRESS__
-        uintptr_t red_zone = (uintptr_t)__asan_region_is_poisoned((void *)r.at, r.size);    // clang counts it into the symbol's size
+        // clang counts the red zone into the symbol's size
+        uintptr_t red_zone = (uintptr_t)__asan_region_is_poisoned((void *)r.at, r.size);
         if (red_zone) r.size = red_zone - r.at;
 #endif
     }
     return found;
 }
+}
 
 /* ---- 5  launch ------------------------------------------------------------------------------------------------- */
 
-enum error { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_CONFIGURATION = 9, INVALID_DIRECTION = 21 };
-inline int last_error;                          // what cudaGetLastError will say
-inline int fail(int e) { return e ? last_error = e : e; }
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorMemoryAllocation, cudaErrorInvalidConfiguration = 9 };
+
+namespace cuda_on_cpu {
+
+inline cudaError_t last_error;                  // what cudaGetLastError will say
+inline cudaError_t fail(cudaError_t e)
+{
+    last_error = e;
+    return e;
+}
+
+#ifdef __SANITIZE_ADDRESS__
+inline void say_which(const char *)             // AddressSanitizer calls it with its report
+{
+    if (!kernel_name) return;
+    say_where();
+    fprintf(stderr, ", thread (%u,%u,%u)\n", threadIdx.x, threadIdx.y, threadIdx.z);
+}
+#endif
 
 inline void run_grid(const char *name, void (*bound)(void *), void *args, dim3 grid, dim3 block)
 {
     static const std::vector<range> shared = find_shared();
     size_t n = (size_t)block.x * block.y * block.z;
-    if (n < 1 || n > MAX_THREADS || block.z > 64 || !grid.x || !grid.y || !grid.z || grid.x > INT_MAX || grid.y > 65535 || grid.z > 65535) {
-        fail(INVALID_CONFIGURATION);
+    bool block_fits = n >= 1 && n <= MAX_THREADS && block.z <= 64;
+    bool grid_fits = grid.x && grid.y && grid.z && grid.x <= INT_MAX && grid.y <= 65535 && grid.z <= 65535;
+    if (!block_fits || !grid_fits) {
+        fail(cudaErrorInvalidConfiguration);
         return;
     }
 #ifdef __SANITIZE_ADDRESS__
-    __asan_set_error_report_callback([](const char *) { if (kernel_name) say_where(), fprintf(stderr, ", thread (%u,%u,%u)\n", threadIdx.x, threadIdx.y, threadIdx.z); });
+    __asan_set_error_report_callback(say_which);
 #endif
-    kernel_name = name, body = bound, arguments = args, gridDim = grid, blockDim = block, count = (int)n, rule = read_order();
-    for (unsigned i = 0; i < n; i++) threads[i] = {}, threads[i].index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
+    kernel_name = name;
+    body = bound;
+    arguments = args;
+    gridDim = grid;
+    blockDim = block;
+    count = (int)n;
+    rule = read_order();
+    for (unsigned i = 0; i < n; i++) {
+        threads[i] = {};
+        threads[i].index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
+    }
     std::vector<size_t> order((size_t)grid.x * grid.y * grid.z);
     rule.arrange(order.data(), order.size());
     for (size_t b : order) {
@@ -457,17 +504,34 @@ template <class F, class... A> void launch(const char *name, F kernel, dim3 grid
 /* ---- 6  numbers of 16 bits -------------------------------------------------------------------------------------- */
 
 namespace cuda_on_cpu {
-inline uint32_t bits_of(float x) { uint32_t u; memcpy(&u, &x, sizeof u); return u; }
-inline float float_of(uint32_t u) { float x; memcpy(&x, &u, sizeof x); return x; }
+inline uint32_t bits_of(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+inline float float_of(uint32_t u)
+{
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
 
-// bf16 is the upper half of a float. To nearest, ties to even: add just less than a half, and one more if the last bit kept is odd.
-inline uint16_t to_bf16(float x) { uint32_t u = bits_of(x); return x != x ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16; }
+// bf16 is the upper half of a float. To nearest, ties to even: add just less than a half, and one more if the last bit
+// kept is odd.
+inline uint16_t to_bf16(float x)
+{
+    uint32_t u = bits_of(x);
+    return x != x ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
 inline float from_bf16(uint16_t h) { return float_of((uint32_t)h << 16); }
 
 // half: 5 bits of exponent, biased by 15 (a float's by 127), 10 of mantissa; below 2^-14 a multiple of 2^-24.
 inline uint16_t to_half(float x)
 {
-    uint32_t u = bits_of(x), sign = u >> 16 & 0x8000, size = u & 0x7fffffff;
+    uint32_t u = bits_of(x);
+    uint32_t sign = u >> 16 & 0x8000;
+    uint32_t size = u & 0x7fffffff;
     if (x != x) return 0x7fff;
     if (size >= bits_of(65520)) return sign | 0x7c00;                       // rounds to infinity
     if (size < bits_of(0x1p-14f)) return sign | (uint16_t)lrintf(float_of(size) * 0x1p24f);
@@ -475,7 +539,8 @@ inline uint16_t to_half(float x)
 }
 inline float from_half(uint16_t h)
 {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, size = h & 0x7fff;
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16;
+    uint32_t size = h & 0x7fff;
     float x = size < 0x400 ? size * 0x1p-24f : float_of((size << 13) + ((size < 0x7c00 ? 112u : 224u) << 23));
     return float_of(sign | bits_of(x));
 }
@@ -493,35 +558,19 @@ struct __half {
     __half(float x) : bits(cuda_on_cpu::to_half(x)) {}
     operator float() const { return cuda_on_cpu::from_half(bits); }
 };
-inline __nv_bfloat16 __float2bfloat16(float x) { return x; }
-inline float __bfloat162float(__nv_bfloat16 x) { return x; }
-inline __half __float2half(float x) { return x; }
-inline float __half2float(__half x) { return x; }
 
 /* ---- 7  the runtime ---------------------------------------------------------------------------------------------
-   Everything has happened when a call returns, so streams and events have nothing to wait for. Device memory is the
-   program's own; a copy in the wrong direction fails all the same, as it would with a card.                         */
+   Everything has happened when a call returns. Device memory is the program's own; a copy in the wrong direction fails
+   all the same, as it would with a card.                                                                             */
 
-enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorMemoryAllocation, cudaErrorInvalidConfiguration = 9, cudaErrorInvalidMemcpyDirection = 21, cudaErrorInvalidDevice = 101 };
-enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
-enum cudaDeviceAttr { cudaDevAttrMaxThreadsPerBlock = 1, cudaDevAttrMultiProcessorCount = 16, cudaDevAttrL2CacheSize = 38,
-                      cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76 };
-enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
-
-struct cudaDeviceProp {
-    char name[256];
-    size_t totalGlobalMem, sharedMemPerBlock;
-    int major, minor, multiProcessorCount, warpSize, maxThreadsPerBlock, l2CacheSize;
-};
-typedef struct CUstream_st *cudaStream_t;
-typedef struct CUevent_st { std::chrono::steady_clock::time_point t; } *cudaEvent_t;
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
+struct cudaDeviceProp { char name[256]; };
 
 namespace cuda_on_cpu {
 inline std::map<const char *, size_t> blocks;   // of device memory: begin and size
 inline size_t allocated;
 inline long mallocs;                            // calls of cudaMalloc so far
 
-inline cudaError_t result(int e) { return (cudaError_t)fail(e); }
 inline size_t memory() { return (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE); }
 inline bool on_device(const void *p)
 {
@@ -536,94 +585,69 @@ template <class T> cudaError_t cudaMalloc(T **p, size_t bytes)
     *p = NULL;
     mallocs++;
     if (!bytes) return cudaSuccess;
-    if (bytes > memory() - allocated || posix_memalign((void **)p, 256, bytes)) return result(OUT_OF_MEMORY);
+    if (bytes > memory() - allocated || posix_memalign((void **)p, 256, bytes)) return fail(cudaErrorMemoryAllocation);
     memset((void *)*p, 0xff, bytes);
-    allocated += blocks[(const char *)*p] = bytes;
+    blocks[(const char *)*p] = bytes;
+    allocated += bytes;
     return cudaSuccess;
 }
-extern "C" __attribute__((used)) inline long cuda_on_cpu_mallocs() { return cuda_on_cpu::mallocs; }     // for programs in C
+// For programs in C.
+extern "C" __attribute__((used)) inline long cuda_on_cpu_mallocs() { return cuda_on_cpu::mallocs; }
+
 inline cudaError_t cudaFree(void *p)
 {
     using namespace cuda_on_cpu;
+    if (!p) return cudaSuccess;
     auto block = blocks.find((const char *)p);
-    if (block == blocks.end()) return result(p ? INVALID_VALUE : OK);
+    if (block == blocks.end()) return fail(cudaErrorInvalidValue);
     allocated -= block->second;
     blocks.erase(block);
     free(p);
     return cudaSuccess;
 }
-template <class T> cudaError_t cudaMallocHost(T **p, size_t bytes) { return cuda_on_cpu::result((*p = (T *)malloc(bytes)) ? cudaSuccess : cudaErrorMemoryAllocation); }
-inline cudaError_t cudaFreeHost(void *p) { free(p); return cudaSuccess; }
+
 inline cudaError_t cudaMemGetInfo(size_t *unused, size_t *total)
 {
-    *total = cuda_on_cpu::memory(), *unused = *total - cuda_on_cpu::allocated;
+    *total = cuda_on_cpu::memory();
+    *unused = *total - cuda_on_cpu::allocated;
     return cudaSuccess;
 }
 
-inline cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t rows, cudaMemcpyKind kind, cudaStream_t = 0)
+inline cudaError_t cudaMemcpy(void *to, const void *from, size_t n, cudaMemcpyKind kind)
 {
     using namespace cuda_on_cpu;
-    bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice, from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
-    if (!width || !rows) return cudaSuccess;
-    if (kind < 0 || kind > cudaMemcpyDefault) return result(INVALID_DIRECTION);
-    if (width > to_pitch || width > from_pitch) return result(INVALID_VALUE);
-    if (kind != cudaMemcpyDefault && (on_device(to) != to_device || on_device(from) != from_device)) return result(INVALID_VALUE);
-    for (size_t r = 0; r < rows; r++) memmove((char *)to + r * to_pitch, (const char *)from + r * from_pitch, width);
+    if (!n) return cudaSuccess;
+    bool right_way = on_device(to) == (kind == cudaMemcpyHostToDevice) && on_device(from) == (kind == cudaMemcpyDeviceToHost);
+    if (!right_way) return fail(cudaErrorInvalidValue);
+    memcpy(to, from, n);
     return cudaSuccess;
 }
-inline cudaError_t cudaMemcpy2D(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t rows, cudaMemcpyKind kind)
-{
-    return cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, width, rows, kind);
-}
-inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind, cudaStream_t = 0) { return cudaMemcpy2D(to, n, from, n, n, 1, kind); }
-inline cudaError_t cudaMemcpy(void *to, const void *from, size_t n, cudaMemcpyKind kind) { return cudaMemcpy2D(to, n, from, n, n, 1, kind); }
-inline cudaError_t cudaMemsetAsync(void *p, int byte, size_t n, cudaStream_t = 0)
-{
-    if (n && !cuda_on_cpu::on_device(p)) return cuda_on_cpu::result(cudaErrorInvalidValue);
-    if (n) memset(p, byte, n);
-    return cudaSuccess;
-}
-inline cudaError_t cudaMemset(void *p, int byte, size_t n) { return cudaMemsetAsync(p, byte, n); }
 
-inline cudaError_t cudaPeekAtLastError() { return (cudaError_t)cuda_on_cpu::last_error; }
-inline cudaError_t cudaGetLastError() { return (cudaError_t)std::exchange(cuda_on_cpu::last_error, 0); }
-inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+inline cudaError_t cudaMemset(void *p, int byte, size_t n)
+{
+    if (!n) return cudaSuccess;
+    if (!cuda_on_cpu::on_device(p)) return cuda_on_cpu::fail(cudaErrorInvalidValue);
+    memset(p, byte, n);
+    return cudaSuccess;
+}
+
+inline cudaError_t cudaGetLastError() { return std::exchange(cuda_on_cpu::last_error, cudaSuccess); }
 inline const char *cudaGetErrorString(cudaError_t e)
 {
-    return e == cudaSuccess ? "no error" : e == cudaErrorInvalidValue ? "invalid argument" : e == cudaErrorMemoryAllocation ? "out of memory"
-         : e == cudaErrorInvalidConfiguration ? "invalid configuration argument" : e == cudaErrorInvalidMemcpyDirection ? "invalid copy direction for memcpy"
-         : e == cudaErrorInvalidDevice ? "invalid device ordinal" : "unrecognized error code";
+    return e == cudaSuccess ? "no error"
+         : e == cudaErrorInvalidValue ? "invalid argument"
+         : e == cudaErrorMemoryAllocation ? "out of memory" : "invalid configuration argument";
 }
 
-inline cudaError_t cudaGetDeviceCount(int *n) { *n = 1; return cudaSuccess; }
-inline cudaError_t cudaSetDevice(int device) { return cuda_on_cpu::result(device ? cudaErrorInvalidDevice : cudaSuccess); }
-inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device)
+inline cudaError_t cudaGetDeviceCount(int *n)
 {
-    *p = {"CPU, emulating CUDA", cuda_on_cpu::memory(), 48 << 10, 8, 0, 4, warpSize, cuda_on_cpu::MAX_THREADS, 1 << 20};
-    return cudaSetDevice(device);
-}
-inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr a, int device)
-{
-    cudaDeviceProp p;
-    if (cudaGetDeviceProperties(&p, device)) return cudaErrorInvalidDevice;
-    *value = a == cudaDevAttrMaxThreadsPerBlock ? p.maxThreadsPerBlock : a == cudaDevAttrMultiProcessorCount ? p.multiProcessorCount
-           : a == cudaDevAttrL2CacheSize ? p.l2CacheSize : a == cudaDevAttrComputeCapabilityMajor ? p.major : a == cudaDevAttrComputeCapabilityMinor ? p.minor : -1;
-    return cuda_on_cpu::result(*value < 0 ? cudaErrorInvalidValue : cudaSuccess);
+    *n = 1;
+    return cudaSuccess;
 }
 
-inline cudaError_t cudaStreamCreate(cudaStream_t *s) { *s = NULL; return cudaSuccess; }
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) { *s = NULL; return cudaSuccess; }
-inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) { return cudaSuccess; }
-inline cudaError_t cudaEventCreate(cudaEvent_t *e) { *e = new CUevent_st(); return cudaSuccess; }
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { return cudaEventCreate(e); }
-inline cudaError_t cudaEventDestroy(cudaEvent_t e) { delete e; return cudaSuccess; }
-inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t = 0) { e->t = std::chrono::steady_clock::now(); return cudaSuccess; }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to)
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
 {
-    *ms = std::chrono::duration<float, std::milli>(to->t - from->t).count();
+    *p = {"CPU, emulating CUDA"};
     return cudaSuccess;
 }
 
@@ -631,24 +655,32 @@ inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t
    C (m,n) = alpha op(A) (m,k) op(B) (k,n) + beta C, all column-major. Every element is one sum in order of k, in float
    (double for CUBLAS_COMPUTE_64F), rounded once at the end: the same bits for any number of threads.                */
 
-enum cublasStatus_t { CUBLAS_STATUS_SUCCESS = 0, CUBLAS_STATUS_NOT_INITIALIZED = 1, CUBLAS_STATUS_INVALID_VALUE = 7, CUBLAS_STATUS_NOT_SUPPORTED = 15 };
+enum cublasStatus_t {
+    CUBLAS_STATUS_SUCCESS = 0,
+    CUBLAS_STATUS_NOT_INITIALIZED = 1,
+    CUBLAS_STATUS_INVALID_VALUE = 7,
+    CUBLAS_STATUS_NOT_SUPPORTED = 15
+};
 enum cublasOperation_t { CUBLAS_OP_N, CUBLAS_OP_T };
-enum cublasMath_t { CUBLAS_DEFAULT_MATH = 0, CUBLAS_PEDANTIC_MATH = 2, CUBLAS_TF32_TENSOR_OP_MATH = 3, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION = 16 };
-enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68, CUBLAS_COMPUTE_32F_PEDANTIC = 69, CUBLAS_COMPUTE_64F = 70, CUBLAS_COMPUTE_32F_FAST_TF32 = 77 };
-enum cublasGemmAlgo_t { CUBLAS_GEMM_DEFAULT = -1, CUBLAS_GEMM_DEFAULT_TENSOR_OP = 99 };
+enum cublasMath_t { CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION = 16 };
+enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68, CUBLAS_COMPUTE_64F = 70, CUBLAS_COMPUTE_32F_FAST_TF32 = 77 };
+enum cublasGemmAlgo_t { CUBLAS_GEMM_DEFAULT = -1 };
 enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_64F = 1, CUDA_R_16F = 2, CUDA_R_16BF = 14 };
-typedef cudaDataType_t cudaDataType;
-typedef struct cublasContext { int math; } *cublasHandle_t;
+typedef struct cublasContext {} *cublasHandle_t;
 
-inline cublasStatus_t cublasCreate(cublasHandle_t *h) { *h = new cublasContext(); return CUBLAS_STATUS_SUCCESS; }
-inline cublasStatus_t cublasDestroy(cublasHandle_t h) { delete h; return CUBLAS_STATUS_SUCCESS; }
-inline cublasStatus_t cublasSetStream(cublasHandle_t, cudaStream_t) { return CUBLAS_STATUS_SUCCESS; }
-inline cublasStatus_t cublasSetWorkspace(cublasHandle_t, void *, size_t) { return CUBLAS_STATUS_SUCCESS; }
-inline cublasStatus_t cublasSetMathMode(cublasHandle_t h, cublasMath_t mode) { h->math = mode; return CUBLAS_STATUS_SUCCESS; }
+inline cublasStatus_t cublasCreate(cublasHandle_t *h)
+{
+    *h = new cublasContext();
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+inline cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) { return CUBLAS_STATUS_SUCCESS; }
 inline const char *cublasGetStatusString(cublasStatus_t s)
 {
-    return s == CUBLAS_STATUS_SUCCESS ? "success" : s == CUBLAS_STATUS_NOT_INITIALIZED ? "the library was not initialized"
-         : s == CUBLAS_STATUS_INVALID_VALUE ? "an unsupported value or parameter was passed to the function" : "the functionality requested is not supported";
+    return s == CUBLAS_STATUS_SUCCESS ? "success"
+         : s == CUBLAS_STATUS_NOT_INITIALIZED ? "the library was not initialized"
+         : s == CUBLAS_STATUS_INVALID_VALUE ? "an unsupported value or parameter was passed to the function"
+         : "the functionality requested is not supported";
 }
 
 #ifdef _OPENMP
@@ -665,14 +697,19 @@ enum { VECTOR = 32 };
 #endif
 enum { STRIP = 6 };                             // columns of a tile of C; its rows are two vectors: 12 sums in registers
 
-struct operand { const void *p; cudaDataType type; long step, k_step; bool tf32; };     // element (i, k) is p[i·step + k·k_step]
+struct operand {                                // element (i, k) is p[i·step + k·k_step]
+    const void *p;
+    cudaDataType_t type;
+    long step, k_step;
+    bool tf32;
+};
 
-inline double load(const void *p, cudaDataType type, long i)
+inline double load(const void *p, cudaDataType_t type, long i)
 {
     return type == CUDA_R_32F ? ((float *)p)[i] : type == CUDA_R_64F ? ((double *)p)[i]
          : type == CUDA_R_16F ? from_half(((uint16_t *)p)[i]) : from_bf16(((uint16_t *)p)[i]);
 }
-inline void store(void *p, cudaDataType type, long i, double x)
+inline void store(void *p, cudaDataType_t type, long i, double x)
 {
     if (type == CUDA_R_32F) ((float *)p)[i] = x;
     else if (type == CUDA_R_64F) ((double *)p)[i] = x;
@@ -685,20 +722,33 @@ inline void pack(double *out, int width, operand x, int first, int rows, int k)
     for (int l = 0; l < k; l++)
         for (int i = 0; i < width; i++) {
             double v = first + i < rows ? load(x.p, x.type, (first + i) * x.step + l * x.k_step) : 0;
-            out[(size_t)l * width + i] = x.tf32 ? float_of((bits_of(v) + 0x1000) & 0xffffe000) : v;     // a TF32 keeps 10 bits of the mantissa
+            if (x.tf32) v = float_of((bits_of(v) + 0x1000) & 0xffffe000);       // a TF32 keeps 10 bits of the mantissa
+            out[(size_t)l * width + i] = v;
         }
 }
 
-// cuBLAS does not say in which order it adds. Here every product adds in double and rounds once, which is as near to all orders as can be:
-// what differs from the CPU beyond that is the kernels' doing.
-inline void gemm(int m, int n, int k, double alpha, operand a, operand b, double beta, void *c, cudaDataType type, long ldc)
+// Memory for op(A) in panels of ROWS rows, or op(B) in strips of STRIP columns, so that the sums read both in order.
+inline double *packed(int parts, int width, int k)
+{
+    double *p;
+    if (posix_memalign((void **)&p, 64, (size_t)parts * width * k * sizeof *p)) {
+        fputs("error: no memory for the operands of a product\n", stderr);
+        exit(1);
+    }
+    return p;
+}
+
+// cuBLAS does not say in which order it adds. Here every product adds in double and rounds once, which is as near to
+// all orders as can be: what differs from the CPU beyond that is the kernels' doing. Where beta is 0, C is not read.
+inline void gemm(int m, int n, int k, double alpha, operand a, operand b, double beta, void *c, cudaDataType_t type, long ldc)
 {
     typedef double vec __attribute__((vector_size(VECTOR)));
-    constexpr int W = VECTOR / sizeof(double), ROWS = 2 * W;
-    int panels = (m + ROWS - 1) / ROWS, strips = (n + STRIP - 1) / STRIP;
-    double *pa, *pb;                                 // op(A) in panels of ROWS rows, op(B) in strips of STRIP columns, so that the sums read both in order
-    if (posix_memalign((void **)&pa, 64, (size_t)panels * ROWS * k * sizeof *pa) || posix_memalign((void **)&pb, 64, (size_t)strips * STRIP * k * sizeof *pb))
-        fputs("error: no memory for the operands of a product\n", stderr), exit(1);
+    constexpr int W = VECTOR / sizeof(double);
+    constexpr int ROWS = 2 * W;
+    int panels = (m + ROWS - 1) / ROWS;
+    int strips = (n + STRIP - 1) / STRIP;
+    double *pa = packed(panels, ROWS, k);
+    double *pb = packed(strips, STRIP, k);
     CUDA_OMP(omp parallel)
     {
         CUDA_OMP(omp for)
@@ -711,49 +761,53 @@ inline void gemm(int m, int n, int k, double alpha, operand a, operand b, double
                 const vec *x = (vec *)(pa + (size_t)p * ROWS * k);
                 const double *y = pb + (size_t)s * STRIP * k;
                 vec sum[STRIP][2] = {};
-                for (int l = 0; l < k; l++, x += 2, y += STRIP)
-                    for (int j = 0; j < STRIP; j++) sum[j][0] += x[0] * y[j], sum[j][1] += x[1] * y[j];
+                for (int l = 0; l < k; l++)
+                    for (int j = 0; j < STRIP; j++) {
+                        sum[j][0] += x[2 * l] * y[l * STRIP + j];
+                        sum[j][1] += x[2 * l + 1] * y[l * STRIP + j];
+                    }
                 for (int j = 0; j < STRIP && s * STRIP + j < n; j++)
                     for (int i = 0; i < ROWS && p * ROWS + i < m; i++) {
                         long at = p * ROWS + i + (s * STRIP + j) * ldc;
                         double v = alpha * sum[j][i / W][i % W];
-                        store(c, type, at, beta ? v + beta * load(c, type, at) : v);      // beta 0: what stands in C is not read
+                        if (beta) v += beta * load(c, type, at);
+                        store(c, type, at, v);
                     }
             }
     }
-    free(pa), free(pb);
+    free(pa);
+    free(pb);
 }
 }
 
-inline cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t h, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k, const void *alpha,
-    const void *a, cudaDataType type_a, int lda, long long stride_a, const void *b, cudaDataType type_b, int ldb, long long stride_b,
-    const void *beta, void *c, cudaDataType type_c, int ldc, long long stride_c, int batch, cublasComputeType_t compute, cublasGemmAlgo_t)
+inline cublasStatus_t cublasGemmStridedBatchedEx(
+    cublasHandle_t h, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k, const void *alpha,
+    const void *a, cudaDataType_t type_a, int lda, long long stride_a,
+    const void *b, cudaDataType_t type_b, int ldb, long long stride_b, const void *beta,
+    void *c, cudaDataType_t type_c, int ldc, long long stride_c, int batch, cublasComputeType_t compute, cublasGemmAlgo_t)
 {
     using namespace cuda_on_cpu;
     auto at_least = [](int ld, int rows) { return ld >= (rows > 1 ? rows : 1); };
-    auto bytes = [](cudaDataType t) { return t == CUDA_R_64F ? 8 : t == CUDA_R_32F ? 4 : 2; };
-    bool nt[] = {op_a == CUBLAS_OP_N, op_b == CUBLAS_OP_N};
+    auto bytes = [](cudaDataType_t t) { return t == CUDA_R_64F ? 8 : t == CUDA_R_32F ? 4 : 2; };
+    bool a_plain = op_a == CUBLAS_OP_N;
+    bool b_plain = op_b == CUBLAS_OP_N;
+    bool ops_known = (a_plain || op_a == CUBLAS_OP_T) && (b_plain || op_b == CUBLAS_OP_T);
+    bool sizes_fit = m >= 0 && n >= 0 && k >= 0 && batch >= 0;
+    bool lds_fit = at_least(lda, a_plain ? m : k) && at_least(ldb, b_plain ? k : n) && at_least(ldc, m);
     if (!h) return CUBLAS_STATUS_NOT_INITIALIZED;
-    if (m < 0 || n < 0 || k < 0 || batch < 0 || !alpha || !beta || (!nt[0] && op_a != CUBLAS_OP_T) || (!nt[1] && op_b != CUBLAS_OP_T) ||
-        !at_least(lda, nt[0] ? m : k) || !at_least(ldb, nt[1] ? k : n) || !at_least(ldc, m)) return CUBLAS_STATUS_INVALID_VALUE;
-    bool f64 = compute == CUBLAS_COMPUTE_64F, tf32 = compute == CUBLAS_COMPUTE_32F_FAST_TF32;
-    if (type_a != type_b || f64 != (type_a == CUDA_R_64F) || (type_c != type_a && (f64 || type_c != CUDA_R_32F)) || (tf32 && type_a != CUDA_R_32F))
-        return CUBLAS_STATUS_NOT_SUPPORTED;
-    tf32 |= h->math == CUBLAS_TF32_TENSOR_OP_MATH && compute == CUBLAS_COMPUTE_32F && type_a == CUDA_R_32F;
+    if (!alpha || !beta || !ops_known || !sizes_fit || !lds_fit) return CUBLAS_STATUS_INVALID_VALUE;
+    bool f64 = compute == CUBLAS_COMPUTE_64F;
+    bool tf32 = compute == CUBLAS_COMPUTE_32F_FAST_TF32;
+    bool factors_fit = type_a == type_b && f64 == (type_a == CUDA_R_64F) && (!tf32 || type_a == CUDA_R_32F);
+    bool result_fits = type_c == type_a || (!f64 && type_c == CUDA_R_32F);
+    if (!factors_fit || !result_fits) return CUBLAS_STATUS_NOT_SUPPORTED;
+    auto number = [&](const void *p) { return f64 ? *(const double *)p : *(const float *)p; };
     for (long long i = 0; i < batch; i++) {
-        operand x = {(const char *)a + i * stride_a * bytes(type_a), type_a, nt[0] ? 1 : lda, nt[0] ? lda : 1, tf32};
-        operand y = {(const char *)b + i * stride_b * bytes(type_b), type_b, nt[1] ? ldb : 1, nt[1] ? 1 : ldb, tf32};
+        operand x = {(const char *)a + i * stride_a * bytes(type_a), type_a, a_plain ? 1 : lda, a_plain ? lda : 1, tf32};
+        operand y = {(const char *)b + i * stride_b * bytes(type_b), type_b, b_plain ? ldb : 1, b_plain ? 1 : ldb, tf32};
         void *z = (char *)c + i * stride_c * bytes(type_c);
-        auto number = [&](const void *p) { return f64 ? *(const double *)p : *(const float *)p; };
         gemm(m, n, k, number(alpha), x, y, number(beta), z, type_c, ldc);
     }
     return CUBLAS_STATUS_SUCCESS;
-}
-
-inline cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k, const void *alpha,
-    const void *a, cudaDataType type_a, int lda, const void *b, cudaDataType type_b, int ldb, const void *beta, void *c, cudaDataType type_c, int ldc,
-    cublasComputeType_t compute, cublasGemmAlgo_t algo)
-{
-    return cublasGemmStridedBatchedEx(h, op_a, op_b, m, n, k, alpha, a, type_a, lda, 0, b, type_b, ldb, 0, beta, c, type_c, ldc, 0, 1, compute, algo);
 }
 #endif

@@ -37,15 +37,19 @@ dora: 0/0 in its gradient    | ops/cpu.c  | s/int none = q <= 0;/int none = 0;/ 
 bone: sign                   | adapters.h | s/matmul_tn(l->dD, S, dy, 1, ADD)/matmul_tn(l->dD, S, dy, -1, ADD)/ | gradients | bone
 bone: scale                  | adapters.h | s/matmul_nt(dS, dy, l->D, 1,/matmul_nt(dS, dy, l->D, 0.5,/        | gradients   | bone
 bone: dropped term           | adapters.h | /^static void bone_backward/,/^}/{/shard_tile(dx, dS)/d}          | gradients   | bone
-bone: S(x) of q, k, v for o  | model.h    | /ONLY_O, L->att/d                                                 | gradients   | bone
+bone: S(x) of another x      | adapters.h | /^static void bone_forward/,/^}/{/shard_sum(S, x)/d}              | definition  | bone
+bone: S(x) of the forward pass | adapters.h | /^static void bone_backward/,/^}/{/shard_sum(S, x)/d}           | gradients   | bone
+bone: S(x) for v alone       | adapters.h | /^static void bone_backward/,/^}/s/l->first) shard_sum/l->last) shard_sum/ | gradients | bone
 bone: q, k, v not summed     | adapters.h | /^static void bone_backward/,/^}/s/l->first ? SET : ADD/SET/      | gradients   | bone
 bone: transposed shard index | ops/cpu.c  | /^void shard_tile/,/^}/s/xn\[j + c\] += sn\[c\]/xn[j + c] += sn[(j + c) \/ ((x.cols + r - 1) \/ r)]/ | gradients | bone
 mini: sign                   | adapters.h | s/matmul_tn(l->dD, S, dz, 1, ADD)/matmul_tn(l->dD, S, dz, -1, ADD)/ | gradients | mini
 mini: scale                  | adapters.h | s/matmul_nt(dS, dz, l->D, 1,/matmul_nt(dS, dz, l->D, 0.5,/        | gradients   | mini
+mini: S(x) of the forward pass | adapters.h | /^static void mini_backward/,/^}/{/shard_sum(S, x)/d}           | gradients   | mini
 mini: dropped term           | adapters.h | /^static void mini_backward/,/^}/{/shard_tile(dx, dS)/d}          | gradients   | mini
 mini: transposed             | adapters.h | s/matmul_tn(l->dD, S, dz,/matmul_tn(l->dD, dz, S,/                | gradients   | mini
 bat: sign                    | adapters.h | s/matmul_tn(dW, dy, x, 1, SET)/matmul_tn(dW, dy, x, -1, SET)/     | gradients   | bat
 bat: scale                   | adapters.h | s/matmul_nn(dS, dy, stacked(l->B), 1,/matmul_nn(dS, dy, stacked(l->B), 2,/ | gradients | bat
+bat: S(x) of the forward pass | adapters.h | /^static void bat_backward/,/^}/{/shard_sum(S, x)/d}             | gradients   | bat
 bat: dropped term            | adapters.h | /matmul_tn(stacked(l->dB), dy, S, 1, ADD)/d                       | gradients   | bat
 rows: answer with a space of its own | run/rows.h | s/strlen(answer), !\*prompt, &na/strlen(answer), 1, \&na/      | prompt-edge |
 rows: first token of the answer not learnt | run/rows.h | s/^    r.prompt = r.n;/    r.prompt = r.n + 1;/                  | prompt-edge |
@@ -72,9 +76,7 @@ rope: sign                   | ops/cpu.c  | s/s = (real)sign \* sine\[i\]/s = si
 attention: dropped Δ         | ops/cpu.c  | s/p\[c\] \* (ds\[c\] - delta)/p[c] * ds[c]/                       | ops         |
 attention: wrong head        | ops/cpu.c  | s/h \/ group \* d, h \* d, before/h % group * d, h * d, before/   | attention   |
 attention: sees the future   | ops/cpu.c  | /^void attention_forward/,/^}/s/seen = a.before + r + 1/seen = a.keys/ | attention   |
-rmsnorm: no residual         | ops/cpu.c  | /if (residual.p)/d                                                | fused       |
-rmsnorm: sum of x, not of out | ops/cpu.c  | s/ROW(sum, n), sum.cols, on,/ROW(sum, n), sum.cols, xn,/          | fused       |
-swiglu: no sum               | ops/cpu.c  | /ROW(sum, n), sum.cols, o, out.cols/d                             | fused       |
+rmsnorm: no residual         | ops/cpu.c  | /if (residual.p)/d                                                | residual-copy |
 swiglu: sign                 | ops/cpu.c  | s/(1 + g\[c\] \* (1 - sigma))/(1 - g[c] * (1 - sigma))/           | ops         |
 cross-entropy: no label      | ops/cpu.c  | /z\[labels\[n\]\] -= (real)scale/d                                | ops         |
 magnitude: half of dq        | ops/cpu.c  | s/(2 \* q \* root)/(4 * q * root)/                                | ops         |
@@ -110,7 +112,7 @@ beyond: product, blocks beside each other | ops/cpu.c  | s/offset(m, (size_t)i \
 beyond: product, one weight for all | ops/cpu.c  | s/if (m.batch > 1) m = offset/m = offset/                             | beyond-panels |
 beyond: embedding, first 32 columns | ops/cpu.c  | s/c < dout.cols \&\& c < c0 + 32; c++/c < 32; c++/            | beyond-blocks | embedding
 beyond: rope, first 1000 positions | ops/cpu.c  | s/ROW(table, pos\[n\])/ROW(table, pos[n] % 1000)/               | beyond-blocks | rope
-beyond: shard sum, short last shard | ops/cpu.c  | s/s\[c\] += x\[j + c\]/s[c] += part == r ? x[j + c] : 0/       | beyond-blocks | shard_sum
+beyond: shard sum, short last shard | ops/cpu.c  | s/sn\[c\] += xn\[j + c\]/sn[c] += part == r ? xn[j + c] : 0/   | beyond-blocks | shard_sum
 beyond: shard tile, short last shard | ops/cpu.c  | s/xn\[j + c\] += sn\[c\]/xn[j + c] += part == r ? sn[c] : 0/  | beyond-blocks | shard_tile
 beyond: row dots, first KC numbers | ops/cpu.c  | s/\*v = widened(at(y, n, c), y.type/*v = widened(at(y, n, 0), y.type/ | beyond-blocks | broadcast
 beyond: column dots, first 64 columns | ops/cpu.c  | s/(double)ROW(y, n)\[c0 + j\]/(double)ROW(y, n)[j]/          | beyond-blocks | broadcast
@@ -155,11 +157,9 @@ GPU attention: scores twice in one slot | train.cu | s/dP = scores(DSOFTMAX,/dP 
 GPU cross-entropy: no label  | train.cu   | s/ - (c == label)//                                               | gpu-ops     | forward
 GPU cross-entropy: sum not corrected | train.cu | s/sum \*= exp(mine - x);// | gpu-ops | forward
 GPU rope: neighbours, not halves | train.cu | s/+ i, \*b = a + half/+ 2 * i, *b = a + 1/                       | gpu-ops     | forward
-GPU shard sum: last shard    | train.cu   | s/i < C; i += r/i + r < C; i += r/                                | gpu-ops     | forward
-GPU shards of a row: no barrier | train.cu | /other threads wrote most of x/d                                  | gpu-ops     | forward
-GPU shards of a row: neighbours | train.cu | s/down(&s\[c\], shard_at(x, C, r, c))/down(\&s[c], shard_at(x, C, r, c + 1))/ | gpu-ops | forward
+GPU shard sum: last shard    | train.cu   | s/i < x.cols; i += s.cols/i + s.cols < x.cols; i += s.cols/      | gpu-ops     | forward
+GPU shard sum: neighbours    | train.cu   | s/int i = c; i < x.cols/int i = c + 1; i < x.cols/                | gpu-ops     | forward
 GPU rmsnorm: no residual     | train.cu   | s/if (kept) kept\[c\] = xn\[c\]//                                | gpu-ops     | forward
-GPU swiglu: no sum           | train.cu   | /sum, n), sum.cols, on, out.cols/d                                | gpu-ops     | forward
 GPU norm: a stride too short | train.cu   | /squares_kernel/,/^}/s/stride = (size_t)gridDim.x \* blockDim.x/stride = (size_t)gridDim.x * (blockDim.x - 1)/ | gpu-ops | forward
 GPU reserve: nothing         | train.cu   | s/if (take) resize/if (0) resize/                                  | gpu-allocations | forward
 GPU reserve: no factors      | train.cu   | /bytes\[FACTOR_[AB]\] = /d                                        | gpu-allocations | forward

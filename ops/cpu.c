@@ -193,25 +193,14 @@ static inline real inverse_rms(const real *x, int C, double eps)
     return (real)(1 / sqrt(sum / C + eps));
 }
 
-// s[c] = Σ_j x[j·r + c] of one row; the last shard may be short
-static inline void shards_of_row(real *s, int r, const real *x, int C)
-{
-    memset(s, 0, (size_t)r * sizeof *s);
-    for (int j = 0, part; j < C; j += part) {
-        part = C - j < r ? C - j : r;
-        for (int c = 0; c < part; c++) s[c] += x[j + c];
-    }
-}
-
-// `sum` and `residual`, where they are wanted (ops.h), are written while the row is in cache.
-void rmsnorm_forward(mat out, mat sum, mat residual, mat x, mat w, double eps)
+// `residual`, where it is wanted (ops.h), is written while the row is in cache.
+void rmsnorm_forward(mat out, mat residual, mat x, mat w, double eps)
 {
     #pragma omp parallel for if (BIG(x))
     for (int n = 0; n < x.rows; n++) {
         const real *xn = ROW(x, n), *wc = ROW(w, 0);
         real *on = ROW(out, n), rho = inverse_rms(xn, x.cols, eps);
         for (int c = 0; c < x.cols; c++) on[c] = wc[c] * xn[c] * rho;
-        if (sum.p) shards_of_row(ROW(sum, n), sum.cols, on, x.cols);
         if (residual.p) memcpy(ROW(residual, n), xn, (size_t)x.cols * sizeof *xn);
     }
 }
@@ -380,13 +369,12 @@ void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, m
 }
 
 // out = silu(g) u,  silu(g) = g σ(g),  σ(g) = 1/(1 + e^−g)
-void swiglu_forward(mat out, mat sum, mat gate, mat up)
+void swiglu_forward(mat out, mat gate, mat up)
 {
     #pragma omp parallel for if (BIG(out))
     for (int n = 0; n < out.rows; n++) {
         real *o = ROW(out, n), *g = ROW(gate, n), *u = ROW(up, n);
         for (int c = 0; c < out.cols; c++) o[c] = g[c] / (1 + exp_real(-g[c])) * u[c];
-        if (sum.p) shards_of_row(ROW(sum, n), sum.cols, o, out.cols);
     }
 }
 
@@ -431,14 +419,22 @@ void cross_entropy(mat losses, mat logits, dev_ints labels, double scale)
 
 // ---- 4  adapters ------------------------------------------------------------------------------------------
 
+// s[c] = Σ_j x[j·r + c], row by row; the last shard may be short.
 void shard_sum(mat s, mat x)
 {
-    if (!s.p) return;
+    int r = s.cols;
     #pragma omp parallel for if (BIG(x))
-    for (int n = 0; n < x.rows; n++) shards_of_row(ROW(s, n), s.cols, ROW(x, n), x.cols);
+    for (int n = 0; n < x.rows; n++) {
+        real *sn = ROW(s, n), *xn = ROW(x, n);
+        memset(sn, 0, (size_t)r * sizeof *sn);
+        for (int j = 0, part; j < x.cols; j += part) {
+            part = x.cols - j < r ? x.cols - j : r;
+            for (int c = 0; c < part; c++) sn[c] += xn[j + c];
+        }
+    }
 }
 
-// The last shard may be short, as in shards_of_row.
+// The same shards.
 void shard_tile(mat x, mat s)
 {
     if (!x.p) return;

@@ -106,12 +106,10 @@ void     matmul_tn(mat y, mat x, mat w, double scale, enum mode m);
 // Llama2
 void     embedding_forward(mat out, mat table, dev_ints ids);         // out[n] = table[ids[n]]
 void     embedding_backward(mat dtable, mat dout, dev_ints ids);      // dtable[ids[n]] += dout[n]
-// The rows that RMSNorm and SwiGLU make are what linear layers read. While a row is in cache two more
-// things are made of it, each only where its matrix has memory (p is not NULL):
-//   sum       shard_sum(sum, out), which Bone's linear layers read as S(x)
-//   residual  (RMSNorm only) a copy of x. The last product of attention (o_proj) or of the MLP (down_proj) is
-//             later added to it (mode ADD): the copy is then the residual sum, which needs no op of its own
-void     rmsnorm_forward(mat out, mat sum, mat residual, mat x, mat w, double eps);  // out = w x / rms(x)
+// out = w x / rms(x). Where `residual` has memory, it becomes a copy of x, made while the row is in cache. The
+// last product of attention (o_proj) or of the MLP (down_proj) is later added to it (mode ADD): the copy is
+// then the residual sum, which needs no op of its own.
+void     rmsnorm_forward(mat out, mat residual, mat x, mat w, double eps);
 void     rmsnorm_backward(mat dx, mat dw, mat dout, mat x, mat w, double eps);
 // Rotates the halves of each head by the angles of the row's position, table[pos[n]] = (cos, sin); sign = -1
 // rotates back, which is the backward pass.
@@ -119,7 +117,7 @@ void     rope(mat x, dev_ints pos, mat table, int sign);
 void     attention_forward(mat out, mat lse, mat q, mat k, mat v, int head_dim, const span *s, int spans);
 void     attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse,
                             int head_dim, const span *s, int spans);
-void     swiglu_forward(mat out, mat sum, mat gate, mat up);          // out = silu(gate) up
+void     swiglu_forward(mat out, mat gate, mat up);                   // out = silu(gate) up
 void     swiglu_backward(mat dgate, mat dup, mat dout, mat gate, mat up);
 // losses[n] = −log softmax(logits[n])[labels[n]]. With scale ≠ 0 the logits are then overwritten by their
 // gradient, times scale.
