@@ -144,8 +144,8 @@ set logscale x 2
 set ytics auto scale 1
 if (words(ranks) > 0) {
     plot for [m in solid_first(ranks)] cells using (is("ranks", m) ? $4 / 1000 : NaN):loss smooth unique \
-        with linespoints lt style(m) ps 0.7 notitle, \
-        for [m in ordered(ranks)] keyentry with linespoints lt style(m) ps 0.7 title m
+        with linespoints lt style(m) lw 2 ps 0.7 notitle, \
+        for [m in ordered(ranks)] keyentry with linespoints lt style(m) lw 2 ps 0.7 title m
 }
 unset multiplot
 

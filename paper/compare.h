@@ -240,9 +240,10 @@ static FILE *open_checked(const char *path, const char *mode)
 // Runs a cell. Its options and what it prints go to BASE.part, which is BASE.txt when all of it stands there.
 static void run_anew(const char *command, char **argv, const char *base)
 {
-    char *part = text_of("%s.part", base);
+    char *part = text_of("%s.part", base), *done = text_of("%s.txt", base);
     struct rusage usage;
     size_t bytes;
+    unlink(done);                               // of other options, whose log this run overwrites
     FILE *f = open_checked(part, "w");
     fputs(command, f);
     close_checked(f, part);
@@ -258,7 +259,6 @@ static void run_anew(const char *command, char **argv, const char *base)
     f = open_checked(part, "a");
     fprintf(f, "\npeak %ld KB\n", usage.ru_maxrss);
     close_checked(f, part);
-    char *done = text_of("%s.txt", base);
     if (rename(part, done)) die("cannot write %s: %s", done, strerror(errno));
 }
 
