@@ -116,7 +116,8 @@ do for [m in main] {
 }
 unset logscale
 set multiplot
-set label 1 "Left: ".title_of(shown).", a dot a seed. Right: ".title_of(loss)." at further ranks, one seed"
+further = words(ranks) > 0 ? ". Right: ".title_of(loss)." at further ranks, one seed" : ""
+set label 1 "Left: ".title_of(shown).", a dot a seed".further
 set lmargin at screen 0.18
 set rmargin at screen 0.45
 set xlabel title_of(shown)
@@ -174,3 +175,4 @@ do for [k = 12:13] {
     unset label
 }
 unset multiplot
+set output                              # wait until the pipe has written the file

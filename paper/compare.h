@@ -50,7 +50,8 @@ static size_t would_train(config c, const char *label, int rank)
 {
     model m = {0};
     plan p = plan_from_options();
-    p.method = method_named(method_of(label)), p.rank = rank;
+    p.method = method_named(method_of(label));
+    p.rank = rank;
     model_measure(&m, c, p);
     model_unmeasure(&m);
     return *m.refused ? 0 : m.trainable;

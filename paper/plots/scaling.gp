@@ -33,3 +33,4 @@ do for [s in sweeps] {
          csv using (strcol(1) eq s ? $2 : NaN):6 with points pt 7 ps 1 lc rgb colour(0) title "measured"
 }
 unset multiplot
+set output                              # wait until the pipe has written the file
