@@ -379,10 +379,10 @@ static void olora_init(model *m, linear *l, const char *name)
 static void lora_ga_layout(model *m, linear *l, const char *name)
 {
     int small = l->W.rows < l->W.cols ? l->W.rows : l->W.cols;
-    pissa_layout(m, l, name);
     if (2 * m->p.rank > small)
         refuse(m, "--rank %d: lora-ga takes 2r singular vectors of %s (%d by %d); at most %d works here",
                m->p.rank, name, l->W.rows, l->W.cols, small / 2);
+    pissa_layout(m, l, name);
 }
 
 // A0 and B0 from the singular vectors of l->dW: the first r of V, and the second r of U.
