@@ -511,7 +511,7 @@ static void bf16_case(const char *dir, const char *M, const batch *b)
     char name[32];
     snprintf(name, sizeof name, "%s%d", M, made++);
     char *out = in_scratch(name);
-    stage_begin(out), peft_write(&m, dir), stage_publish(out);
+    stage_begin(out), peft_write(&m, dir), stage_publish(&(place_of_result){.path = out});
     check(after / before, 0.99, "%s, %s trains", dir, M);
     check(fabs(loss_of_files(dir, out, b) / after - 1), EXACT / 20, "%s, %s as it is saved", dir, M);
     model_free(&m), free(out);
@@ -2271,7 +2271,7 @@ static int stopped_run(const char *signal_name, int step, const char *format, ..
     va_start(list, format);
     vsnprintf(args, sizeof args, format, list);
     va_end(list);
-    snprintf(command, sizeof command, "rm -rf $D/part* ; $TRAIN %s --log $D/part.log --out $D/part >$D/stdout 2>&1 & p=$!; "
+    snprintf(command, sizeof command, "rm -rf $D/part* ; env --default-signal=INT $TRAIN %s --log $D/part.log --out $D/part >$D/stdout 2>&1 & p=$!; "
         "while kill -0 $p && ! grep -q '\"step\":%d,\"loss' $D/part.log 2>/dev/null; do sleep 0.01; done; kill -%s $p; wait $p", args, step, signal_name);
     return WEXITSTATUS(system(command));
 }
@@ -2309,9 +2309,12 @@ static void test_killed(void)
 {
     static const char *const options_used = FEW_ROWS " --steps 60 --save-every 1";
     check(train_run("%s --log %s/whole.log --out %s/whole", options_used, scratch, scratch), 0, "exit status");
-    for (const char **signal_name = (const char *[]){"INT", "KILL", NULL}; *signal_name; signal_name++) {
+    static const struct { const char *name; int number; } signals[] =
+        {{"INT", SIGINT}, {"TERM", SIGTERM}, {"HUP", SIGHUP}, {"PIPE", SIGPIPE}, {"KILL", SIGKILL}};
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
+        const char *const *signal_name = &signals[i].name;
         int status = stopped_run(*signal_name, 3, "%s", options_used);
-        check(status == (strcmp(*signal_name, "INT") ? 137 : 130) ? 0 : 1, 0, "status %d after SIG%s", status, *signal_name);
+        check(status == 128 + signals[i].number ? 0 : 1, 0, "status %d after SIG%s", status, *signal_name);
         check(train_run("%s --log %s/part.log --resume %s/part --out %s/part", options_used, scratch, scratch, scratch), 0, "resumed after SIG%s", *signal_name);
         compare_runs("bone", "adapter_model.safetensors", *signal_name);
         check(system("rm -rf $D/part*"), 0, "cannot tidy up");           // SIGKILL leaves the directory in the making
@@ -2549,7 +2552,12 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"out is nothing",      ":",                                                                "--out ''", "expected the name of a directory"},
     {"merge over a model",  "cp -r base $D/mine",                                               "--merge $D/mine --adapter dev/golden/lora-mha", "which would be lost"},
     {"log not writable",    ":",                                                                "--log $D/none/log", "--log"},
-    {"log on a full disk",  ":",                                                                "--log /dev/full", "No space left"},
+    {"log over the rows",   ":",                                                                "--log $D/rows.jsonl", "is a file that this run reads"},
+    {"log over the weights", ":",                                                               "--log $D/model/model.safetensors", "which this run reads"},
+    {"log inside the model", "ln -s model $D/alias",                                            "--log $D/alias/log.jsonl", "which this run reads"},
+    {"log inside --out",    "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null",   "--log $D/mine/log.jsonl --out $D/mine", "which this run reads or replaces"},
+    {"log at --out",        ":",                                                                "--log $D/out", "is --out itself"},
+    {"log into a directory", ":",                                                               "--log $D", "is not a file"},
     {"no adapter",          ":",                                                                "--eval --val data/val.jsonl --adapter $D/none", "there is no such directory"},
     {"merge without adapter", ":",                                                              "--merge $D/out", "needs --adapter"},
     {"an adapter with a NaN", "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null; printf '\\377\\377\\377\\377' | dd of=$D/mine/adapter_model.safetensors bs=1 seek=100000 conv=notrunc 2>/dev/null", "--eval --val data/val.jsonl --adapter $D/mine", "holds NaN or Inf"},
@@ -2698,10 +2706,10 @@ static void test_only_ours(void)
     }
     check(system("grep -q mine $D/victim"), 0, "a file outside is gone");
     snprintf(command, sizeof command, "rm -rf $D/ours $D/log; $TRAIN %s >/dev/null && { $TRAIN " FEW_ROWS " --steps 12 --log $D/log --out $D/ours >$D/stdout 2>$D/stderr & p=$!;"
-        " while ! grep -q '\"step\":2,\"loss' $D/log 2>/dev/null; do sleep 0.01; done; echo mine > $D/ours/notes.txt; wait $p && grep -q mine $D/ours.tmp$p/notes.txt && rm -r $D/ours.tmp$p; }", run_again);
+        " while ! grep -q '\"step\":2,\"loss' $D/log 2>/dev/null; do sleep 0.01; done; echo mine > $D/ours/notes.txt; wait $p && grep -q mine $D/ours.kept-*/notes.txt && rm -r $D/ours.kept-*; }", run_again);
     check(system(command), 0, "a file put there while the run went on");
     char *text = output_of("stderr");
-    check(strstr(text, "note: ") && strstr(text, "holds files that no run wrote") ? 0 : 1, 0, "says «%s»", text);
+    check(strstr(text, "note: ") && strstr(text, "files that no run wrote were in") ? 0 : 1, 0, "says «%s»", text);
     free(text);
 }
 
@@ -2725,6 +2733,74 @@ static void test_discard(void)
     free(dir);
 }
 
+// Runs a script, in which $D is the scratch directory.
+static void expect_script(const char *what, const char *script)
+{
+    check(system(script), 0, "%s: the script fails", what);
+}
+
+// What appears at the place of a result while a run goes on is never removed, nor is the result: it lies beside.
+static void test_appears(void)
+{
+    static const char *const slow = "$TRAIN " FEW_ROWS " --steps 12 --log $D/log --out $D/new >$D/stdout 2>$D/stderr";
+    static const char *const appears[][2] = {
+        {"files",         "mkdir $D/new && echo mine > $D/new/notes.txt"},
+        {"an adapter",    "cp -r $D/other $D/new"},
+        {"a file",        "echo mine > $D/new"},
+        {"nothing in it", "mkdir $D/new"},
+    };
+    char script[3000];
+    check(train_run(FEW_ROWS " --steps 1 --out $D/other"), 0, "a result to put there");
+    for (size_t i = 0; i < sizeof appears / sizeof *appears; i++) {
+        snprintf(script, sizeof script, "rm -rf $D/new* $D/log; { %s & } ; p=$!; "
+            "while ! grep -q '\"step\":2,\"loss' $D/log 2>/dev/null; do sleep 0.01; done; %s; cp -r $D/new $D/was; wait $p; "
+            "[ $? = 1 ] && grep -q 'something else has appeared there' $D/stderr && diff -r $D/was $D/new && "
+            "[ -s $D/new.new-*/adapter_model.safetensors ]; s=$?; rm -rf $D/was; exit $s", slow, appears[i][1]);
+        expect_script(appears[i][0], script);
+    }
+    // The same at the place of an older result, which is taken away meanwhile.
+    snprintf(script, sizeof script, "rm -rf $D/new* $D/log; cp -r $D/other $D/new; { %s & } ; p=$!; "
+        "while ! grep -q '\"step\":2,\"loss' $D/log 2>/dev/null; do sleep 0.01; done; mv $D/new $D/away; "
+        "cp -r $D/other $D/new; echo mine > $D/new/notes.txt; wait $p; [ $? = 1 ] && [ -s $D/new/notes.txt ] && "
+        "cmp $D/other/adapter_model.safetensors $D/new/adapter_model.safetensors && "
+        "[ -s $D/new.new-*/adapter_model.safetensors ]; s=$?; rm -rf $D/away $D/new* $D/other; exit $s", slow);
+    expect_script("another result", script);
+}
+
+// Directories in the making that killed runs left are removed by the next run, and said; those of living ones are not.
+static void test_leftovers(void)
+{
+    static const char name[] = "out.tmp-0123456789abcdef";
+    char *kept = in_scratch(name), script[1000];
+    snprintf(script, sizeof script, "rm -rf $D/out*; mkdir $D/%s && echo cut > $D/%s/model.safetensors; "
+        "mkdir -p $D/out.tmp-0123456789abcde0/sub $D/out.tmp-mine; "
+        "$TRAIN " FEW_ROWS " --steps 1 --out $D/out >$D/stdout 2>$D/stderr && grep -q 'note: removed .*%s' $D/stderr && "
+        "[ ! -e $D/%s ] && [ -d $D/out.tmp-0123456789abcde0/sub ] && [ -d $D/out.tmp-mine ]", name, name, name, name);
+    expect_script("a stale one", script);
+    int lock = -1;
+    check(mkdir(kept, 0777) || !lock_directory(kept, &lock), 0, "cannot lock %s", kept);
+    snprintf(script, sizeof script, "$TRAIN " FEW_ROWS " --steps 1 --out $D/out >/dev/null 2>$D/stderr && [ -d $D/%s ] && "
+        "rm -r $D/out*", name);
+    expect_script("one that lives", script);
+    close(lock);
+    free(kept);
+}
+
+// Descriptors that are closed at the start, a reader that goes away, a signal that is ignored, a log whose disk is full.
+static void test_process(void)
+{
+    expect_script("closed descriptors", "exec 3>&1; $TRAIN " FEW_ROWS " --steps 1 --log $D/log --out $D/closed "
+        "<&- >&- 2>&- ; [ $? = 0 ] && ! grep -v '^{\"step\"' $D/log");
+    expect_script("a reader that goes away", "rm -rf $D/closed; ($TRAIN " FEW_ROWS " --steps 40 --out $D/closed; echo $? > $D/status) "
+        "2>$D/stderr | sed '/^step /q' >/dev/null; [ $(cat $D/status) = 141 ] && [ -s $D/closed/adapter_model.safetensors ]");
+    expect_script("nohup", "rm -rf $D/closed $D/log; { (trap '' HUP; exec $TRAIN " FEW_ROWS " --steps 12 --log $D/log "
+        "--out $D/closed >/dev/null) & } ; p=$!; while ! grep -q '\"step\":2,\"loss' $D/log 2>/dev/null; do sleep 0.01; done; "
+        "kill -HUP $p; wait $p && grep -q '\"step\":12,\"loss' $D/log");
+    expect_script("a full log", "rm -rf $D/closed; $TRAIN " FEW_ROWS " --steps 2 --log /dev/full --out $D/closed "
+        ">$D/stdout 2>$D/stderr; [ $? = 1 ] && grep -q 'No space left' $D/stderr && grep -q 'all else is saved' $D/stderr && "
+        "[ -s $D/closed/adapter_model.safetensors ] && rm -r $D/closed");
+}
+
 // ---- merging in 16 bits --------------------------------------------------------------------------------------------
 
 // The small model in a dtype of two bytes, its q_proj of layer 0 all zeros but one number; where `instead` is given, those two bytes stand in that number's place.
@@ -2743,7 +2819,7 @@ static char *odd_model(enum dtype type, float odd, uint16_t instead)
     wide *x = alloc(elements(q->W), sizeof *x);
     x[5] = (wide)odd;
     put(q->W, x, TYPE_OF(wide));
-    stage_begin(dir), stage_model(&m, base, type), stage_publish(dir);
+    stage_begin(dir), stage_model(&m, base, type), stage_publish(&(place_of_result){.path = dir});
     model_free(&m), free(x);
     uint16_t h = type == F16 ? to_f16(odd) : to_bf16(odd);
     char *data = read_file(path, &bytes), *at = memmem(data, bytes, &h, 2);
@@ -2768,7 +2844,7 @@ static void add_to_odd(const char *base, double more)
     wide *x = alloc(elements(q->D), sizeof *x);
     x[5] = (wide)more;
     put(q->D, x, TYPE_OF(wide));
-    stage_begin(dir), peft_write(&m, base), stage_publish(dir);
+    stage_begin(dir), peft_write(&m, base), stage_publish(&(place_of_result){.path = dir});
     model_free(&m), free(x), free(config_path), free(dir);
 }
 
@@ -3117,6 +3193,9 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"output",         "links and slashes lead to the same place; a full standard output is an error",    test_out, ONLY_F32},
     {"kept-files",     "--merge and full keep every file of the model directory that is not a weight",    test_kept_files, ONLY_F32},
     {"only-ours",      "--out replaces what a run says it wrote, and nothing else",                        test_only_ours, ONLY_F32},
+    {"appears",        "what appears at --out while a run goes on stays, and so does the result",          test_appears, ONLY_F32},
+    {"leftovers",      "what killed runs left in the making is removed, never what a living one makes",    test_leftovers, ONLY_F32},
+    {"process",        "closed descriptors, a lost reader, ignored signals, a full log: nothing is lost",  test_process, ONLY_F32},
     {"discard",        "a signal leaves nothing of a directory in the making, whatever its files are called", test_discard, ONLY_F32},
     {"odd-merges",     "a merge that would write Inf or NaN is refused; what survives is a number or said to be nothing", test_odd_merges, ONLY_F32},
     {"counts",         "trainable parameters on Llama2-7B are the paper's",                               test_llama2_counts, ONLY_F32},

@@ -94,8 +94,12 @@ static void log_line(run *r, const char *format, ...)
     if (!r->log) return;
     va_list args;
     va_start(args, format);
-    if (vfprintf(r->log, format, args) < 0 || fflush(r->log))
-        die("cannot write %s: %s", opt.log, strerror(errno));
+    if (vfprintf(r->log, format, args) < 0 || fflush(r->log)) {
+        fprintf(stderr, "note: cannot write %s: %s; the run goes on without its log\n", opt.log, strerror(errno));
+        fclose(r->log);
+        r->log = NULL;
+        r->log_failed = 1;
+    }
     va_end(args);
 }
 
@@ -363,7 +367,6 @@ static void finish_training(run *r)
         exit(128 + interrupted);
     }
     report_eval(r, "after", 1);
-    if (r->log && fclose(r->log)) die("cannot write %s: %s", opt.log, strerror(errno));
     if (full_training(&r->m)) {
         printf("\nmodel in %s. Next:\n", shown(opt.out));
         printf("  ./train --generate TEXT --model %s\n", shown(opt.out));
@@ -372,6 +375,13 @@ static void finish_training(run *r)
     printf("\nadapter in %s. Next:\n", shown(opt.out));
     printf("  ./train --generate \"...\" --chat --model %s --adapter %s\n", shown(opt.model), shown(opt.out));
     printf("  ./train --merge merged --model %s --adapter %s\n", shown(opt.model), shown(opt.out));
+}
+
+// A log that could not be written to its end makes the run a failure, but only once all else is saved.
+static void close_log(run *r)
+{
+    if (r->log && fclose(r->log)) r->log_failed = 1;
+    if (r->log_failed) die("--log %s: could not be written to its end; all else is saved", opt.log);
 }
 
 // --adapter brings its method; --method may only say the same, or turn lora into lora+.
@@ -457,6 +467,7 @@ static void fine_tune(void)
     open_run(&r);
     print_plan(&r);
     destination = check_out("--out", opt.out, opt.model, 1);
+    if (opt.log) check_log();
     r.step = fill_run(&r);
     print_base(&r.m);
     if (r.step > r.steps)
@@ -465,8 +476,9 @@ static void fine_tune(void)
     if (!r.step) report_eval(&r, "before", 1);
     training_loop(&r);
     finish_training(&r);
+    close_log(&r);
     close_run(&r);
-    free(destination);
+    free(destination.path);
 }
 
 // --eval: the loss on --val and, with --exact-match, how many of its answers the model gives word for word.
@@ -580,10 +592,10 @@ static void run_merge(void)
     model m = {0};
     plan p = plan_for_use();
     model_measure(&m, open_config(), p);
-    char *out = check_out("--merge", opt.merge, opt.model, 0);
+    place_of_result out = check_out("--merge", opt.merge, opt.model, 0);
     fill_model(&m, NULL, 0);
     refuse_rounded(&m);
-    stage_begin(out);
+    stage_begin(out.path);
     stage_model(&m, opt.model, F32);
     for (int i = 0; i < arrlen(m.linears); i++) {
         linear *l = m.linears[i];
@@ -594,8 +606,8 @@ static void run_merge(void)
         if (isnan(survived)) printf("its update is zero, or too small for a number of this program\n");
         else printf("%5.1f %% of the update survive rounding to %s\n", 100 * survived, type);
     }
-    stage_publish(out);
-    free(out);
+    stage_publish(&out);
+    free(out.path);
     printf("model with %s merged in: %s\n", opt.adapter, opt.merge);
     model_free(&m);
 }
@@ -811,14 +823,13 @@ static int run_check(int argc, char **argv)
 // Prepares for signals, reads the options, runs the one command they name.
 int main(int argc, char **argv)
 {
+    open_descriptors();
     spin_briefly(argv);
     setvbuf(stdout, NULL, _IOLBF, 0);
     int status = 0;
     atexit(stage_discard);
     catch_cut_files();
-    signal(SIGXFSZ, SIG_IGN);           // a file over the limit is an error of write(), like a full disk
-    sigaction(SIGINT, &(struct sigaction){.sa_handler = on_signal, .sa_flags = SA_RESTART}, NULL);
-    sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal, .sa_flags = SA_RESTART}, NULL);
+    catch_signals();
     parse_options(argc, argv);
     if (opt.help) print_help();
     else if (opt.version) puts("train " VERSION);

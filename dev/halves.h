@@ -102,7 +102,7 @@ static const char small_config[] =
 
 // Writes a model of this config.json as a Hugging Face directory, in dtype `type`. Its matrices are normal
 // noise of standard deviation `size`, its norms of 1.
-static void write_model(const char *dir, const char *config_path, double size, enum dtype type)
+static void write_model(char *dir, const char *config_path, double size, enum dtype type)
 {
     model m = {0};
     plan p = plan_from_options();
@@ -114,7 +114,7 @@ static void write_model(const char *dir, const char *config_path, double size, e
         if (m.tensors[i].kind == PARAM) randomise(*m.tensors[i].at, m.tensors[i].shape.n[1] ? size : 1);
     stage_begin(dir);
     stage_model(&m, staged, type);                    // no other files are to be copied
-    stage_publish(dir);
+    stage_publish(&(place_of_result){.path = dir});
     model_free(&m);
 }
 

@@ -1,33 +1,111 @@
 //  lib/directory.h: an output directory.
-// A directory is written whole or not at all: under a temporary name beside its place, synced, then renamed.
+// A directory is written whole or not at all: under a temporary name beside its place, synced, then renamed. What lies at
+// its place is looked at before the work, and again at the moment of the exchange: nothing but what an earlier run wrote
+// is ever removed.
 
 #ifndef DIRECTORY_H
 #define DIRECTORY_H
+#include <sys/file.h>
+#include <sys/random.h>
 #include "json.h"
 
 static char staged[PATH_MAX];   // the directory in the making, removed if the program ends before it is published
+static int staged_lock = -1;    // an open and locked file of it: while this process lives, nobody takes it for a stale one
 
-// Every file name that was staged so far. A signal may come at any moment, in any thread: a name is on the list before its file is
-// there, and it is never taken off.
+// Every file name that was staged so far. A signal may come at any moment, in any thread: a name is on the list before
+// its file is there, and it is never taken off.
 typedef struct staged_file { struct staged_file *next; char name[]; } staged_file;
 static staged_file *staged_files;
+
+// Where a directory is to be put, and what lies there now: its inode, or 0 for nothing.
+typedef struct {
+    char *path;
+    dev_t device;
+    ino_t inode;
+} place_of_result;
 
 // Runs in signal handlers, too: it calls nothing that they may not.
 static void stage_discard(void)
 {
     int dir = *staged ? open(staged, O_RDONLY | O_DIRECTORY) : -1;
     if (dir < 0) return;
-    for (const staged_file *f = __atomic_load_n(&staged_files, __ATOMIC_ACQUIRE); f; f = f->next) unlinkat(dir, f->name, 0);
+    const staged_file *f = __atomic_load_n(&staged_files, __ATOMIC_ACQUIRE);
+    for (; f; f = f->next) unlinkat(dir, f->name, 0);
     close(dir);
     rmdir(staged);
     *staged = 0;
 }
 
+// PATH.WORD-, and 16 digits that no other process finds, where it has the same number (as in containers) or not.
+static void name_beside(char name[PATH_MAX], const char *path, const char *word)
+{
+    uint64_t random;
+    if (getrandom(&random, sizeof random, 0) != sizeof random) die("getrandom: %s", strerror(errno));
+    int n = snprintf(name, PATH_MAX, "%s.%s-%016llx", path, word, (unsigned long long)random);
+    if (n >= PATH_MAX) die("%s: name too long", path);
+}
+
+// Whether this process holds the directory now that no other one did. Where a file system knows no locks, errno is not
+// EWOULDBLOCK.
+static int lock_directory(const char *path, int *fd)
+{
+    *fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (*fd >= 0 && !flock(*fd, LOCK_EX | LOCK_NB)) return 1;
+    int error = errno;
+    if (*fd >= 0) close(*fd);
+    *fd = -1;
+    errno = error;
+    return 0;
+}
+
+// Removes a directory of files. One that holds a directory is none of ours: it stays as it is.
+static int remove_flat(const char *path)
+{
+    struct stat st;
+    DIR *d = opendir(path);
+    int flat = d && !fstat(dirfd(d), &st) && st.st_nlink <= 2;          // one link more for every directory inside
+    for (struct dirent *e; flat && (e = readdir(d));) unlinkat(dirfd(d), e->d_name, 0);
+    if (d) closedir(d);
+    return flat && !rmdir(path);
+}
+
+// Removes what killed runs left beside `out`: directories of our kind of name that no living process has locked.
+static void remove_stale(const char *out)
+{
+    const char *slash = strrchr(out, '/');
+    const char *base = slash ? slash + 1 : out;
+    char *parent = slash ? strndup(out, (size_t)(base - out)) : strdup(".");
+    size_t n = strlen(base);
+    DIR *d = parent ? opendir(parent) : NULL;
+    for (struct dirent *e; d && (e = readdir(d));) {
+        const char *rest = e->d_name + n;
+        int ours = !strncmp(e->d_name, base, n) && !strncmp(rest, ".tmp-", 5);
+        if (!ours || strlen(rest) != 21 || strspn(rest + 5, "0123456789abcdef") != 16) continue;
+        char path[PATH_MAX];
+        int lock;
+        snprintf(path, sizeof path, "%.*s%s", (int)(base - out), out, e->d_name);
+        if (!lock_directory(path, &lock)) continue;
+        if (remove_flat(path)) fprintf(stderr, "note: removed %s, which a run that was killed left behind\n", path);
+        close(lock);
+    }
+    if (d) closedir(d);
+    free(parent);
+}
+
+// Makes the directory in the making, beside its place. Another process may take it for a stale one before it is locked,
+// and remove it: then it is made again.
 static void stage_begin(const char *out)
 {
     char name[PATH_MAX];
-    if (snprintf(name, sizeof name, "%s.tmp%d", out, (int)getpid()) >= (int)sizeof name) die("%s: name too long", out);
-    if (mkdir(name, 0777)) die("cannot write %s: %s; the folder it goes into must exist and be writable", out, strerror(errno));
+    struct stat st;
+    for (int again = 1; again;) {
+        name_beside(name, out, "tmp");
+        if (mkdir(name, 0777))
+            die("cannot write %s: %s; the folder it goes into must exist and be writable", out, strerror(errno));
+        int locked = lock_directory(name, &staged_lock);
+        again = !locked && errno == EWOULDBLOCK;
+        if (locked) again = stat(name, &st) != 0;
+    }
     strcpy(staged + 1, name + 1);
     __atomic_store_n(staged, *name, __ATOMIC_RELEASE);         // a signal sees no path or all of it
 }
@@ -60,7 +138,8 @@ static char **files_of(const char *dir)
         char *path = join(dir, e->d_name);
         int there = !stat(path, &st);
         if (there && S_ISREG(st.st_mode)) arrput(names, strdup(e->d_name));
-        else if (!there || !S_ISDIR(st.st_mode)) fprintf(stderr, "note: %s is no file that could be copied and stays behind\n", path);
+        else if (!there || !S_ISDIR(st.st_mode))
+            fprintf(stderr, "note: %s is no file that could be copied and stays behind\n", path);
         free(path);
     }
     closedir(d);
@@ -93,9 +172,11 @@ static char **run_files(const char *dir)
     return names;
 }
 
-// Removes what a training run left in dir, and dir with it unless somebody put more there.
-static void remove_run(const char *dir)
+// Removes what a training run left in dir, and dir with it. If somebody put more there, that stays, under a name beside
+// `out` that says so.
+static void remove_run(const char *dir, const char *out)
 {
+    char kept[PATH_MAX];
     char **names = run_files(dir);
     for (int i = 0; i < arrlen(names); i++) {
         char *path = join(dir, names[i]);
@@ -103,7 +184,9 @@ static void remove_run(const char *dir)
         free(path);
     }
     free_names(names);
-    if (rmdir(dir) && (errno == ENOTEMPTY || errno == EEXIST)) fprintf(stderr, "note: %s holds files that no run wrote; they were in the directory that is replaced\n", dir);
+    if (!rmdir(dir)) return;
+    name_beside(kept, out, "kept");
+    if (!rename(dir, kept)) fprintf(stderr, "note: files that no run wrote were in %s; they are in %s now\n", out, kept);
 }
 
 static void sync_path(const char *path)
@@ -113,22 +196,59 @@ static void sync_path(const char *path)
     close(fd);
 }
 
-// Moves the finished directory to its place. An older one there is exchanged in one step and then removed; where the file
-// system cannot exchange (NFS), it steps aside first.
-static void stage_publish(const char *out)
+// Exchanges two directories; where the file system cannot do it in one step (NFS), in three.
+static int exchange(const char *a, const char *b)
 {
+    char aside[PATH_MAX];
+    if (!renameat2(AT_FDCWD, a, AT_FDCWD, b, RENAME_EXCHANGE)) return 0;
+    if (errno != EINVAL && errno != ENOSYS) return -1;
+    name_beside(aside, b, "old");
+    return rename(b, aside) || rename(a, b) || rename(aside, a);
+}
+
+// Puts the directory where nothing is.
+static int put_alone(const char *from, const char *to)
+{
+    struct stat st;
+    if (!renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE)) return 0;
+    if (errno != EINVAL && errno != ENOSYS) return -1;
+    if (lstat(to, &st)) return rename(from, to);
+    errno = EEXIST;
+    return -1;
+}
+
+// Something else has appeared at the place of a result since it was looked at. It stays, and so does the result.
+static void publish_beside(const char *out)
+{
+    char beside[PATH_MAX];
+    name_beside(beside, out, "new");
+    if (put_alone(staged, beside)) die("cannot write %s: %s", beside, strerror(errno));
+    *staged = 0;
+    die("%s: something else has appeared there since this program looked, and is not replaced; the result is in %s",
+        out, beside);
+}
+
+// Moves the finished directory to its place. An older result there is exchanged in one step and then removed.
+static void stage_publish(place_of_result *to)
+{
+    struct stat now;
     sync_path(staged);
-    if (rename(staged, out)) {
-        if (errno != ENOTEMPTY && errno != EEXIST) die("cannot write %s: %s", out, strerror(errno));
-        if (renameat2(AT_FDCWD, staged, AT_FDCWD, out, RENAME_EXCHANGE)) {
-            char older[PATH_MAX + 8];
-            snprintf(older, sizeof older, "%s.old", staged);
-            if (rename(out, older) || rename(staged, out) || rename(older, staged)) die("cannot replace %s: %s", out, strerror(errno));
-        }
-        remove_run(staged);
+    if (stat(staged, &now)) die("%s: %s", staged, strerror(errno));
+    if (put_alone(staged, to->path)) {
+        struct stat older;
+        if (errno != EEXIST) die("cannot write %s: %s", to->path, strerror(errno));
+        if (!to->inode) publish_beside(to->path);
+        if (exchange(staged, to->path)) die("cannot replace %s: %s", to->path, strerror(errno));
+        int known = !stat(staged, &older) && older.st_dev == to->device && older.st_ino == to->inode;
+        if (!known && exchange(staged, to->path)) die("cannot replace %s: %s", to->path, strerror(errno));
+        if (!known) publish_beside(to->path);
+        remove_run(staged, to->path);
     }
     *staged = 0;
-    char *parent = join(out, "..");
+    close(staged_lock);
+    to->device = now.st_dev;
+    to->inode = now.st_ino;
+    char *parent = join(to->path, "..");
     sync_path(parent);
     free(parent);
 }
@@ -156,29 +276,41 @@ static char *kept_file(const char *dir, int over_a_run)
     return kept;
 }
 
-// Stops before the work if its result could not be put at `path`, or would replace anything but the result of an earlier
-// training run (where over_a_run allows that). Returns the path to write to: links followed, no slash at the end.
-static char *check_out(const char *option, const char *path, const char *base, int over_a_run)
+// Stops if the directory `out` may not be replaced.
+static void expect_replaceable(const char *option, const char *path, const char *out, const char *base, int over_a_run)
 {
     struct stat here, above;
+    char *parent = join(out, "..");
+    if (!stat(out, &here) && !S_ISDIR(here.st_mode)) die("%s %s: exists and is not a directory", option, path);
+    if (stat(out, &here) || stat(parent, &above)) die("%s %s: %s", option, path, strerror(errno));
+    if (here.st_dev != above.st_dev || same_file(out, "/"))
+        die("%s %s: is a mount point, which cannot be replaced; name a directory inside it", option, path);
+    if (same_file(out, ".")) die("%s %s: is the current folder; name a directory inside it", option, path);
+    if (same_file(out, base)) die("%s %s: is --model itself; name a new directory", option, path);
+    char *kept = kept_file(out, over_a_run);
+    if (kept) die("%s %s: holds %s, which would be lost; name a new directory", option, path, kept);
+    free(parent);
+}
+
+// Stops before the work if its result could not be put at `path`, or would replace anything but the result of an earlier
+// training run (where over_a_run allows that). Returns where to write: links followed, no slash at the end.
+static place_of_result check_out(const char *option, const char *path, const char *base, int over_a_run)
+{
+    struct stat here = {0};
     char *out = realpath(path, NULL);
-    if (!out) {
+    if (out) expect_replaceable(option, path, out, base, over_a_run);
+    else {
         out = strdup(path);
+        if (!out) die("out of memory");
         for (size_t n = strlen(out); n > 1 && out[n - 1] == '/'; n--) out[n - 1] = 0;
         if (!*out || !lstat(out, &here)) die("%s %s: expected the name of a directory", option, path);
-    } else {
-        char *parent = join(out, ".."), *kept;
-        if (!stat(out, &here) && !S_ISDIR(here.st_mode)) die("%s %s: exists and is not a directory", option, path);
-        if (stat(out, &here) || stat(parent, &above)) die("%s %s: %s", option, path, strerror(errno));
-        if (here.st_dev != above.st_dev || same_file(out, "/")) die("%s %s: is a mount point, which cannot be replaced; name a directory inside it", option, path);
-        if (same_file(out, ".")) die("%s %s: is the current folder; name a directory inside it", option, path);
-        if (same_file(out, base)) die("%s %s: is --model itself; name a new directory", option, path);
-        if ((kept = kept_file(out, over_a_run))) die("%s %s: holds %s, which would be lost; name a new directory", option, path, kept);
-        free(parent);
     }
+    remove_stale(out);
     stage_begin(out);
     stage_discard();
-    return out;
+    close(staged_lock);
+    int there = !stat(out, &here);
+    return (place_of_result){out, there ? here.st_dev : 0, there ? here.st_ino : 0};
 }
 
 static void write_checked(FILE *f, const void *data, size_t bytes, const char *path)

@@ -249,7 +249,7 @@ static void run_anew(const char *command, char **argv, const char *base)
     fputs(command, f);
     close_checked(f, part);
     int status = run_program(argv, part, &usage);
-    remove_run(base);                           // the adapter itself is not wanted
+    remove_run(base, base);                           // the adapter itself is not wanted
     if (interrupted) {
         printf("\nstopped; the same command goes on from here\n");
         exit(130);

@@ -78,6 +78,7 @@ typedef struct {
     int steps, step, scored;            // all of them; those done; validation rows that are answered
     int *order, epoch;                  // of the rows, in this epoch
     FILE *log;
+    int log_failed;                     // it could not be written to its end
     int first;                          // the step this run began with
     double started;
 } run;
@@ -160,7 +161,7 @@ static void state_write(model *m)
     arrfree(list);
 }
 
-static char *destination;                // --out, as check_out() found it
+static place_of_result destination;      // --out, as check_out() found it
 
 // state.json: the settings, and which files the run wrote, so that a later one replaces these and nobody else's.
 static void stage_state(cJSON *settings)
@@ -178,12 +179,12 @@ static void save_run(run *r)
     for (int i = 0; i < arrlen(m->tensors); i++)
         if (m->tensors[i].kind == PARAM && !isfinite(sum_of_squares(*m->tensors[i].at)))
             die("step %d: %s is not finite and is not saved; a smaller --lr may help", r->step, m->tensors[i].name);
-    stage_begin(destination);
+    stage_begin(destination.path);
     if (full_training(m)) stage_model(m, opt.model, F32);
     else peft_write(m, opt.model);
     state_write(m);
     stage_state(run_settings(r));
-    stage_publish(destination);
+    stage_publish(&destination);
 }
 
 // The step an earlier run had done; its settings must be those of this run.
@@ -216,6 +217,32 @@ static int resume_run(run *r, const char *dir)
     arrfree(state);
     checkpoint_close(&c);
     return step;
+}
+
+// Stops if --log would overwrite something else that this run reads or writes: it may be none of the files that are
+// given, and lie in none of the directories.
+static void check_log(void)
+{
+    const char *const files[] = {opt.data, opt.val, opt.init};
+    const char *const directories[] = {opt.model, opt.adapter, opt.resume, destination.path};
+    char name[PATH_MAX], within[PATH_MAX];
+    struct stat st;
+    snprintf(name, sizeof name, "%s", opt.log);
+    for (int i = 0; i < 3; i++)
+        if (files[i] && same_file(name, files[i]))
+            die("--log %s: is a file that this run reads; name a new file", opt.log);
+    if (!stat(name, &st) && !S_ISREG(st.st_mode) && !S_ISCHR(st.st_mode) && !S_ISFIFO(st.st_mode))
+        die("--log %s: is not a file; name a file", opt.log);
+    if (!strcmp(name, destination.path)) die("--log %s: is --out itself; name another file", opt.log);
+    char *slash = strrchr(name, '/');
+    if (!realpath(slash ? (*slash = 0, *name ? name : "/") : ".", within)) return;      // open_log() says what is wrong
+    for (char *end = within + strlen(within); end; end = strrchr(within, '/')) {
+        *end = 0;
+        for (int i = 0; i < 4 && *within; i++)
+            if (directories[i] && same_file(within, directories[i]))
+                die("--log %s: lies in %s, which this run reads or replaces; name a file elsewhere",
+                    opt.log, directories[i]);
+    }
 }
 
 // Whether a line of an earlier log stays when a run goes on from this step: what was logged after the step that was

@@ -1,16 +1,45 @@
-//  run/signals.h: Ctrl-C and SIGTERM.
+//  run/signals.h: signals, and descriptors that are closed at the start.
 
 #ifndef SIGNALS_H
 #define SIGNALS_H
 #include "../lib/directory.h"
 
-// The first Ctrl-C or SIGTERM lets the loop finish its step and save; the next one, or one outside the loop, ends the program.
+// The first signal lets the loop finish its step and save; the next one, or one outside the loop, ends the program. A
+// pipe that nobody reads any more says so at every line: that counts once.
 static volatile sig_atomic_t in_loop, interrupted;
-static void on_signal(int signal)
+static void on_signal(int number)
 {
-    if (in_loop && !interrupted) { interrupted = signal; return; }
+    if (number == SIGPIPE) signal(SIGPIPE, SIG_IGN);
+    if (in_loop && !interrupted) {
+        interrupted = number;
+        return;
+    }
     stage_discard();
-    _exit(128 + signal);
+    _exit(128 + number);
+}
+
+// Ctrl-C, kill, a terminal that is closed, a reader that is gone. Who started the program with one of them ignored, as
+// nohup does, wants it ignored.
+static void catch_signals(void)
+{
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
+    for (int i = 0; i < 4; i++) {
+        struct sigaction before;
+        int ignored = !sigaction(numbers[i], NULL, &before) && before.sa_handler == SIG_IGN;
+        struct sigaction ours = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+        if (!ignored) sigaction(numbers[i], &ours, NULL);
+    }
+    signal(SIGXFSZ, SIG_IGN);           // a file over the limit is an error of write(), like a full disk
+}
+
+// Whoever closes the standard descriptors before the start would have the next file that is opened written into by
+// printf.
+static void open_descriptors(void)
+{
+    int fd;
+    do fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0) close(fd);
 }
 
 #endif
