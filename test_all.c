@@ -1,9 +1,10 @@
 /*  test_all.c: what this program claims, and the check of each claim.
 
-    build/test_f64 and build/test_f32 are this file compiled with double and with float. No argument runs all tests; an
-    argument those whose name contains it; a second one keeps them to one method, or to the ops whose name contains it.
-    The exit status is the verdict. Every comparison is `ok = err <= tol`, so NaN fails, and a reference of zeros is an
-    error. dev/mutants.sh breaks the code on purpose and asks that these tests turn red.                          */
+    build/test_f64 and build/test_f32 are this file compiled with double and with float. Without an argument all
+    tests run. `build/test_f64 WORD` runs the tests whose name is WORD or, where none is, contains it. Further words
+    keep them to some of their cases: a method by its name, an op or a row of a table by a part of its name.
+    The exit status is the verdict. Every comparison is `ok = err <= tol`, so NaN fails, and a reference of zeros is
+    an error. dev/mutants.sh breaks the code on purpose and asks that these tests turn red.                      */
 
 #include "ops/cpu.c"
 #define main train_main                 // the program's own
@@ -11,28 +12,317 @@
 #undef main
 #include "dev/halves.h"
 
+enum { ONLY_F64 = 1, ONLY_F32 = 2, BOTH = 3, ON_GPU = 4 };
+enum { THIS_BUILD = sizeof(real) == 8 ? ONLY_F64 : ONLY_F32 };
+#define EXACT (sizeof(real) == 8 ? 1e-12 : 2e-5)        // rounding of a few hundred additions in this build
+#define SAME_BITS 0.0                   // as a tolerance: each number has the bits of the other
+
+// ---- what a check says ----------------------------------------------------------------------------------------------
+//
+// A check's text begins with the name of the method or the op that it is about, and names the tensor. Where it fails it
+// also says the first wrong element, and what to open.
 
 static char skipped[160];               // why a test cannot run here
+static int checks, failures;            // of the test that runs
+static double worst;                    // its largest err / tol
+static const char *look_in;             // where its faults are, as a rule: the last column of tests[]
+
+// The number of the first line of a file that holds a text, 0 where none does.
+static int line_with(const char *path, const char *text)
+{
+    size_t bytes;
+    char *file = read_file(path, &bytes), *found = strstr(file, text);
+    int line = found != NULL;
+    for (char *c = file; found && c < found; c++) line += *c == '\n';
+    free(file);
+    return line;
+}
+
+// A method that a check's text begins with, or NULL: of bat and bat-row the longer one.
+static const char *method_in(const char *text)
+{
+    const char *found = NULL;
+    for (int i = 0; i < METHODS; i++) {
+        size_t n = strlen(methods[i].name);
+        if (!strncmp(text, methods[i].name, n) && !isalnum(text[n]) && (!found || n > strlen(found))) found = methods[i].name;
+    }
+    return found;
+}
+
+// What to open: the page of the method in adapters.h, the op in ops/cpu.c, or the files that the test names.
+static void where_to_look(char *where, size_t size, const char *text)
+{
+    const char *name = method_in(text);
+    char start[80], word[40];
+    int used, line;
+    snprintf(where, size, "%s", look_in ? look_in : "test_all.c");
+    if (name) {
+        snprintf(start, sizeof start, "static void %.*s%s_", (int)strcspn(name, "+"), name, strchr(name, '+') ? "_plus" : "");
+        for (char *c = start; *c; c++) if (*c == '-') *c = '_';
+        line = line_with("adapters.h", start);
+        if (line) snprintf(where, size, "adapters.h:%d, the page of %s", line, name);
+        return;
+    }
+    if (!look_in || strncmp(look_in, "ops/cpu.c", 9)) return;
+    for (; sscanf(text, " %30[a-z_]%n", word, &used) == 1; text += used)
+        for (const char **end = (const char *[]){"_forward(", "(", NULL}; *end; end++) {
+            snprintf(start, sizeof start, "void %s%s", word, *end);
+            line = line_with("ops/cpu.c", start);
+            if (line) { snprintf(where, size, "ops/cpu.c:%d, %s", line, word); return; }
+        }
+}
+
+// Counts a failure and prints it. What to open is said once where several failures in a row lead to the same place.
+static void say_failure(const char *text, const char *how)
+{
+    enum { MOST = 12 };
+    static char before[120];
+    char where[120];
+    if (++failures > MOST) return;
+    printf("      %s%s%s\n", text, *how ? ": " : "", how);
+    where_to_look(where, sizeof where, text);
+    if (failures == 1 || strcmp(where, before)) printf("        open %s\n", where);
+    if (failures == MOST) printf("      … of those after it only the number is said\n");
+    snprintf(before, sizeof before, "%s", where);
+}
+
+// The text of a check, from its format and what follows it.
+#define TEXT(text, format)                    \
+    char text[4000];                          \
+    va_list list;                             \
+    va_start(list, format);                   \
+    vsnprintf(text, sizeof text, format, list); \
+    va_end(list)
+
+// An error that may not exceed a tolerance, nor be NaN.
+static void check_error(double err, double tol, const char *text, const char *how)
+{
+    checks++;
+    if (err <= tol) worst = fmax(worst, err / tol);
+    else say_failure(text, how);
+}
+
+__attribute__((format(printf, 3, 4)))
+static void check(double err, double tol, const char *format, ...)
+{
+    TEXT(text, format);
+    char how[80];
+    snprintf(how, sizeof how, "%.6g, allowed %.3g", err, tol);
+    check_error(err, tol, text, how);
+}
+
+// What must be true.
+__attribute__((format(printf, 2, 3)))
+static void expect(int ok, const char *format, ...)
+{
+    TEXT(text, format);
+    check_error(!ok, 0, text, "");
+}
+
+// What is compared: the shape, the names of the two sides (of CPU and GPU neither is the right one), and the model that a
+// flat list of its gradients is of.
+typedef struct { shape shape; const char *got, *want; const model *flat; } subject;
+
+static size_t numbers_in(shape s) { return (size_t)s.n[0] * (size_t)(s.n[1] ? s.n[1] : 1) * (size_t)(s.n[2] ? s.n[2] : 1); }
+
+// " at [row, column]" for element i, or [batch, row, column]; of one number, nothing.
+static void name_element(char *name, size_t size, size_t i, shape s)
+{
+    size_t b = s.n[1] ? (size_t)s.n[1] : 1, c = s.n[2] ? (size_t)s.n[2] : 1;
+    *name = 0;
+    if (s.n[2]) snprintf(name, size, " at [%zu, %zu, %zu]", i / (b * c), i / c % b, i % c);
+    else if (s.n[1]) snprintf(name, size, " at [%zu, %zu]", i / b, i % b);
+    else if (s.n[0] > 1) snprintf(name, size, " at [%zu]", i);
+}
+
+// The same for element i of all gradients of a model, which lie one behind the other.
+static void name_gradient(char *name, size_t size, size_t i, const model *m)
+{
+    *name = 0;
+    for (int j = 0; j < arrlen(m->tensors); j++) {
+        const tensor *t = &m->tensors[j];
+        if (t->kind != PARAM) continue;
+        size_t first = (size_t)((wide *)t->grad->p - (wide *)m->grad);
+        if (i < first || i - first >= elements(*t->grad)) continue;
+        int used = snprintf(name, size, " in d %s", t->name);
+        name_element(name + used, size - (size_t)used, i - first, t->shape);
+    }
+}
+
+// The one comparison: the relative L2 distance of x to the reference y, or, where the tolerance is SAME_BITS, how many
+// numbers differ. The first wrong element is the first that is further off than tol times the root mean square of y:
+// were there none, the distance would be within the tolerance.
+static void compare_numbers(const double *x, const double *y, subject s, double tol, const char *text)
+{
+    size_t n = numbers_in(s.shape), differ = 0, first = n;
+    double diff = 0, norm = 0;
+    for (size_t i = 0; i < n; i++) {
+        diff += pow(x[i] - y[i], 2);
+        norm += pow(y[i], 2);
+        differ += memcmp(&x[i], &y[i], sizeof *x) != 0;
+    }
+    double err = tol > 0 ? norm > 0 ? sqrt(diff / norm) : INFINITY : (double)differ;
+    double limit = tol * sqrt(norm / (double)n);
+    for (size_t i = n; i-- > 0;)
+        if (tol > 0 ? !(fabs(x[i] - y[i]) <= limit) : memcmp(&x[i], &y[i], sizeof *x) != 0) first = i;
+
+    char how[400], at[200] = "";
+    int used;
+    if (norm > 0 && tol > 0) used = snprintf(how, sizeof how, "off by %.3g of its length, allowed %.3g", err, tol);
+    else if (tol > 0) used = snprintf(how, sizeof how, "%s: zeros alone, which shows nothing", s.want);
+    else used = snprintf(how, sizeof how, "%zu of %zu numbers differ", differ, n);
+    if (first < n && s.flat) name_gradient(at, sizeof at, first, s.flat);
+    else if (first < n) name_element(at, sizeof at, first, s.shape);
+    if (first < n)
+        snprintf(how + used, sizeof how - (size_t)used, "; first%s: %s %.9g, %s %.9g", at, s.got, x[first], s.want, y[first]);
+    check_error(err, tol, text, how);
+}
+
+static double *as_doubles(const wide *x, size_t n)
+{
+    double *y = alloc(n, sizeof *y);
+    for (size_t i = 0; i < n; i++) y[i] = (double)x[i];
+    return y;
+}
+
+static double *doubles(mat m)
+{
+    wide *x = host(m);
+    double *y = as_doubles(x, elements(m));
+    free(x);
+    return y;
+}
+
+static shape shape_of(mat m) { return m.batch > 1 ? SHAPE(m.batch, m.rows, m.cols) : SHAPE(m.rows, m.cols); }
+
+__attribute__((format(printf, 4, 5)))
+static void check_mat(mat got, mat want, double tol, const char *format, ...)
+{
+    TEXT(text, format);
+    if (elements(got) != elements(want)) {
+        char how[80];
+        snprintf(how, sizeof how, "has %zu numbers, expected %zu", elements(got), elements(want));
+        check_error(1, 0, text, how);
+        return;
+    }
+    double *x = doubles(got), *y = doubles(want);
+    compare_numbers(x, y, (subject){shape_of(got), "got", "expected", NULL}, tol, text);
+    free(x), free(y);
+}
+
+// The same for numbers of a shape on the host.
+__attribute__((format(printf, 5, 6)))
+static void check_wide(const wide *got, const wide *want, shape s, double tol, const char *format, ...)
+{
+    TEXT(text, format);
+    double *x = as_doubles(got, numbers_in(s)), *y = as_doubles(want, numbers_in(s));
+    compare_numbers(x, y, (subject){s, "got", "expected", NULL}, tol, text);
+    free(x), free(y);
+}
+
+// The same for one number.
+__attribute__((format(printf, 4, 5)))
+static void check_number(double got, double want, double tol, const char *format, ...)
+{
+    TEXT(text, format);
+    compare_numbers(&got, &want, (subject){SHAPE(1), "got", "expected", NULL}, tol, text);
+}
+
+// The gradient of all that trains, as a whole, for that of a single tensor may be zero.
+__attribute__((format(printf, 4, 5)))
+static void check_gradient(const model *m, const wide *want, double tol, const char *format, ...)
+{
+    TEXT(text, format);
+    double *x = doubles(flat(m, m->grad)), *y = as_doubles(want, m->used[PARAM]);
+    compare_numbers(x, y, (subject){SHAPE((int)m->used[PARAM]), "got", "expected", m}, tol, text);
+    free(x), free(y);
+}
+
+// A shell command that must succeed; the text says what it means where it does not.
+__attribute__((format(printf, 2, 3)))
+static void shell(const char *command, const char *format, ...)
+{
+    TEXT(text, format);
+    int status = system(command);
+    expect(!status, "%s: status %d of «%s»", text, WEXITSTATUS(status), command);
+}
+
+static int has(const char *text, const char *part) { return strstr(text, part) != NULL; }
+
+// A tensor that a step left, of a method, or of the CPU and the GPU.
+static void check_snapshots(const snapshot *got, const snapshot *want, const char *got_is, const char *want_is,
+    double tol, const char *text)
+{
+    if (got->n == want->n && !strcmp(got->name, want->name))
+        compare_numbers(got->x, want->x, (subject){SHAPE((int)got->n), got_is, want_is, NULL}, tol, text);
+    else expect(0, "%s: %s is %s of %zu numbers, %s is %s of %zu", text, got_is, got->name, got->n, want_is, want->name, want->n);
+}
+
+static void check_snapshot(const snapshot *got, const snapshot *want, double tol, const char *name)
+{
+    char text[200];
+    snprintf(text, sizeof text, "%s, %s", name, want->name);
+    check_snapshots(got, want, "got", "expected", tol, text);
+}
+
+// ---- which tests, and which of their cases ------------------------------------------------------------------------------
+
+static char **words;                    // the words behind the test's name, NULL without any
+static int asked_for;                   // cases of the running test that one of them means
+static char nearest_case[200];          // else the case whose name comes nearest
+static int edits_to_it;
+
+static int nearness(const char *word, const char *name)
+{
+    char a[NAME], b[NAME];
+    snprintf(a, NAME, "%s", word), snprintf(b, NAME, "%s", name);
+    return edits(a, b);
+}
+
+// Is this case, which `whole` names or the words need only be a part of, kept out by the command line?
+static int kept_out(const char *name, int whole)
+{
+    for (char **w = words; w && *w; w++) {
+        if (whole ? !strcmp(name, *w) : strstr(name, *w) != NULL) {
+            asked_for++;
+            return 0;
+        }
+        int d = nearness(*w, name);
+        if (*nearest_case && d >= edits_to_it) continue;
+        edits_to_it = d;
+        snprintf(nearest_case, sizeof nearest_case, "%.*s", (int)strcspn(name, "\n"), name);
+    }
+    return words != NULL;
+}
+
+static int left_out(int i) { return kept_out(methods[i].name, 1); }             // a method
+static int not_asked_for(const char *name) { return kept_out(name, 0); }        // an op, or a row of a table
 
 // ---- gradients --------------------------------------------------------------------------------------------------
 
+// f' ≈ Σ weight f(x + at h) / (12 h)
+static const struct { double at, weight; } four_points[4] = {{-2, 1}, {-1, -8}, {1, 8}, {2, -1}};
+
 // Central differences of f at every number of x against dx: four points, so that the error is h⁴ and h may be large
 // enough for rounding not to matter.
-static double numeric_error(double (*f)(void *), void *context, mat x, mat dx)
+__attribute__((format(printf, 5, 6)))
+static void check_numeric(double (*f)(void *), void *context, mat x, mat dx, const char *format, ...)
 {
-    static const struct { double at, weight; } points[4] = {{-2, 1}, {-1, -8}, {1, 8}, {2, -1}};
+    TEXT(text, format);
     size_t n = elements(x);
-    wide *numeric = alloc(n, sizeof *numeric), *analytic = host(dx);
+    double *numeric = alloc(n, sizeof *numeric), *analytic = doubles(dx);
     for (size_t i = 0; i < n; i++) {
         wide *at_i = (wide *)x.p + i, was = *at_i;
         double sum = 0, h = 2e-4;
-        for (int k = 0; k < 4; k++) *at_i = (wide)((double)was + points[k].at * h), sum += points[k].weight * f(context);
+        for (int k = 0; k < 4; k++) {
+            *at_i = (wide)((double)was + four_points[k].at * h);
+            sum += four_points[k].weight * f(context);
+        }
         *at_i = was;
-        numeric[i] = (wide)(sum / (12 * h));
+        numeric[i] = sum / (12 * h);
     }
-    double err = distance(analytic, numeric, n);
+    compare_numbers(analytic, numeric, (subject){shape_of(x), "got", "by differences", NULL}, 1e-7, text);
     free(numeric), free(analytic);
-    return err;
 }
 
 typedef struct { model *m; batch b; } stepped;
@@ -42,17 +332,29 @@ static double loss_of(void *context)
     return model_step(s->m, &s->b, 0) / s->b.targets;
 }
 
+// A small model with a method whose trainable numbers were moved off their start. The dice are left as they were found,
+// so that a second call draws the same numbers.
+static model *open_shaken(plan p, int tied)
+{
+    model *m = open_small(p, tied);
+    rng before = dice;
+    shake(m, 0.2, &dice);
+    dice = before;
+    return m;
+}
+
+// Tied and untied: full has another gradient of the embeddings then; that of all others is the same.
 static void test_gradients(void)
 {
     for (int i = 0; i < METHODS; i++)
-        for (int tied = 0; tied < (i ? 1 : 2) && !left_out(i); tied++) {        // tied: another gradient of full, the same of all others
-            model *m = open_small(small_plan(methods[i].name), tied);
-            shake(m, 0.2, &dice);
+        for (int tied = 0; tied < (i ? 1 : 2) && !left_out(i); tied++) {
+            model *m = open_shaken(small_plan(methods[i].name), tied);
             stepped s = {m, small_batch(0, 3)};
             model_step(m, &s.b, 1.0 / s.b.targets);
-            for (int j = 0; j < arrlen(m->tensors); j++)
-                if (m->tensors[j].kind == PARAM)
-                    check(numeric_error(loss_of, &s, *m->tensors[j].at, *m->tensors[j].grad), 1e-7, "%s, d %s", methods[i].name, m->tensors[j].name);
+            for (int j = 0; j < arrlen(m->tensors); j++) {
+                const tensor *t = &m->tensors[j];
+                if (t->kind == PARAM) check_numeric(loss_of, &s, *t->at, *t->grad, "%s, d %s", methods[i].name, t->name);
+            }
             batch_free(&s.b), close_small(m);
         }
 }
@@ -70,8 +372,10 @@ static void test_ops(void)
 {
     for (int i = 0; i < OP_CASES; i++) {
         op_case c = op_cases[i];
+        if (not_asked_for(c.name)) continue;
         op_open(&c, 1, HEAD, two_spans);
-        for (int j = 0; j < 3; j++) if (op.grad[j].p) check(numeric_error(op_value, &c, op.in[j], op.grad[j]), 1e-7, "%s, input %d", op_cases[i].name, j);
+        for (int j = 0; j < 3; j++)
+            if (op.grad[j].p) check_numeric(op_value, &c, op.in[j], op.grad[j], "%s, d in %d", c.name, j);
         op_close();
     }
 }
@@ -79,38 +383,36 @@ static void test_ops(void)
 static void test_residual_copy(void)
 {
     snapshot *list = residual_results(NULL);
-    for (int i = 0; i < arrlen(list); i++) check(list[i].x[0] == 1 ? 0 : 1, 0, "%s", list[i].name);
+    for (int i = 0; i < arrlen(list); i++)
+        if (!not_asked_for(list[i].name)) expect(list[i].x[0] == 1, "%s: they differ", list[i].name);
     snapshots_free(list);
 }
 
-static void test_twice(void)            // every backward accumulates, none overwrites
+// Every backward accumulates, none overwrites.
+static void test_twice(void)
 {
     for (int i = 0; i < METHODS; i++) {
-        model *m = open_small(small_plan(methods[i].name), 0);
-        shake(m, 0.2, &dice);
+        if (left_out(i)) continue;
+        model *m = open_shaken(small_plan(methods[i].name), 0);
         batch b = small_batch(0, 3);
         model_step(m, &b, 0.1);
-        wide **once = NULL;
-        for (int j = 0; j < arrlen(m->tensors); j++)
-            if (m->tensors[j].kind == PARAM) arrput(once, host(*m->tensors[j].grad));
+        snapshot *once = take_kinds(NULL, "d ", m, 1 << PARAM, 1);
         model_step(m, &b, 0.1);
-        for (int j = 0, k = 0; j < arrlen(m->tensors); j++) {
-            if (m->tensors[j].kind != PARAM) continue;
-            wide *twice = host(*m->tensors[j].grad);
-            for (size_t n = 0; n < elements(*m->tensors[j].grad); n++) once[k][n] *= 2;
-            check(distance(twice, once[k], elements(*m->tensors[j].grad)), EXACT, "%s, d %s", methods[i].name, m->tensors[j].name);
-            free(twice), free(once[k++]);
+        snapshot *twice = take_kinds(NULL, "d ", m, 1 << PARAM, 1);
+        for (int j = 0; j < arrlen(once); j++) {
+            for (size_t n = 0; n < once[j].n; n++) once[j].x[n] *= 2;
+            check_snapshot(&twice[j], &once[j], EXACT, methods[i].name);
         }
-        arrfree(once), batch_free(&b), close_small(m);
+        snapshots_free(once), snapshots_free(twice), batch_free(&b), close_small(m);
     }
 }
 
-static void test_accumulation(void)     // three micro-batches of one row = one of three rows
+// Three micro-batches of one row are one of three rows.
+static void test_accumulation(void)
 {
     for (int i = 0; i < METHODS; i++) {
-        model *m = open_small(small_plan(methods[i].name), 0), *one = open_small(small_plan(methods[i].name), 0);
-        rng before = dice;
-        shake(m, 0.2, &dice), dice = before, shake(one, 0.2, &dice);
+        if (left_out(i)) continue;
+        model *m = open_shaken(small_plan(methods[i].name), 0), *one = open_shaken(small_plan(methods[i].name), 0);
         batch b = small_batch(0, 3);
         model_step(m, &b, 1.0 / b.targets);
         for (int r = 0; r < 3; r++) {
@@ -118,32 +420,34 @@ static void test_accumulation(void)     // three micro-batches of one row = one 
             model_step(one, &part, 1.0 / b.targets);
             batch_free(&part);
         }
-        for (int j = 0; j < arrlen(m->tensors); j++)
-            if (m->tensors[j].kind == PARAM) check(mat_distance(*one->tensors[j].grad, *m->tensors[j].grad), EXACT, "%s, d %s", methods[i].name, m->tensors[j].name);
+        for (int j = 0; j < arrlen(m->tensors); j++) {
+            const tensor *t = &m->tensors[j];
+            if (t->kind == PARAM) check_mat(*one->tensors[j].grad, *t->grad, EXACT, "%s, d %s", methods[i].name, t->name);
+        }
         batch_free(&b), close_small(m), close_small(one);
     }
 }
 
-static void test_recompute(void)        // what is not kept is computed again, to the same bits
+// What is not kept is computed again, to the same bits.
+static void test_recompute(void)
 {
     for (int i = 0; i < METHODS; i++) {
+        if (left_out(i)) continue;
+        const char *M = methods[i].name;
         wide *kept = NULL;
         size_t used[3];
         for (int n = 0; n < 3; n++) {
-            plan p = small_plan(methods[i].name);
+            plan p = small_plan(M);
             p.recompute = n;
-            model *m = open_small(p, 0);
-            rng before = dice;
-            shake(m, 0.2, &dice), dice = before;
+            model *m = open_shaken(p, 0);
             batch b = small_batch(0, 3);
             model_step(m, &b, 0.1);
-            wide *grad = host(flat(m, m->grad));
-            if (n) check(memcmp(grad, kept, m->used[PARAM] * sizeof(wide)) ? 1 : 0, 0, "%s, --recompute %d", methods[i].name, n), free(grad);
-            else kept = grad;
+            if (n) check_gradient(m, kept, SAME_BITS, "%s, --recompute %d", M, n);
+            else kept = host(flat(m, m->grad));
             used[n] = m->used[ACT];
             batch_free(&b), close_small(m);
         }
-        check(used[2] < used[1] && used[1] < used[0] ? 0 : 1, 0, "%s: activations take %zu, %zu, %zu", methods[i].name, used[0], used[1], used[2]);
+        expect(used[2] < used[1] && used[1] < used[0], "%s: activations take %zu, %zu, %zu", M, used[0], used[1], used[2]);
         free(kept);
     }
 }
@@ -160,8 +464,9 @@ static int between(int least, int most) { return least + (int)(rng_next(&dice) %
 static char *tiny_model(void)
 {
     static const char *const format =
-        "{\"model_type\": \"llama\", \"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, \"num_attention_heads\": %d,"
-        " \"num_key_value_heads\": %d, \"head_dim\": %d, \"vocab_size\": %d, \"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": %s}";
+        "{\"model_type\": \"llama\", \"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, "
+        "\"num_attention_heads\": %d, \"num_key_value_heads\": %d, \"head_dim\": %d, \"vocab_size\": %d, "
+        "\"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": %s}";
     static int made;
     char name[32], text[400];
     snprintf(name, sizeof name, "tiny%d", made++);
@@ -207,8 +512,8 @@ static plan tiny_plan(config c)
     }
 }
 
-// One step of these rows, in micro-batches of opt.batch; the gradient is left in r->m. `start`: what the adapter begins with,
-// or NULL to make a start, which comes back in the list. Before the step, `scored` validation rows are answered.
+// One step of these rows, in micro-batches of opt.batch; the gradient is left in r->m. `start`: what the adapter begins
+// with, or NULL to make a start, which comes back in the list. Before the step, `scored` validation rows are answered.
 static snapshot *split_step(run *r, plan p, int scored, const snapshot *start, double *loss, double *eval)
 {
     int kinds = 1 << PARAM | 1 << START, tokens;
@@ -231,6 +536,7 @@ static snapshot *split_step(run *r, plan p, int scored, const snapshot *start, d
     return list;
 }
 
+// A tiny model with rows of its own: one step of all rows together, then two steps that split them in some way.
 static void split_case(int number, tokenizer *t)
 {
     run whole = {.t = t}, parts;
@@ -248,24 +554,24 @@ static void split_case(int number, tokenizer *t)
     double loss, eval, part_loss, part_eval;
     opt.batch = n;
     snapshot *start = split_step(&whole, p, 0, NULL, &loss, &eval);
+    wide *gradient = host(flat(&whole.m, whole.m.grad));
     for (int i = 0; i < 2; i++) {
         opt.batch = i ? between(1, n) : 1;
         p.recompute = between(0, 2);
         omp_set_num_threads(between(1, 3));
         parts = whole;
         split_step(&parts, p, scored, start, &part_loss, &part_eval);
-        snprintf(what, sizeof what, "case %d, %s, %d rows by %d", number, p.method->name, n, opt.batch);
-        check(fabs(part_loss - loss) / loss, 1e-12, "%s: loss", what);
-        check(fabs(part_eval - eval) / eval, 1e-12, "%s: eval loss", what);
-        check(mat_distance(flat(&parts.m, parts.m.grad), flat(&whole.m, whole.m.grad)), 1e-10, "%s: gradient", what);
+        snprintf(what, sizeof what, "%s, case %d, %d rows by %d", p.method->name, number, n, opt.batch);
+        check_number(part_loss, loss, 1e-12, "%s: loss", what);
+        check_number(part_eval, eval, 1e-12, "%s: eval loss", what);
+        check_gradient(&parts.m, gradient, 1e-10, "%s: gradient", what);
         model_free(&parts.m);
     }
     snapshots_free(start);
     model_free(&whole.m);
     free_rows(&whole.train);
     free_rows(&whole.val);
-    free(c.text);
-    free(dir);
+    free(gradient), free(c.text), free(dir);
 }
 
 static void test_splits(void)
@@ -292,13 +598,20 @@ static plan base_only(void)
     return p;
 }
 
+// Step 0 is the base's, and yet the gradient leads somewhere: with it the loss falls at once, which it could not do from
+// a start that is a fixed point, as A = B = 0 is.
 static void test_zero_start(void)
 {
-    for (int i = 1; i < METHODS; i++) {
-        model *m = open_small(small_plan(methods[i].name), 0), *base = open_small(base_only(), 0);
+    for (int i = 0; i < METHODS; i++) {
+        if (left_out(i)) continue;
+        const char *M = methods[i].name;
+        model *m = open_small(small_plan(M), 0), *base = open_small(base_only(), 0);
         batch b = small_batch(0, 3);
         mat x = all_logits(m, &b), y = all_logits(base, &b);
-        check(mat_distance(x, y), EXACT, "%s", methods[i].name);
+        check_mat(x, y, EXACT, "%s, logits of step 0", M);
+        double before = model_step(m, &b, 1.0 / b.targets);
+        update(m, 1, 1e-3, gradient_norm(m));
+        check(model_step(m, &b, 0) / before, 0.999, "%s, loss after the first step over the one before it", M);
         dev_free(x.p), dev_free(y.p), batch_free(&b), close_small(m), close_small(base);
     }
 }
@@ -320,17 +633,21 @@ static void test_zero_rows(void)
         }
         batch b = small_batch(0, 3);
         mat x = all_logits(m, &b), y = all_logits(base, &b);
-        check(mat_distance(x, y), EXACT, "step 0");
+        check_mat(x, y, EXACT, "dora, logits of step 0");
         double first = model_step(m, &b, 0), last = first;
         for (int s = 0; s < 5; s++) {
             zero(flat(m, m->grad));
             last = model_step(m, &b, 1.0 / b.targets);
-            check(isfinite(last) && isfinite(gradient_norm(m)) ? 0 : 1, 0, "loss %g and gradient %g of step %d", last, gradient_norm(m), s + 1);
-            update(m, s + 1, 1e-3, gradient_norm(m));
+            double norm = gradient_norm(m);
+            expect(isfinite(last) && isfinite(norm), "dora, step %d: loss %g, norm of the gradient %g", s + 1, last, norm);
+            update(m, s + 1, 1e-3, norm);
         }
-        check(last / first, 1, "the loss falls");
-        for (int j = 0; j < 14; j++) check(isfinite(sum_of_squares(merged(m, m->linears[j]))) ? 0 : 1, 0, "merged");
-        for (int j = 0; j < 14; j++) dev_free(W[j].p);
+        check(last / first, 1, "dora, loss after five steps over the first");
+        for (int j = 0; j < 14; j++) {
+            expect(isfinite(sum_of_squares(merged(m, m->linears[j]))), "dora, merged %s: not finite",
+                projections[j % LINEARS].name);
+            dev_free(W[j].p);
+        }
         dev_free(x.p), dev_free(y.p), batch_free(&b), close_small(m), close_small(base);
     }
 }
@@ -338,8 +655,8 @@ static void test_zero_rows(void)
 static void test_merge(void)
 {
     for (int i = 1; i < METHODS; i++) {
-        model *m = open_small(small_plan(methods[i].name), 0), *base = open_small(base_only(), 0);
-        shake(m, 0.2, &dice);
+        if (left_out(i)) continue;
+        model *m = open_shaken(small_plan(methods[i].name), 0), *base = open_small(base_only(), 0);
         mat W[14];
         for (int j = 0; j < 14; j++) {
             linear *l = base->linears[j];
@@ -349,76 +666,126 @@ static void test_merge(void)
         }
         batch b = small_batch(0, 3);
         mat x = all_logits(m, &b), y = all_logits(base, &b);
-        check(mat_distance(x, y), 10 * EXACT, "%s", methods[i].name);
+        check_mat(x, y, 10 * EXACT, "%s, logits", methods[i].name);
         for (int j = 0; j < 14; j++) dev_free(W[j].p);
         dev_free(x.p), dev_free(y.p), batch_free(&b), close_small(m), close_small(base);
     }
 }
 
-// ΔW[o, i] as the paper writes it, one element at a time, from host copies of W and the adapter.
-static double definition(const char *name, const linear *l, const wide *W, const wide *P, const wide *A, const wide *mag, int o, int i)
+// What the definitions read: a layer's numbers on the host. P is D, or B where there is an A.
+typedef struct {
+    const char *method;
+    const linear *l;
+    int in, out, r;
+    wide *W, *P, *A, *mag;
+} layer_numbers;
+
+// ΔW[o, i] as the papers write it, one element at a time.
+static double frozen_delta(const layer_numbers *n, int o, int i) { return (double)n->P[o * n->in + i]; }
+static double bone_delta(const layer_numbers *n, int o, int i) { return (double)n->P[i % n->r * n->out + o]; }
+
+static double mini_delta(const layer_numbers *n, int o, int i)
 {
-    int in = l->W.cols, r = l->D.p ? l->D.rows : l->B.cols, j = i / r, k = o / r;
-    double sum = 0;
-    if (!strcmp(name, "frozen")) return (double)P[o * in + i];
-    if (!strcmp(name, "bone")) return (double)P[(i % r) * l->W.rows + o];
-    if (!strcmp(name, "mini")) return (double)P[(i % r) * l->D.cols + o % l->D.cols];
-    if (!strncmp(name, "bat", 3)) {                                 // W_ij B + B, with B of the block row or of the block column
-        const wide *B = P + (strcmp(name, "bat") ? j : k) * r * r;
-        for (int c = 0; c < r; c++) sum += (double)W[o * in + j * r + c] * (double)B[c * r + i % r];
-        return sum + (double)B[o % r * r + i % r];
-    }
-    if (!strcmp(name, "dora")) {                                    // m_o V_o / ‖V_o‖ − W_o, V = W + s B A
-        double length = 0;
-        for (int e = 0; e < in; e++) length += pow((double)W[o * in + e] + definition("lora", l, W, P, A, NULL, o, e), 2);
-        return (double)mag[o] / sqrt(length) * ((double)W[o * in + i] + definition("lora", l, W, P, A, NULL, o, i)) - (double)W[o * in + i];
-    }
-    for (int c = 0; c < r; c++) sum += (double)P[o * r + c] * (double)A[c * in + i];
-    for (int c = 0; c < r && l->A0.p; c++) sum -= (double)ROW(l->B0, o)[c] * (double)ROW(l->A0, c)[i];      // pissa's residual weight
-    return 7 / (strcmp(name, "rslora") ? (double)r : sqrt(r)) * sum;     // s B A, α = 7
+    int cols = n->l->D.cols;
+    return (double)n->P[i % n->r * cols + o % cols];
 }
 
-// y = x (W + ΔW)ᵀ by plain loops over the definition: Bone's shards, Bat-row's factors and the merges all equal it.
+// W_ij B + B, with B of block row o / r or of block column i / r.
+static double bat_block(const layer_numbers *n, int block, int o, int i)
+{
+    int r = n->r;
+    const wide *B = n->P + block * r * r;
+    double sum = (double)B[o % r * r + i % r];
+    for (int c = 0; c < r; c++) sum += (double)n->W[o * n->in + i / r * r + c] * (double)B[c * r + i % r];
+    return sum;
+}
+
+static double bat_delta(const layer_numbers *n, int o, int i) { return bat_block(n, o / n->r, o, i); }
+static double bat_row_delta(const layer_numbers *n, int o, int i) { return bat_block(n, i / n->r, o, i); }
+
+// s (B A − B0 A0), s = α/r or α/√r, α = 7. B0 A0 is the start that pissa, olora and lora-ga subtract.
+static double lora_delta(const layer_numbers *n, int o, int i)
+{
+    double sum = 0;
+    for (int c = 0; c < n->r; c++) {
+        sum += (double)n->P[o * n->r + c] * (double)n->A[c * n->in + i];
+        if (n->l->A0.p) sum -= (double)ROW(n->l->B0, o)[c] * (double)ROW(n->l->A0, c)[i];
+    }
+    return 7 / (strcmp(n->method, "rslora") ? (double)n->r : sqrt(n->r)) * sum;
+}
+
+// m_o V_o / ‖V_o‖ − W_o, V = W + s B A.
+static double dora_delta(const layer_numbers *n, int o, int i)
+{
+    double length = 0, w = (double)n->W[o * n->in + i];
+    for (int e = 0; e < n->in; e++) length += pow((double)n->W[o * n->in + e] + lora_delta(n, o, e), 2);
+    return (double)n->mag[o] / sqrt(length) * (w + lora_delta(n, o, i)) - w;
+}
+
+static const struct { const char *method; double (*delta)(const layer_numbers *n, int o, int i); } definitions[] = {
+    {"frozen", frozen_delta}, {"lora", lora_delta}, {"rslora", lora_delta}, {"lora+", lora_delta}, {"dora", dora_delta},
+    {"pissa", lora_delta}, {"olora", lora_delta}, {"lora-ga", lora_delta}, {"bone", bone_delta}, {"mini", mini_delta},
+    {"bat", bat_delta}, {"bat-row", bat_row_delta},
+};
+enum { DEFINITIONS = sizeof definitions / sizeof *definitions };
+
+// One layer: y = x (W + ΔW)ᵀ by plain loops over the definition.
+static void definition_case(model *m, int j, double (*delta)(const layer_numbers *n, int o, int i))
+{
+    enum { N = 6 };
+    linear *l = m->linears[j];
+    const char *M = m->p.method->name;
+    int out = l->W.rows, in = l->W.cols;
+    mat x = random_mat(SHAPE(N, in)), y = random_mat(SHAPE(N, out)), want = random_mat(SHAPE(N, out)),
+        Wd = random_mat(SHAPE(out, in));
+    layer_numbers n = {M, l, in, out, l->D.p ? l->D.rows : l->B.cols, host(l->W), host(l->D.p ? l->D : l->B),
+                       l->A.p ? host(l->A) : NULL, l->mag.p ? host(l->mag) : NULL};
+    for (int o = 0; o < out; o++)
+        for (int c = 0; c < in; c++) ROW(Wd, o)[c] = (real)((double)n.W[o * in + c] + delta(&n, o, c));
+    gemm_plain(want, x, 0, Wd, 0, in, 1, SET);
+    l->h.rows = l->z.rows = N;
+    l->first = 1;                       // nobody else reads this x
+    linear_forward(m, l, y, x, SET);
+    check_mat(y, want, EXACT, "%s, %s, forward", M, projections[j].name);
+    check_mat(merged(m, l), Wd, EXACT, "%s, %s, merge", M, projections[j].name);
+    for (wide **p = (wide *[]){n.W, n.P, n.A, n.mag}, **end = p + 4; p < end; p++) free(*p);
+    for (mat *p = (mat[]){x, y, want, Wd, {0}}; p->p; p++) dev_free(p->p);
+}
+
+// Bone's shards, Bat-row's factors and the merges all equal it.
 static void test_definition(void)
 {
     for (int i = 1; i < METHODS; i++) {
         if (left_out(i)) continue;
-        model *m = open_small(small_plan(methods[i].name), 0);
-        shake(m, 0.2, &dice);
-        for (int j = 0; j < 7; j++) {
-            linear *l = m->linears[j];
-            int N = 6, out = l->W.rows, in = l->W.cols;
-            mat x = random_mat(SHAPE(N, in)), y = random_mat(SHAPE(N, out)), want = random_mat(SHAPE(N, out)), Wd = random_mat(SHAPE(out, in));
-            wide *W = host(l->W), *P = host(l->D.p ? l->D : l->B), *A = l->A.p ? host(l->A) : NULL, *mag = l->mag.p ? host(l->mag) : NULL;
-            for (int o = 0; o < out; o++)
-                for (int c = 0; c < in; c++) ROW(Wd, o)[c] = (real)((double)W[o * in + c] + definition(methods[i].name, l, W, P, A, mag, o, c));
-            gemm_plain(want, x, 0, Wd, 0, in, 1, SET);
-            l->h.rows = l->z.rows = N;
-            l->first = 1;                                           // nobody else reads this x
-            linear_forward(m, l, y, x, SET);
-            check(mat_distance(y, want), EXACT, "%s %s, forward", methods[i].name, projections[j].name);
-            check(mat_distance(merged(m, l), Wd), EXACT, "%s %s, merge", methods[i].name, projections[j].name);
-            free(W), free(P), free(A), free(mag), dev_free(x.p), dev_free(y.p), dev_free(want.p), dev_free(Wd.p);
-        }
+        const char *M = methods[i].name;
+        int d = 0;
+        while (d < DEFINITIONS && strcmp(definitions[d].method, M)) d++;
+        expect(d < DEFINITIONS, "%s: definitions[] in test_all.c has no row for it, so its forward and merge are not checked", M);
+        if (d == DEFINITIONS) continue;
+        model *m = open_shaken(small_plan(M), 0);
+        for (int j = 0; j < 7; j++) definition_case(m, j, definitions[d].delta);
         close_small(m);
     }
 }
 
-static void test_frozen_is_full(void)   // the same gradient over the same matrices, and so the norm that is logged; lora-ga looks at it, too
+// The same gradient over the same matrices, and so the norm that is logged; lora-ga looks at it, too.
+static void test_frozen_is_full(void)
 {
-    model *frozen = open_small(small_plan("frozen"), 0), *full = open_small(small_plan("full"), 0), *ga = open_small(small_plan("lora-ga"), 0);
+    model *frozen = open_small(small_plan("frozen"), 0), *full = open_small(small_plan("full"), 0);
+    model *ga = open_small(small_plan("lora-ga"), 0);
     batch b = small_batch(0, 3), parts[2] = {small_batch(0, 1), small_batch(1, 3)};
     double squares = 0;
     model_step(frozen, &b, 1.0 / b.targets), model_step(full, &b, 1.0 / b.targets);
     for (int j = 0; j < 14; j++) {
         mat dW = full->linears[j]->dW;
         squares += sum_of_squares(dW);
-        check(mat_distance(frozen->linears[j]->dD, dW), EXACT, "layer %d %s", j / LINEARS, projections[j % LINEARS].name);
+        check_mat(frozen->linears[j]->dD, dW, EXACT, "frozen, layer %d %s", j / LINEARS, projections[j % LINEARS].name);
         if (j % LINEARS == 0) first_gradient(ga, &ga->layers[j / LINEARS], parts, 2);
-        check(mat_distance(ga->linears[j]->dW, dW), 10 * EXACT, "layer %d %s, lora-ga's first gradient", j / LINEARS, projections[j % LINEARS].name);
+        check_mat(ga->linears[j]->dW, dW, 10 * EXACT, "lora-ga, first gradient of layer %d %s", j / LINEARS,
+            projections[j % LINEARS].name);
         if (j % LINEARS == LINEARS - 1) first_gradient_free(&ga->layers[j / LINEARS]);
     }
-    check(fabs(gradient_norm(frozen) / sqrt(squares) - 1), EXACT, "norm");
+    check_number(gradient_norm(frozen), sqrt(squares), EXACT, "frozen, norm");
     for (batch *p = (batch[]){b, parts[0], parts[1], {0}}; p->ids; p++) batch_free(p);
     close_small(frozen), close_small(full), close_small(ga);
 }
@@ -433,6 +800,67 @@ static mat formula_matrix(int out, int in)      // dev/golden.py makes the same 
     return W;
 }
 
+static void svd_free(svd f) { free(f.U), free(f.sigma), free(f.V); }
+
+// The r largest singular values are these, and the vectors of each side are orthonormal.
+static void svd_case(const char *name, mat W, const double *want, int r)
+{
+    svd f = svd_top(W, r, (rng){7});
+    for (int i = 0; i < r; i++)
+        check_number((double)f.sigma[i], want[i], sizeof(real) == 8 ? 1e-12 : 1e-5, "%s, σ_%d", name, i + 1);
+    for (int i = 0; i < r; i++)
+        for (int j = 0; j <= i; j++) {
+            double v = dot(f.V + (size_t)i * (size_t)W.cols, f.V + (size_t)j * (size_t)W.cols, W.cols);
+            double u = dot(f.U + (size_t)i * (size_t)W.rows, f.U + (size_t)j * (size_t)W.rows, W.rows);
+            check(fabs(v - (i == j)), EXACT, "%s, V row %d times %d, off by", name, i, j);
+            check(fabs(u - (i == j)), EXACT, "%s, U row %d times %d, off by", name, i, j);
+        }
+    svd_free(f);
+}
+
+// H = I − 2 v vᵀ / vᵀv, row by row: orthonormal vectors that are known to the last digit.
+static double reflected(int n, int i, int j)
+{
+    double squares = 0;
+    for (int k = 0; k < n; k++) squares += (1 + k % 3) * (1 + k % 3);
+    return (i == j) - 2.0 * (1 + i % 3) * (1 + j % 3) / squares;
+}
+
+// W = Σ_k σ_k u_k v_kᵀ with u and v of two reflections, so that σ is known.
+static void svd_of_known(const char *name, int out, int in, int count, int r, double (*sigma)(int k))
+{
+    mat W = random_mat(SHAPE(out, in));
+    double want[64];
+    for (int i = 0; i < out; i++)
+        for (int j = 0; j < in; j++) {
+            double sum = 0;
+            for (int k = 0; k < count; k++) sum += sigma(k) * reflected(out, k, i) * reflected(in, k, j);
+            ROW(W, i)[j] = (real)sum;
+        }
+    for (int k = 0; k < r; k++) want[k] = sigma(k);
+    svd_case(name, W, want, r);
+    dev_free(W.p);
+}
+
+// Rows that share all but a small part: one pass of Gram-Schmidt would leave them crooked by rounding over that part.
+static void check_nearly_parallel(void)
+{
+    enum { ROWS = 8, N = 50 };
+    double part = sizeof(wide) == 8 ? 1e-6 : 1e-3, L[ROWS * ROWS] = {0};
+    wide x[ROWS * N], one[ROWS * ROWS] = {0}, products[ROWS * ROWS];
+    for (int i = 0; i < ROWS * N; i++) x[i] = (wide)(1 + part * rng_normal(&dice));
+    orthonormal_rows(x, ROWS, N, L);
+    for (int i = 0; i < ROWS; i++) {
+        one[i * ROWS + i] = 1;
+        for (int j = 0; j < ROWS; j++) products[i * ROWS + j] = (wide)dot(x + i * N, x + j * N, N);
+    }
+    check_wide(products, one, SHAPE(ROWS, ROWS), EXACT, "orthonormal_rows, Q Qᵀ of nearly parallel rows");
+}
+
+// Four σ, then one that is nearly the fourth: with no rows to spare it takes hundreds of rounds.
+static double close_behind(int k) { return k < 4 ? 2 - 0.25 * k : k == 4 ? 1.24 : 0.5 / k; }
+
+// Singular values of LAPACK, then those of matrices that were made of them.
 static void test_svd(void)
 {
     size_t bytes;
@@ -442,35 +870,42 @@ static void test_svd(void)
         int out, in, r = cJSON_GetArraySize(item);
         if (sscanf(item->string, "%dx%d", &out, &in) != 2) die("bad golden");
         mat W = formula_matrix(out, in);
-        svd f = svd_top(W, r, (rng){7});
-        for (int i = 0; i < r; i++) {
-            double want = cJSON_GetArrayItem(item, i)->valuedouble;
-            check(fabs((double)f.sigma[i] - want) / want, sizeof(real) == 8 ? 1e-12 : 1e-5, "%s, singular value %d", item->string, i);
-            for (int j = 0; j <= i; j++)
-                check(fabs(dot(f.V + (size_t)i * (size_t)in, f.V + (size_t)j * (size_t)in, in) - (i == j)), EXACT, "%s, V row %d times %d", item->string, i, j);
-        }
-        free(f.U), free(f.sigma), free(f.V), dev_free(W.p);
+        double want[64];
+        for (int i = 0; i < r; i++) want[i] = cJSON_GetArrayItem(item, i)->valuedouble;
+        svd_case(item->string, W, want, r);
+        dev_free(W.p);
     }
     cJSON_Delete(json);
     free(text);
+    svd_of_known("close behind", 60, 50, 30, 4, close_behind);
+    check_nearly_parallel();
 }
 
-static void test_residual(void)         // what pissa leaves of W, W − s B0 A0, is the rest of its SVD; the start, olora's and lora-ga's too, adds nothing
+// What pissa leaves of W, W − s B0 A0, begins with the next singular value of W.
+static void check_rest(model *m, linear *l, mat W, const char *name)
+{
+    int r = m->p.rank;
+    mat residual = like(W);
+    copy(residual, W);
+    matmul_nn(residual, l->B0, l->A0, -l->scale, ADD);
+    svd whole = svd_top(W, r + 1, (rng){1}), rest = svd_top(residual, 1, (rng){1});
+    check_number((double)rest.sigma[0], (double)whole.sigma[r], 1e3 * EXACT, "pissa, σ_1 of what it leaves of %s", name);
+    svd_free(whole), svd_free(rest);
+    dev_free(residual.p);
+}
+
+// A start adds nothing: W, less the start, and the start together are W.
+static void test_residual(void)
 {
     for (int i = 0; i < METHODS; i++) {
-        if (!methods[i].has_start) continue;
+        if (!methods[i].has_start || left_out(i)) continue;
         model *m = open_small(small_plan(methods[i].name), 0), *base = open_small(base_only(), 0);
         for (int j = 0; j < 14; j++) {
+            char name[40];
             mat W = base->linears[j]->W;
-            check(mat_distance(merged(m, m->linears[j]), W), EXACT, "%s, layer %d %s", methods[i].name, j / LINEARS, projections[j % LINEARS].name);
-            if (strcmp(methods[i].name, "pissa")) continue;
-            linear *l = m->linears[j];
-            mat residual = like(W);
-            copy(residual, W);
-            matmul_nn(residual, l->B0, l->A0, -l->scale, ADD);
-            svd whole = svd_top(W, m->p.rank + 1, (rng){1}), rest = svd_top(residual, 1, (rng){1});
-            check(fabs((double)(rest.sigma[0] / whole.sigma[m->p.rank]) - 1), 1e3 * EXACT, "what pissa leaves of layer %d %s begins with σ_r+1", j / LINEARS, projections[j % LINEARS].name);
-            free(whole.U), free(whole.V), free(whole.sigma), free(rest.U), free(rest.V), free(rest.sigma), dev_free(residual.p);
+            snprintf(name, sizeof name, "layer %d %s", j / LINEARS, projections[j % LINEARS].name);
+            check_mat(merged(m, m->linears[j]), W, EXACT, "%s, %s", methods[i].name, name);
+            if (!strcmp(methods[i].name, "pissa")) check_rest(m, m->linears[j], W, name);
         }
         close_small(m), close_small(base);
     }
@@ -480,9 +915,11 @@ static void test_residual(void)         // what pissa leaves of W, W − s B0 A0
 static double loss_of_files(const char *dir, const char *adapter, const batch *b)
 {
     model m = {0};
-    opt.model = dir, opt.adapter = adapter;
+    opt.model = dir;
+    opt.adapter = adapter;
     plan p = plan_for_use();
-    p.tokens = 32, p.positions = 16;
+    p.tokens = 32;
+    p.positions = 16;
     model_measure(&m, open_config(), p);
     fill_model(&m, NULL, 0);
     double loss = model_step(&m, b, 0) / b->targets;
@@ -500,7 +937,7 @@ static void bf16_case(const char *dir, const char *M, const batch *b)
     p.rank = 2;                         // lora-ga takes twice as many of the golden's k_proj, which has 4 rows
     model_measure(&m, open_config(), p);
     fill_model(&m, b, 1);
-    check(fabs(model_step(&m, b, 0) / b->targets / before - 1), EXACT / 2, "%s, %s at step 0", dir, M);
+    check_number(model_step(&m, b, 0) / b->targets, before, EXACT / 2, "%s, %s, loss of step 0", M, dir);
     for (int s = 0; s < 4; s++) {
         zero(flat(&m, m.grad));
         model_step(&m, b, 1.0 / b->targets);
@@ -512,50 +949,60 @@ static void bf16_case(const char *dir, const char *M, const batch *b)
     snprintf(name, sizeof name, "%s%d", M, made++);
     char *out = in_scratch(name);
     stage_begin(out), peft_write(&m, dir), stage_publish(&(place_of_result){.path = out});
-    check(after / before, 0.99, "%s, %s trains", dir, M);
-    check(fabs(loss_of_files(dir, out, b) / after - 1), EXACT / 20, "%s, %s as it is saved", dir, M);
+    check(after / before, 0.99, "%s, %s, loss after four steps over the first", M, dir);
+    check_number(loss_of_files(dir, out, b), after, EXACT / 20, "%s, %s, loss of what was saved", M, dir);
     model_free(&m), free(out);
 }
 
 static void test_bf16_start(void)
 {
-    static const char larger[] = "{\"model_type\": \"llama\", \"hidden_size\": 96, \"intermediate_size\": 200, \"num_hidden_layers\": 4, \"num_attention_heads\": 8,"
-        " \"num_key_value_heads\": 2, \"vocab_size\": 101}";
+    static const char larger[] =
+        "{\"model_type\": \"llama\", \"hidden_size\": 96, \"intermediate_size\": 200, \"num_hidden_layers\": 4, "
+        "\"num_attention_heads\": 8, \"num_key_value_heads\": 2, \"vocab_size\": 101}";
     char *dirs[2] = {strdup("dev/golden/base-bf16"), in_scratch("bf16")}, *config_path = in_scratch("bf16.json");
     write_text(config_path, larger);
     write_model(dirs[1], config_path, 0.14, BF16);       // 0.4 √(12/96): activations as large as the small model's
     batch b = small_batch(0, 3);
     for (int i = 0; i < 2 * METHODS; i++)
-        if (methods[i / 2].has_start) bf16_case(dirs[i % 2], methods[i / 2].name, &b);
+        if (methods[i / 2].has_start && !left_out(i / 2)) bf16_case(dirs[i % 2], methods[i / 2].name, &b);
     batch_free(&b), free(dirs[0]), free(dirs[1]), free(config_path);
 }
 
 // ---- attention -----------------------------------------------------------------------------------------------------
 
-// Softmax by plain loops, with the key-value head that each head shares.
+// One query row of one head: softmax(q kᵀ/√d) v over the keys that it sees.
+static void plain_head_row(real *want, const real *q, const real *k, const real *v, int d, size_t ld, int seen)
+{
+    double p[200], sum = 0;
+    for (int c = 0; c < seen; c++) {
+        double score = 0;
+        for (int e = 0; e < d; e++) score += (double)q[e] * (double)k[(size_t)c * ld + (size_t)e];
+        p[c] = exp(score / sqrt(d));
+        sum += p[c];
+    }
+    for (int e = 0; e < d; e++) {
+        double o = 0;
+        for (int c = 0; c < seen; c++) o += p[c] / sum * (double)v[(size_t)c * ld + (size_t)e];
+        want[e] = (real)o;
+    }
+}
+
+// By plain loops, with the key-value head that each head shares.
 static void test_attention(void)
 {
     enum { D = 4, HEADS = 4, GROUP_OF = 2, N = 150 };
-    mat q = random_mat(SHAPE(N, HEADS * D)), k = random_mat(SHAPE(N, 2 * D)), v = random_mat(SHAPE(N, 2 * D)), out = like(q), want = like(q), lse = random_mat(SHAPE(N, HEADS));
     static const span s[2] = {{0, 130, 0, 130}, {130, 3, 130, 20}};     // the second: three new rows behind 17 cached ones
+    mat q = random_mat(SHAPE(N, HEADS * D)), k = random_mat(SHAPE(N, 2 * D)), v = random_mat(SHAPE(N, 2 * D));
+    mat out = like(q), want = like(q), lse = random_mat(SHAPE(N, HEADS));
     attention_forward(out, lse, q, k, v, D, s, 2);
     for (int i = 0; i < 2; i++)
         for (int r = 0; r < s[i].nq; r++)
             for (int h = 0; h < HEADS; h++) {
-                double p[N], sum = 0;
-                int seen = s[i].nk - s[i].nq + r + 1;
-                for (int c = 0; c < seen; c++) {
-                    double score = 0;
-                    for (int e = 0; e < D; e++) score += (double)ROW(q, s[i].q + r)[h * D + e] * (double)ROW(k, s[i].k + c)[h / GROUP_OF * D + e];
-                    sum += p[c] = exp(score / sqrt(D));
-                }
-                for (int e = 0; e < D; e++) {
-                    double o = 0;
-                    for (int c = 0; c < seen; c++) o += p[c] / sum * (double)ROW(v, s[i].k + c)[h / GROUP_OF * D + e];
-                    ROW(want, s[i].q + r)[h * D + e] = (real)o;
-                }
+                int n = s[i].q + r, kv = h / GROUP_OF * D;
+                plain_head_row(ROW(want, n) + h * D, ROW(q, n) + h * D, ROW(k, s[i].k) + kv, ROW(v, s[i].k) + kv, D, k.ld,
+                    s[i].nk - s[i].nq + r + 1);
             }
-    check(mat_distance(out, want), EXACT, "attention");
+    check_mat(out, want, EXACT, "attention");
     for (mat *m = (mat[]){q, k, v, out, want, lse, {0}}; m->p; m++) dev_free(m->p);
 }
 
@@ -567,14 +1014,19 @@ static void test_cache(void)
     model *m = open_small(p, 1);
     batch all = small_batch(1, 2), one = batch_new(32, 3);
     one.cached = 1;
-    all.targets = 0;
-    for (int i = 0; i < all.tokens; i++) all.target_row[all.targets] = i, all.label[all.targets++] = 0;
+    all.targets = all.tokens;
+    for (int i = 0; i < all.tokens; i++) {
+        all.target_row[i] = i;
+        all.label[i] = 0;
+    }
     mat whole = all_logits(m, &all);
     for (int i = 0; i < all.tokens; i++) {
         one.tokens = one.targets = one.rows = 1;
-        one.ids[0] = all.ids[i], one.pos[0] = i, one.spans[0] = (span){0, 1, 0, i + 1};
+        one.ids[0] = all.ids[i];
+        one.pos[0] = i;
+        one.spans[0] = (span){0, 1, 0, i + 1};
         mat step = all_logits(m, &one);
-        check(mat_distance(step, rows_of(whole, i, 1)), EXACT, "token %d", i);
+        check_mat(step, rows_of(whole, i, 1), EXACT, "token %d", i);
         dev_free(step.p);
     }
     dev_free(whole.p), batch_free(&all), batch_free(&one), close_small(m);
@@ -592,28 +1044,38 @@ static mat as_type(mat x, enum dtype type)      // a copy in another dtype
     return y;
 }
 
+static void (*const forms[3])(mat y, mat a, mat b, double scale, enum mode) = {matmul_nt, matmul_nn, matmul_tn};
+static const char *const form_names[3] = {"matmul_nt", "matmul_nn", "matmul_tn"};
+
 // Products into the upper left of a larger matrix, whose other elements must stay.
 static void matmul_case(int form, enum dtype type, int M, int N, int K, enum mode mode)
 {
-    mat a = form == 2 ? random_mat(SHAPE(K, M)) : random_mat(SHAPE(M, K)), b0 = form ? random_mat(SHAPE(K, N)) : random_mat(SHAPE(N, K));
+    mat a = form == 2 ? random_mat(SHAPE(K, M)) : random_mat(SHAPE(M, K));
+    mat b0 = form ? random_mat(SHAPE(K, N)) : random_mat(SHAPE(N, K));
     mat b = as_type(b0, type), y = random_mat(SHAPE(M + 7, N + 3)), want = like(y);
     copy(want, y);
-    (form == 0 ? matmul_nt : form == 1 ? matmul_nn : matmul_tn)(part_of(y, 0, M, 0, N), a, b, 0.5, mode);
+    forms[form](part_of(y, 0, M, 0, N), a, b, 0.5, mode);
     gemm_plain(part_of(want, 0, M, 0, N), a, form == 2, b, form > 0, K, (real)0.5, mode);
-    check(mat_distance(y, want), EXACT, "form %d, %s, %d x %d x %d, %s", form, dtypes[type].name, M, N, K, mode == ADD ? "+=" : "=");
+    check_mat(y, want, EXACT, "%s, %s, %d x %d x %d, %s", form_names[form], dtypes[type].name, M, N, K, mode == ADD ? "+=" : "=");
     dev_free(a.p), dev_free(b0.p), dev_free(b.p), dev_free(y.p), dev_free(want.p);
 }
 
 static void test_matmul(void)
 {
-    static const int sizes[][3] = {{1, 1, 1}, {6, 16, 8}, {7, 17, 300}, {5, 33, 1}, {200, 31, 257}, {13, 4100, 20}, {97, 96, 513}, {1, 300, 64}, {325, 333, 40}};
+    static const int sizes[][3] = {
+        {1, 1, 1}, {6, 16, 8}, {7, 17, 300}, {5, 33, 1}, {200, 31, 257}, {13, 4100, 20}, {97, 96, 513}, {1, 300, 64},
+            {325, 333, 40},
+    };
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-        for (int form = 0; form < 3; form++)
-            for (int type = 0; type < DTYPES; type++)
-                for (int mode = SET; mode <= ADD; mode++) matmul_case(form, (enum dtype)type, sizes[i][0], sizes[i][1], sizes[i][2], (enum mode)mode);
+        for (int n = 0; n < 3 * DTYPES * 2; n++) {
+            int form = n % 3, type = n / 3 % DTYPES, mode = n / 3 / DTYPES ? ADD : SET;
+            if (!not_asked_for(form_names[form]))
+                matmul_case(form, (enum dtype)type, sizes[i][0], sizes[i][1], sizes[i][2], (enum mode)mode);
+        }
 }
 
-static void test_same_bits(void)        // of a product, for any number of threads
+// The same bits of a product for any number of threads, and whatever else is in the batch.
+static void test_same_bits(void)
 {
     mat a = random_mat(SHAPE(401, 270)), b = random_mat(SHAPE(390, 270)), y[3];
     static const int threads[3] = {1, 2, 4};
@@ -621,11 +1083,11 @@ static void test_same_bits(void)        // of a product, for any number of threa
         omp_set_num_threads(threads[i]);
         y[i] = random_mat(SHAPE(401, 390));
         matmul_nt(y[i], a, b, 1, SET);
-        check(memcmp(y[i].p, y[0].p, elements(y[0]) * sizeof(real)) ? 1 : 0, 0, "%d threads", threads[i]);
+        check_mat(y[i], y[0], SAME_BITS, "matmul_nt, %d threads", threads[i]);
     }
-    mat alone = random_mat(SHAPE(1, 390));                              // and whatever else is in the batch
+    mat alone = random_mat(SHAPE(1, 390));
     matmul_nt(alone, rows_of(a, 117, 1), b, 1, SET);
-    check(memcmp(alone.p, ROW(y[0], 117), 390 * sizeof(real)) ? 1 : 0, 0, "a row alone");
+    check_mat(alone, rows_of(y[0], 117, 1), SAME_BITS, "matmul_nt, a row alone");
     dev_free(a.p), dev_free(b.p), dev_free(alone.p);
     for (int i = 0; i < 3; i++) dev_free(y[i].p);
 }
@@ -634,76 +1096,87 @@ static void test_same_bits(void)        // of a product, for any number of threa
 // product the same bits when it is computed alone.
 static void test_in_place(void)
 {
-    void (*const forms[])(mat, mat, mat, double, enum mode) = {matmul_nt, matmul_nn, matmul_tn};
     for (int form = 0; form < 3; form++) {
-        mat a = form == 2 ? random_mat(SHAPE(70, 401)) : random_mat(SHAPE(401, 70)), b = form ? random_mat(SHAPE(70, 390)) : random_mat(SHAPE(390, 70));
-        mat y = random_mat(SHAPE(401, 390)), corner = random_mat(SHAPE(61, 100)), a1 = form == 2 ? a : rows_of(a, 0, 61), b1 = form ? b : rows_of(b, 0, 100);
-        if (form == 2) a1.cols = 61;
-        if (form) b1.cols = 100;
-        int differ = 0;
+        if (not_asked_for(form_names[form])) continue;
+        mat a = form == 2 ? random_mat(SHAPE(70, 401)) : random_mat(SHAPE(401, 70));
+        mat b = form ? random_mat(SHAPE(70, 390)) : random_mat(SHAPE(390, 70));
+        mat a1 = form == 2 ? part_of(a, 0, 70, 0, 61) : rows_of(a, 0, 61),
+            b1 = form ? part_of(b, 0, 70, 0, 100) : rows_of(b, 0, 100);
+        mat y = random_mat(SHAPE(401, 390)), corner_alone = random_mat(SHAPE(61, 100));
         forms[form](y, a, b, 1, SET);
-        forms[form](corner, a1, b1, 1, SET);
-        for (int i = 0; i < 61; i++) differ += memcmp(ROW(corner, i), ROW(y, i), 100 * sizeof(real)) != 0;
-        check(differ, 0, "form %d", form);
-        dev_free(a.p), dev_free(b.p), dev_free(y.p), dev_free(corner.p);
+        forms[form](corner_alone, a1, b1, 1, SET);
+        check_mat(corner_alone, part_of(y, 0, 61, 0, 100), SAME_BITS, "%s, a corner alone", form_names[form]);
+        dev_free(a.p), dev_free(b.p), dev_free(y.p), dev_free(corner_alone.p);
     }
 }
 
 static void test_exp(void)
 {
-    double err = 0;
-    for (double x = -87; x < 87; x += 0.00317) err = fmax(err, fabs((double)exp_real((real)x) / exp((double)(real)x) - 1));
-    check(err, sizeof(real) == 8 ? 1e-15 : 2.5e-7, "exp");
-    check(isnan((double)exp_real((real)NAN)) ? 0 : 1, 0, "exp(NaN)");
+    double worst_x = 0, err = 0;
+    for (double x = -87; x < 87; x += 0.00317) {
+        double e = fabs((double)exp_real((real)x) / exp((double)(real)x) - 1);
+        if (e <= err) continue;
+        err = e;
+        worst_x = x;
+    }
+    check(err, sizeof(real) == 8 ? 1e-15 : 2.5e-7, "exp(%g), relative error", worst_x);
+    expect(isnan((double)exp_real((real)NAN)), "exp(NaN) is a number");
 }
 
-static void test_halves(void)           // every 16-bit number survives, and rounding goes to the nearest, ties to even
+static double through_f16(double x) { return (double)from_f16(to_f16((float)x)); }
+static double through_bf16(double x) { return (double)from_bf16(to_bf16((float)x)); }
+
+// Every 16-bit number survives, and rounding goes to the nearest, ties to even.
+static void test_halves(void)
 {
-    int wrong_bits = 0;
     for (int h = 0; h < 1 << 16; h++) {
         float b = from_bf16((uint16_t)h), f = from_f16((uint16_t)h);
-        wrong_bits += !isnan(b) && to_bf16(b) != h;
-        wrong_bits += !isnan(f) && to_f16(f) != h;
-        wrong_bits += isnan(f) != ((h & 0x7c00) == 0x7c00 && (h & 0x3ff)) || (isnan(f) && !isnan(from_f16(to_f16(f)))) || (isnan(b) && !isnan(from_bf16(to_bf16(b))));
+        int is_nan = (h & 0x7c00) == 0x7c00 && (h & 0x3ff);
+        if (isnan(b)) expect(isnan(from_bf16(to_bf16(b))), "bf16 0x%04x: NaN becomes a number", h);
+        else expect(to_bf16(b) == h, "bf16 0x%04x: comes back as 0x%04x", h, to_bf16(b));
+        expect(!isnan(f) == !is_nan, "f16 0x%04x: is %g", h, (double)f);
+        if (isnan(f)) expect(isnan(from_f16(to_f16(f))), "f16 0x%04x: NaN becomes a number", h);
+        else expect(to_f16(f) == h, "f16 0x%04x: comes back as 0x%04x", h, to_f16(f));
     }
-    check(wrong_bits, 0, "16-bit numbers that do not survive");
-    check(fabs((double)from_f16(to_f16(1.f + 0x1p-11f)) - 1) + fabs((double)from_f16(to_f16(1.f + 0x1p-10f + 0x1p-11f)) - 1 - 0x1p-9), 0, "f16 ties");
-    check(fabs((double)from_bf16(to_bf16(1.f + 0x1p-8f)) - 1) + fabs((double)from_bf16(to_bf16(1.f + 0x1p-7f + 0x1p-8f)) - 1 - 0x1p-6), 0, "bf16 ties");
-    check(isinf(from_f16(to_f16(65520.f))) && from_f16(to_f16(65519.f)) == 65504.f && from_f16(0x0001) == 0x1p-24f ? 0 : 1, 0, "f16 ends");
+    check_number(through_f16(1 + 0x1p-11), 1, SAME_BITS, "f16, a tie down");
+    check_number(through_f16(1 + 0x1p-10 + 0x1p-11), 1 + 0x1p-9, SAME_BITS, "f16, a tie up");
+    check_number(through_bf16(1 + 0x1p-8), 1, SAME_BITS, "bf16, a tie down");
+    check_number(through_bf16(1 + 0x1p-7 + 0x1p-8), 1 + 0x1p-6, SAME_BITS, "bf16, a tie up");
+    check_number(through_f16(65520), (double)INFINITY, SAME_BITS, "f16, the first that is Inf");
+    check_number(through_f16(65519), 65504, SAME_BITS, "f16, the last that is not");
+    check_number((double)from_f16(0x0001), 0x1p-24, SAME_BITS, "f16, the least");
 }
 
-// A step of PyTorch's AdamW by hand, third step of a constant gradient with decay (torch.optim.AdamW's documentation).
+// Three steps of PyTorch's AdamW from p along a constant gradient d, with decay 0.1 (torch.optim.AdamW's documentation).
+static double plain_adamw(double p, double d)
+{
+    double m = 0, v = 0;
+    for (int t = 1; t <= 3; t++) {
+        p -= 0.01 * 0.1 * p;
+        m = 0.9 * m + 0.1 * d;
+        v = 0.999 * v + 0.001 * d * d;
+        p -= 0.01 * (m / (1 - pow(0.9, t))) / (sqrt(v / (1 - pow(0.999, t))) + 1e-8);
+    }
+    return p;
+}
+
 static void test_adamw(void)
 {
     mat w = random_mat(SHAPE(1, 1)), g = like(w), m = like(w), v = like(w);
-    double p = 0.5, m1 = 0, m2 = 0;
-    *ROW(w, 0) = (real)0.5, *ROW(g, 0) = (real)0.25;
-    for (int t = 1; t <= 3; t++) {
-        p -= 0.01 * 0.1 * p;
-        m1 = 0.9 * m1 + 0.1 * 0.125, m2 = 0.999 * m2 + 0.001 * 0.125 * 0.125;
-        p -= 0.01 * (m1 / (1 - pow(0.9, t))) / (sqrt(m2 / (1 - pow(0.999, t))) + 1e-8);
-        adamw(w, g, m, v, 0.01, 0.1, 0.5, t);
-    }
-    check(fabs((double)*ROW(w, 0) - p) / p, sizeof(real) == 8 ? 1e-13 : 1e-6, "weight after three steps");
+    *ROW(w, 0) = (real)0.5;
+    *ROW(g, 0) = (real)0.25;
+    for (int t = 1; t <= 3; t++) adamw(w, g, m, v, 0.01, 0.1, 0.5, t);
+    check_number((double)*ROW(w, 0), plain_adamw(0.5, 0.125), sizeof(real) == 8 ? 1e-13 : 1e-6, "adamw, three steps");
     dev_free(w.p), dev_free(g.p), dev_free(m.p), dev_free(v.p);
 }
 
 // ---- every op beyond its blocks ---------------------------------------------------------------------------------------
 //
 // Ops work in blocks, panels, chunks and by several threads: a fault may begin in the second one. Here each op crosses all of
-// its own, in views with other columns beside them, and is held to its formula in plain loops over doubles; its backward to central
-// differences, too. Sizes are named by the blocks that they cross.
+// its own, in views with other columns beside them, and is held to its formula in plain loops over doubles; its
+// backward to central differences, too. Sizes are named by the blocks that they cross.
 
 static struct { double *out, *cot, *in[3], *grad[3]; } plain;       // what the loops read and find; grad is what the op adds
-
-static double *doubles(mat m)
-{
-    wide *x = host(m);
-    double *y = alloc(elements(m), sizeof *y);
-    for (size_t i = 0; i < elements(m); i++) y[i] = (double)x[i];
-    free(x);
-    return y;
-}
 
 // y (M, N) += 0.7 Σ_k a[i, k] b[k, j]. One i, k or j further are ai, ak, bk or bj numbers.
 static void plain_product(double *y, int M, int N, int K, const double *a, int ai, int ak, const double *b, int bk, int bj)
@@ -764,7 +1237,10 @@ static void plain_rmsnorm(void)         // out_c = w_c x_c ρ,  dout_e/dx_c = w_
     for (int n = 0; n < op.out.rows; n++) {
         const double *x = plain.in[0] + n * C, *w = plain.in[1], *g = plain.cot + n * C;
         double squares = 0, along = 0;
-        for (int c = 0; c < C; c++) squares += x[c] * x[c], along += g[c] * w[c] * x[c];
+        for (int c = 0; c < C; c++) {
+            squares += x[c] * x[c];
+            along += g[c] * w[c] * x[c];
+        }
         double rho = 1 / sqrt(squares / C + 1e-5);
         for (int c = 0; c < C; c++) {
             plain.out[n * C + c] = w[c] * x[c] * rho;
@@ -798,10 +1274,12 @@ static void plain_attention_row(int at, int kv, int kv_cols, int seen)
     for (int c = 0; c < seen; c++) {
         double score = 0;
         for (int e = 0; e < d; e++) score += q[e] * plain.in[1][kv + c * kv_cols + e];
-        sum += p[c] = exp(score / sqrt(d));
+        p[c] = exp(score / sqrt(d));
+        sum += p[c];
     }
     for (int c = 0; c < seen; c++) {
-        p[c] /= sum, dp[c] = 0;
+        p[c] /= sum;
+        dp[c] = 0;
         for (int e = 0; e < d; e++) dp[c] += g[e] * plain.in[2][kv + c * kv_cols + e];
         delta += p[c] * dp[c];
     }
@@ -821,8 +1299,10 @@ static void plain_attention(void)       // every row of every head of every span
     int cols = op.in[0].cols, kv_cols = op.in[1].cols, group = cols / kv_cols;
     for (span *s = op_spans; s < op_spans + op_span_count; s++)
         for (int r = 0; r < s->nq; r++)
-            for (int h = 0; h < cols / op_head; h++)
-                plain_attention_row((s->q + r) * cols + h * op_head, s->k * kv_cols + h / group * op_head, kv_cols, s->nk - s->nq + r + 1);
+            for (int h = 0; h < cols / op_head; h++) {
+                int at = (s->q + r) * cols + h * op_head, kv = s->k * kv_cols + h / group * op_head;
+                plain_attention_row(at, kv, kv_cols, s->nk - s->nq + r + 1);
+            }
 }
 
 static void plain_swiglu(void)          // out = g σ(g) u,  dσ/dg = σ (1 − σ)
@@ -898,9 +1378,11 @@ static void plain_magnitude(void)       // m / √q
 }
 
 static const struct { void (*op)(void), (*loops)(void); } in_plain_loops[] = {
-    {nt_forward, plain_nt}, {nn_forward, plain_nn}, {tn_forward, plain_tn}, {embed_forward, plain_embedding}, {norm_forward, plain_rmsnorm},
+    {nt_forward, plain_nt}, {nn_forward, plain_nn}, {tn_forward, plain_tn}, {embed_forward, plain_embedding},
+        {norm_forward, plain_rmsnorm},
     {rope_forward, plain_rope}, {att_forward, plain_attention}, {glu_forward, plain_swiglu}, {ce_forward, plain_cross_entropy},
-    {sum_forward, plain_shard_sum}, {tile_forward, plain_shard_tile}, {mul_forward, plain_broadcast_mul}, {dot_forward, plain_broadcast_dot},
+    {sum_forward, plain_shard_sum}, {tile_forward, plain_shard_tile}, {mul_forward, plain_broadcast_mul},
+        {dot_forward, plain_broadcast_dot},
     {mag_forward, plain_magnitude},
 };
 
@@ -910,20 +1392,26 @@ static const struct { op_case op; int head; span spans[SPANS]; } large_cases[] =
     {.op = {"matmul_nt", {{MC + 5, OFTEN + 9}}, {{{MC + 5, KC + 7}}, {{OFTEN + 9, KC + 7}}}, nt_forward, nt_backward, 0}},
     {.op = {"matmul_nn", {{MC + 5, OFTEN + 9}}, {{{MC + 5, KC + 7}}, {{KC + 7, OFTEN + 9}}}, nn_forward, nn_backward, 0}},
     {.op = {"matmul_tn", {{MC + 5, OFTEN + 9}}, {{{KC + 7, MC + 5}}, {{KC + 7, OFTEN + 9}}}, tn_forward, tn_backward, 0}},
-    {.op = {"batched matmul_nt", {{3, MC + 5, 2 * NR + 1}}, {{{3, MC + 5, KC + 7}}, {{3, 2 * NR + 1, KC + 7}}}, nt_forward, nt_backward, 0}},
+    {.op = {"batched matmul_nt", {{3, MC + 5, 2 * NR + 1}}, {{{3, MC + 5, KC + 7}}, {{3, 2 * NR + 1, KC + 7}}},
+        nt_forward, nt_backward, 0}},
     {.op = {"embedding", {{333, 77}}, {{{50, 77}}}, embed_forward, embed_backward, 0}},
     {.op = {"rmsnorm of short rows", {{333, 61}}, {{{333, 61}}, {{61}}}, norm_forward, norm_backward, 0}},
     {.op = {"rmsnorm of long rows", {{20, 2051}}, {{{20, 2051}}, {{2051}}}, norm_forward, norm_backward, 0}},
     {.op = {"rope, heads of 48", {{333, 144}}, {{{333, 144}}}, rope_forward, rope_backward, 0}, .head = 48},
     {.op = {"rope, heads of 10", {{333, 50}}, {{{333, 50}}}, rope_forward, rope_backward, 0}, .head = 10},
-    {.op = {"attention, 61 rows", {{BLOCK + 1, 16}}, {{{BLOCK + 1, 16}}, {{BLOCK + 1, 8}}, {{BLOCK + 1, 8}}}, att_forward, att_backward, 0},
+    {.op = {"attention, 61 rows", {{BLOCK + 1, 16}}, {{{BLOCK + 1, 16}}, {{BLOCK + 1, 8}}, {{BLOCK + 1, 8}}}, att_forward,
+        att_backward, 0},
         .head = 4, .spans = {{0, BLOCK + 1, 0, BLOCK + 1}}},
-    {.op = {"attention, 130 rows, 3 heads of 48 on 1", {{130, 144}}, {{{130, 144}}, {{130, 48}}, {{130, 48}}}, att_forward, att_backward, 0},
+    {.op = {"attention, 130 rows, 3 heads of 48 on 1", {{130, 144}}, {{{130, 144}}, {{130, 48}}, {{130, 48}}},
+        att_forward, att_backward, 0},
         .head = 48, .spans = {{0, 130, 0, 130}}},
-    {.op = {"attention, 700 rows, 2 heads of 64 on 1", {{700, 128}}, {{{700, 128}}, {{700, 64}}, {{700, 64}}}, att_forward, att_backward, 0},
+    {.op = {"attention, 700 rows, 2 heads of 64 on 1", {{700, 128}}, {{{700, 128}}, {{700, 64}}, {{700, 64}}},
+        att_forward, att_backward, 0},
         .head = 64, .spans = {{0, 700, 0, 700}}},
-    {.op = {"attention, whole blocks", {{5 * BLOCK + 2, 160}}, {{{5 * BLOCK + 2, 160}}, {{5 * BLOCK + 2, 160}}, {{5 * BLOCK + 2, 160}}}, att_forward, att_backward, 0},
-        .head = 80, .spans = {{0, BLOCK, 0, BLOCK}, {BLOCK, 2 * BLOCK, BLOCK, 2 * BLOCK}, {3 * BLOCK, 1, 3 * BLOCK, 1}, {3 * BLOCK + 1, 2 * BLOCK + 1, 3 * BLOCK + 1, 2 * BLOCK + 1}}},
+    {.op = {"attention, whole blocks", {{5 * BLOCK + 2, 160}},
+        {{{5 * BLOCK + 2, 160}}, {{5 * BLOCK + 2, 160}}, {{5 * BLOCK + 2, 160}}}, att_forward, att_backward, 0},
+        .head = 80, .spans = {{0, BLOCK, 0, BLOCK}, {BLOCK, 2 * BLOCK, BLOCK, 2 * BLOCK}, {3 * BLOCK, 1, 3 * BLOCK, 1},
+            {3 * BLOCK + 1, 2 * BLOCK + 1, 3 * BLOCK + 1, 2 * BLOCK + 1}}},
     {.op = {"attention, earlier keys", {{194, 32}}, {{{194, 32}}, {{441, 16}}, {{441, 16}}}, att_forward, att_backward, 0},
         .head = 8, .spans = {{0, BLOCK + 1, 0, 90}, {BLOCK + 1, 130, 90, 331}, {BLOCK + 131, 3, 421, 20}}},
     {.op = {"swiglu of short rows", {{333, 61}}, {{{333, 61}}, {{333, 61}}}, glu_forward, glu_backward, 0}},
@@ -945,24 +1433,24 @@ static const struct { op_case op; int head; span spans[SPANS]; } large_cases[] =
     {.op = {"magnitude", {{20011, 1}}, {{{20011, 1}}, {{20011, 1}}}, mag_forward, mag_backward, FRONT_TO_BACK}},
 };
 
-// The derivative of f along u, at x: four points, as numeric_error, but closer: many numbers move at once.
+// The derivative of f along u, at x: four points, as in check_numeric, but closer: many numbers move at once.
 static double slope_along(double (*f)(void *), void *context, mat x, const wide *at, const wide *u)
 {
-    static const struct { double at, weight; } points[4] = {{-2, 1}, {-1, -8}, {1, 8}, {2, -1}};
     size_t n = elements(x);
     wide *moved = alloc(n, sizeof *moved);
     double sum = 0, h = 2e-5;
     for (int k = 0; k < 4; k++) {
-        for (size_t i = 0; i < n; i++) moved[i] = at[i] + (wide)(points[k].at * h) * u[i];
+        for (size_t i = 0; i < n; i++) moved[i] = at[i] + (wide)(four_points[k].at * h) * u[i];
         put(x, moved, TYPE_OF(wide));
-        sum += points[k].weight * f(context);
+        sum += four_points[k].weight * f(context);
     }
     put(x, at, TYPE_OF(wide));
     free(moved);
     return sum / (12 * h);
 }
 
-// How far f's slope at x along a random direction is from the gradient's, over the gradient's length: what a typical slope is.
+// How far f's slope at x along a random direction is from the gradient's, over the gradient's length, which is what a
+// typical slope is.
 static double slope_error(double (*f)(void *), void *context, mat x, const wide *gradient)
 {
     size_t n = elements(x);
@@ -970,7 +1458,8 @@ static double slope_error(double (*f)(void *), void *context, mat x, const wide 
     double want = 0, squares = 0;
     for (size_t i = 0; i < n; i++) {
         u[i] = (wide)rng_normal(&dice);
-        want += (double)gradient[i] * (double)u[i], squares += pow((double)gradient[i], 2);
+        want += (double)gradient[i] * (double)u[i];
+        squares += pow((double)gradient[i], 2);
     }
     double err = fabs(slope_along(f, context, x, at, u) - want) / sqrt(squares);
     free(at), free(u);
@@ -986,9 +1475,12 @@ static mat beside(mat m)
 
 static void plain_loops(const op_case *c)
 {
-    plain.cot = doubles(op.cot), plain.out = alloc(elements(op.out), sizeof(double));
-    for (int j = 0; j < 3; j++)
-        if (op.in[j].p) plain.in[j] = doubles(op.in[j]), plain.grad[j] = alloc(elements(op.in[j]), sizeof(double));
+    plain.cot = doubles(op.cot);
+    plain.out = alloc(elements(op.out), sizeof(double));
+    for (int j = 0; j < 3 && op.in[j].p; j++) {
+        plain.in[j] = doubles(op.in[j]);
+        plain.grad[j] = alloc(elements(op.in[j]), sizeof(double));
+    }
     for (size_t i = 0; i < sizeof in_plain_loops / sizeof *in_plain_loops; i++)
         if (in_plain_loops[i].op == c->forward) in_plain_loops[i].loops();
 }
@@ -1006,46 +1498,57 @@ static void check_written(const op_case *c, const char *what, mat m, const doubl
     size_t n = elements(m);
     wide *got = host(m), *want = alloc(n, sizeof *want);
     for (size_t i = 0; i < n; i++) want[i] = (wide)(loops[i] + (before ? (double)before[i] : 0));
-    if (!*first) check(distance(got, want, n), EXACT, "%s, %s by plain loops", c->name, what);
-    else check(memcmp(got, *first, n * sizeof *got) != 0, 0, "%s, %s with two threads", c->name, what);
+    if (!*first) check_wide(got, want, shape_of(m), EXACT, "%s, %s by plain loops", c->name, what);
+    else check_wide(got, *first, shape_of(m), SAME_BITS, "%s, %s with two threads", c->name, what);
     free(want);
     if (*first) free(got);
     else *first = got;
 }
 
+// What backward writes beside its gradient's values from before: it adds, but for the second gradient of magnitude.
+static int is_set(const op_case *c, int j) { return c->forward == mag_forward && j == 1; }
+
+// Forward and backward with one thread and with two, in the middle of larger matrices: by plain loops, by differences in
+// double, and nothing is written beside.
 static void check_edges(const op_case *c, int f, int head, const span *spans)
 {
     static const char *const inputs[3] = {"d in 0", "d in 1", "d in 2"};
     wide *before[3] = {0}, *first[4] = {0}, *edge[4] = {0};
-    mat written[4] = {[3] = {0}};
     op_open(c, f, head, spans);
     plain_loops(c);
-    for (int j = 0; j < 3; j++) if (op.grad[j].p) randomise(op.grad[j], 1), before[j] = host(op.grad[j]), written[j] = op.grad[j];
-    written[3] = op.out;
-    for (int j = 0; j < 4; j++) if (written[j].p && beside(written[j]).p) edge[j] = host(beside(written[j]));
+    mat written[4] = {op.grad[0], op.grad[1], op.grad[2], op.out};
+    for (int j = 0; j < 3; j++) {
+        if (!op.grad[j].p) continue;
+        randomise(op.grad[j], 1);
+        before[j] = host(op.grad[j]);
+    }
+    for (int j = 0; j < 4; j++)
+        if (written[j].p && beside(written[j]).p) edge[j] = host(beside(written[j]));
     for (int threads = 1; threads <= 2; threads++) {
         omp_set_num_threads(threads);
         for (int j = 0; j < 3; j++) if (op.grad[j].p) put(op.grad[j], before[j], TYPE_OF(wide));
-        c->forward(), c->backward();
+        c->forward();
+        c->backward();
         check_written(c, "out", op.out, plain.out, NULL, &first[3]);
-        for (int j = 0; j < 3; j++)                                                     // magnitude's second gradient is set, not added
-            if (op.grad[j].p) check_written(c, inputs[j], op.grad[j], plain.grad[j], c->forward == mag_forward && j == 1 ? NULL : before[j], &first[j]);
+        for (int j = 0; j < 3; j++)
+            if (op.grad[j].p) check_written(c, inputs[j], op.grad[j], plain.grad[j], is_set(c, j) ? NULL : before[j], &first[j]);
     }
-    for (int j = 0; j < 3; j++) {
-        if (!op.grad[j].p || sizeof(real) != 8) continue;                               // differences need digits
-        for (size_t i = 0; i < elements(op.grad[j]); i++) first[j][i] -= c->forward == mag_forward && j == 1 ? 0 : before[j][i];
-        check(slope_error(op_value, (void *)(uintptr_t)c, op.in[j], first[j]), 1e-7, "%s, %s by differences", c->name, inputs[j]);
+    for (int j = 0; j < 3 && sizeof(real) == 8; j++) {                  // differences need digits
+        if (!op.grad[j].p) continue;
+        for (size_t i = 0; i < elements(op.grad[j]); i++) first[j][i] -= is_set(c, j) ? 0 : before[j][i];
+        double err = slope_error(op_value, (void *)(uintptr_t)c, op.in[j], first[j]);
+        check(err, 1e-7, "%s, %s by differences", c->name, inputs[j]);
     }
     for (int j = 0; j < 4; j++) {
-        wide *now = edge[j] ? host(beside(written[j])) : NULL;
-        if (now) check(memcmp(now, edge[j], elements(beside(written[j])) * sizeof *now) != 0, 0, "%s, what stands beside", c->name);
+        mat m = written[j].p ? beside(written[j]) : (mat){0};
+        wide *now = edge[j] ? host(m) : NULL;
+        if (now)
+            check_wide(now, edge[j], shape_of(m), SAME_BITS, "%s, what stands beside %s", c->name, j < 3 ? inputs[j] : "out");
         free(now), free(edge[j]), free(first[j]);
     }
     for (int j = 0; j < 3; j++) free(before[j]);
     plain_free(), op_close();
 }
-
-static int not_asked_for(const char *name) { return only_method && !strstr(name, only_method); }
 
 static void test_beyond_blocks(void)
 {
@@ -1095,7 +1598,6 @@ typedef struct { int M, N, K; enum layout layout; } product_size;
 
 static void check_product(int form, product_size s, enum dtype a_type, enum dtype b_type, enum mode mode)
 {
-    static void (*const forms[3])(mat, mat, mat, double, enum mode) = {matmul_nt, matmul_nn, matmul_tn};
     int count = s.layout == ALONE ? 1 : 3, of_b = s.layout == ONE_WEIGHT ? 1 : count;
     mat all_a, all_b, all_y, whole[3], a, b, y;
     a = in_the_middle(&all_a, a_type, form == 2 ? s.K : s.M, form == 2 ? s.M : s.K, s.layout, count);
@@ -1110,33 +1612,38 @@ static void check_product(int form, product_size s, enum dtype a_type, enum dtyp
         else plain_form(form, y, a, b, s.K, mode);
     }
     char name[160];
-    snprintf(name, sizeof name, "form %d, %s times %s, %d x %d x %d, layout %d, %s", form, dtypes[a_type].name, dtypes[b_type].name,
-        s.M, s.N, s.K, (int)s.layout, mode == ADD ? "+=" : "=");
-    check(mat_distance(whole[1], whole[0]), EXACT, "%s", name);
-    check(memcmp(whole[1].p, whole[2].p, elements(all_y) * sizeof(real)) != 0, 0, "%s, with two threads", name);
+    snprintf(name, sizeof name, "%s, %s times %s, %d x %d x %d, layout %d, %s", form_names[form], dtypes[a_type].name,
+        dtypes[b_type].name, s.M, s.N, s.K, (int)s.layout, mode == ADD ? "+=" : "=");
+    check_mat(whole[1], whole[0], EXACT, "%s", name);
+    check_mat(whole[2], whole[1], SAME_BITS, "%s, with two threads", name);
     for (mat *m = (mat[]){all_a, all_b, all_y, whole[0], whole[1], whole[2], {0}}; m->p; m++) dev_free(m->p);
 }
 
-// The product's blocks: panels of MR rows, MC of them together, slivers of NR columns, NC together, KC of the sum; a factor that is
-// used more often than OFTEN is copied. Narrow results of xᵀ w are computed as their transposes.
+// The product's blocks: panels of MR rows, MC of them together, slivers of NR columns, NC together, KC of the sum; a factor
+// that is used more often than OFTEN is copied. Narrow results of xᵀ w are computed as their transposes.
 static void test_beyond_panels(void)
 {
     static const product_size sizes[] = {
-        {MR + 1, NR + 1, KC + 1, ALONE}, {1, 2 * NC + 3, KC + 1, ALONE}, {MR + 2, NC + NR + 1, KC + 2, ALONE}, {MC + 5, 3, 2 * KC + 3, ALONE},
-        {4 * MC + 5, NR + 3, KC + 7, ALONE}, {MC + 5, OFTEN + 9, KC + 3, ALONE}, {OFTEN + 5, 2 * NR - 1, KC + 3, ALONE}, {OFTEN + 5, OFTEN + 9, KC + 3, ALONE},
+        {MR + 1, NR + 1, KC + 1, ALONE}, {1, 2 * NC + 3, KC + 1, ALONE}, {MR + 2, NC + NR + 1, KC + 2, ALONE},
+        {MC + 5, 3, 2 * KC + 3, ALONE}, {4 * MC + 5, NR + 3, KC + 7, ALONE}, {MC + 5, OFTEN + 9, KC + 3, ALONE},
+        {OFTEN + 5, 2 * NR - 1, KC + 3, ALONE}, {OFTEN + 5, OFTEN + 9, KC + 3, ALONE},
         {OFTEN + 5, NC + NR + 1, 33, ALONE}, {NC + 37, NR + 4, 65, ALONE}, {OFTEN + 5, NR + 4, KC + 3, ALONE},
         {38 * MC + 1, 3, 100, ALONE},                                   // an odd number of blocks, 39, for two threads
         {MC + 5, NR + 4, KC + 3, BESIDE}, {MC + 5, NR + 4, KC + 3, BEHIND}, {MC + 5, 2 * NR + 1, KC + 3, ONE_WEIGHT},
-        {MR + 1, NC + 3, 70, BESIDE}, {MR + 1, NC + 3, 70, BEHIND}, {OFTEN + 5, OFTEN + 9, 9, BESIDE}, {OFTEN + 5, OFTEN + 9, 9, ONE_WEIGHT},
+        {MR + 1, NC + 3, 70, BESIDE}, {MR + 1, NC + 3, 70, BEHIND}, {OFTEN + 5, OFTEN + 9, 9, BESIDE},
+        {OFTEN + 5, OFTEN + 9, 9, ONE_WEIGHT},
     };
     static const product_size of_any_type[] = {{MR + 2, NR + 3, KC + 9, ALONE}, {2 * MR + 1, NR + 3, KC + 9, BESIDE}};
     int threads = omp_get_max_threads();
-    for (int form = 0; form < 3; form++)
-        for (int mode = SET; mode <= ADD; mode++) {
-            for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) check_product(form, sizes[i], TYPE_OF(real), TYPE_OF(real), (enum mode)mode);
-            for (int types = 0; types < 2 * DTYPES * DTYPES; types++)
-                check_product(form, of_any_type[types % 2], (enum dtype)(types / 2 % DTYPES), (enum dtype)(types / 2 / DTYPES), (enum mode)mode);
-        }
+    for (int n = 0; n < 3 * 2; n++) {
+        int form = n % 3;
+        enum mode mode = n / 3 ? ADD : SET;
+        if (not_asked_for(form_names[form])) continue;
+        for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+            check_product(form, sizes[i], TYPE_OF(real), TYPE_OF(real), mode);
+        for (int i = 0; i < 2 * DTYPES * DTYPES; i++)
+            check_product(form, of_any_type[i % 2], (enum dtype)(i / 2 % DTYPES), (enum dtype)(i / 2 / DTYPES), mode);
+    }
     omp_set_num_threads(threads);
 }
 
@@ -1145,9 +1652,10 @@ static void check_copy(enum dtype to, enum dtype from)
 {
     enum { N = 11, C = 2 * KC + 77 };
     mat all_x, all_y, x = in_the_middle(&all_x, from, N, C, BEHIND, 2), y = in_the_middle(&all_y, to, N, C, BEHIND, 2);
-    size_t bytes = elements(all_y) * dtypes[to].size, wrong = 0;
-    char *before = alloc(bytes, 1);
-    memcpy(before, all_y.p, bytes);
+    mat want = all_y;
+    size_t bytes = elements(all_y) * dtypes[to].size;
+    want.p = dev_alloc(bytes);
+    memcpy(want.p, all_y.p, bytes);
     copy(y, x);
     for (int b = 0; b < 2; b++)
         for (int i = 0; i < N; i++)
@@ -1155,11 +1663,10 @@ static void check_copy(enum dtype to, enum dtype from)
                 real buffer;
                 double one = (double)*widened(at(nth(x, b), i, j), from, 1, &buffer);
                 wide number = (wide)one;
-                narrow(before + (at(nth(y, b), i, j) - (char *)all_y.p), to, &number, 1);
+                narrow((char *)want.p + ((char *)at(nth(y, b), i, j) - (char *)all_y.p), to, &number, 1);
             }
-    wrong = memcmp(before, all_y.p, bytes) != 0;
-    check((double)wrong, 0, "copy of %s to %s", dtypes[from].name, dtypes[to].name);
-    free(before), dev_free(all_x.p), dev_free(all_y.p);
+    check_mat(all_y, want, SAME_BITS, "copy of %s to %s", dtypes[from].name, dtypes[to].name);
+    dev_free(want.p), dev_free(all_x.p), dev_free(all_y.p);
 }
 
 // Rows of a table, and products of its rows with themselves, as the base's weights are read in the dtype of their file.
@@ -1167,12 +1674,14 @@ static void check_table(enum dtype type)
 {
     enum { N = 60, ROWS = 20, C = 2 * KC + 77 };
     int ids[N];
-    mat all, table = in_the_middle(&all, type, ROWS, C, ALONE, 1), rows = random_mat(SHAPE(N, C)), squares = random_mat(SHAPE(ROWS, 1));
+    mat all, table = in_the_middle(&all, type, ROWS, C, ALONE, 1);
+    mat rows = random_mat(SHAPE(N, C)), squares = random_mat(SHAPE(ROWS, 1));
     mat want_rows = like(rows), want_squares = like(squares);
     double *numbers = doubles(table);
-    for (int i = 0; i < N; i++) ids[i] = i * i % ROWS;
-    for (int i = 0; i < N; i++)
+    for (int i = 0; i < N; i++) {
+        ids[i] = i * i % ROWS;
         for (int j = 0; j < C; j++) ROW(want_rows, i)[j] = (real)numbers[ids[i] * C + j];
+    }
     for (int i = 0; i < ROWS; i++) {
         double sum = 0;
         for (int j = 0; j < C; j++) sum += pow(numbers[i * C + j], 2);
@@ -1180,8 +1689,8 @@ static void check_table(enum dtype type)
     }
     embedding_forward(rows, table, ids);
     broadcast_dot(squares, table, table, 0.7, ADD);
-    check(mat_distance(rows, want_rows), 0, "rows of a table in %s", dtypes[type].name);
-    check(mat_distance(squares, want_squares), EXACT, "squares of a table in %s", dtypes[type].name);
+    check_mat(rows, want_rows, SAME_BITS, "embedding of a table in %s", dtypes[type].name);
+    check_mat(squares, want_squares, EXACT, "broadcast_dot of a table in %s", dtypes[type].name);
     for (mat *m = (mat[]){all, rows, squares, want_rows, want_squares, {0}}; m->p; m++) dev_free(m->p);
     free(numbers);
 }
@@ -1189,23 +1698,25 @@ static void check_table(enum dtype type)
 // zero and add in the middle of larger matrices, and the tiled identity, either way up.
 static void check_elements(void)
 {
-    enum { N = 21, C = 1031 };
-    mat all_x, all_y, x = in_the_middle(&all_x, TYPE_OF(real), N, C, ALONE, 1), y = in_the_middle(&all_y, TYPE_OF(real), 2 * N, C, BEHIND, 2);
-    mat want = like(all_y), e[2] = {random_mat(SHAPE(67, 1031)), random_mat(SHAPE(1031, 67))};
+    enum { N = 21, C = 1031, R = 67 };
+    mat all_x, all_y, x = in_the_middle(&all_x, TYPE_OF(real), N, C, ALONE, 1);
+    mat y = in_the_middle(&all_y, TYPE_OF(real), 2 * N, C, BEHIND, 2);
+    mat want = like(all_y), e[2] = {random_mat(SHAPE(R, C)), random_mat(SHAPE(C, R))};
     copy(want, all_y);
     for (int b = 0; b < 2; b++)
         for (int i = 0; i < 2 * N; i++)
-            for (int j = 0; j < C; j++) ROW(want, 1 + b * (2 * N + 2) + i)[3 + j] = b || i >= N ? 0 : (real)0.7 * ROW(x, i)[j];
+            for (int j = 0; j < C; j++)
+                ROW(want, 1 + b * (2 * N + 2) + i)[3 + j] = b || i >= N ? 0 : (real)0.7 * ROW(x, i)[j];
     zero(y);
     add(rows_of(nth(y, 0), 0, N), x, 0.7);
-    check(mat_distance(all_y, want), EXACT, "zero and add");
+    check_mat(all_y, want, EXACT, "zero and add");
     for (int k = 0; k < 2; k++) {
-        int wrong = 0;
-        tiled_identity(e[k]);
+        mat identity = like(e[k]);
         for (int i = 0; i < e[k].rows; i++)
-            for (int j = 0; j < e[k].cols; j++) wrong += ROW(e[k], i)[j] != ((i - j) % 67 == 0);
-        check(wrong, 0, "tiled identity (%d, %d)", e[k].rows, e[k].cols);
-        dev_free(e[k].p);
+            for (int j = 0; j < e[k].cols; j++) ROW(identity, i)[j] = (i - j) % R == 0;
+        tiled_identity(e[k]);
+        check_mat(e[k], identity, SAME_BITS, "tiled_identity, %d by %d", e[k].rows, e[k].cols);
+        dev_free(e[k].p), dev_free(identity.p);
     }
     dev_free(all_x.p), dev_free(all_y.p), dev_free(want.p);
 }
@@ -1216,37 +1727,32 @@ static void check_training(int n)
     mat w = random_mat(SHAPE(n, 1)), g = random_mat(SHAPE(n, 1)), m = like(w), v = like(w), want = like(w);
     double squares = 0;
     for (int i = 0; i < n; i++) {
-        double p = (double)*ROW(w, i), m1 = 0, m2 = 0, d = 0.5 * (double)*ROW(g, i);
-        for (int t = 1; t <= 3; t++) {
-            p -= 0.01 * 0.1 * p;
-            m1 = 0.9 * m1 + 0.1 * d, m2 = 0.999 * m2 + 0.001 * d * d;
-            p -= 0.01 * (m1 / (1 - pow(0.9, t))) / (sqrt(m2 / (1 - pow(0.999, t))) + 1e-8);
-        }
-        *ROW(want, i) = (real)p;
+        *ROW(want, i) = (real)plain_adamw((double)*ROW(w, i), 0.5 * (double)*ROW(g, i));
         squares += pow((double)*ROW(g, i), 2);
     }
     for (int t = 1; t <= 3; t++) adamw(w, g, m, v, 0.01, 0.1, 0.5, t);
-    check(mat_distance(w, want), EXACT, "adamw of %d numbers", n);
-    check(fabs(sum_of_squares(g) / squares - 1), 1e-12, "sum of %d squares", n);        // a double in either build
+    check_mat(w, want, EXACT, "adamw of %d numbers", n);
+    check_number(sum_of_squares(g), squares, 1e-12, "sum_of_squares of %d numbers", n);        // a double in either build
     for (mat *all = (mat[]){w, g, m, v, want, {0}}; all->p; all++) dev_free(all->p);
 }
 
 // Ops without a backward, beyond a buffer of KC numbers, a piece of 65536, and what is worth two threads.
 static void test_beyond_buffers(void)
 {
+    static const int counts[4] = {1, 20011, 1 << 16, (2 << 16) + 3};
     int before = omp_get_max_threads();
     for (int threads = 1; threads <= 2; threads++) {
         omp_set_num_threads(threads);
-        for (int to = 0; to < DTYPES; to++)
-            for (int from = 0; from < DTYPES; from++) check_copy((enum dtype)to, (enum dtype)from);
-        for (int type = 0; type < DTYPES; type++) check_table((enum dtype)type);
-        check_elements();
-        for (int i = 0; i < 4; i++) check_training((int[]){1, 20011, 1 << 16, (2 << 16) + 3}[i]);
+        for (int i = 0; i < DTYPES * DTYPES && !not_asked_for("copy"); i++)
+            check_copy((enum dtype)(i / DTYPES), (enum dtype)(i % DTYPES));
+        for (int type = 0; type < DTYPES && !not_asked_for("embedding"); type++) check_table((enum dtype)type);
+        if (!not_asked_for("zero and add")) check_elements();
+        for (int i = 0; i < 4 && !not_asked_for("adamw"); i++) check_training(counts[i]);
     }
     mat x = random_mat(SHAPE((2 << 16) + 3, 1));
     double two = sum_of_squares(x);
     omp_set_num_threads(1);
-    check(sum_of_squares(x) != two, 0, "sum of squares with one thread and with two");
+    check_number(sum_of_squares(x), two, SAME_BITS, "sum_of_squares with one thread and with two");
     dev_free(x.p);
     omp_set_num_threads(before);
 }
@@ -1256,16 +1762,35 @@ static void test_beyond_buffers(void)
 // The head by plain loops: logits = head norm(x), loss = −log softmax(logits)[label], one target after the other.
 typedef struct { double loss, *dlast, *dhead, *dnorm; } plain_loss;
 
+// The gradients of one target row: dz = scale (softmax(z) − [label]), then back through the head and the norm.
+static void plain_head_backward(plain_loss *y, const double *x, const double *w, const double *head, const double *hn,
+                                const double *dz, double rho, int C, int V, double *dx)
+{
+    double *dhn = alloc((size_t)C, sizeof *dhn), along = 0;
+    for (int v = 0; v < V; v++)
+        for (int c = 0; c < C; c++) {
+            y->dhead[v * C + c] += dz[v] * hn[c];
+            dhn[c] += dz[v] * head[v * C + c];
+        }
+    for (int c = 0; c < C; c++) {
+        along += dhn[c] * w[c] * x[c];
+        y->dnorm[c] += dhn[c] * x[c] * rho;
+    }
+    for (int c = 0; c < C; c++) dx[c] += dhn[c] * w[c] * rho - along * x[c] * rho * rho * rho / C;
+    free(dhn);
+}
+
 static plain_loss plain_head(const model *m, const batch *b, double scale)
 {
     int C = m->c.dim, V = m->c.vocab;
-    double *last = doubles(m->last), *head = doubles(m->head), *w = doubles(m->norm), *z = alloc((size_t)V, sizeof *z);
-    double *hn = alloc((size_t)C, sizeof *hn), *dhn = alloc((size_t)C, sizeof *dhn);
+    double *last = doubles(m->last), *head = doubles(m->head), *w = doubles(m->norm);
+    double *z = alloc((size_t)V, sizeof *z), *hn = alloc((size_t)C, sizeof *hn);
     plain_loss y = {0, alloc(elements(m->last), sizeof *z), alloc(elements(m->head), sizeof *z), alloc((size_t)C, sizeof *z)};
     for (int t = 0; t < b->targets; t++) {
-        const double *x = last + b->target_row[t] * C;
-        double squares = 0, sum = 0, along = 0;
-        for (int c = 0; c < C; c++) squares += x[c] * x[c], dhn[c] = 0;
+        int at = b->target_row[t] * C;
+        const double *x = last + at;
+        double squares = 0, sum = 0;
+        for (int c = 0; c < C; c++) squares += x[c] * x[c];
         double rho = 1 / sqrt(squares / C + m->c.eps);
         for (int c = 0; c < C; c++) hn[c] = w[c] * x[c] * rho;
         for (int v = 0; v < V; v++) {
@@ -1274,53 +1799,54 @@ static plain_loss plain_head(const model *m, const batch *b, double scale)
             sum += exp(z[v]);
         }
         y.loss -= log(exp(z[b->label[t]]) / sum);
-        for (int v = 0; v < V; v++) {
-            double dz = scale * (exp(z[v]) / sum - (v == b->label[t]));
-            for (int c = 0; c < C; c++) y.dhead[v * C + c] += dz * hn[c], dhn[c] += dz * head[v * C + c];
-        }
-        for (int c = 0; c < C; c++) along += dhn[c] * w[c] * x[c], y.dnorm[c] += dhn[c] * x[c] * rho;
-        for (int c = 0; c < C; c++) y.dlast[b->target_row[t] * C + c] += dhn[c] * w[c] * rho - along * x[c] * rho * rho * rho / C;
+        for (int v = 0; v < V; v++) z[v] = scale * (exp(z[v]) / sum - (v == b->label[t]));
+        plain_head_backward(&y, x, w, head, hn, z, rho, C, V, y.dlast + at);
     }
-    free(last), free(head), free(w), free(z), free(hn), free(dhn);
+    for (double **p = (double *[]){last, head, w, z, hn, NULL}; *p; p++) free(*p);
     return y;
 }
 
-static double distance_to(mat m, const double *y)
+static void check_loops(mat m, const double *want, const char *name, int vocab, int chunk)
 {
-    wide *x = host(m), *want = alloc(elements(m), sizeof *want);
-    for (size_t i = 0; i < elements(m); i++) want[i] = (wide)y[i];
-    double d = distance(x, want, elements(m));
-    free(x), free(want);
-    return d;
+    char text[80];
+    double *x = doubles(m);
+    snprintf(text, sizeof text, "%s over %d, %d rows at a time", name, vocab, chunk);
+    compare_numbers(x, want, (subject){shape_of(m), "got", "by plain loops", NULL}, EXACT, text);
+    free(x);
 }
 
 // Every second row is a target. chunk > 0: rows of logits at a time; 0: what the size of the vocabulary makes of it.
 static void check_head(int dim, int vocab, int chunk, int targets)
 {
     char *path = in_scratch("head.json"), text[400];
-    snprintf(text, sizeof text, "{\"model_type\": \"llama\", \"hidden_size\": %d, \"intermediate_size\": 4, \"num_hidden_layers\": 1, \"num_attention_heads\": 1,"
-        " \"head_dim\": 4, \"vocab_size\": %d, \"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": %s}", dim, vocab, chunk ? "false" : "true");
+    snprintf(text, sizeof text, "{\"model_type\": \"llama\", \"hidden_size\": %d, \"intermediate_size\": 4, "
+        "\"num_hidden_layers\": 1, \"num_attention_heads\": 1, \"head_dim\": 4, \"vocab_size\": %d, \"rms_norm_eps\": 1e-5, "
+        "\"tie_word_embeddings\": %s}", dim, vocab, chunk ? "false" : "true");
     write_text(path, text);
     plan p = small_plan("full");
     p.tokens = p.positions = 2 * targets;
     model m = {0};
     model_measure(&m, config_read(path), p);
-    if (!chunk) check(m.chunk != 16, 0, "a vocabulary of %d is multiplied with %d rows at a time", vocab, m.chunk);
+    if (!chunk) expect(m.chunk == 16, "a vocabulary of %d is multiplied with %d rows at a time, not 16", vocab, m.chunk);
     else m.chunk = chunk;
     model_allocate(&m);
     if (chunk) m.chunk = chunk;                                         // the layout sets it again
     randomise(m.head, 0.4), randomise(m.norm, 1);
     batch b = batch_new(2 * targets, 1);
-    b.tokens = 2 * targets, b.targets = targets;
-    for (int t = 0; t < targets; t++) b.target_row[t] = 2 * t + 1, b.label[t] = (int)(7919L * t * t % vocab);
+    b.tokens = 2 * targets;
+    b.targets = targets;
+    for (int t = 0; t < targets; t++) {
+        b.target_row[t] = 2 * t + 1;
+        b.label[t] = (int)(7919L * t * t % vocab);
+    }
     batch_enter(&m, &b);
     randomise(m.last, 1);
     double loss = head_loss(&m, &b, 0.3);
     plain_loss want = plain_head(&m, &b, 0.3);
-    check(fabs(loss / want.loss - 1), EXACT, "loss over %d, %d rows at a time", vocab, m.chunk);
-    check(distance_to(m.dx, want.dlast), EXACT, "dx over %d, %d rows at a time", vocab, m.chunk);
-    check(distance_to(m.dhead, want.dhead), EXACT, "dhead over %d, %d rows at a time", vocab, m.chunk);
-    check(distance_to(m.dnorm, want.dnorm), EXACT, "dnorm over %d, %d rows at a time", vocab, m.chunk);
+    check_number(loss, want.loss, EXACT, "loss over %d, %d rows at a time", vocab, m.chunk);
+    check_loops(m.dx, want.dlast, "dx", vocab, m.chunk);
+    check_loops(m.dhead, want.dhead, "dhead", vocab, m.chunk);
+    check_loops(m.dnorm, want.dnorm, "dnorm", vocab, m.chunk);
     free(want.dlast), free(want.dhead), free(want.dnorm), free(path), batch_free(&b), model_free(&m);
 }
 
@@ -1334,7 +1860,8 @@ static void test_beyond_chunks(void)
 // Rows of 210, 63 and 4 tokens, widths beyond a vector, a sliver and a panel. Bat's blocks and mini's columns fit; Bone's last
 // shards are short.
 static const char long_config[] =
-    "{\"model_type\": \"llama\", \"hidden_size\": 40, \"intermediate_size\": 60, \"num_hidden_layers\": 2, \"num_attention_heads\": 4,"
+    "{\"model_type\": \"llama\", \"hidden_size\": 40, \"intermediate_size\": 60, \"num_hidden_layers\": 2, "
+        "\"num_attention_heads\": 4,"
     " \"num_key_value_heads\": 2, \"head_dim\": 10, \"vocab_size\": 67, \"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": true}";
 
 static batch long_batch(void)
@@ -1353,7 +1880,11 @@ static model *open_long(const char *method_name, int recompute)
 {
     plan p = small_plan(method_name);
     int shards = !strcmp(method_name, "bone") || !strcmp(method_name, "mini");
-    p.rank = shards ? 18 : 10, p.mini_r = 10, p.tokens = 280, p.positions = 211, p.recompute = recompute;
+    p.rank = shards ? 18 : 10;
+    p.mini_r = 10;
+    p.tokens = 280;
+    p.positions = 211;
+    p.recompute = recompute;
     model *m = alloc(1, sizeof *m);
     char *dir = in_scratch("long"), *path = in_scratch("long.json");
     write_text(path, long_config);
@@ -1379,20 +1910,16 @@ static void check_long(const char *name)
         if (n < 2) dice = start;
         stepped s = {m, long_batch()};
         model_step(m, &s.b, 1.0 / s.b.targets);
-        wide *grad = host(flat(m, m->grad));
-        if (!n) first = grad;
-        else check(memcmp(grad, first, m->used[PARAM] * sizeof *grad) != 0, 0, "%s, --recompute %d, %d threads", name, n, 1 + n % 2);
+        if (!n) first = host(flat(m, m->grad));
+        else check_gradient(m, first, SAME_BITS, "%s, --recompute %d, %d threads", name, n, 1 + n % 2);
         if (n == 2) {
             m->chunk = 16;
             zero(flat(m, m->grad));
             model_step(m, &s.b, 1.0 / s.b.targets);
-            wide *by_16 = host(flat(m, m->grad));
-            check(distance(by_16, first, m->used[PARAM]), EXACT, "%s, 16 rows of logits at a time", name);
+            check_gradient(m, first, EXACT, "%s, 16 rows of logits at a time", name);
             for (int k = 0; k < 2 && sizeof(real) == 8; k++)
-                check(slope_error(loss_of, &s, flat(m, m->block[PARAM]), grad), 1e-7, "%s, gradient by differences", name);
-            free(by_16);
+                check(slope_error(loss_of, &s, flat(m, m->block[PARAM]), first), 1e-7, "%s, gradient by differences", name);
         }
-        if (n) free(grad);
         batch_free(&s.b), close_small(m);
     }
     free(first);
@@ -1401,7 +1928,8 @@ static void check_long(const char *name)
 static void test_beyond_rows(void)
 {
     int before = omp_get_max_threads();
-    for (int i = 0; i < METHODS; i++) if (!left_out(i)) check_long(methods[i].name);
+    for (int i = 0; i < METHODS; i++)
+        if (!left_out(i)) check_long(methods[i].name);
     omp_set_num_threads(before);
 }
 
@@ -1441,19 +1969,21 @@ static batch golden_batch(void)
 }
 
 // A singular vector may point either way, so starts are compared without their signs.
-static double distance_without_signs(mat a, mat b)
+static void check_without_signs(mat got, mat want, double tol, const char *text)
 {
-    wide *x = host(a), *y = host(b);
-    size_t n = elements(a);
-    for (size_t i = 0; i < n; i++) x[i] = (wide)fabs((double)x[i]), y[i] = (wide)fabs((double)y[i]);
-    double d = distance(x, y, n);
+    double *x = doubles(got), *y = doubles(want);
+    for (size_t i = 0; i < elements(got); i++) {
+        x[i] = fabs(x[i]);
+        y[i] = fabs(y[i]);
+    }
+    compare_numbers(x, y, (subject){shape_of(got), "got", "expected", NULL}, tol, text);
     free(x), free(y);
-    return d;
 }
 
 // The model of a case. Where the adapter has a start, its own is held to PEFT's, and then it gets PEFT's.
 static void golden_open(model *m, plan p, const batch *b, checkpoint *golden, const char *name)
 {
+    char text[300];
     model_measure(m, open_config(), p);
     fill_model(m, b, 1);
     for (int i = 0; i < 14 && p.method->has_start; i++) {
@@ -1463,52 +1993,76 @@ static void golden_open(model *m, plan p, const batch *b, checkpoint *golden, co
             tensor *t = &m->tensors[j];
             if (t->at != &l->A && t->at != &l->B) continue;
             mat start = golden_tensor(golden, "start.", t->name), own = t->at == &l->A ? l->A0 : l->B0;
-            check(distance_without_signs(own, start), 2e-5, "%s, %s, own start against PEFT's float32 one", name, t->name);
+            snprintf(text, sizeof text, "%s, %s, its own start against PEFT's float32 one", name, t->name);
+            check_without_signs(own, start, 2e-5, text);
             put(own, start.p, start.type);
             if (!opt.adapter) put(*t->at, start.p, start.type);
         }
     }
 }
 
-static void golden_case(const char *name)
+// Logits, loss and gradients of one batch.
+static void golden_step(model *m, const batch *b, checkpoint *golden, double tol, const char *name)
 {
-    char *dir = join("dev/golden", name), *text = golden_text(dir, "case.json");
+    double loss = model_step(m, b, 1.0 / b->targets) / b->targets, want;
+    memcpy(&want, golden_tensor(golden, "", "loss").p, sizeof want);
+    check_number(loss, want, tol, "%s, loss", name);
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        const tensor *t = &m->tensors[i];
+        if (t->kind == PARAM) check_mat(*t->grad, golden_tensor(golden, "grad.", t->name), tol, "%s, d %s", name, t->name);
+    }
+    int first = 0;                      // of a row in the golden, which has the last token's logits, too
+    for (int r = 0; r < b->rows; r++) {
+        int at_row[16], n = b->spans[r].nq;
+        for (int i = 0; i < n; i++) at_row[i] = b->spans[r].q + i;
+        head_forward(m, at_row, n);
+        check_mat(m->logits, rows_of(golden_tensor(golden, "", "logits"), first, n), tol, "%s, logits of row %d", name, r);
+        first += n + 1;
+    }
+}
+
+// Eight steps of AdamW.
+static void golden_training(model *m, const batch *b, checkpoint *golden, const char *name)
+{
+    int f64 = sizeof(real) == 8;
+    double losses[8];
+    memcpy(losses, golden_tensor(golden, "", f64 ? "losses64" : "losses32").p, sizeof losses);
+    opt.lr = 5e-3;
+    opt.clip = 0.5;
+    opt.warmup = 2;
+    for (int s = 0; s < 8; s++) {
+        zero(flat(m, m->grad));
+        double loss = model_step(m, b, 1.0 / b->targets) / b->targets;
+        update(m, s + 1, learning_rate(s, 8), gradient_norm(m));
+        check(fabs(loss - losses[s]), f64 ? 1e-9 : 1e-5, "%s, loss of step %d: %.9g, expected %.9g, off by", name, s + 1,
+            loss, losses[s]);
+    }
+}
+
+static void golden_case(const char *dir_name)
+{
+    char *dir = join("dev/golden", dir_name), *text = golden_text(dir, "case.json"), name[100];
     cJSON *json = cJSON_Parse(text);
     const char *method_name = string_field(json, "method");
     char *base = join("dev/golden", string_field(json, "base"));
     plan p = plan_from_options();
-    opt.model = base, opt.adapter = method_name ? NULL : dir;
-    if (method_name) p.method = method_named(method_name), p.rank = 4, p.alpha = 6;
-    else peft_read_config(&p, dir);
-    p.tokens = 64, p.positions = 16, p.dora_detach = 1;        // as PEFT computes DoRA
+    opt.model = base;
+    opt.adapter = method_name ? NULL : dir;
+    if (method_name) {
+        p.method = method_named(method_name);
+        p.rank = 4;
+        p.alpha = 6;
+    } else peft_read_config(&p, dir);
+    p.tokens = 64;
+    p.positions = 16;
+    p.dora_detach = 1;                  // as PEFT computes DoRA
     checkpoint golden = checkpoint_open(dir, "golden");
     model m = {0};
     batch b = golden_batch();
+    snprintf(name, sizeof name, "%s, %s", p.method->name, dir);
     golden_open(&m, p, &b, &golden, name);
-
-    int f64 = sizeof(real) == 8;
-    double tol = f64 ? 1e-9 : 2e-5;
-    double loss = model_step(&m, &b, 1.0 / b.targets) / b.targets, want;
-    memcpy(&want, golden_tensor(&golden, "", "loss").p, sizeof want);
-    check(fabs(loss - want) / want, tol, "%s, loss", name);
-    for (int i = 0; i < arrlen(m.tensors); i++)
-        if (m.tensors[i].kind == PARAM) check(mat_distance(*m.tensors[i].grad, golden_tensor(&golden, "grad.", m.tensors[i].name)), tol, "%s, d %s", name, m.tensors[i].name);
-    for (int r = 0, row_at = 0; r < b.rows; row_at += b.spans[r++].nq + 1) {         // the golden has the last token's logits, too
-        int at_row[16], n = b.spans[r].nq;
-        for (int i = 0; i < n; i++) at_row[i] = b.spans[r].q + i;
-        head_forward(&m, at_row, n);
-        check(mat_distance(m.logits, rows_of(golden_tensor(&golden, "", "logits"), row_at, n)), tol, "%s, logits of row %d", name, r);
-    }
-
-    double losses[8];
-    memcpy(losses, golden_tensor(&golden, "", f64 ? "losses64" : "losses32").p, sizeof losses);
-    opt.lr = 5e-3, opt.clip = 0.5, opt.warmup = 2;
-    for (int s = 0; s < 8; s++) {
-        zero(flat(&m, m.grad));
-        loss = model_step(&m, &b, 1.0 / b.targets) / b.targets;
-        update(&m, s + 1, learning_rate(s, 8), gradient_norm(&m));
-        check(fabs(loss - losses[s]), f64 ? 1e-9 : 1e-5, "%s, loss of step %d", name, s + 1);
-    }
+    golden_step(&m, &b, &golden, sizeof(real) == 8 ? 1e-9 : 2e-5, name);
+    golden_training(&m, &b, &golden, name);
     batch_free(&b), model_free(&m), checkpoint_close(&golden), cJSON_Delete(json);
     free(text), free(dir), free(base);
 }
@@ -1521,40 +2075,51 @@ static void test_goldens(void)
     for (struct dirent *e; (e = readdir(d));) {
         char path[400];
         snprintf(path, sizeof path, "dev/golden/%s/case.json", e->d_name);
-        if (!access(path, F_OK)) golden_case(e->d_name), cases++;
+        if (access(path, F_OK)) continue;
+        cases++;
+        if (!not_asked_for(e->d_name)) golden_case(e->d_name);
     }
     closedir(d);
-    check(cases >= 16 ? 0 : 1, 0, "%d cases in dev/golden", cases);
+    expect(cases >= 16, "%d cases in dev/golden", cases);
 }
 
 // An adapter on some layers only: the plan for evaluation, which keeps nothing, gives the logits of the plan for training.
-static void test_uneven(void)
+static void uneven_case(const char *method_name, const char *layers)
 {
-    static const char *const uneven[] = {"[\"layers.0.self_attn.q_proj\", \"layers.0.self_attn.o_proj\"]", "[\"layers.1.mlp.down_proj\"]",
-        "[\"layers.0.mlp.up_proj\", \"layers.1.self_attn.k_proj\", \"layers.1.mlp.gate_proj\"]"};
-    for (int i = 1; i < METHODS; i++)
-        for (int j = 0; j < 3 && !methods[i].wants_gradient; j++) {     // lora-ga is used as the lora it is saved as
-            cJSON *modules = cJSON_Parse(uneven[j]);
-            batch b = small_batch(0, 3);
-            mat logits[2];
-            snapshot *trained = NULL;
-            for (int use = 0; use < 2; use++) {
-                plan p = small_plan(methods[i].name);
-                p.modules = modules, p.selects = peft_targeted, p.targets = 0, p.train = !use;
-                model *m = open_small(p, 0);
-                if (!use) shake(m, 0.2, &dice);
-                if (use) give_kinds(m, trained, "", 1 << PARAM | 1 << START, 0);
-                else trained = take_kinds(NULL, "", m, 1 << PARAM | 1 << START, 0);
-                logits[use] = all_logits(m, &b);
-                close_small(m);
-            }
-            check(mat_distance(logits[1], logits[0]), 0, "%s on %s", methods[i].name, uneven[j]);
-            dev_free(logits[0].p), dev_free(logits[1].p), batch_free(&b), snapshots_free(trained), cJSON_Delete(modules);
-        }
+    int kinds = 1 << PARAM | 1 << START;
+    cJSON *modules = cJSON_Parse(layers);
+    batch b = small_batch(0, 3);
+    mat logits[2];
+    snapshot *trained = NULL;
+    for (int use = 0; use < 2; use++) {
+        plan p = small_plan(method_name);
+        p.modules = modules;
+        p.selects = peft_targeted;
+        p.targets = 0;
+        p.train = !use;
+        model *m = open_small(p, 0);
+        if (!use) shake(m, 0.2, &dice);
+        if (use) give_kinds(m, trained, "", kinds, 0);
+        else trained = take_kinds(NULL, "", m, kinds, 0);
+        logits[use] = all_logits(m, &b);
+        close_small(m);
+    }
+    check_mat(logits[1], logits[0], SAME_BITS, "%s on %s, logits", method_name, layers);
+    dev_free(logits[0].p), dev_free(logits[1].p), batch_free(&b), snapshots_free(trained), cJSON_Delete(modules);
 }
 
-// Which linear layers "target_modules" means, in a model of two layers. From PEFT 0.21's check_target_module_exists, Unsloth's own regular
-// expression among them.
+static void test_uneven(void)
+{
+    static const char *const uneven[] = {
+        "[\"layers.0.self_attn.q_proj\", \"layers.0.self_attn.o_proj\"]", "[\"layers.1.mlp.down_proj\"]",
+        "[\"layers.0.mlp.up_proj\", \"layers.1.self_attn.k_proj\", \"layers.1.mlp.gate_proj\"]"};
+    for (int i = 1; i < METHODS; i++)
+        for (int j = 0; j < 3 && !methods[i].wants_gradient; j++)       // lora-ga is used as the lora it is saved as
+            if (!left_out(i)) uneven_case(methods[i].name, uneven[j]);
+}
+
+// Which linear layers "target_modules" means, in a model of two layers. From PEFT 0.21's check_target_module_exists,
+// Unsloth's own regular expression among them.
 static void test_target_modules(void)
 {
     static const struct { const char *modules, *layers[2]; } cases[] = {
@@ -1575,10 +2140,12 @@ static void test_target_modules(void)
         {"\"a|.*up_proj|b\"",                                          {"-----u-", "-----u-"}},
         {"\".+?gate_proj\"",                                           {"----g--", "----g--"}},
         {"\".*[^pn]_proj\"",                                           {"qkvog--", "qkvog--"}},
-        {"\"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:q_proj|k_proj).*?)|(?:\\\\bmodel\\\\.layers\\\\.[\\\\d]{1,}\\\\.(?:self_attn|mlp)\\\\.(?:(?:q_proj|gate_proj)))\"",
+        {"\"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:q_proj|k_proj).*?)|"
+            "(?:\\\\bmodel\\\\.layers\\\\.[\\\\d]{1,}\\\\.(?:self_attn|mlp)\\\\.(?:(?:q_proj|gate_proj)))\"",
                                                                        {"q---g--", "q---g--"}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        if (not_asked_for(cases[i].modules)) continue;
         char text[600], *path = in_scratch("adapter_config.json");
         snprintf(text, sizeof text, "{\"peft_type\": \"LORA\", \"r\": 2, \"target_modules\": %s}", cases[i].modules);
         write_text(path, text);
@@ -1586,7 +2153,8 @@ static void test_target_modules(void)
         peft_read_config(&p, scratch);
         model *m = open_small(p, 0);
         for (int j = 0; j < 14; j++)
-            check(!has_adapter(m->linears[j]) == (cases[i].layers[j / LINEARS][j % LINEARS] == '-') ? 0 : 1, 0, "%s, layer %d %s", cases[i].modules, j / LINEARS, projections[j % LINEARS].name);
+            expect(!has_adapter(m->linears[j]) == (cases[i].layers[j / LINEARS][j % LINEARS] == '-'), "%s, layer %d %s",
+                cases[i].modules, j / LINEARS, projections[j % LINEARS].name);
         close_small(m), free(path);
     }
 }
@@ -1629,10 +2197,11 @@ static void tokenizer_case(const char *dir, const char *path)
         for (int i = 0; i < (int)n && !differs; i++) differs = got[i] != cJSON_GetArrayItem(ids, i)->valueint;
         char *back = decode(t, got, (int)n);
         check(differs, 0, "%s, text %d, ids", path, number);
-        check(strcmp(back, s) && !strstr(s, "▁") ? 1 : 0, 0, "%s, text %d, back to text", path, number++);       // ▁ itself comes back as a space
+        // ▁ itself comes back as a space
+        expect(!(strcmp(back, s) && !strstr(s, "▁")), "%s, text %d, back to text", path, number++);
         free(got), free(back);
     }
-    check(number > 5 ? 0 : 1, 0, "texts in %s", path);
+    expect(number > 5, "texts in %s", path);
     cJSON_Delete(json), tokenizer_free(t);
     free(text);
 }
@@ -1663,7 +2232,7 @@ static void test_special_tokens(void)
         }
         tokenizer *t = open_tokenizer(dir, 0);
         check(tokenizer_bos(t) != (cJSON_IsTrue(cJSON_GetObjectItem(item, "bos")) ? 1 : -1), 0, "directory %d: BOS", number);
-        check(tokenizer_eos(t) != cJSON_GetObjectItem(item, "eos")->valueint, 0, "directory %d: EOS", number);
+        expect(tokenizer_eos(t) == cJSON_GetObjectItem(item, "eos")->valueint, "directory %d: EOS", number);
         cJSON_ArrayForEach(line, cJSON_GetObjectItem(item, "rows")) {
             const char *s = string_field(line, "text");
             cJSON *ids = cJSON_GetObjectItem(line, "ids");
@@ -1676,7 +2245,7 @@ static void test_special_tokens(void)
         tokenizer_free(t);
         number++;
     }
-    check(number != 8, 0, "%d directories", number);
+    expect(number == 8, "%d directories", number);
     cJSON_Delete(cases);
     free(text), free(dir);
 }
@@ -1695,15 +2264,17 @@ static void edge_cases(const char *dir)
             snprintf(answer, sizeof answer, "%s5 and more", piece + 1);
             row r = encode_row(t, prompt, answer, 1);
             char *said = decode(t, r.ids + r.prompt, r.n - r.prompt);
-            check(r.prompt != bare.n || memcmp(r.ids, bare.ids, (size_t)bare.n * sizeof(int)), 0, "%s: the prompt's ids before «%s»", dir, answer);
-            check(strcmp(said, answer) ? 1 : 0, 0, "%s: learns «%s» of «%s»", dir, said, answer);
+            check(r.prompt != bare.n || memcmp(r.ids, bare.ids, (size_t)bare.n * sizeof(int)), 0,
+                "%s: the prompt's ids before «%s»", dir, answer);
+            expect(!strcmp(said, answer), "%s: learns «%s» of «%s»", dir, said, answer);
             straddling++;
             free(r.ids), free(said);
         }
         free(piece);
     }
     check(!straddling, 0, "%s: no piece begins with a colon", dir);
-    static const char *const ordinary[] = {"Now Emma had 17 cups.", " 5", "#### 8", "x"};      // where no piece straddles, ids are those of one text
+    // where no piece straddles, ids are those of one text
+    static const char *const ordinary[] = {"Now Emma had 17 cups.", " 5", "#### 8", "x"};
     for (int i = 0; i < 4; i++) {
         size_t n, length = strlen(prompt) + strlen(ordinary[i]);
         char *whole = alloc(length + 1, 1);
@@ -1738,7 +2309,8 @@ static void test_tokenizer_bytes(void)
     char *text = alloc(length + 1, 1);
     static const char *const some[] = {"é", "猫", "🙂", "a", "\n", " "};
     for (int kind = 0; kind < 4; kind++) {
-        for (size_t i = 0; i < length; i++) text[i] = kind == 0 ? 'a' : kind == 1 ? (char)(1 + rng_next(&dice) % 127) : "the cat sat "[i % 12];
+        for (size_t i = 0; i < length; i++)
+            text[i] = kind == 0 ? 'a' : kind == 1 ? (char)(1 + rng_next(&dice) % 127) : "the cat sat "[i % 12];
         for (size_t i = 0; kind == 3 && i < length;) {
             const char *c = some[rng_next(&dice) % 6];
             if (i + strlen(c) > length) c = "a";
@@ -1749,7 +2321,7 @@ static void test_tokenizer_bytes(void)
         check(seconds() - start, 30, "seconds for 4 MB of kind %d", kind);
         size_t bytes;
         char *back = tokenizer_decode(t, ids, n, &bytes);
-        check(bytes == length && !memcmp(back, text, length) ? 0 : 1, 0, "kind %d comes back", kind);
+        expect(bytes == length && !memcmp(back, text, length), "kind %d comes back", kind);
         free(ids), free(back);
     }
     free(text), tokenizer_free(t);
@@ -1762,8 +2334,10 @@ static void test_rows(void)
 {
     static const struct { const char *json, *question, *answer; } published[] = {
         {"{\"instruction\": \"Add.\", \"input\": \"1 and 1\", \"output\": \"2\"}", "Add.\n1 and 1", "2"},
-        {"{\"instruction\": \"Add 1 and 1.\", \"input\": \"\", \"output\": \"2\", \"text\": \"Below is …\"}", "Add 1 and 1.", "2"},
-        {"{\"type\": \"GSM_Rephrased\", \"query\": \"What is 1 + 1?\", \"original_question\": \"1 + 1?\", \"response\": \"2.\\n#### 2\\nThe answer is: 2\"}",
+        {"{\"instruction\": \"Add 1 and 1.\", \"input\": \"\", \"output\": \"2\", \"text\": \"Below is …\"}",
+            "Add 1 and 1.", "2"},
+        {"{\"type\": \"GSM_Rephrased\", \"query\": \"What is 1 + 1?\", \"original_question\": \"1 + 1?\", "
+            "\"response\": \"2.\\n#### 2\\nThe answer is: 2\"}",
             "What is 1 + 1?", "2.\n#### 2\nThe answer is: 2"},
         {"{\"question\": \"1 + 1?\", \"answer\": \"1 + 1 = <<1+1=2>>2\\n#### 2\"}", "1 + 1?", "1 + 1 = <<1+1=2>>2\n#### 2"},
     };
@@ -1772,18 +2346,20 @@ static void test_rows(void)
     for (int array = 0; array < 2; array++) {
         char *path = in_scratch(array ? "published.json" : "published.jsonl"), file[2000] = "";
         for (int i = 0; i < N; i++)
-            snprintf(file + strlen(file), sizeof file - strlen(file), "%s%s%s", !array ? "" : i ? ",\n" : "[", published[i].json, array && i + 1 < N ? "" : array ? "]" : "\n");
+            snprintf(file + strlen(file), sizeof file - strlen(file), "%s%s%s", !array ? "" : i ? ",\n" : "[",
+                published[i].json, array && i + 1 < N ? "" : array ? "]" : "\n");
         write_text(path, file);
         dataset d = read_rows(t, path, 1024);
-        check(arrlen(d.rows) == N ? 0 : 1, 0, "%s: %td rows", path, arrlen(d.rows));
+        expect(arrlen(d.rows) == N, "%s: %td rows", path, arrlen(d.rows));
         for (int i = 0; i < N && i < arrlen(d.rows); i++) {
             const row *r = &d.rows[i];
             char *prompt = format_prompt(published[i].question, NULL), *whole = decode(t, r->ids, r->n), want[1000];
             size_t n;
             free(tokenizer_encode(t, prompt, strlen(prompt), 1, &n));
             snprintf(want, sizeof want, "%s%s", prompt, published[i].answer);
-            check(strcmp(whole, want) ? 1 : 0, 0, "%s, row %d is «%s»", path, i, whole);
-            check(r->prompt == (int)n + 1 && r->ids[0] == tokenizer_bos(t) && r->ids[r->n - 1] == tokenizer_eos(t) && !strcmp(r->answer, published[i].answer) ? 0 : 1, 0, "%s, row %d", path, i);
+            expect(!strcmp(whole, want), "%s, row %d is «%s»", path, i, whole);
+            expect(r->prompt == (int)n + 1 && r->ids[0] == tokenizer_bos(t) && r->ids[r->n - 1] == tokenizer_eos(t)
+                && !strcmp(r->answer, published[i].answer), "%s, row %d", path, i);
             free(prompt), free(whole);
         }
         free_rows(&d), free(path);
@@ -1833,14 +2409,18 @@ static const struct {
     const char *says, *question, *answer;
     int rows, empty;
 } row_files[] = {
-    {"number.jsonl",     BYTES("{\"instruction\": \"Add 1.\", \"input\": 21, \"output\": \"22\"}\n"), NULL, "Add 1.\n21", "22", 1, 0},
+    {"number.jsonl",     BYTES("{\"instruction\": \"Add 1.\", \"input\": 21, \"output\": \"22\"}\n"), NULL, "Add 1.\n21",
+        "22", 1, 0},
     {"spelling.jsonl",   BYTES("{\"question\": 21.50, \"answer\": -1E3}"), NULL, "21.50", "-1E3", 1, 0},
-    {"long.jsonl",       BYTES("{\"question\": \"a\", \"answer\": 12345678901234567890123456789012345678901234567890123456789012345678901234567890}"),
+    {"long.jsonl",       BYTES("{\"question\": \"a\", \"answer\": "
+        "12345678901234567890123456789012345678901234567890123456789012345678901234567890}"),
         NULL, "a", "12345678901234567890123456789012345678901234567890123456789012345678901234567890", 1, 0},
-    {"nan.jsonl",        BYTES("{\"score\": NaN, \"x\": [Infinity, {\"y\": -Infinity}], \"question\": \"a\", \"answer\": \"b\"}"), NULL, "a", "b", 1, 0},
+    {"nan.jsonl",        BYTES("{\"score\": NaN, \"x\": [Infinity, {\"y\": -Infinity}], \"question\": \"a\", "
+        "\"answer\": \"b\"}"), NULL, "a", "b", 1, 0},
     {"text-beside.jsonl", BYTES("{\"text\": {\"not\": \"read\"}, \"question\": \"a\", \"answer\": \"b\"}"), NULL, "a", "b", 1, 0},
     {"null.jsonl",       BYTES("{\"instruction\": \"a\", \"input\": null, \"output\": \"b\"}"), NULL, "a", "b", 1, 0},
-    {"null-shape.jsonl", BYTES("{\"instruction\": null, \"output\": null, \"question\": \"a\", \"answer\": \"b\"}"), NULL, "a", "b", 1, 0},
+    {"null-shape.jsonl", BYTES("{\"instruction\": null, \"output\": null, \"question\": \"a\", \"answer\": \"b\"}"), NULL,
+        "a", "b", 1, 0},
     {"blanks.jsonl",     BYTES("{\"question\": \"x\", \"answer\": \" \\n\"}\n" AB), NULL, "a", "b", 1, 1},
     {"pretty.json",      BYTES("{\n  \"question\": \"a\",\n  \"answer\": \"b\"\n}\n"), NULL, "a", "b", 1, 0},
     {"empty.jsonl",      BYTES("{\"question\": \"x\", \"answer\": \"\"}\n" AB "\n{\"text\": \"\"}\n" AB), NULL, "a", "b", 2, 2},
@@ -1848,35 +2428,49 @@ static const struct {
     {"mark.jsonl",       BYTES("\xef\xbb\xbf" AB "\n"), NULL, "a", "b", 1, 0},
     {"array.jsonl",      BYTES("\n[" AB ",\n " AB "]\n"), NULL, "a", "b", 2, 0},
     {"lines.json",       BYTES(AB "\n" AB "\n"), NULL, "a", "b", 2, 0},
-    {"pair.jsonl",       BYTES("{\"question\": \"\\ud83d\\uDE00\\u00e9\", \"answer\": \"b\"}"), NULL, "\xf0\x9f\x98\x80\xc3\xa9", "b", 1, 0},
-    {"true.jsonl",       BYTES(AB "\n{\"instruction\": \"a\", \"input\": true, \"output\": \"b\"}"), "true.jsonl:2: \"input\" is true, expected text or a number", 0, 0, 0, 0},
-    {"object.jsonl",     BYTES("{\"question\": {\"a\": 1}, \"answer\": \"b\"}"), "\"question\" is an object, expected", 0, 0, 0, 0},
+    {"pair.jsonl",       BYTES("{\"question\": \"\\ud83d\\uDE00\\u00e9\", \"answer\": \"b\"}"), NULL,
+        "\xf0\x9f\x98\x80\xc3\xa9", "b", 1, 0},
+    {"true.jsonl",       BYTES(AB "\n{\"instruction\": \"a\", \"input\": true, \"output\": \"b\"}"),
+        "true.jsonl:2: \"input\" is true, expected text or a number", 0, 0, 0, 0},
+    {"object.jsonl",     BYTES("{\"question\": {\"a\": 1}, \"answer\": \"b\"}"), "\"question\" is an object, expected", 0,
+        0, 0, 0},
     {"list.jsonl",       BYTES("{\"question\": \"a\", \"answer\": [\"b\"]}"), "\"answer\" is an array, expected", 0, 0, 0, 0},
     {"nan-read.jsonl",   BYTES("{\"question\": \"a\", \"answer\": NaN}"), "\"answer\" is NaN, expected", 0, 0, 0, 0},
-    {"null-answer.jsonl", BYTES("{\"question\": \"a\", \"answer\": null}"), "has \"question\" but no text in \"answer\"", 0, 0, 0, 0},
-    {"false-text.json",  BYTES("[{\"text\": \"a b\"}, {\"text\": false}]"), "false-text.json, row 2: \"text\" is false", 0, 0, 0, 0},
-    {"high.jsonl",       BYTES(AB "\n{\"question\": \"a\\ud83d b\", \"answer\": \"b\"}"), "high.jsonl:2: not valid JSON, at byte 16 of the line: a lone surrogate, \\ud83d", 0, 0, 0, 0},
+    {"null-answer.jsonl", BYTES("{\"question\": \"a\", \"answer\": null}"), "has \"question\" but no text in \"answer\"",
+        0, 0, 0, 0},
+    {"false-text.json",  BYTES("[{\"text\": \"a b\"}, {\"text\": false}]"), "false-text.json, row 2: \"text\" is false",
+        0, 0, 0, 0},
+    {"high.jsonl",       BYTES(AB "\n{\"question\": \"a\\ud83d b\", \"answer\": \"b\"}"),
+        "high.jsonl:2: not valid JSON, at byte 16 of the line: a lone surrogate, \\ud83d", 0, 0, 0, 0},
     {"low.jsonl",        BYTES("{\"question\": \"\\ude00\", \"answer\": \"b\"}"), "a lone surrogate, \\ude00", 0, 0, 0, 0},
-    {"two-high.jsonl",   BYTES("{\"question\": \"\\ud83d\\ud83d\\ude00\", \"answer\": \"b\"}"), "a lone surrogate, \\ud83d", 0, 0, 0, 0},
-    {"zero.jsonl",       BYTES("{\"question\": \"a\\u0000\", \"answer\": \"b\"}"), "at byte 16 of the line: \\u0000, a NUL", 0, 0, 0, 0},
+    {"two-high.jsonl",   BYTES("{\"question\": \"\\ud83d\\ud83d\\ude00\", \"answer\": \"b\"}"),
+        "a lone surrogate, \\ud83d", 0, 0, 0, 0},
+    {"zero.jsonl",       BYTES("{\"question\": \"a\\u0000\", \"answer\": \"b\"}"),
+        "at byte 16 of the line: \\u0000, a NUL", 0, 0, 0, 0},
     {"escape.jsonl",     BYTES("{\"question\": \"a\\x41\", \"answer\": \"b\"}"), "an invalid escape, \\x", 0, 0, 0, 0},
     {"hex.jsonl",        BYTES("{\"question\": \"a\\u12g4\", \"answer\": \"b\"}"), "an invalid escape, \\u", 0, 0, 0, 0},
     {"tab.jsonl",        BYTES("{\"question\": \"a\tb\", \"answer\": \"b\"}"), "a control character, 0x09", 0, 0, 0, 0},
-    {"latin.jsonl",      BYTES(AB "\n{\"question\": \"caf\xe9\", \"answer\": \"b\"}"), "latin.jsonl:2: byte 18 of the line is 0xe9, which is not UTF-8", 0, 0, 0, 0},
+    {"latin.jsonl",      BYTES(AB "\n{\"question\": \"caf\xe9\", \"answer\": \"b\"}"),
+        "latin.jsonl:2: byte 18 of the line is 0xe9, which is not UTF-8", 0, 0, 0, 0},
     {"overlong.jsonl",   BYTES("{\"question\": \"\xc0\x80\", \"answer\": \"b\"}"), "byte 15 of the line is 0xc0", 0, 0, 0, 0},
-    {"nul.jsonl",        BYTES(AB "\n{\"question\": \"a\0\", \"answer\": \"b\"}"), "nul.jsonl:2: byte 16 of the line is NUL", 0, 0, 0, 0},
+    {"nul.jsonl",        BYTES(AB "\n{\"question\": \"a\0\", \"answer\": \"b\"}"),
+        "nul.jsonl:2: byte 16 of the line is NUL", 0, 0, 0, 0},
     {"nul.txt",          BYTES("Once upon a time.\nThere was\0 a girl."), "nul.txt:2: byte 10 of the line is NUL", 0, 0, 0, 0},
     {"latin.txt",        BYTES("Once upon a time.\n\xe9t\xe9"), "latin.txt:2: byte 1 of the line is 0xe9", 0, 0, 0, 0},
     {"cut.txt",          BYTES("Once upon a time \xe2\x82"), "cut.txt:1: byte 18 of the line is 0xe2", 0, 0, 0, 0},
     {"utf16.txt",        BYTES("\xff\xfeO\0n\0c\0e\0"), "utf16.txt: is UTF-16", 0, 0, 0, 0},
     {"utf16be.jsonl",    BYTES("\xfe\xff\0{\0}"), "is UTF-16", 0, 0, 0, 0},
     {"utf16bare.json",   BYTES("[\0{\0}\0]\0"), "is UTF-16", 0, 0, 0, 0},
-    {"twice.jsonl",      BYTES("{\"question\": \"a\", \"answer\": \"b\", \"\\u0061nswer\": \"c\"}"), "at byte 34 of the line: \"answer\" occurs twice", 0, 0, 0, 0},
-    {"comma.json",       BYTES("[" AB ",\n]"), "comma.json:2: not valid JSON, at byte 1 of the line: expected a value", 0, 0, 0, 0},
+    {"twice.jsonl",      BYTES("{\"question\": \"a\", \"answer\": \"b\", \"\\u0061nswer\": \"c\"}"),
+        "at byte 34 of the line: \"answer\" occurs twice", 0, 0, 0, 0},
+    {"comma.json",       BYTES("[" AB ",\n]"), "comma.json:2: not valid JSON, at byte 1 of the line: expected a value", 0,
+        0, 0, 0},
     {"open.json",        BYTES("[" AB "\n"), "open.json:2: not valid JSON, at byte 1 of the line: expected , or ]", 0, 0, 0, 0},
-    {"behind.json",      BYTES("[" AB "]\n[" AB "]"), "behind.json:2: not valid JSON, at byte 1 of the line: more text behind the array", 0, 0, 0, 0},
+    {"behind.json",      BYTES("[" AB "]\n[" AB "]"), "behind.json:2: not valid JSON, at byte 1 of the line: more "
+        "text behind the array", 0, 0, 0, 0},
     {"two.jsonl",        BYTES(AB AB), "more text behind the object", 0, 0, 0, 0},
-    {"two.json",         BYTES(AB " " AB), "two.json:1: not valid JSON, at byte 34 of the line: more text behind the object", 0, 0, 0, 0},
+    {"two.json",         BYTES(AB " " AB), "two.json:1: not valid JSON, at byte 34 of the line: more text behind the "
+        "object", 0, 0, 0, 0},
     {"octal.jsonl",      BYTES("{\"question\": 012, \"answer\": \"b\"}"), "a number with a leading zero", 0, 0, 0, 0},
     {"point.jsonl",      BYTES("{\"question\": 1., \"answer\": \"b\"}"), "a number without its digits", 0, 0, 0, 0},
 };
@@ -1885,6 +2479,7 @@ static void test_row_files(void)
 {
     tokenizer *t = shared_tokenizer = open_tokenizer("base", 0);
     for (size_t i = 0; i < sizeof row_files / sizeof *row_files; i++) {
+        if (not_asked_for(row_files[i].name)) continue;
         char *path = in_scratch(row_files[i].name), want[1000];
         write_bytes(path, row_files[i].file, row_files[i].bytes);
         const char *name = row_files[i].name, *says = row_files[i].says;
@@ -1895,8 +2490,8 @@ static void test_row_files(void)
             char *whole = decode(t, d.rows[0].ids, d.rows[0].n), *prompt = format_prompt(row_files[i].question, NULL);
             snprintf(want, sizeof want, "%s%s", prompt, row_files[i].answer);
             check(strcmp(whole, want) || strcmp(d.rows[0].answer, row_files[i].answer), 0, "%s: «%s»", name, whole);
-            check(arrlen(d.rows) != row_files[i].rows, 0, "%s: %td rows", name, arrlen(d.rows));
-            check(d.empty != row_files[i].empty, 0, "%s: %d left out", name, d.empty);
+            expect(arrlen(d.rows) == row_files[i].rows, "%s: %td rows", name, arrlen(d.rows));
+            expect(d.empty == row_files[i].empty, "%s: %d left out", name, d.empty);
             free(whole), free(prompt), free_rows(&d);
         }
         free(said), free(path);
@@ -1911,13 +2506,15 @@ static const struct { const char *header; int data; const char *says; } safetens
     {"{\"a\":" T("F32", "[2]", "[0,8]") ",\"b\":" T("BF16", "[2,2]", "[8,16]") "}", 16, NULL},
     {"{\"b\":" T("F32", "[2]", "[8,16]") ",\"a\":" T("F32", "[2]", "[0,8]") "}  \n", 16, NULL},
     {"{\"__metadata__\":{\"format\":\"pt\"},\"a\":" T("F32", "[2]", "[0,8]") "}", 8, NULL},
-    {"{\"a\":" T("F32", "[]", "[0,4]") ",\"b\":" T("I64", "[1]", "[4,12]") ",\"c\":" T("F32", "[0,3]", "[12,12]") ",\"d\":" T("F4", "[4]", "[12,14]") "}", 14, NULL},
+    {"{\"a\":" T("F32", "[]", "[0,4]") ",\"b\":" T("I64", "[1]", "[4,12]") ",\"c\":" T("F32", "[0,3]",
+        "[12,12]") ",\"d\":" T("F4", "[4]", "[12,14]") "}", 14, NULL},
     {"{\"c\":" T("F32", "[0]", "[0,0]") ",\"a\":" T("F32", "[1,1,1,2]", "[0,8]") "}", 8, NULL},
     {"{}", 0, NULL},
     {"{\"a\":" T("F32", "[2]", "[0,8]") ",\"b\":" T("F32", "[2]", "[0,8]") "}", 8, "tensors a and b share bytes"},
     {"{\"a\":" T("F32", "[2]", "[0,8]") ",\"b\":" T("F32", "[2]", "[4,12]") "}", 12, "tensors a and b share bytes"},
     {"{\"a\":" T("F32", "[2]", "[0,8]") ",\"c\":" T("F32", "[0]", "[4,4]") "}", 8, "tensors a and c share bytes"},
-    {"{\"a\":" T("F32", "[2]", "[0,8]") ",\"b\":" T("F32", "[2]", "[12,20]") "}", 20, "bytes 8 to 12 of the data belong to no tensor"},
+    {"{\"a\":" T("F32", "[2]", "[0,8]") ",\"b\":" T("F32", "[2]", "[12,20]") "}", 20,
+        "bytes 8 to 12 of the data belong to no tensor"},
     {"{\"a\":" T("F32", "[2]", "[4,12]") "}", 12, "bytes 0 to 4 of the data belong to no tensor"},
     {"{\"a\":" T("F32", "[2]", "[0,8]") "}", 12, "4 bytes stand behind the last tensor"},
     {"{}", 4, "4 bytes stand behind the last tensor"},
@@ -1957,6 +2554,7 @@ static void test_safetensors(void)
     char *dir = in_scratch("header"), *path = in_scratch("header/model.safetensors");
     mkdir(dir, 0777);
     for (size_t i = 0; i < sizeof safetensors_files / sizeof *safetensors_files; i++) {
+        if (not_asked_for(safetensors_files[i].header)) continue;
         const char *header = safetensors_files[i].header, *says = safetensors_files[i].says;
         char file[400] = {(char)strlen(header), (char)(strlen(header) >> 8)};
         memcpy(file + 8, header, strlen(header));
@@ -1975,22 +2573,32 @@ static void test_answers(void)
         {"#### 42\n\n### Instruction:\nAnother.\n#### 7", "#### 42", 1},          // the model talks on
         {"#### 42 apples are left. That is #### 43", "#### 42", 1},
         {"####42", "#### 42", 1}, {"#### $1,234.50.", "#### 1234.5", 1}, {"#### -3", "#### -3", 1},
-        {"#### 3", "#### -3", 0}, {"#### 420", "#### 42", 0}, {"#### 4 2", "#### 42", 0}, {"42", "#### 42", 0}, {"####", "#### 42", 0}, {"", "#### 0", 0},
+        {"#### 3", "#### -3", 0}, {"#### 420", "#### 42", 0}, {"#### 4 2", "#### 42", 0}, {"42", "#### 42", 0},
+            {"####", "#### 42", 0}, {"", "#### 0", 0},
         {"… 18.\n#### 18\nThe answer is: 18", "It is 9 * 2.\n#### 18\nThe answer is: 18", 1},   // MetaMathQA has both
         {"The answer is: 18. I am sure.", "#### 18\nThe answer is: 18", 1},
-        {"The answer is: 42", "The answer is: 42", 1}, {"The answer is: 42.0", "The answer is: 42", 1}, {"The answer is: 42/7", "The answer is: 42", 0},
-        {"The answer is: \\frac{1}{2}\nNext", "The answer is: $\\frac{1}{2}$.", 1}, {"The answer is: 3/4", "The answer is: 3/5", 0},
-        {"The answer is: 2x", "The answer is: 2", 0}, {"The answer is: 2x+1", "The answer is: 2x+1", 1}, {"Paris", " Paris.", 1}, {"Paris, I think", "Paris", 0},
-        {"#### 12345678901234567890", "#### 12345678901234567891", 0}, {"#### 12345678901234567890.0", "#### 12,345,678,901,234,567,890", 1},
-        {"#### 0.1000000000000000000001", "#### 0.1", 0}, {"#### 0042.500", "#### 42.5", 1}, {"#### -0", "#### 0", 1}, {"#### +5", "#### 5", 1}, {"#### .5", "#### 0.50", 1},
-        {"#### 0", "#### 00.00", 1}, {"#### 100", "#### 1", 0}, {"#### 1,00", "#### 100", 0}, {"#### 1,000", "#### 1000", 1}, {"#### 0,001", "#### 1", 0}, {"#### 1,0000", "#### 10000", 0},
-        {"#### 1,2", "#### 12", 0}, {"#### 1,2", "#### 1,2", 1}, {"#### 18.5.3", "#### 18.5", 0}, {"#### 18.5", "#### 18.5.3", 0}, {"#### 18.5.", "#### 18.5", 1},
-        {"#### 42, I think", "#### 42", 1}, {"#### 42.apples", "#### 42", 0}, {"#### 2023-05-01", "#### 2023", 0}, {"#### 10:30", "#### 10", 0}, {"#### 40+2=42", "#### 40", 0},
-        {"1. First of all, no.", "1", 0}, {"2023-05-01", "2023", 0}, {"42 apples", "42", 0}, {"42.0", "42", 1}, {"1,234", "1234", 1}, {"12", "1,2", 0}, {"18.5", "18.5.3", 0}, {"1\nNo.", "1", 0},
+        {"The answer is: 42", "The answer is: 42", 1}, {"The answer is: 42.0", "The answer is: 42", 1},
+            {"The answer is: 42/7", "The answer is: 42", 0},
+        {"The answer is: \\frac{1}{2}\nNext", "The answer is: $\\frac{1}{2}$.", 1},
+            {"The answer is: 3/4", "The answer is: 3/5", 0},
+        {"The answer is: 2x", "The answer is: 2", 0}, {"The answer is: 2x+1", "The answer is: 2x+1", 1},
+            {"Paris", " Paris.", 1}, {"Paris, I think", "Paris", 0},
+        {"#### 12345678901234567890", "#### 12345678901234567891", 0},
+            {"#### 12345678901234567890.0", "#### 12,345,678,901,234,567,890", 1},
+        {"#### 0.1000000000000000000001", "#### 0.1", 0}, {"#### 0042.500", "#### 42.5", 1}, {"#### -0", "#### 0", 1},
+            {"#### +5", "#### 5", 1}, {"#### .5", "#### 0.50", 1},
+        {"#### 0", "#### 00.00", 1}, {"#### 100", "#### 1", 0}, {"#### 1,00", "#### 100", 0},
+            {"#### 1,000", "#### 1000", 1}, {"#### 0,001", "#### 1", 0}, {"#### 1,0000", "#### 10000", 0},
+        {"#### 1,2", "#### 12", 0}, {"#### 1,2", "#### 1,2", 1}, {"#### 18.5.3", "#### 18.5", 0},
+            {"#### 18.5", "#### 18.5.3", 0}, {"#### 18.5.", "#### 18.5", 1},
+        {"#### 42, I think", "#### 42", 1}, {"#### 42.apples", "#### 42", 0}, {"#### 2023-05-01", "#### 2023", 0},
+            {"#### 10:30", "#### 10", 0}, {"#### 40+2=42", "#### 40", 0},
+        {"1. First of all, no.", "1", 0}, {"2023-05-01", "2023", 0}, {"42 apples", "42", 0}, {"42.0", "42", 1},
+            {"1,234", "1234", 1}, {"12", "1,2", 0}, {"18.5", "18.5.3", 0}, {"1\nNo.", "1", 0},
         {"", "", 0}, {"####", "####", 0}, {" ", ".", 0}, {"The answer is:", "The answer is: ", 0}, {"0", "", 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-        check(same_answer(cases[i].given, cases[i].right) == cases[i].same ? 0 : 1, 0, "«%s» for «%s»", cases[i].given, cases[i].right);
+        expect(same_answer(cases[i].given, cases[i].right) == cases[i].same, "«%s» for «%s»", cases[i].given, cases[i].right);
 }
 
 // ---- generation ----------------------------------------------------------------------------------------------------
@@ -2013,7 +2621,8 @@ static void test_sampling(void)
         opt.temperature = cases[i].temperature, opt.top_p = cases[i].top_p;
         for (int n = 0; n < DRAWS; n++) count[pick(logits, 4, &g)]++;
         for (int k = 0; k < 4; k++)
-            check(fabs((double)count[k] / DRAWS - cases[i].p[k]), 4.5 * sqrt(cases[i].p[k] * (1 - cases[i].p[k]) / DRAWS), "temperature %g, top-p %g, token %d", opt.temperature, opt.top_p, k);
+            check(fabs((double)count[k] / DRAWS - cases[i].p[k]), 4.5 * sqrt(cases[i].p[k] * (1 - cases[i].p[k]) / DRAWS),
+                "temperature %g, top-p %g, token %d", opt.temperature, opt.top_p, k);
     }
 }
 
@@ -2025,7 +2634,7 @@ static void test_stops(void)
     config without = open_config();
     snprintf(command, sizeof command, "rm -rf %s; cp -r %s %s; sed -i '0,/{/s//{\"eos_token_id\": 5,/' %s/config.json; "
         "echo '{\"eos_token_id\": [7, 11]}' > %s/generation_config.json", copy_of, dir, copy_of, copy_of, copy_of);
-    check(system(command), 0, "cannot prepare");
+    shell(command, "cannot prepare");
     opt.model = copy_of;
     model m = {.c = open_config()};
     tokenizer *t = plain_tokenizer("base");
@@ -2045,6 +2654,7 @@ static void test_config(void)
     };
     char *path = in_scratch("fields.json"), text[600];
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        if (not_asked_for(cases[i].field)) continue;
         snprintf(text, sizeof text, "{%s, ", cases[i].field);
         snprintf(text + strlen(text), sizeof text - strlen(text), small_config + 1, "false");
         write_text(path, text);
@@ -2086,21 +2696,20 @@ static void test_together(void)
     m->chunk = 2;                       // the third one's logits come after those of the other two
     while (generate_pass(m, t, s, N, &b, who, &g)) {}
     for (int i = 0; i < N; i++)
-        check(s[i].n == lengths_alone[i] && !memcmp(together[i], alone[i], (size_t)s[i].n * sizeof(int)) ? 0 : 1, 0, "sequence %d of %d tokens", i, s[i].n);
+        expect(s[i].n == lengths_alone[i] && !memcmp(together[i], alone[i], (size_t)s[i].n * sizeof(int)),
+            "sequence %d of %d tokens", i, s[i].n);
     batch_free(&b), close_small(m), tokenizer_free(t);
 }
 
 // ---- the program, from outside ---------------------------------------------------------------------------------------
 
-// Runs ./train (or another build of it, $TRAIN) with these arguments, its output in scratch/stdout and scratch/stderr; returns the exit status.
+// Runs ./train (or another build of it, $TRAIN) with these arguments, its output in scratch/stdout and scratch/stderr;
+// returns the exit status.
 __attribute__((format(printf, 1, 2)))
 static int train_run(const char *format, ...)
 {
-    char args[3000], command[4000];
-    va_list list;
-    va_start(list, format);
-    vsnprintf(args, sizeof args, format, list);
-    va_end(list);
+    char command[5000];
+    TEXT(args, format);
     snprintf(command, sizeof command, "$TRAIN %s >%s/stdout 2>%s/stderr </dev/null", args, scratch, scratch);
     int status = system(command);
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
@@ -2114,6 +2723,17 @@ static char *output_of(const char *name)
     return text;
 }
 
+// The same, where it must succeed.
+__attribute__((format(printf, 1, 2)))
+static void train_well(const char *format, ...)
+{
+    TEXT(args, format);
+    int status = train_run("%s", args);
+    char *said = output_of("stderr");
+    expect(!status, "./train %s: status %d, says «%s»", args, status, said);
+    free(said);
+}
+
 static int same_files(const char *a, const char *b)
 {
     char *pa = in_scratch(a), *pb = in_scratch(b);
@@ -2124,21 +2744,26 @@ static int same_files(const char *a, const char *b)
     return same;
 }
 
-// Two logs are the same but for the speed.
+// Puts a T for the speed of each step of a log, the one thing in which two runs may differ.
+static void without_speeds(char *log)
+{
+    char *to = log;
+    for (const char *from = log; *from;) {
+        size_t n = strlen("\"tok_per_s\":");
+        if (strncmp(from, "\"tok_per_s\":", n)) { *to++ = *from++; continue; }
+        *to++ = 'T';
+        from += n + strspn(from + n, "0123456789.");
+    }
+    *to = 0;
+}
+
+// Are two logs the same but for their speeds?
 static int same_logs(const char *a, const char *b)
 {
-    char *logs[2] = {output_of(a), output_of(b)};
-    for (int i = 0; i < 2; i++)
-        for (char *at = logs[i]; (at = strstr(at, "\"tok_per_s\":"));) for (at += 12; *at && *at != '}'; at++) *at = '0' + (*at == '}');
-    char *x = logs[0], *y = logs[1];
-    int same = *x != 0;
-    while (*x && *y && same) {                                           // runs of zeros, the speeds, count as one
-        same = *x == *y;
-        if (*x == '0') { while (*x == '0') x++; while (*y == '0') y++; }
-        else x++, y++;
-    }
-    same = same && !*x && !*y;
-    free(logs[0]), free(logs[1]);
+    char *x = output_of(a), *y = output_of(b);
+    without_speeds(x), without_speeds(y);
+    int same = *x && !strcmp(x, y);
+    free(x), free(y);
     return same;
 }
 
@@ -2166,10 +2791,12 @@ static void test_room(void)
 {
     static const char first[] = "{\"question\": \"How many?\", \"answer\": \"8\"}\n";
     static const char *const others[] = {"",
-        "{\"question\": \"How many?\", \"answer\": \"Now Emma had 17 cups. Now Emma had 19 cups. Now Emma had 19 cups. Now Emma had 21 cups. #### 21\"}\n",
-        "{\"question\": \"Emma took 11 cups to the yard. Mom gave Emma 6 more cups. In the forest she found 2 cups. How many cups are there now?\", \"answer\": \"8\"}\n"};
+        "{\"question\": \"How many?\", \"answer\": \"Now Emma had 17 cups. Now Emma had 19 cups. Now Emma had 19 "
+            "cups. Now Emma had 21 cups. #### 21\"}\n",
+        "{\"question\": \"Emma took 11 cups to the yard. Mom gave Emma 6 more cups. In the forest she found 2 cups. "
+            "How many cups are there now?\", \"answer\": \"8\"}\n"};
     for (int max_new = 9; max_new < 100; max_new += 60) {
-        check(train_run("--generate 'How many?' --chat --max-new %d", max_new), 0, "exit status");
+        train_well("--generate 'How many?' --chat --max-new %d", max_new);
         char *alone = output_of("stdout"), rows[1000];
         *strchr(alone, '\n') = 0;
         for (int i = 0; i < 3; i++) {
@@ -2177,15 +2804,16 @@ static void test_room(void)
             opt.max_new = max_new;
             snprintf(rows, sizeof rows, "%s%s", first, others[i]);
             char *text = first_answer(rows, &got);
-            check(strcmp(text + strspn(text, " "), alone + strspn(alone, " ")), 0, "beside row %d, --max-new %d: «%s», alone «%s»", i, max_new, text, alone);
+            expect(!strcmp(text + strspn(text, " "), alone + strspn(alone, " ")),
+                "beside row %d, --max-new %d: «%s», alone «%s»", i, max_new, text, alone);
             check(max_new == 9 && got.cut != 1 + (i > 0), 0, "beside row %d: %d cut off", i, got.cut);
             free(text);
         }
         free(alone);
     }
-    check(system("$TRAIN --eval --exact-match --max-new 3 --val $D/few.jsonl >$D/stdout 2>$D/stderr"), 0, "exit status");
+    shell("$TRAIN --eval --exact-match --max-new 3 --val $D/few.jsonl >$D/stdout 2>$D/stderr", "exit status");
     char *text = output_of("stdout");
-    check(!strstr(text, "exact match 0 of 8, 0.0 %, 8 cut off at --max-new 3\n"), 0, "says «%s»", text);
+    expect(has(text, "exact match 0 of 8, 0.0 %, 8 cut off at --max-new 3\n"), "says «%s»", text);
     free(text);
 }
 
@@ -2205,9 +2833,9 @@ static void test_cut_file(void)
     static const char *const harms[] = {"truncate -s 100000 ", "truncate -s -4 ",
                                         "dd conv=notrunc bs=1 seek=200000 if=/dev/zero count=1 2>/dev/null of="};
     char command[1000];
-    check(system("rm -rf $D/model; cp -r base $D/model && chmod -R u+w $D/model"), 0, "cannot prepare");
+    shell("rm -rf $D/model; cp -r base $D/model && chmod -R u+w $D/model", "cannot prepare");
     char *dir = in_scratch("model"), *said = said_by(read_cut, dir);
-    check(!strstr(said, "model.safetensors: was cut short or changed"), 0, "in one process: «%s»", said);
+    expect(has(said, "model.safetensors: was cut short or changed"), "in one process: «%s»", said);
     for (int i = 0; i < 3; i++) {
         snprintf(command, sizeof command,
             "rm -rf $D/model $D/cut.log; cp -r base $D/model && chmod -R u+w $D/model; "
@@ -2217,10 +2845,10 @@ static void test_cut_file(void)
             "%s$D/model/model.safetensors; wait $p", harms[i]);
         int status = WEXITSTATUS(system(command));
         char *text = output_of("stderr"), *end = strchr(text, '\n');
-        check(status == 1 ? 0 : 1, 0, "%s: status %d", harms[i], status);
+        expect(status == 1, "%s: status %d", harms[i], status);
         int one_line = !strncmp(text, "error: ", 7) && end && !end[1];
         check(!one_line || !strstr(text, "safetensors: was cut short or changed"), 0, "%s: «%s»", harms[i], text);
-        check(system("! ls -d $D/cut $D/*.tmp* 2>/dev/null | grep -q ."), 0, "%s: something is left", harms[i]);
+        shell("! ls -d $D/cut $D/*.tmp* 2>/dev/null | grep -q .", "%s: something is left", harms[i]);
         free(text);
     }
     free(dir), free(said);
@@ -2233,15 +2861,15 @@ static void test_escapes(void)
     size_t bytes = 0;
     char *path = in_scratch("rows.jsonl");
     write_text(path, "{\"question\": \"\\u001b[31mred\\u009b\", \"answer\": \"1\"}\n");
-    check(train_run("--data $D/rows.jsonl --val $D/rows.jsonl --steps 1 --max-new 2 --out $D/escapes"), 0, "status");
+    train_well("--data $D/rows.jsonl --val $D/rows.jsonl --steps 1 --max-new 2 --out $D/escapes");
     char *text = output_of("stdout");
-    check(strchr(text, 27) || !strstr(text, "asked:    \\x1b[31mred\\xc2\\x9b") ? 1 : 0, 0, "«%s»", text);
+    expect(!(strchr(text, 27) || !strstr(text, "asked:    \\x1b[31mred\\xc2\\x9b")), "«%s»", text);
     int terminal = posix_openpt(O_RDWR | O_NOCTTY);
     int opened = terminal >= 0 && !grantpt(terminal) && !unlockpt(terminal);
     if (!opened) { snprintf(skipped, sizeof skipped, "no terminals here"); return; }
     snprintf(command, sizeof command, "$TRAIN --generate \"$(printf 'a\\033[31m\\n\\tb')\" --max-new 2 >%s",
         ptsname(terminal));
-    check(system(command), 0, "exit status on a terminal");
+    shell(command, "exit status on a terminal");
     for (ssize_t n = 1; n > 0 && bytes < sizeof shown - 1; bytes += n > 0 ? (size_t)n : 0)
         n = read(terminal, shown + bytes, sizeof shown - 1 - bytes);
     shown[bytes] = 0;
@@ -2250,15 +2878,16 @@ static void test_escapes(void)
     free(text), free(path);
 }
 
-#define FEW_ROWS "--data data/train.jsonl --val $D/few.jsonl --batch 4 --seq 128 --max-new 4"       /* the first of data/val.jsonl: evaluating takes the time */
+// Of the validation rows the first eight: evaluating takes the time.
+#define FEW_ROWS "--data data/train.jsonl --val $D/few.jsonl --batch 4 --seq 128 --max-new 4"
 #define SHORT_RUN FEW_ROWS " --steps 6 --accum 2 --warmup 2"
 
 static void test_threads_same_bytes(void)
 {
     for (int t = 1; t <= 4; t *= 2)
-        check(train_run(SHORT_RUN " --threads %d --log %s/log%d --out %s/threads%d", t, scratch, t, scratch, t), 0, "exit status with %d threads", t);
-    check(!same_files("threads1/adapter_model.safetensors", "threads2/adapter_model.safetensors"), 0, "adapter of 1 and 2 threads");
-    check(!same_files("threads1/adapter_model.safetensors", "threads4/adapter_model.safetensors"), 0, "adapter of 1 and 4 threads");
+        train_well(SHORT_RUN " --threads %d --log %s/log%d --out %s/threads%d", t, scratch, t, scratch, t);
+    expect(same_files("threads1/adapter_model.safetensors", "threads2/adapter_model.safetensors"), "adapter of 1 and 2 threads");
+    expect(same_files("threads1/adapter_model.safetensors", "threads4/adapter_model.safetensors"), "adapter of 1 and 4 threads");
     check(!same_logs("log1", "log2") + !same_logs("log1", "log4"), 0, "log");
 }
 
@@ -2266,13 +2895,12 @@ static void test_threads_same_bytes(void)
 __attribute__((format(printf, 3, 4)))
 static int stopped_run(const char *signal_name, int step, const char *format, ...)
 {
-    char args[1000], command[2000];
-    va_list list;
-    va_start(list, format);
-    vsnprintf(args, sizeof args, format, list);
-    va_end(list);
-    snprintf(command, sizeof command, "rm -rf $D/part* ; env --default-signal=INT $TRAIN %s --log $D/part.log --out $D/part >$D/stdout 2>&1 & p=$!; "
-        "while kill -0 $p && ! grep -q '\"step\":%d,\"loss' $D/part.log 2>/dev/null; do sleep 0.01; done; kill -%s $p; wait $p", args, step, signal_name);
+    char command[5000];
+    TEXT(args, format);
+    snprintf(command, sizeof command, "rm -rf $D/part* ; env --default-signal=INT $TRAIN %s --log $D/part.log --out "
+        "$D/part >$D/stdout 2>&1 & p=$!; "
+        "while kill -0 $p && ! grep -q '\"step\":%d,\"loss' $D/part.log 2>/dev/null; do sleep 0.01; done; kill -%s "
+            "$p; wait $p", args, step, signal_name);
     return WEXITSTATUS(system(command));
 }
 
@@ -2280,44 +2908,68 @@ static int stopped_run(const char *signal_name, int step, const char *format, ..
 static void compare_runs(const char *method_name, const char *file, const char *what)
 {
     char a[64], b[64];
-    snprintf(a, sizeof a, "whole/%s", file), snprintf(b, sizeof b, "part/%s", file);
-    check(!same_files(a, b), 0, "%s, bytes after %s", method_name, what);
-    check(!same_files("whole/state.safetensors", "part/state.safetensors"), 0, "%s, state after %s", method_name, what);
-    check(!same_logs("whole.log", "part.log"), 0, "%s, log after %s", method_name, what);
+    snprintf(a, sizeof a, "whole/%s", file);
+    snprintf(b, sizeof b, "part/%s", file);
+    expect(same_files(a, b), "%s, after %s: %s differs from that of the whole run", method_name, what, file);
+    expect(same_files("whole/state.safetensors", "part/state.safetensors"), "%s, after %s: another state.safetensors",
+        method_name, what);
+    expect(same_logs("whole.log", "part.log"), "%s, after %s: another log", method_name, what);
+}
+
+// What a stopped run has logged of its steps is the beginning of the whole run's log, and not all of it.
+static void compare_beginnings(const char *method_name, const char *what)
+{
+    char *whole = output_of("whole.log"), *part = output_of("part.log");
+    without_speeds(whole), without_speeds(part);
+    char *last = NULL;
+    for (char *at = part; (at = strstr(at, "{\"step\":")); at++)
+        if (!strncmp(at + strcspn(at, ","), ",\"loss\"", 7)) last = at;
+    size_t n = last ? (size_t)(last - part) + strcspn(last, "\n") : 0;
+    expect(n && !strncmp(whole, part, n), "%s, %s: its log is not the beginning of the whole run's", method_name, what);
+    free(whole), free(part);
 }
 
 // Whichever step a signal finds it in, a run ends after it; under a rate that falls, and one that stays.
 static void test_resume(void)
 {
     static const struct { const char *method, *schedule, *file; } runs[] = {
-        {"bone", "linear", "adapter_model.safetensors"}, {"pissa", "cosine", "adapter_model.safetensors"}, {"full", "constant", "model.safetensors"},
+        {"bone", "linear", "adapter_model.safetensors"}, {"pissa", "cosine", "adapter_model.safetensors"},
+        {"full", "constant", "model.safetensors"},
     };
-    for (int i = 0; i < 3; i++)
-        for (int stop = 0; stop < 4; stop++) {
-            char options_used[300], what[32];
-            snprintf(options_used, sizeof options_used, FEW_ROWS " --steps 8 --batch 2 --accum 2 --warmup 2 --rank 8 --method %s --schedule %s", runs[i].method, runs[i].schedule);
-            if (!stop) { check(train_run("%s --log $D/whole.log --out $D/whole", options_used), 0, "%s, exit status", runs[i].method); continue; }
+    for (int i = 0; i < 3; i++) {
+        char args[300], what[32];
+        const char *M = runs[i].method;
+        if (kept_out(M, 1)) continue;
+        snprintf(args, sizeof args, FEW_ROWS " --steps 8 --batch 2 --accum 2 --warmup 2 --rank 8 --method %s --schedule %s", M,
+            runs[i].schedule);
+        train_well("%s --log $D/whole.log --out $D/whole", args);
+        for (int stop = 1; stop < 4; stop++) {
             snprintf(what, sizeof what, "stopping near step %d", stop);
-            check(stopped_run("INT", stop, "%s", options_used) == 130 ? 0 : 1, 0, "%s, %s", runs[i].method, what);
-            check(train_run("%s --resume $D/part --log $D/part.log --out $D/part", options_used), 0, "%s resumed after %s", runs[i].method, what);
-            compare_runs(runs[i].method, runs[i].file, what);
+            int status = stopped_run("INT", stop, "%s", args);
+            expect(status == 130, "%s, %s: status %d, expected 130", M, what, status);
+            compare_beginnings(M, what);
+            train_well("%s --resume $D/part --log $D/part.log --out $D/part", args);
+            compare_runs(M, runs[i].file, what);
         }
+    }
 }
 
 // Whatever a signal does to a run in mid-flight, the next one goes on from the last step saved.
 static void test_killed(void)
 {
-    static const char *const options_used = FEW_ROWS " --steps 60 --save-every 1";
-    check(train_run("%s --log %s/whole.log --out %s/whole", options_used, scratch, scratch), 0, "exit status");
-    static const struct { const char *name; int number; } signals[] =
-        {{"INT", SIGINT}, {"TERM", SIGTERM}, {"HUP", SIGHUP}, {"PIPE", SIGPIPE}, {"KILL", SIGKILL}};
+    static const struct { const char *name; int number; } signals[] = {
+        {"INT", SIGINT}, {"TERM", SIGTERM}, {"HUP", SIGHUP}, {"PIPE", SIGPIPE}, {"KILL", SIGKILL},
+    };
+    static const char *const args = FEW_ROWS " --steps 60 --save-every 1";
+    train_well("%s --log $D/whole.log --out $D/whole", args);
     for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
-        const char *const *signal_name = &signals[i].name;
-        int status = stopped_run(*signal_name, 3, "%s", options_used);
-        check(status == 128 + signals[i].number ? 0 : 1, 0, "status %d after SIG%s", status, *signal_name);
-        check(train_run("%s --log %s/part.log --resume %s/part --out %s/part", options_used, scratch, scratch, scratch), 0, "resumed after SIG%s", *signal_name);
-        compare_runs("bone", "adapter_model.safetensors", *signal_name);
-        check(system("rm -rf $D/part*"), 0, "cannot tidy up");           // SIGKILL leaves the directory in the making
+        if (not_asked_for(signals[i].name)) continue;
+        int status = stopped_run(signals[i].name, 3, "%s", args);
+        expect(status == 128 + signals[i].number, "status %d after SIG%s", status, signals[i].name);
+        if (signals[i].number != SIGKILL) compare_beginnings("bone", signals[i].name);           // SIGKILL may cut a line
+        train_well("%s --log $D/part.log --resume $D/part --out $D/part", args);
+        compare_runs("bone", "adapter_model.safetensors", signals[i].name);
+        shell("rm -rf $D/part*", "cannot tidy up");                      // SIGKILL leaves the directory in the making
     }
 }
 
@@ -2325,18 +2977,24 @@ static void test_killed(void)
 static void test_quota(void)
 {
     static const struct { const char *cgroup, *file, *content; double cpus; } cases[] = {
-        {"0::/", "cpu.max", "150000 100000", 2}, {"0::/", "cpu.max", "max 100000", 1e9}, {"0::/a/b", "a/cpu.max", "50000 100000", 1},
+        {"0::/", "cpu.max", "150000 100000", 2}, {"0::/", "cpu.max", "max 100000", 1e9},
+            {"0::/a/b", "a/cpu.max", "50000 100000", 1},
         {"0::/a/b", "a/b/cpu.max", "100000 100000", 1}, {"0::/not/seen/here", "cpu.max", "100000 100000", 1},
-        {"5:memory:/m\n4:cpu,cpuacct:/c", "cpu/c/cpu.cfs_quota_us", "100000", 1}, {"4:cpu,cpuacct:/", "cpu/cpu.cfs_quota_us", "-1", 1e9},
+        {"5:memory:/m\n4:cpu,cpuacct:/c", "cpu/c/cpu.cfs_quota_us", "100000", 1},
+            {"4:cpu,cpuacct:/", "cpu/cpu.cfs_quota_us", "-1", 1e9},
         {"1:name=x:/", "none", "", 1e9},
     };
     char command[1000], *root = in_scratch("root");
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        snprintf(command, sizeof command, "rm -rf %s; mkdir -p %s/proc/self %s/sys/fs/cgroup/cpu/c %s/sys/fs/cgroup/a/b; cd %s; printf '%s\n' > proc/self/cgroup;"
-            " cd sys/fs/cgroup; echo 100000 | tee cpu/cpu.cfs_period_us > cpu/c/cpu.cfs_period_us; echo %s > %s", root, root, root, root, root, cases[i].cgroup, cases[i].content, cases[i].file);
-        check(system(command), 0, "cannot prepare");
+        if (not_asked_for(cases[i].content)) continue;
+        snprintf(command, sizeof command, "rm -rf %s; mkdir -p %s/proc/self %s/sys/fs/cgroup/cpu/c "
+            "%s/sys/fs/cgroup/a/b; cd %s; printf '%s\n' > proc/self/cgroup;"
+            " cd sys/fs/cgroup; echo 100000 | tee cpu/cpu.cfs_period_us > cpu/c/cpu.cfs_period_us; echo %s > %s", root,
+                root, root, root, root, cases[i].cgroup, cases[i].content, cases[i].file);
+        shell(command, "cannot prepare");
         int want = cases[i].cpus < omp_get_num_procs() ? (int)cases[i].cpus : omp_get_num_procs();
-        check(usable_cpus(root) != want, 0, "%s, %s: %s gives %d threads", cases[i].cgroup, cases[i].file, cases[i].content, usable_cpus(root));
+        expect(usable_cpus(root) == want, "%s, %s: %s gives %d threads", cases[i].cgroup, cases[i].file, cases[i].content,
+            usable_cpus(root));
     }
     free(root);
 }
@@ -2348,10 +3006,11 @@ static void test_busy(void)
     double took[2];
     char command[600];
     for (int all = 0; all < 2; all++) {
-        snprintf(command, sizeof command, "p=; for i in $(seq $((2 * $(nproc)))); do while :; do :; done & p=\"$p $!\"; done; %s %s; s=$?; kill $p; exit $s",
+        snprintf(command, sizeof command, "p=; for i in $(seq $((2 * $(nproc)))); do while :; do :; done & p=\"$p "
+            "$!\"; done; %s %s; s=$?; kill $p; exit $s",
             all ? "" : "OMP_NUM_THREADS=1", two_steps);
         double start = seconds();
-        check(system(command), 0, "exit status");
+        shell(command, "exit status");
         took[all] = seconds() - start;
     }
     check(took[1] / took[0], 3, "time of all threads (%.1f s) over that of one (%.1f s)", took[1], took[0]);
@@ -2362,13 +3021,14 @@ static void test_compare(void)
 {
     static const char *const options_used = "--batch=2 --max_new_tokens 2 --data $D/rows.jsonl --val=$D/rows.jsonl";
     char command[1000], line[64];
-    check(system("rm -rf $D/compare; head -4 data/val.jsonl > $D/rows.jsonl"), 0, "cannot prepare");
+    shell("rm -rf $D/compare; head -4 data/val.jsonl > $D/rows.jsonl", "cannot prepare");
     snprintf(command, sizeof command, "$TRAIN --compare --quick --steps 2 %s --out $D/compare >$D/stdout 2>&1 & p=$!; "
         "while kill -0 $p && ! grep -q '3 of ' $D/stdout 2>/dev/null; do sleep 0.01; done; kill -INT $p; wait $p", options_used);
-    check(WEXITSTATUS(system(command)) == 130 ? 0 : 1, 0, "status when stopped");
+    expect(WEXITSTATUS(system(command)) == 130, "status when stopped");
     for (int again = 0; again < 2; again++) {
-        snprintf(command, sizeof command, "%s $TRAIN --compare --quick --steps 2 %s --out $D/compare >$D/stdout 2>$D/stderr", again ? "PATH=/none" : "", options_used);
-        check(system(command), 0, "exit status, run %d", again);
+        snprintf(command, sizeof command, "%s $TRAIN --compare --quick --steps 2 %s --out $D/compare >$D/stdout "
+            "2>$D/stderr", again ? "PATH=/none" : "", options_used);
+        shell(command, "exit status, run %d", again);
         int done = 0, all = 0;
         char *text = output_of("stdout"), *first = strstr(text, " runs of up to");
         while (first && first > text && first[-1] != '\n') first--;
@@ -2379,10 +3039,11 @@ static void test_compare(void)
         free(text);
     }
     char *table = output_of("compare/table.md");
-    for (int i = 0; i < METHODS; i++) snprintf(line, sizeof line, "\n| %s |", methods[i].name), check(!strstr(table, line), 0, "%s has a row", methods[i].name);
+    for (int i = 0; i < METHODS; i++)
+        snprintf(line, sizeof line, "\n| %s |", methods[i].name), expect(has(table, line), "%s has a row", methods[i].name);
     check(strstr(table, "–") || strstr(table, "nan"), 0, "every result is there: %s", table);
-    check(train_run("--method bone --lr 0.004 --steps 2 %s --log $D/alone.log --out $D/alone", options_used), 0, "a run alone");
-    check(!same_logs("alone.log", "compare/runs/bone-rank32-lr0.004-seed1-steps2.log"), 0, "bone's log");
+    train_well("--method bone --lr 0.004 --steps 2 %s --log $D/alone.log --out $D/alone", options_used);
+    expect(same_logs("alone.log", "compare/runs/bone-rank32-lr0.004-seed1-steps2.log"), "bone's log");
     free(table);
 }
 
@@ -2402,10 +3063,10 @@ static char *plot_of(int hits, const char *name)
     char path[PATH_MAX], plot[64];
     snprintf(path, sizeof path, "%s/plots/cells.csv", scratch);
     FILE *f = fopen(path, "w");
-    check(!f, 0, "cannot write %s", path);
+    if (!f) die("cannot write %s", path);
     fprintf(f, plotted_cells, hits / 2, hits, hits / 2, hits);
     fclose(f);
-    check(system("gnuplot -c paper/compare.gp $D/plots 'what was_run' 2>$D/stderr"), 0, "gnuplot's status");
+    shell("gnuplot -c paper/compare.gp $D/plots 'what was_run' 2>$D/stderr", "gnuplot");
     snprintf(plot, sizeof plot, "plots/%s.svg", name);
     return output_of(plot);
 }
@@ -2425,13 +3086,13 @@ static void test_plots(void)
         0, "cannot prepare");
     for (int i = 0; i < 4; i++) {
         char *plot = plot_of(60, names[i]);
-        check(!strstr(plot, ">newcomer"), 0, "%s.svg names a new method", names[i]);
-        check(!strstr(plot, "what was_run"), 0, "%s.svg says what was run", names[i]);
+        expect(has(plot, ">newcomer"), "%s.svg names a new method", names[i]);
+        expect(has(plot, "what was_run"), "%s.svg says what was run", names[i]);
         free(plot);
     }
     for (int hits = 3; hits <= 30; hits *= 10) {
         char *plot = plot_of(hits, "match");
-        check(!strstr(plot, "exact match") != (hits < 10), 0, "match.svg, %d of 200 right", hits);
+        expect(!has(plot, "exact match") == (hits < 10), "match.svg, %d of 200 right", hits);
         free(plot);
     }
     check(system("gnuplot -e \"width = 4; last = 11;"
@@ -2446,170 +3107,303 @@ static void test_plots(void)
 // Each makes one thing wrong in a copy of base/ (in $D/model) or of the rows ($D/rows.jsonl), runs $ARGS, and wants a
 // non-zero status, one line that begins with "error:" and holds the text, and no $D/out.
 static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
-    {"no model",            "rm -r $D/model",                                                   "", "model: there is no such directory"},
+    {"no model",            "rm -r $D/model",                                                   "",
+        "model: there is no such directory"},
     {"no safetensors",      "rm $D/model/model.safetensors",                                    "", "no model.safetensors"},
     {"truncated",           "truncate -s -100 $D/model/model.safetensors",                      "", "truncated"},
     {"truncated header",    "truncate -s 900 $D/model/model.safetensors",                       "", "truncated"},
     {"empty safetensors",   ": > $D/model/model.safetensors",                                   "", "no safetensors file"},
     {"not safetensors",     "cp Makefile $D/model/model.safetensors",                           "", "not safetensors"},
-    {"a wrong shape",       "sed -i 's/\"num_key_value_heads\":[^,]*/\"num_key_value_heads\":8/' $D/model/config.json", "", "asks for ["},
+    {"a wrong shape",       "sed -i 's/\"num_key_value_heads\":[^,]*/\"num_key_value_heads\":8/' $D/model/config.json",
+        "", "asks for ["},
     {"an unknown dtype",    "sed -i '0,/\"F32\"/s//\"I32\"/' $D/model/model.safetensors",       "", "is I32, expected"},
-    {"a tensor renamed",    "sed -i '0,/model.norm/s//model.nrom/' $D/model/model.safetensors", "", "model.norm.weight [128] is missing"},
-    {"a tensor twice",      "sed -i '0,/layers.1.self_attn.q/s//layers.0.self_attn.q/' $D/model/model.safetensors", "", "occurs twice"},
-    {"config lacks a field", "sed -i '/hidden_size/d' $D/model/config.json",                     "", "\"hidden_size\" is missing"},
+    {"a tensor renamed",    "sed -i '0,/model.norm/s//model.nrom/' $D/model/model.safetensors", "",
+        "model.norm.weight [128] is missing"},
+    {"a tensor twice",      "sed -i '0,/layers.1.self_attn.q/s//layers.0.self_attn.q/' $D/model/model.safetensors", "",
+        "occurs twice"},
+    {"config lacks a field", "sed -i '/hidden_size/d' $D/model/config.json",                     "",
+        "\"hidden_size\" is missing"},
     {"config is not JSON",  "echo '{' > $D/model/config.json",                                  "", "not valid JSON"},
     {"another model",       "sed -i 's/\"llama\"/\"mistral\"/' $D/model/config.json",           "", "only \"llama\""},
     {"scaled RoPE",         "sed -i 's/^{/{\"rope_scaling\": {\"rope_type\": \"llama3\"},/' $D/model/config.json", "", "llama3"},
     {"no tokenizer",        "rm $D/model/tokenizer.model",                                      "", "tokenizer.model"},
     {"another tokenizer",   "echo '{\"version\": \"1.0\"}' > $D/model/tokenizer.model",         "", "tokenizer.model"},
     {"truncated tokenizer", "truncate -s 3000 $D/model/tokenizer.model",                        "", "tokenizer.model"},
-    {"a shard not there",   "rm $D/model/model.safetensors; echo '{\"weight_map\":{\"model.norm.weight\":\"a.safetensors\"}}' > $D/model/model.safetensors.index.json", "", "a.safetensors"},
+    {"a shard not there",   "rm $D/model/model.safetensors; echo "
+        "'{\"weight_map\":{\"model.norm.weight\":\"a.safetensors\"}}' > $D/model/model.safetensors.index.json", "",
+        "a.safetensors"},
     {"no rows file",        "rm $D/rows.jsonl",                                                 "", "rows.jsonl"},
     {"an empty file",       ": > $D/rows.jsonl",                                                "", "rows.jsonl: is empty"},
-    {"a broken row",        "echo '{\"question\": \"a' >> $D/rows.jsonl",                       "", "rows.jsonl:4: not valid JSON, at byte 16 of the line: it ends in the middle"},
-    {"a list as a row",     "echo '3' >> $D/rows.jsonl",                                        "", "rows.jsonl:4: expected a JSON object"},
-    {"rows in a pipe",      "rm -f $D/pipe.jsonl; mkfifo $D/pipe.jsonl",                        "--data $D/pipe.jsonl", "pipe.jsonl: is a pipe"},
-    {"rows behind a broken link", "ln -sfn $D/none $D/link.jsonl",                              "--data $D/link.jsonl", "link.jsonl: is a link to"},
-    {"a folder for rows",   "mkdir -p $D/folder.jsonl",                                         "--data $D/folder.jsonl", "folder.jsonl: is a directory"},
-    {"rows left to git-lfs", POINTER " > $D/rows.jsonl",                                         "", "rows.jsonl: is a git-lfs pointer"},
-    {"config left to git-lfs", POINTER " > $D/model/config.json",                               "", "config.json: is a git-lfs pointer"},
-    {"model left to git-lfs", POINTER " > $D/model/model.safetensors",                          "", "model.safetensors: is a git-lfs pointer"},
-    {"tokenizer left to git-lfs", POINTER " > $D/model/tokenizer.model",                        "", "tokenizer.model: is a git-lfs pointer"},
-    {"a model in a pipe",   "rm $D/model/model.safetensors; mkfifo $D/model/model.safetensors", "", "model.safetensors: is a pipe"},
-    {"a model behind a broken link", "ln -sfn none $D/model/model.safetensors",                 "", "model.safetensors: is a link to none"},
+    {"a broken row",        "echo '{\"question\": \"a' >> $D/rows.jsonl",                       "",
+        "rows.jsonl:4: not valid JSON, at byte 16 of the line: it ends in the middle"},
+    {"a list as a row",     "echo '3' >> $D/rows.jsonl",                                        "",
+        "rows.jsonl:4: expected a JSON object"},
+    {"rows in a pipe",      "rm -f $D/pipe.jsonl; mkfifo $D/pipe.jsonl",                        "--data $D/pipe.jsonl",
+        "pipe.jsonl: is a pipe"},
+    {"rows behind a broken link", "ln -sfn $D/none $D/link.jsonl",                              "--data $D/link.jsonl",
+        "link.jsonl: is a link to"},
+    {"a folder for rows",   "mkdir -p $D/folder.jsonl",                                         "--data $D/folder.jsonl",
+        "folder.jsonl: is a directory"},
+    {"rows left to git-lfs", POINTER " > $D/rows.jsonl",                                         "",
+        "rows.jsonl: is a git-lfs pointer"},
+    {"config left to git-lfs", POINTER " > $D/model/config.json",                               "",
+        "config.json: is a git-lfs pointer"},
+    {"model left to git-lfs", POINTER " > $D/model/model.safetensors",                          "",
+        "model.safetensors: is a git-lfs pointer"},
+    {"tokenizer left to git-lfs", POINTER " > $D/model/tokenizer.model",                        "",
+        "tokenizer.model: is a git-lfs pointer"},
+    {"a model in a pipe",   "rm $D/model/model.safetensors; mkfifo $D/model/model.safetensors", "",
+        "model.safetensors: is a pipe"},
+    {"a model behind a broken link", "ln -sfn none $D/model/model.safetensors",                 "",
+        "model.safetensors: is a link to none"},
     {"a tokenizer in a pipe", "rm $D/model/tokenizer.model; mkfifo $D/model/tokenizer.model",   "", "tokenizer.model: is a pipe"},
-    {"PyTorch's weights",   "mv $D/model/model.safetensors $D/model/pytorch_model-00001-of-00001.bin", "", "pytorch_model-00001-of-00001.bin is in PyTorch's own format"},
-    {"llama.cpp's weights", "rm $D/model/*; touch $D/model/llama-q4.gguf",                      "", "llama-q4.gguf is in llama.cpp's format"},
-    {"llama.cpp's file",    "touch $D/llama-q4.gguf",                                           "--model $D/llama-q4.gguf", "llama-q4.gguf is in llama.cpp's format"},
-    {"Meta's weights",      "rm $D/model/*; touch $D/model/consolidated.00.pth $D/model/params.json", "", "consolidated.00.pth is in Meta's own format"},
-    {"a part of a model",   "mv $D/model/model.safetensors $D/model/model-00001-of-00002.safetensors", "", "model.safetensors.index.json, which names the parts"},
-    {"a quantised config",  "sed -i 's/^{/{\"quantization_config\": {\"quant_method\": \"gptq\"},/' $D/model/config.json", "", "is quantised (gptq)"},
-    {"a name with a colour", "sed -i '0,/l.norm/s//\\\\u001b/; s/\"F32\"/\"I32\"/g' $D/model/model.safetensors", "", "is I32, expected"},
-    {"half a row",          "echo '{\"question\": \"a\"}' >> $D/rows.jsonl",                    "", "rows.jsonl:4: has \"question\" but no text in \"answer\""},
-    {"no known field",      "echo '{\"prompt\": \"a\"}' >> $D/rows.jsonl",                      "", "rows.jsonl:4: no \"instruction\""},
+    {"PyTorch's weights",   "mv $D/model/model.safetensors $D/model/pytorch_model-00001-of-00001.bin", "",
+        "pytorch_model-00001-of-00001.bin is in PyTorch's own format"},
+    {"llama.cpp's weights", "rm $D/model/*; touch $D/model/llama-q4.gguf",                      "",
+        "llama-q4.gguf is in llama.cpp's format"},
+    {"llama.cpp's file",    "touch $D/llama-q4.gguf",                                           "--model "
+        "$D/llama-q4.gguf", "llama-q4.gguf is in llama.cpp's format"},
+    {"Meta's weights",      "rm $D/model/*; touch $D/model/consolidated.00.pth $D/model/params.json", "",
+        "consolidated.00.pth is in Meta's own format"},
+    {"a part of a model",   "mv $D/model/model.safetensors $D/model/model-00001-of-00002.safetensors", "",
+        "model.safetensors.index.json, which names the parts"},
+    {"a quantised config",  "sed -i 's/^{/{\"quantization_config\": {\"quant_method\": \"gptq\"},/' $D/model/config.json",
+        "", "is quantised (gptq)"},
+    {"a name with a colour", "sed -i '0,/l.norm/s//\\\\u001b/; s/\"F32\"/\"I32\"/g' $D/model/model.safetensors", "",
+        "is I32, expected"},
+    {"half a row",          "echo '{\"question\": \"a\"}' >> $D/rows.jsonl",                    "",
+        "rows.jsonl:4: has \"question\" but no text in \"answer\""},
+    {"no known field",      "echo '{\"prompt\": \"a\"}' >> $D/rows.jsonl",                      "",
+        "rows.jsonl:4: no \"instruction\""},
     {"no answer within seq", ":",                                                               "--seq 16", "within --seq 16"},
-    {"text behind a row",   "sed -i '2s/$/ and more/' $D/rows.jsonl",                            "", "rows.jsonl:2: not valid JSON"},
-    {"a NUL in a row",      "sed -i '2s/Now/\\\\u0000/' $D/rows.jsonl",                         "", "\\u0000, a NUL, which no text holds"},
-    {"a head that is not tied", "sed 's/\\(tie_word_embeddings.:\\).*true/\\1 false/' base/config.json > $D/untied.json; $TRAIN --init $D/untied.json --method full"
-        " --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null; cp $D/mine/model.safetensors $D/model", "", "lm_head.weight is not model.embed_tokens"},
-    {"a token beyond the model", "echo '{\"[PAD]\": 768}' > $D/model/added_tokens.json; echo '{\"text\": \"a [PAD] b\"}' >> $D/rows.jsonl", "", "holds token 768"},
+    {"text behind a row",   "sed -i '2s/$/ and more/' $D/rows.jsonl",                            "",
+        "rows.jsonl:2: not valid JSON"},
+    {"a NUL in a row",      "sed -i '2s/Now/\\\\u0000/' $D/rows.jsonl",                         "",
+        "\\u0000, a NUL, which no text holds"},
+    {"a head that is not tied", "sed 's/\\(tie_word_embeddings.:\\).*true/\\1 false/' base/config.json > "
+        "$D/untied.json; $TRAIN --init $D/untied.json --method full"
+        " --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null; cp $D/mine/model.safetensors $D/model", "",
+            "lm_head.weight is not model.embed_tokens"},
+    {"a token beyond the model", "echo '{\"[PAD]\": 768}' > $D/model/added_tokens.json; echo '{\"text\": \"a [PAD] "
+        "b\"}' >> $D/rows.jsonl", "", "holds token 768"},
     {"an added token without id", "echo '{\"[PAD]\": null}' > $D/model/added_tokens.json", "",       "without a text or an id"},
-    {"an EOS that is no token", "echo '{\"eos_token\": \"<end>\"}' > $D/model/tokenizer_config.json", "", "which is no token of this directory"},
-    {"links to nothing",    "ln -sfn $D/none $D/model/generation_config.json",                  "", "generation_config.json: is a link to"},
-    {"a link for a tokenizer", "ln -sfn $D/none $D/model/tokenizer.model",                      "", "tokenizer.model: is a link to"},
-    {"a page of the hub",   ":",                                                                "--model https://huggingface.co/a/b", "a local directory is wanted"},
-    {"a model's file",      ":",                                                                "--model base/config.json", "name the directory that it is in"},
-    {"an adapter as model", ":",                                                                "--model dev/golden/lora-mha", "it is an adapter: --adapter"},
-    {"a model as adapter",  ":",                                                                "--eval --val data/val.jsonl --adapter base", "it is a model: --model"},
-    {"chat with nobody",    ":",                                                                "--chat", "--chat wraps the TEXT of --generate"},
-    {"two lengths",         ":",                                                                "--epochs 2", "--steps and --epochs both say"},
-    {"a flag for a method", ":",                                                                "--use_dora", "that is --method dora"},
-    {"nearly a method",     ":",                                                                "--method pisa", "did you mean pissa?"},
-    {"BOS in words",        "echo '{\"add_bos_token\": \"false\"}' > $D/model/tokenizer_config.json", "", "must be true or false"},
+    {"an EOS that is no token", "echo '{\"eos_token\": \"<end>\"}' > $D/model/tokenizer_config.json", "",
+        "which is no token of this directory"},
+    {"links to nothing",    "ln -sfn $D/none $D/model/generation_config.json",                  "",
+        "generation_config.json: is a link to"},
+    {"a link for a tokenizer", "ln -sfn $D/none $D/model/tokenizer.model",                      "",
+        "tokenizer.model: is a link to"},
+    {"a page of the hub",   ":",                                                                "--model "
+        "https://huggingface.co/a/b", "a local directory is wanted"},
+    {"a model's file",      ":",                                                                "--model "
+        "base/config.json", "name the directory that it is in"},
+    {"an adapter as model", ":",                                                                "--model "
+        "dev/golden/lora-mha", "it is an adapter: --adapter"},
+    {"a model as adapter",  ":",                                                                "--eval --val "
+        "data/val.jsonl --adapter base", "it is a model: --model"},
+    {"chat with nobody",    ":",                                                                "--chat",
+        "--chat wraps the TEXT of --generate"},
+    {"two lengths",         ":",                                                                "--epochs 2",
+        "--steps and --epochs both say"},
+    {"a flag for a method", ":",                                                                "--use_dora",
+        "that is --method dora"},
+    {"nearly a method",     ":",                                                                "--method pisa",
+        "did you mean pissa?"},
+    {"BOS in words",        "echo '{\"add_bos_token\": \"false\"}' > $D/model/tokenizer_config.json", "",
+        "must be true or false"},
     {"UTF-32",              "printf '\\377\\376\\0\\0a\\0\\0\\0' > $D/rows.jsonl",                "", "is UTF-32"},
-    {"a base that is NaN",  "dd if=/dev/zero bs=1024 count=1000 2>/dev/null | tr '\\0' '\\377' | dd of=$D/model/model.safetensors bs=1024 seek=100 conv=notrunc 2>/dev/null",
+    {"a base that is NaN",  "dd if=/dev/zero bs=1024 count=1000 2>/dev/null | tr '\\0' '\\377' | dd "
+        "of=$D/model/model.safetensors bs=1024 seek=100 conv=notrunc 2>/dev/null",
         "", "weight holds NaN or Inf"},
-    {"other layers to resume", "$TRAIN --data $D/rows.jsonl --steps 2 --targets q,v --out $D/mine >/dev/null; rm -r $D/model; cp -r base $D/model", "--resume $D/mine --model base --targets q", "--targets \"q,v\", this run has \"q\""},
-    {"unknown option",      ":",                                                                "--rnak 4", "unknown option --rnak"},
+    {"other layers to resume", "$TRAIN --data $D/rows.jsonl --steps 2 --targets q,v --out $D/mine >/dev/null; rm -r "
+        "$D/model; cp -r base $D/model", "--resume $D/mine --model base --targets q", "--targets \"q,v\", this run has \"q\""},
+    {"unknown option",      ":",                                                                "--rnak 4",
+        "unknown option --rnak"},
     {"an option's value",   ":",                                                                "--rank four", "--rank four"},
     {"a missing value",     ":",                                                                "--rank", "--rank needs a value"},
     {"unknown method",      ":",                                                                "--method bonn", "--method bonn"},
-    {"unknown schedule",    ":",                                                                "--schedule step", "--schedule step"},
+    {"unknown schedule",    ":",                                                                "--schedule step",
+        "--schedule step"},
     {"unknown target",      ":",                                                                "--targets q,w", "\"w\""},
-    {"rank for bat",        ":",                                                                "--method bat --rank 7", "--rank 7 does not divide"},
-    {"rank for bat-row",    ":",                                                                "--method bat-row --rank 7", "--rank 7 does not divide"},
-    {"mini-r",              ":",                                                                "--method mini --mini-r 7", "--mini-r 7 does not divide"},
-    {"rank for pissa",      ":",                                                                "--method pissa --rank 5000", "--rank 5000 exceeds"},
-    {"init of an adapter",  ":",                                                                "--init $D/model/config.json", "--method full"},
-    {"use of an init",      ":",                                                                "--eval --val data/val.jsonl --init $D/model/config.json", "--init starts from random"},
-    {"two things at once",  ":",                                                                "--eval --list", "give one of them"},
-    {"check and eval",      ":",                                                                "--check --eval", "--eval and --check: give one of them"},
-    {"two adapters",        ":",                                                                "--eval --val data/val.jsonl --adapter dev/golden/lora-mha --adapter dev/golden/bat", "--adapter is given twice"},
-    {"an adapter twice",    ":",                                                                "--adapter=dev/golden/bat --adapter-name-or-path dev/golden/bat", "--adapter is given twice"},
-    {"letters swapped",     ":",                                                                "--rnak 4", "did you mean --rank?"},
-    {"a letter less",       ":",                                                                "--learning_rat 4", "did you mean --lr?"},
-    {"words too many",      ":",                                                                "--warmup_ratio 0.1", "--warmup counts steps"},
-    {"one dash",            ":",                                                                "-rank=4", "did you mean --rank?"},
-    {"nothing like it",     ":",                                                                "--lora_dropout 0.1", "there is no dropout here"},
-    {"a list in two words", ":",                                                                "--target_modules q_proj v_proj", "joined by commas"},
-    {"a flag's value",      ":",                                                                "--no-shuffle=0", "--no-shuffle takes no value"},
-    {"an option as a value", ":",                                                               "--generate --chat", "--generate needs a value"},
-    {"half a value",        ":",                                                                "--rank= --lr 1", "--rank : expected a whole number"},
-    {"no epoch",            ":",                                                                "--epochs 0", "--epochs 0: expected a number"},
-    {"a model by its name", ":",                                                                "--model meta-llama/Llama-2-7b-hf", "hf download meta-llama/Llama-2-7b-hf --local-dir Llama-2-7b-hf"},
-    {"an adapter by its name", ":",                                                             "--eval --val data/val.jsonl --adapter somebody/lora", "hf download somebody/lora"},
-    {"a model in no folder", ":",                                                               "--model dev/none", "dev/none: there is no such directory"},
-    {"rows without end",    ":",                                                                "--batch 1000000 --accum 1000", "--accum 1000 is too much"},
-    {"warm-up without end", ":",                                                                "--warmup 100", "--warmup 100 exceeds"},
-    {"eval goes on",        ":",                                                                "--eval --val data/val.jsonl --resume $D/none", "--adapter"},
-    {"out is a file",       "touch $D/out.txt",                                                 "--out $D/out.txt", "not a directory"},
-    {"out in no folder",    ":",                                                                "--out $D/none/out", "cannot write"},
+    {"rank for bat",        ":",                                                                "--method bat --rank 7",
+        "--rank 7 does not divide"},
+    {"rank for bat-row",    ":",                                                                "--method bat-row "
+        "--rank 7", "--rank 7 does not divide"},
+    {"mini-r",              ":",                                                                "--method mini "
+        "--mini-r 7", "--mini-r 7 does not divide"},
+    {"rank for pissa",      ":",                                                                "--method pissa "
+        "--rank 5000", "--rank 5000 exceeds"},
+    {"init of an adapter",  ":",                                                                "--init "
+        "$D/model/config.json", "--method full"},
+    {"use of an init",      ":",                                                                "--eval --val "
+        "data/val.jsonl --init $D/model/config.json", "--init starts from random"},
+    {"two things at once",  ":",                                                                "--eval --list",
+        "give one of them"},
+    {"check and eval",      ":",                                                                "--check --eval",
+        "--eval and --check: give one of them"},
+    {"two adapters",        ":",                                                                "--eval --val "
+        "data/val.jsonl --adapter dev/golden/lora-mha --adapter dev/golden/bat", "--adapter is given twice"},
+    {"an adapter twice",    ":",
+        "--adapter=dev/golden/bat --adapter-name-or-path dev/golden/bat", "--adapter is given twice"},
+    {"letters swapped",     ":",                                                                "--rnak 4",
+        "did you mean --rank?"},
+    {"a letter less",       ":",                                                                "--learning_rat 4",
+        "did you mean --lr?"},
+    {"words too many",      ":",                                                                "--warmup_ratio 0.1",
+        "--warmup counts steps"},
+    {"one dash",            ":",                                                                "-rank=4",
+        "did you mean --rank?"},
+    {"nothing like it",     ":",                                                                "--lora_dropout 0.1",
+        "there is no dropout here"},
+    {"a list in two words", ":",                                                                "--target_modules "
+        "q_proj v_proj", "joined by commas"},
+    {"a flag's value",      ":",                                                                "--no-shuffle=0",
+        "--no-shuffle takes no value"},
+    {"an option as a value", ":",                                                               "--generate --chat",
+        "--generate needs a value"},
+    {"half a value",        ":",                                                                "--rank= --lr 1",
+        "--rank : expected a whole number"},
+    {"no epoch",            ":",                                                                "--epochs 0",
+        "--epochs 0: expected a number"},
+    {"a model by its name", ":",                                                                "--model "
+        "meta-llama/Llama-2-7b-hf", "hf download meta-llama/Llama-2-7b-hf --local-dir Llama-2-7b-hf"},
+    {"an adapter by its name", ":",                                                             "--eval --val "
+        "data/val.jsonl --adapter somebody/lora", "hf download somebody/lora"},
+    {"a model in no folder", ":",                                                               "--model dev/none",
+        "dev/none: there is no such directory"},
+    {"rows without end",    ":",                                                                "--batch 1000000 "
+        "--accum 1000", "--accum 1000 is too much"},
+    {"warm-up without end", ":",                                                                "--warmup 100",
+        "--warmup 100 exceeds"},
+    {"eval goes on",        ":",                                                                "--eval --val "
+        "data/val.jsonl --resume $D/none", "--adapter"},
+    {"out is a file",       "touch $D/out.txt",                                                 "--out $D/out.txt",
+        "not a directory"},
+    {"out in no folder",    ":",                                                                "--out $D/none/out",
+        "cannot write"},
     {"out holds others' files", "mkdir $D/mine; touch $D/mine/thesis.tex",                      "--out $D/mine", "thesis.tex"},
-    {"out is the model",    ":",                                                                "--out $D/model", "is --model itself"},
-    {"out holds a model",   "cp -r base $D/mine",                                               "--out $D/mine", "which would be lost"},
-    {"out is where we are", ":",                                                                "--out .", "is the current folder"},
-    {"out is a broken link", "ln -sfn $D/none $D/link",                                         "--out $D/link", "expected the name of a directory"},
-    {"out is nothing",      ":",                                                                "--out ''", "expected the name of a directory"},
-    {"merge over a model",  "cp -r base $D/mine",                                               "--merge $D/mine --adapter dev/golden/lora-mha", "which would be lost"},
+    {"out is the model",    ":",                                                                "--out $D/model",
+        "is --model itself"},
+    {"out holds a model",   "cp -r base $D/mine",                                               "--out $D/mine",
+        "which would be lost"},
+    {"out is where we are", ":",                                                                "--out .",
+        "is the current folder"},
+    {"out is a broken link", "ln -sfn $D/none $D/link",                                         "--out $D/link",
+        "expected the name of a directory"},
+    {"out is nothing",      ":",                                                                "--out ''",
+        "expected the name of a directory"},
+    {"merge over a model",  "cp -r base $D/mine",                                               "--merge $D/mine "
+        "--adapter dev/golden/lora-mha", "which would be lost"},
     {"log not writable",    ":",                                                                "--log $D/none/log", "--log"},
-    {"log over the rows",   ":",                                                                "--log $D/rows.jsonl", "is a file that this run reads"},
-    {"log over the weights", ":",                                                               "--log $D/model/model.safetensors", "which this run reads"},
-    {"log inside the model", "ln -s model $D/alias",                                            "--log $D/alias/log.jsonl", "which this run reads"},
-    {"log inside --out",    "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null",   "--log $D/mine/log.jsonl --out $D/mine", "which this run reads or replaces"},
-    {"log at --out",        ":",                                                                "--log $D/out", "is --out itself"},
+    {"log over the rows",   ":",                                                                "--log $D/rows.jsonl",
+        "is a file that this run reads"},
+    {"log over the weights", ":",                                                               "--log "
+        "$D/model/model.safetensors", "which this run reads"},
+    {"log inside the model", "ln -s model $D/alias",                                            "--log "
+        "$D/alias/log.jsonl", "which this run reads"},
+    {"log inside --out",    "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null",
+        "--log $D/mine/log.jsonl --out $D/mine", "which this run reads or replaces"},
+    {"log at --out",        ":",                                                                "--log $D/out",
+        "is --out itself"},
     {"log into a directory", ":",                                                               "--log $D", "is not a file"},
-    {"no adapter",          ":",                                                                "--eval --val data/val.jsonl --adapter $D/none", "there is no such directory"},
-    {"merge without adapter", ":",                                                              "--merge $D/out", "needs --adapter"},
-    {"an adapter with a NaN", "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null; printf '\\377\\377\\377\\377' | dd of=$D/mine/adapter_model.safetensors bs=1 seek=100000 conv=notrunc 2>/dev/null", "--eval --val data/val.jsonl --adapter $D/mine", "holds NaN or Inf"},
-    {"a model with a NaN",  "dd if=/dev/zero bs=1024 count=1000 2>/dev/null | tr '\\0' '\\377' | dd of=$D/model/model.safetensors bs=1024 seek=100 conv=notrunc 2>/dev/null", "--eval --val data/val.jsonl", "holds NaN or Inf"},
-    {"full from an Inf",    "printf '\\000\\000\\200\\177' | dd of=$D/model/model.safetensors bs=1 seek=$(($(stat -c %s $D/model/model.safetensors) - 4)) conv=notrunc 2>/dev/null", "--method full", "weight holds NaN or Inf"},
-    {"another method's adapter", ":",                                                           "--method bat --adapter dev/golden/lora-mha", "--method bat: --adapter"},
-    {"a start that is not built", "cp -r dev/golden/lora-mha $D/mine; sed -i 's/\"init_lora_weights\": true/\"init_lora_weights\": \"corda\"/' $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "\"corda\", which changes the base"},
-    {"a pattern of ranks",  "cp -r dev/golden/lora-mha $D/mine; sed -i 's/\"rank_pattern\": {}/\"rank_pattern\": {\"q_proj\": 2}/' $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "\"rank_pattern\" is set"},
-    {"another model's adapter", ":",                                                            "--eval --val data/val.jsonl --adapter dev/golden/lora-mha", "has shape"},
-    {"a look-ahead",        "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": \"^(?!.*patch_embed).*$\"}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "write a list of names"},
-    {"an adapter of the embeddings", "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": [\"embed_tokens\"]}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "asks for model.embed_tokens, and only"},
-    {"an adapter of the head", "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": [\"q_proj\", \"lm_head\"]}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "asks for lm_head, and only"},
-    {"an adapter of everything", "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": \".*\"}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "asks for lm_head, and only"},
-    {"an adapter of nothing", "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": [\"c_attn\"]}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "name no linear layer of this model"},
-    {"an old Bone",         "mkdir $D/mine; echo '{\"peft_type\": \"BONE\", \"r\": 64, \"target_modules\": [\"q_proj\"], \"init_weights\": true}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "convert-bone-to-miss.py"},
-    {"an adapter of mlx-lm", "mkdir $D/mine; touch $D/mine/adapters.safetensors; echo '{\"fine_tune_type\": \"lora\", \"num_layers\": 16, \"lora_parameters\": {\"rank\": 8, \"scale\": 20.0, \"dropout\": 0.0}}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "mlx_lm.fuse"},
-    {"rows in an unknown file", "touch $D/mine.csv",                                            "--data $D/mine.csv", "expected a .jsonl"},
-    {"an array with a bad row", "echo '[{\"text\": \"a b\"}, 3]' > $D/rows.json",              "--data $D/rows.json", "rows.json, row 2: expected a JSON object"},
-    {"resume at another rate", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine >/dev/null", "--resume $D/mine --lr 1", "--lr 0.004, this run has 1"},
-    {"resume on another base", "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null", "--resume $D/mine", "--model \"base\", this run has"},
-    {"resume for longer",   "$TRAIN --model $D/model --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null", "--resume $D/mine", "--steps 1, this run has 2; give the same, or start anew from it with --adapter"},
-    {"resume for longer, constant", "$TRAIN --model $D/model --data $D/rows.jsonl --schedule constant --steps 1 --out $D/mine >/dev/null", "--schedule constant --resume $D/mine", "--steps 1, this run has 2"},
-    {"resume after epochs", "$TRAIN --model $D/model --data $D/rows.jsonl --epochs 2 --batch 1 --accum 1 --out $D/mine >/dev/null", "--batch 1 --accum 1 --resume $D/mine", "--steps 6, this run has 2"},
-    {"resume with another row", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine >/dev/null; sed -i '2s/Now/Then/' $D/rows.jsonl", "--resume $D/mine", "with rows \"3, hash"},
-    {"resume with a row more", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine >/dev/null; sed -n 4p data/train.jsonl >> $D/rows.jsonl", "--resume $D/mine", "this run has \"4, hash"},
-    {"resume with rows in another order", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine >/dev/null; sed -i '1{h;d};2G' $D/rows.jsonl", "--resume $D/mine", "with rows \"3, hash"},
-    {"compare an adapter",  ":",                                                                "--compare --adapter dev/golden/lora-mha", "--compare starts from --model alone"},
-    {"compare into a file", "touch $D/out.txt",                                                 "--compare --out $D/out.txt", "ot a directory"},
-    {"resume from nothing", ":",                                                                "--resume $D/none", "there is no such directory"},
-    {"a rate that explodes", ":",                                                               "--method full --lr 1e9 --clip 0 --steps 20", "a smaller --lr may help"},
+        "No space left"},
+    {"no adapter",          ":",                                                                "--eval --val "
+        "data/val.jsonl --adapter $D/none", "there is no such directory"},
+    {"merge without adapter", ":",                                                              "--merge $D/out",
+        "needs --adapter"},
+    {"an adapter with a NaN", "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null; printf "
+        "'\\377\\377\\377\\377' | dd of=$D/mine/adapter_model.safetensors bs=1 seek=100000 conv=notrunc 2>/dev/null",
+        "--eval --val data/val.jsonl --adapter $D/mine", "holds NaN or Inf"},
+    {"a model with a NaN",  "dd if=/dev/zero bs=1024 count=1000 2>/dev/null | tr '\\0' '\\377' | dd "
+        "of=$D/model/model.safetensors bs=1024 seek=100 conv=notrunc 2>/dev/null", "--eval --val data/val.jsonl",
+        "holds NaN or Inf"},
+    {"full from an Inf",    "printf '\\000\\000\\200\\177' | dd of=$D/model/model.safetensors bs=1 seek=$(($(stat -c "
+        "%s $D/model/model.safetensors) - 4)) conv=notrunc 2>/dev/null", "--method full", "weight holds NaN or Inf"},
+    {"another method's adapter", ":",                                                           "--method bat "
+        "--adapter dev/golden/lora-mha", "--method bat: --adapter"},
+    {"a start that is not built", "cp -r dev/golden/lora-mha $D/mine; sed -i 's/\"init_lora_weights\": "
+        "true/\"init_lora_weights\": \"corda\"/' $D/mine/adapter_config.json",
+        "--eval --val data/val.jsonl --adapter $D/mine", "\"corda\", which changes the base"},
+    {"a pattern of ranks",  "cp -r dev/golden/lora-mha $D/mine; sed -i 's/\"rank_pattern\": {}/\"rank_pattern\": "
+        "{\"q_proj\": 2}/' $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine",
+        "\"rank_pattern\" is set"},
+    {"another model's adapter", ":",                                                            "--eval --val "
+        "data/val.jsonl --adapter dev/golden/lora-mha", "has shape"},
+    {"a look-ahead",        "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": "
+        "\"^(?!.*patch_embed).*$\"}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine",
+        "write a list of names"},
+    {"an adapter of the embeddings", "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": "
+        "[\"embed_tokens\"]}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine",
+        "asks for model.embed_tokens, and only"},
+    {"an adapter of the head", "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": "
+        "[\"q_proj\", \"lm_head\"]}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine",
+        "asks for lm_head, and only"},
+    {"an adapter of everything", "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": "
+        "\".*\"}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "asks for lm_head, and only"},
+    {"an adapter of nothing", "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": "
+        "[\"c_attn\"]}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine",
+        "name no linear layer of this model"},
+    {"an old Bone",         "mkdir $D/mine; echo '{\"peft_type\": \"BONE\", \"r\": 64, \"target_modules\": "
+        "[\"q_proj\"], \"init_weights\": true}' > $D/mine/adapter_config.json",
+        "--eval --val data/val.jsonl --adapter $D/mine", "convert-bone-to-miss.py"},
+    {"an adapter of mlx-lm", "mkdir $D/mine; touch $D/mine/adapters.safetensors; echo '{\"fine_tune_type\": \"lora\", "
+        "\"num_layers\": 16, \"lora_parameters\": {\"rank\": 8, \"scale\": 20.0, \"dropout\": 0.0}}' > "
+        "$D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "mlx_lm.fuse"},
+    {"rows in an unknown file", "touch $D/mine.csv",                                            "--data $D/mine.csv",
+        "expected a .jsonl"},
+    {"an array with a bad row", "echo '[{\"text\": \"a b\"}, 3]' > $D/rows.json",              "--data $D/rows.json",
+        "rows.json, row 2: expected a JSON object"},
+    {"resume at another rate", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine >/dev/null",
+        "--resume $D/mine --lr 1", "--lr 0.004, this run has 1"},
+    {"resume on another base", "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null", "--resume $D/mine",
+        "--model \"base\", this run has"},
+    {"resume for longer",   "$TRAIN --model $D/model --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null",
+        "--resume $D/mine", "--steps 1, this run has 2; give the same, or start anew from it with --adapter"},
+    {"resume for longer, constant", "$TRAIN --model $D/model --data $D/rows.jsonl --schedule constant --steps 1 --out "
+        "$D/mine >/dev/null", "--schedule constant --resume $D/mine", "--steps 1, this run has 2"},
+    {"resume after epochs", "$TRAIN --model $D/model --data $D/rows.jsonl --epochs 2 --batch 1 --accum 1 --out "
+        "$D/mine >/dev/null", "--batch 1 --accum 1 --resume $D/mine", "--steps 6, this run has 2"},
+    {"resume with another row", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine >/dev/null; sed "
+        "-i '2s/Now/Then/' $D/rows.jsonl", "--resume $D/mine", "with rows \"3, hash"},
+    {"resume with a row more", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine >/dev/null; sed "
+        "-n 4p data/train.jsonl >> $D/rows.jsonl", "--resume $D/mine", "this run has \"4, hash"},
+    {"resume with rows in another order", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine "
+        ">/dev/null; sed -i '1{h;d};2G' $D/rows.jsonl", "--resume $D/mine", "with rows \"3, hash"},
+    {"compare an adapter",  ":",                                                                "--compare --adapter "
+        "dev/golden/lora-mha", "--compare starts from --model alone"},
+    {"compare into a file", "touch $D/out.txt",                                                 "--compare --out "
+        "$D/out.txt", "ot a directory"},
+    {"resume from nothing", ":",                                                                "--resume $D/none",
+        "there is no such directory"},
+    {"a rate that explodes", ":",                                                               "--method full --lr "
+        "1e9 --clip 0 --steps 20", "a smaller --lr may help"},
 };
 
 static void test_wrong_input(void)
 {
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        if (not_asked_for(wrong[i].what)) continue;
         char prepare[1200];
-        snprintf(prepare, sizeof prepare, "rm -rf $D/model $D/out $D/mine; cp -r base $D/model && chmod -R u+w $D/model; head -3 data/train.jsonl > $D/rows.jsonl; { %s; }", wrong[i].prepare);
+        snprintf(prepare, sizeof prepare, "rm -rf $D/model $D/out $D/mine; cp -r base $D/model && chmod -R u+w "
+            "$D/model; head -3 data/train.jsonl > $D/rows.jsonl; { %s; }", wrong[i].prepare);
         if (system(prepare)) die("could not prepare: %s", wrong[i].what);
         char usual[200] = "";
-        for (const char **o = (const char *[]){"--model $D/model ", "--data $D/rows.jsonl ", "--out $D/out ", "--steps 2 ", NULL}; *o; o++) {
+        for (const char **o = (const char *[]){"--model $D/model ", "--data $D/rows.jsonl ", "--out $D/out ",
+            "--steps 2 ", NULL}; *o; o++) {
             size_t name = strcspn(*o, " ") + 1;
-            if (!memmem(wrong[i].args, strlen(wrong[i].args), *o, name)) strcat(usual, *o);       // an option given twice would be noted
+            // an option given twice would be noted
+            if (!memmem(wrong[i].args, strlen(wrong[i].args), *o, name)) strcat(usual, *o);
         }
         int status = train_run("%s%s", usual, wrong[i].args);
         char *text = output_of("stderr"), *line = strstr(text, "error:"), command[200];
         int lines = 0;
         for (const char *c = text; *c; c++) lines += *c == '\n';
         for (const char *c = text; *c; c++) check(*c == 27, 0, "%s: a raw escape", wrong[i].what);
-        check(status == 1 ? 0 : 1, 0, "%s: status %d", wrong[i].what, status);
-        check(lines == 1 && line == text && strstr(text, wrong[i].says) ? 0 : 1, 0, "%s: expected one line with «%s», got «%s»", wrong[i].what, wrong[i].says, text);
+        expect(status == 1, "%s: status %d", wrong[i].what, status);
+        expect(lines == 1 && line == text && strstr(text, wrong[i].says), "%s: expected one line with «%s», got «%s»",
+            wrong[i].what, wrong[i].says, text);
         snprintf(command, sizeof command, "! ls -d %s/out %s/*.tmp* 2>/dev/null | grep -q .", scratch, scratch);
-        check(system(command), 0, "%s: something half-written is left", wrong[i].what);
+        shell(command, "%s: something half-written is left", wrong[i].what);
         free(text);
     }
 }
@@ -2617,15 +3411,17 @@ static void test_wrong_input(void)
 // A disk that fills up while the result is written, by a limit on the size of files. The older result stays.
 static void test_full_disk(void)
 {
-    check(train_run(FEW_ROWS " --steps 1 --out $D/old"), 0, "first run");
+    train_well(FEW_ROWS " --steps 1 --out $D/old");
     char command[1000];
-    snprintf(command, sizeof command, "cp %s/old/adapter_model.safetensors %s/before; (trap '' XFSZ; ulimit -f 20; $TRAIN " FEW_ROWS " --steps 1 --lr 0.5 --out %s/old >%s/stdout 2>%s/stderr)", scratch, scratch, scratch, scratch, scratch);
-    check(WEXITSTATUS(system(command)) == 1 ? 0 : 1, 0, "exit status");
+    snprintf(command, sizeof command, "cp %s/old/adapter_model.safetensors %s/before; (trap '' XFSZ; ulimit -f 20; "
+        "$TRAIN " FEW_ROWS " --steps 1 --lr 0.5 --out %s/old >%s/stdout 2>%s/stderr)", scratch, scratch, scratch, scratch,
+        scratch);
+    expect(WEXITSTATUS(system(command)) == 1, "exit status");
     char *text = output_of("stderr");
-    check(strstr(text, "error: cannot write") ? 0 : 1, 0, "says «%s»", text);
-    check(!same_files("old/adapter_model.safetensors", "before"), 0, "the older adapter");
+    expect(has(text, "error: cannot write"), "says «%s»", text);
+    expect(same_files("old/adapter_model.safetensors", "before"), "the older adapter");
     snprintf(command, sizeof command, "! ls -d %s/*.tmp* 2>/dev/null | grep -q .", scratch);
-    check(system(command), 0, "something half-written is left");
+    shell(command, "something half-written is left");
     free(text);
 }
 
@@ -2634,48 +3430,54 @@ static void test_out(void)
 {
     char command[1000];
     snprintf(command, sizeof command, "mkdir %s/there && ln -s there %s/alias", scratch, scratch);
-    check(system(command), 0, "cannot make a link");
+    shell(command, "cannot make a link");
     for (int again = 0; again < 2; again++) {
-        check(train_run(FEW_ROWS " --steps 1 --out $D/alias"), 0, "into a link, run %d", again);
-        check(train_run(FEW_ROWS " --steps 1 --out $D/slash/"), 0, "with a slash, run %d", again);
-        check(!same_files("there/adapter_model.safetensors", "slash/adapter_model.safetensors"), 0, "adapter of run %d", again);
+        train_well(FEW_ROWS " --steps 1 --out $D/alias");
+        train_well(FEW_ROWS " --steps 1 --out $D/slash/");
+        expect(same_files("there/adapter_model.safetensors", "slash/adapter_model.safetensors"), "adapter of run %d", again);
     }
-    check(WEXITSTATUS(system("$TRAIN --list 2>$D/stderr >/dev/full")) == 1 ? 0 : 1, 0, "exit status with a full standard output");
+    expect(WEXITSTATUS(system("$TRAIN --list 2>$D/stderr >/dev/full")) == 1, "exit status with a full standard output");
 }
 
-// What --merge and full write has every file of the model directory that is not a weight, byte for byte; weights in other formats, and what
-// a run or an adapter left there, stay behind.
+// What --merge and full write has every file of the model directory that is not a weight, byte for byte; weights in
+// other formats, and what a run or an adapter left there, stay behind.
 static void test_kept_files(void)
 {
-    static const char *const kept[] = {"tokenizer.model", "chat_template.jinja", "added_tokens.json", "special_tokens_map.json", "generation_config.json", "LICENSE", "USE_POLICY.md",
+    static const char *const kept[] = {"tokenizer.model", "chat_template.jinja", "added_tokens.json",
+        "special_tokens_map.json", "generation_config.json", "LICENSE", "USE_POLICY.md",
         ".gitattributes", "a name with spaces", "vocab.txt", "training_args.bin", "a-link.json", "large.txt", NULL};
-    static const char *const left[] = {"pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json", "other.safetensors", "other.safetensors.index.json", "q4.gguf",
-        "consolidated.00.pth", "tf_model.h5", "flax_model.msgpack", "state.json", "adapter_config.json", "adapter_model.bin", NULL};
+    static const char *const left[] = {"pytorch_model.bin", "pytorch_model-00001-of-00002.bin",
+        "pytorch_model.bin.index.json", "other.safetensors", "other.safetensors.index.json", "q4.gguf",
+        "consolidated.00.pth", "tf_model.h5", "flax_model.msgpack", "state.json", "adapter_config.json",
+            "adapter_model.bin", NULL};
     char command[1000];
-    check(system("rm -rf $D/model; cp -r base $D/model && chmod -R u+w $D/model && mkdir -p $D/model/.git/objects && touch $D/model/.git/HEAD && head -c 3000001 /dev/urandom > $D/model/large.txt"
-        " && echo linked > $D/linked && ln -s ../linked $D/model/a-link.json && ln -s nowhere $D/model/dangling && mkfifo $D/model/pipe"), 0, "cannot prepare");
+    shell("rm -rf $D/model; cp -r base $D/model && chmod -R u+w $D/model && mkdir -p $D/model/.git/objects && touch "
+        "$D/model/.git/HEAD && head -c 3000001 /dev/urandom > $D/model/large.txt"
+        " && echo linked > $D/linked && ln -s ../linked $D/model/a-link.json && ln -s nowhere $D/model/dangling && "
+            "mkfifo $D/model/pipe", "cannot prepare");
     for (const char *const *lists[] = {kept, left, NULL}, *const **list = lists; *list; list++)
         for (const char *const *name = *list; *name; name++) {
             snprintf(command, sizeof command, "cd %s/model; [ -e '%s' ] || echo '{}' > '%s'", scratch, *name, *name);
-            check(system(command), 0, "cannot make %s", *name);
+            shell(command, "cannot make %s", *name);
         }
-    check(train_run(FEW_ROWS " --model %s/model --steps 1 --out $D/kept-adapter", scratch), 0, "an adapter");
-    check(train_run("--merge $D/merged --model $D/model --adapter $D/kept-adapter"), 0, "--merge");
+    train_well(FEW_ROWS " --model %s/model --steps 1 --out $D/kept-adapter", scratch);
+    train_well("--merge $D/merged --model $D/model --adapter $D/kept-adapter");
     for (int again = 0; again < 2; again++)          // the second time over the first one's files
-        check(train_run(FEW_ROWS " --model $D/model --steps 1 --method full --out $D/full"), 0, "full, run %d", again);
+        train_well(FEW_ROWS " --model $D/model --steps 1 --method full --out $D/full");
     for (const char *const *dir = (const char *const[]){"merged", "full", NULL}; *dir; dir++) {
         for (const char *const *name = kept; *name; name++) {
             snprintf(command, sizeof command, "cmp -s \"%s/model/%s\" \"%s/%s/%s\"", scratch, *name, scratch, *dir, *name);
-            check(system(command), 0, "%s has %s", *dir, *name);
+            shell(command, "%s has %s", *dir, *name);
         }
         for (const char *const *name = left; *name; name++) {
-            snprintf(command, sizeof command, "cd %s/%s; [ ! -e '%s' ] || [ '%s' = state.json -a %s = full ]", scratch, *dir, *name, *name, *dir);
-            check(system(command), 0, "%s has no %s", *dir, *name);
+            snprintf(command, sizeof command, "cd %s/%s; [ ! -e '%s' ] || [ '%s' = state.json -a %s = full ]", scratch,
+                *dir, *name, *name, *dir);
+            shell(command, "%s has no %s", *dir, *name);
         }
         snprintf(command, sizeof command, "cd %s/%s && [ ! -e .git ] && [ ! -e pipe ] && [ ! -e dangling ]", scratch, *dir);
-        check(system(command), 0, "%s has what is no file", *dir);
+        shell(command, "%s has what is no file", *dir);
     }
-    check(system("rm -rf $D/model $D/merged $D/full $D/kept-adapter"), 0, "cannot tidy up");
+    shell("rm -rf $D/model $D/merged $D/full $D/kept-adapter", "cannot tidy up");
 }
 
 // --out replaces what a run wrote, by the run's own list, and nothing else.
@@ -2683,33 +3485,40 @@ static void test_only_ours(void)
 {
     static const char *const run_again = FEW_ROWS " --steps 1 --lr 0.5 --out $D/ours";
     char command[1000];
-    check(train_run(FEW_ROWS " --steps 1 --out $D/ours"), 0, "first run");
+    train_well(FEW_ROWS " --steps 1 --out $D/ours");
     static const struct { const char *what, *prepare; int refused; } cases[] = {
         {"as it was left", ":", 0},
-        {"with no list, as older runs left it", "sed -i 's/\"files\"/\"others\"/' $D/ours/state.json; touch $D/ours/tokenizer_config.json", 0},
+        {"with no list, as older runs left it", "sed -i 's/\"files\"/\"others\"/' $D/ours/state.json; touch "
+            "$D/ours/tokenizer_config.json", 0},
         {"with a file more", "touch $D/ours/LICENSE", 1},
-        {"with a file more that the list has", "touch $D/ours/LICENSE; sed -i 's/\"files\":[^[]*\\[/&\"LICENSE\",/' $D/ours/state.json", 0},
+        {"with a file more that the list has", "touch $D/ours/LICENSE; sed -i 's/\"files\":[^[]*\\[/&\"LICENSE\",/' "
+            "$D/ours/state.json", 0},
         {"with a directory", "mkdir $D/ours/figures", 1},
         {"with somebody else's state.json", "rm -rf $D/ours; mkdir $D/ours; echo '{\"volume\": 11}' > $D/ours/state.json", 1},
         {"with a state.json that is no JSON", "rm -rf $D/ours; mkdir $D/ours; echo '{\"--method\": ' > $D/ours/state.json", 1},
-        {"with a list that leads out of it", "echo mine > $D/victim; sed -i 's/\"files\":[^[]*\\[/&\"..\\/victim\",\"..\",\".\",7,/' $D/ours/state.json", 0},
+        {"with a list that leads out of it", "echo mine > $D/victim; sed -i "
+            "'s/\"files\":[^[]*\\[/&\"..\\/victim\",\"..\",\".\",7,/' $D/ours/state.json", 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        if (not_asked_for(cases[i].what)) continue;
         snprintf(command, sizeof command, "rm -rf $D/ours; $TRAIN %s >/dev/null && { %s; }", run_again, cases[i].prepare);
-        check(system(command), 0, "cannot prepare: %s", cases[i].what);
+        shell(command, "cannot prepare: %s", cases[i].what);
         int status = train_run("%s", run_again);
         char *text = output_of("stderr");
-        check(status == cases[i].refused && !strstr(text, "which would be lost") == !cases[i].refused ? 0 : 1, 0, "%s: status %d, says «%s»", cases[i].what, status, text);
+        expect(status == cases[i].refused && !strstr(text, "which would be lost") == !cases[i].refused,
+            "%s: status %d, says «%s»", cases[i].what, status, text);
         snprintf(command, sizeof command, "! ls -d %s/ours.tmp* 2>/dev/null | grep -q .", scratch);
-        check(system(command), 0, "%s: something is left beside it", cases[i].what);
+        shell(command, "%s: something is left beside it", cases[i].what);
         free(text);
     }
-    check(system("grep -q mine $D/victim"), 0, "a file outside is gone");
-    snprintf(command, sizeof command, "rm -rf $D/ours $D/log; $TRAIN %s >/dev/null && { $TRAIN " FEW_ROWS " --steps 12 --log $D/log --out $D/ours >$D/stdout 2>$D/stderr & p=$!;"
-        " while ! grep -q '\"step\":2,\"loss' $D/log 2>/dev/null; do sleep 0.01; done; echo mine > $D/ours/notes.txt; wait $p && grep -q mine $D/ours.kept-*/notes.txt && rm -r $D/ours.kept-*; }", run_again);
-    check(system(command), 0, "a file put there while the run went on");
+    shell("grep -q mine $D/victim", "a file outside is gone");
+    snprintf(command, sizeof command, "rm -rf $D/ours $D/log; $TRAIN %s >/dev/null && { $TRAIN " FEW_ROWS " --steps "
+        "12 --log $D/log --out $D/ours >$D/stdout 2>$D/stderr & p=$!;"
+        " while ! grep -q '\"step\":2,\"loss' $D/log 2>/dev/null; do sleep 0.01; done; echo mine > $D/ours/notes.txt; "
+            "wait $p && grep -q mine $D/ours.kept-*/notes.txt && rm -r $D/ours.kept-*; }", run_again);
+    shell(command, "a file put there while the run went on");
     char *text = output_of("stderr");
-    check(strstr(text, "note: ") && strstr(text, "files that no run wrote were in") ? 0 : 1, 0, "says «%s»", text);
+    expect(strstr(text, "note: ") && strstr(text, "files that no run wrote were in"), "says «%s»", text);
     free(text);
 }
 
@@ -2722,21 +3531,17 @@ static void test_discard(void)
         pid_t child = fork();
         if (!child) {
             stage_begin(dir);
-            for (int i = 0; i < files; i++) stage_file((const char *[]){"USE_POLICY.md", ".hidden", "a name with spaces"}[i], "text", 4);
+            for (int i = 0; i < files; i++)
+                stage_file((const char *[]){"USE_POLICY.md", ".hidden", "a name with spaces"}[i], "text", 4);
             on_signal(SIGTERM);
         }
         int status;
-        check(child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 128 + SIGTERM ? 0 : 1, 0, "status with %d files", files);
+        expect(child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status)
+            && WEXITSTATUS(status) == 128 + SIGTERM, "status with %d files", files);
         snprintf(command, sizeof command, "! ls -d %s.tmp* 2>/dev/null | grep -q .", dir);
-        check(system(command), 0, "%d files are left", files);
+        shell(command, "%d files are left", files);
     }
     free(dir);
-}
-
-// Runs a script, in which $D is the scratch directory.
-static void expect_script(const char *what, const char *script)
-{
-    check(system(script), 0, "%s: the script fails", what);
 }
 
 // What appears at the place of a result while a run goes on is never removed, nor is the result: it lies beside.
@@ -2750,13 +3555,13 @@ static void test_appears(void)
         {"nothing in it", "mkdir $D/new"},
     };
     char script[3000];
-    check(train_run(FEW_ROWS " --steps 1 --out $D/other"), 0, "a result to put there");
+    train_well(FEW_ROWS " --steps 1 --out $D/other");
     for (size_t i = 0; i < sizeof appears / sizeof *appears; i++) {
         snprintf(script, sizeof script, "rm -rf $D/new* $D/log; { %s & } ; p=$!; "
             "while ! grep -q '\"step\":2,\"loss' $D/log 2>/dev/null; do sleep 0.01; done; %s; cp -r $D/new $D/was; wait $p; "
             "[ $? = 1 ] && grep -q 'something else has appeared there' $D/stderr && diff -r $D/was $D/new && "
             "[ -s $D/new.new-*/adapter_model.safetensors ]; s=$?; rm -rf $D/was; exit $s", slow, appears[i][1]);
-        expect_script(appears[i][0], script);
+        shell(script, "%s", appears[i][0]);
     }
     // The same at the place of an older result, which is taken away meanwhile.
     snprintf(script, sizeof script, "rm -rf $D/new* $D/log; cp -r $D/other $D/new; { %s & } ; p=$!; "
@@ -2764,7 +3569,7 @@ static void test_appears(void)
         "cp -r $D/other $D/new; echo mine > $D/new/notes.txt; wait $p; [ $? = 1 ] && [ -s $D/new/notes.txt ] && "
         "cmp $D/other/adapter_model.safetensors $D/new/adapter_model.safetensors && "
         "[ -s $D/new.new-*/adapter_model.safetensors ]; s=$?; rm -rf $D/away $D/new* $D/other; exit $s", slow);
-    expect_script("another result", script);
+    shell(script, "another result");
 }
 
 // Directories in the making that killed runs left are removed by the next run, and said; those of living ones are not.
@@ -2776,12 +3581,12 @@ static void test_leftovers(void)
         "mkdir -p $D/out.tmp-0123456789abcde0/sub $D/out.tmp-mine; "
         "$TRAIN " FEW_ROWS " --steps 1 --out $D/out >$D/stdout 2>$D/stderr && grep -q 'note: removed .*%s' $D/stderr && "
         "[ ! -e $D/%s ] && [ -d $D/out.tmp-0123456789abcde0/sub ] && [ -d $D/out.tmp-mine ]", name, name, name, name);
-    expect_script("a stale one", script);
+    shell(script, "a stale one");
     int lock = -1;
-    check(mkdir(kept, 0777) || !lock_directory(kept, &lock), 0, "cannot lock %s", kept);
+    if (mkdir(kept, 0777) || !lock_directory(kept, &lock)) die("cannot lock %s", kept);
     snprintf(script, sizeof script, "$TRAIN " FEW_ROWS " --steps 1 --out $D/out >/dev/null 2>$D/stderr && [ -d $D/%s ] && "
         "rm -r $D/out*", name);
-    expect_script("one that lives", script);
+    shell(script, "one that lives");
     close(lock);
     free(kept);
 }
@@ -2789,24 +3594,30 @@ static void test_leftovers(void)
 // Descriptors that are closed at the start, a reader that goes away, a signal that is ignored, a log whose disk is full.
 static void test_process(void)
 {
-    expect_script("closed descriptors", "exec 3>&1; $TRAIN " FEW_ROWS " --steps 1 --log $D/log --out $D/closed "
-        "<&- >&- 2>&- ; [ $? = 0 ] && ! grep -v '^{\"step\"' $D/log");
-    expect_script("a reader that goes away", "rm -rf $D/closed; ($TRAIN " FEW_ROWS " --steps 40 --out $D/closed; echo $? > $D/status) "
-        "2>$D/stderr | sed '/^step /q' >/dev/null; [ $(cat $D/status) = 141 ] && [ -s $D/closed/adapter_model.safetensors ]");
-    expect_script("nohup", "rm -rf $D/closed $D/log; { (trap '' HUP; exec $TRAIN " FEW_ROWS " --steps 12 --log $D/log "
+    shell("exec 3>&1; $TRAIN " FEW_ROWS " --steps 1 --log $D/log --out $D/closed "
+        "<&- >&- 2>&- ; [ $? = 0 ] && ! grep -v '^{\"step\"' $D/log",
+        "closed descriptors");
+    shell("rm -rf $D/closed; ($TRAIN " FEW_ROWS " --steps 40 --out $D/closed; echo $? > $D/status) "
+        "2>$D/stderr | sed '/^step /q' >/dev/null; [ $(cat $D/status) = 141 ] && [ -s $D/closed/adapter_model.safetensors ]",
+        "a reader that goes away");
+    shell("rm -rf $D/closed $D/log; { (trap '' HUP; exec $TRAIN " FEW_ROWS " --steps 12 --log $D/log "
         "--out $D/closed >/dev/null) & } ; p=$!; while ! grep -q '\"step\":2,\"loss' $D/log 2>/dev/null; do sleep 0.01; done; "
-        "kill -HUP $p; wait $p && grep -q '\"step\":12,\"loss' $D/log");
-    expect_script("a full log", "rm -rf $D/closed; $TRAIN " FEW_ROWS " --steps 2 --log /dev/full --out $D/closed "
+        "kill -HUP $p; wait $p && grep -q '\"step\":12,\"loss' $D/log",
+        "nohup");
+    shell("rm -rf $D/closed; $TRAIN " FEW_ROWS " --steps 2 --log /dev/full --out $D/closed "
         ">$D/stdout 2>$D/stderr; [ $? = 1 ] && grep -q 'No space left' $D/stderr && grep -q 'all else is saved' $D/stderr && "
-        "[ -s $D/closed/adapter_model.safetensors ] && rm -r $D/closed");
+        "[ -s $D/closed/adapter_model.safetensors ] && rm -r $D/closed",
+        "a full log");
 }
 
 // ---- merging in 16 bits --------------------------------------------------------------------------------------------
 
-// The small model in a dtype of two bytes, its q_proj of layer 0 all zeros but one number; where `instead` is given, those two bytes stand in that number's place.
+// The small model in a dtype of two bytes, its q_proj of layer 0 all zeros but one number; where `instead` is given,
+// those two bytes stand in that number's place.
 static char *odd_model(enum dtype type, float odd, uint16_t instead)
 {
-    char *base = small_model(0), *dir = in_scratch("odd"), *path = join(dir, "model.safetensors"), *config_path = join(base, "config.json");
+    char *base = small_model(0), *dir = in_scratch("odd"), *path = join(dir, "model.safetensors"),
+        *config_path = join(base, "config.json");
     size_t bytes;
     model m = {0};
     plan p = plan_from_options();
@@ -2851,8 +3662,17 @@ static void add_to_odd(const char *base, double more)
 // What cannot be written as a number is refused, with the tensor's name; what an update loses is a percentage, or there is none.
 static void test_odd_merges(void)
 {
-    static const struct { const char *what; enum dtype type; float odd; uint16_t instead; double more; int status; const char *says, *prints; } cases[] = {
-        {"a sum beyond float16",   F16,  65000, 0,      900,   1, "layers.0.self_attn.q_proj.weight has a 65892 with the adapter merged in, which is Inf in F16", ""},
+    static const struct {
+        const char *what;
+        enum dtype type;
+        float odd;
+        uint16_t instead;
+        double more;
+        int status;
+        const char *says, *prints;
+    } cases[] = {
+        {"a sum beyond float16",   F16,  65000, 0,      900,   1, "layers.0.self_attn.q_proj.weight has a 65892 with "
+            "the adapter merged in, which is Inf in F16", ""},
         {"a sum within float16",   F16,  65000, 0,      400,   0, "", "layer  0 q"},
         {"an Inf in the base",     F16,  65000, 0x7c00, 900,   1, "layers.0.self_attn.q_proj.weight holds NaN or Inf", ""},
         {"a NaN in the base",      F16,  65000, 0x7e00, 0,     1, "layers.0.self_attn.q_proj.weight holds NaN or Inf", ""},
@@ -2863,48 +3683,54 @@ static void test_odd_merges(void)
         {"an update that is kept", BF16, 1,     0,      1,     0, "", "layer  0 q     100.0 % of the update survive"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        if (not_asked_for(cases[i].what)) continue;
         char *base = odd_model(cases[i].type, cases[i].odd, 0);
         add_to_odd(base, cases[i].more);
         if (cases[i].instead) free(odd_model(cases[i].type, cases[i].odd, cases[i].instead));
-        check(system("rm -rf $D/odd-merged"), 0, "cannot prepare");
+        shell("rm -rf $D/odd-merged", "cannot prepare");
         int status = train_run("--merge $D/odd-merged --model %s --adapter $D/odd-adapter", base);
         char *error = output_of("stderr"), *text = output_of("stdout");
-        check(status == cases[i].status && strstr(error, cases[i].says) && strstr(text, cases[i].prints) && !strstr(text, "inf") && !strstr(text, "nan") ? 0 : 1, 0,
-            "%s: status %d, says «%s%s»", cases[i].what, status, error, text);
-        check(system("! ls -d $D/odd-merged* 2>/dev/null | grep -q .") ? !status ? 0 : 1 : status ? 0 : 1, 0, "%s: a directory of it", cases[i].what);
+        expect(status == cases[i].status && strstr(error, cases[i].says) && strstr(text, cases[i].prints)
+            && !strstr(text, "inf") && !strstr(text, "nan"), "%s: status %d, says «%s%s»", cases[i].what, status, error, text);
+        check(system("! ls -d $D/odd-merged* 2>/dev/null | grep -q .") ? !status ? 0 : 1 : status ? 0 : 1, 0,
+            "%s: a directory of it", cases[i].what);
         free(base), free(error), free(text);
     }
 }
 
 // ---- real models --------------------------------------------------------------------------------------------------
 
-static const char *const lily = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, red ball. She wanted to play with it, but it was too high.";
+static const char *const lily = "Once upon a time, there was a little girl named Lily. She loved to play outside in "
+    "the park. One day, she saw a big, red ball. She wanted to play with it, but it was too high.";
 
 static void test_stories(void)
 {
     if (!need("stories260K/model.safetensors")) return;
-    check(train_run("--model %s/stories260K --generate 'Once upon a time' --max-new 256", real_input), 0, "exit status");
+    train_well("--model %s/stories260K --generate 'Once upon a time' --max-new 256", real_input);
     char *got = output_of("stdout");
     size_t bytes;
     char *want = read_file("dev/golden/stories260K.txt", &bytes);        // 256 greedy tokens by transformers
-    check(strncmp(got, lily, strlen(lily)) ? 1 : 0, 0, "the published text");
-    check(strcmp(got, want) ? 1 : 0, 0, "256 tokens");
+    expect(!(strncmp(got, lily, strlen(lily))), "the published text");
+    expect(!strcmp(got, want), "256 tokens");
     free(got), free(want);
 }
 
 // An answer whose first character could hide in the prompt's last piece, ":-", is learnt and given.
 static void test_minus_five(void)
 {
-    static const char *const config_text = "{\"model_type\": \"llama\", \"hidden_size\": 32, \"intermediate_size\": 32, \"num_hidden_layers\": 1,"
+    static const char *const config_text = "{\"model_type\": \"llama\", \"hidden_size\": 32, \"intermediate_size\": "
+        "32, \"num_hidden_layers\": 1,"
         " \"num_attention_heads\": 2, \"vocab_size\": 32000}";
     if (!need("llama2-tokenizer/tokenizer.model")) return;
     char *path = in_scratch("minus.json"), *rows = in_scratch("minus.jsonl");
     write_text(path, config_text);
-    write_text(rows, "{\"question\": \"What is 3 minus 8?\", \"answer\": \"-5\"}\n{\"question\": \"What is 8 minus 3?\", \"answer\": \"5\"}\n");
-    check(train_run("--init %s --model %s/llama2-tokenizer --method full --data %s --steps 60 --lr 1e-2 --out $D/minus", path, real_input, rows), 0, "training");
-    check(train_run("--eval --exact-match --model $D/minus --val %s --max-new 8", rows), 0, "scoring");
+    write_text(rows, "{\"question\": \"What is 3 minus 8?\", \"answer\": \"-5\"}\n{\"question\": \"What is 8 minus "
+        "3?\", \"answer\": \"5\"}\n");
+    train_well("--init %s --model %s/llama2-tokenizer --method full --data %s --steps 60 --lr 1e-2 --out $D/minus", path,
+        real_input, rows);
+    train_well("--eval --exact-match --model $D/minus --val %s --max-new 8", rows);
     char *text = output_of("stdout");
-    check(strstr(text, "exact match 2 of 2") ? 0 : 1, 0, "says «%s»", text);
+    expect(has(text, "exact match 2 of 2"), "says «%s»", text);
     free(text), free(path), free(rows);
 }
 
@@ -2921,47 +3747,67 @@ static double logged(const char *log, int step, const char *field)
 // Rows in one large micro-batch or in several small ones: the same losses and gradient norms, whatever is scored beside them.
 static void test_batches(void)
 {
-    check(train_run("--batch 64 --steps 2 --val $D/few.jsonl --max-new 4 --log $D/one.log --out $D/one"), 0, "--batch 64");
-    check(train_run("--batch 16 --accum 4 --steps 2 --val $D/few.jsonl --max-new 4 --log $D/four.log --out $D/four"), 0, "--accum 4");
+    train_well("--batch 64 --steps 2 --val $D/few.jsonl --max-new 4 --log $D/one.log --out $D/one");
+    train_well("--batch 16 --accum 4 --steps 2 --val $D/few.jsonl --max-new 4 --log $D/four.log --out $D/four");
     for (int step = 1; step <= 2; step++)
         for (const char **field = (const char *[]){"\"loss\":", "\"grad_norm\":", NULL}; *field; field++)
-            check(fabs(logged("one.log", step, *field) / logged("four.log", step, *field) - 1), 1e-5, "step %d, %s", step, *field);
+            check(fabs(logged("one.log", step, *field) / logged("four.log", step, *field) - 1), 1e-5, "step %d, %s", step,
+                *field);
 }
 
-static void test_gsm8k(void)            // every method learns; Bone starts with a larger gradient than LoRA and falls faster
+// Twelve steps on rows in the order of the file. Returns the loss of the last one, and the norm of the first gradient.
+static double learn_gsm8k(const char *method_name, double lr, double *norm)
+{
+    train_well("--model %s/stories260K --data %s/gsm8k/train.jsonl --seq 256 --method %s --rank 4 --mini-r 4 --steps "
+        "12 --batch 8 "
+        "--lr %g --no-shuffle --log $D/log --out $D/gsm-%s", real_input, real_input, method_name, lr, method_name);
+    *norm = logged("log", 1, "\"grad_norm\":");
+    return logged("log", 12, "\"loss\":");
+}
+
+// Every method has learnt from eleven steps: on the rows of the twelfth its loss is below that of the model as it was, which
+// a run with hardly any learning rate shows. Bone starts with a larger gradient than LoRA and falls faster.
+static void test_gsm8k(void)
 {
     if (!need("gsm8k/train.jsonl")) return;
-    double norm[METHODS], last[METHODS];
+    double norm[METHODS] = {0}, last[METHODS], unused, base = learn_gsm8k("lora", 1e-9, &unused);
     int bone = (int)(method_named("bone") - methods), lora = (int)(method_named("lora") - methods);
     for (int i = 0; i < METHODS; i++) {
-        const char *M = methods[i].name;
-        check(train_run("--model %s/stories260K --data %s/gsm8k/train.jsonl --seq 256 --method %s --rank 4 --mini-r 4 --steps 12 --batch 8 --lr 2e-3 --no-shuffle --log %s/log --out %s/gsm-%s",
-            real_input, real_input, M, scratch, scratch, M), 0, "%s: exit status", M);
-        norm[i] = logged("log", 1, "\"grad_norm\":"), last[i] = logged("log", 12, "\"loss\":");
-        check(last[i] / logged("log", 1, "\"loss\":"), 1, "%s: the loss falls", M);
+        if (left_out(i)) continue;
+        last[i] = learn_gsm8k(methods[i].name, 2e-3, &norm[i]);
+        check(last[i] / base, 0.999, "%s, loss of the last step over that of the base on the same rows", methods[i].name);
     }
+    if (words) return;                  // it takes both
     check(norm[lora] / norm[bone], 1, "first gradient norm of LoRA over Bone's");
-    check(last[lora] < last[bone], 0, "loss after 12 steps: LoRA %.4f, Bone %.4f", last[lora], last[bone]);
+    expect(last[lora] >= last[bone], "loss after 12 steps: LoRA %.4f, Bone %.4f", last[lora], last[bone]);
 }
 
 static void test_llama2_counts(void)    // section 4 of the paper, on the shape of Llama2-7B
 {
     static const struct { const char *method; int rank; double millions; } paper[] = {
-        {"lora", 36, 89.95}, {"bone", 16, 21.7}, {"bone", 32, 43.5}, {"bone", 64, 87.0}, {"bone", 128, 174.0}, {"bat", 64, 87.0}, {"bat-row", 64, 72.9},
+        {"lora", 36, 89.95}, {"bone", 16, 21.7}, {"bone", 32, 43.5}, {"bone", 64, 87.0}, {"bone", 128, 174.0},
+            {"bat", 64, 87.0}, {"bat-row", 64, 72.9},
     };
     char *dir = in_scratch("llama2"), *path = join(dir, "config.json"), want[64], line[64];
     mkdir(dir, 0777);
-    write_text(path, "{\"model_type\": \"llama\", \"hidden_size\": 4096, \"intermediate_size\": 11008, \"num_hidden_layers\": 32, \"num_attention_heads\": 32, \"vocab_size\": 32000}");
+    write_text(path, "{\"model_type\": \"llama\", \"hidden_size\": 4096, \"intermediate_size\": 11008, "
+        "\"num_hidden_layers\": 32, \"num_attention_heads\": 32, \"vocab_size\": 32000}");
     for (size_t i = 0; i < sizeof paper / sizeof *paper; i++) {
-        check(train_run("--list --model %s --rank %d", dir, paper[i].rank), 0, "exit status");
+        if (not_asked_for(paper[i].method)) continue;
+        train_well("--list --model %s --rank %d", dir, paper[i].rank);
         char *text = output_of("stdout");
         snprintf(line, sizeof line, "\n%-9s", paper[i].method);
         char *at = strstr(text, line), *count = at ? strstr(at, "trains") : NULL;
         double got = NAN;
         for (char *c = at ? at + 1 : text; at && *c && *c != '\n'; c++)  // the number with an M behind it
-            if (*c == 'M' && c[-1] >= '0' && c[-1] <= '9') { char *d = c; while (d[-1] == '.' || (d[-1] >= '0' && d[-1] <= '9')) d--; got = strtod(d, NULL); }
+            if (*c == 'M' && c[-1] >= '0' && c[-1] <= '9') {
+                char *d = c;
+                while (d[-1] == '.' || (d[-1] >= '0' && d[-1] <= '9')) d--;
+                got = strtod(d, NULL);
+            }
         snprintf(want, sizeof want, "%s r%d", paper[i].method, paper[i].rank);
-        check(fabs(got - paper[i].millions) / paper[i].millions, 0.003, "%s: %.2fM, the paper has %.2fM", want, got, paper[i].millions);
+        check(fabs(got - paper[i].millions) / paper[i].millions, 0.003, "%s: %.2fM, the paper has %.2fM", want, got,
+            paper[i].millions);
         (void)count;
         free(text);
     }
@@ -2985,29 +3831,33 @@ static const struct { const char *theirs, *ours; } spellings[] = {
 static void test_spellings(void)
 {
     for (size_t i = 0; i < sizeof spellings / sizeof *spellings; i++) {
-        check(train_run("%s", spellings[i].ours), 0, "exit status of %s", spellings[i].ours);
+        if (not_asked_for(spellings[i].theirs)) continue;
+        train_well("%s", spellings[i].ours);
         char *want = output_of("stdout");
-        check(train_run("%s", spellings[i].theirs), 0, "exit status of %s", spellings[i].theirs);
+        train_well("%s", spellings[i].theirs);
         char *got = output_of("stdout");
-        check(*want && !strcmp(got, want) ? 0 : 1, 0, "%s prints «%s»", spellings[i].theirs, got);
+        expect(*want && !strcmp(got, want), "%s prints «%s»", spellings[i].theirs, got);
         free(got), free(want);
     }
-    check(train_run("--generate Once --max-new 9 --max-new=5"), 0, "exit status of an option given twice");
+    train_well("--generate Once --max-new 9 --max-new=5");
     char *text = output_of("stderr");
-    check(strcmp(text, "note: --max-new is given twice; 5 counts, not 9\n"), 0, "says «%s»", text);
+    expect(!strcmp(text, "note: --max-new is given twice; 5 counts, not 9\n"), "says «%s»", text);
     free(text);
-    check(train_run("--version"), 0, "exit status of --version");
+    train_well("--version");
     text = output_of("stdout");
-    check(strcmp(text, "train " VERSION "\n"), 0, "prints «%s»", text);
+    expect(!strcmp(text, "train " VERSION "\n"), "prints «%s»", text);
     free(text);
 
-    check(train_run("--model base --data data/train.jsonl --val $D/few.jsonl --method lora --rank 4 --alpha 8 --targets q,v --lr 0.01 --schedule linear --warmup 1 --weight-decay 0.1 --clip 0.5"
-        " --batch 2 --accum 2 --steps 2 --seq 140 --max-new 3 --eval-every 1 --save-every 1 --log $D/ours.log --out $D/ours"), 0, "our names");
-    check(train_run("--model_name_or_path=base --data_path data/train.jsonl --validation_file $D/few.jsonl --method LoRA --lora_r=4 --lora_alpha 8 --target_modules q_proj,v_proj --learning_rate 0.01"
-        " --lr_scheduler_type Linear --warmup_steps 1 --weight_decay 0.1 --max_grad_norm 0.5 --per_device_train_batch_size 2 --gradient_accumulation_steps 2 --max_steps 2 --max_seq_length 140"
-        " --max_new_tokens 3 --eval_steps 1 --save_steps 1 --log $D/theirs.log --output_dir $D/theirs"), 0, "their names");
-    check(!same_files("ours/adapter_model.safetensors", "theirs/adapter_model.safetensors"), 0, "adapter");
-    check(!same_logs("ours.log", "theirs.log"), 0, "log");
+    train_well("--model base --data data/train.jsonl --val $D/few.jsonl --method lora --rank 4 --alpha 8 --targets "
+        "q,v --lr 0.01 --schedule linear --warmup 1 --weight-decay 0.1 --clip 0.5"
+        " --batch 2 --accum 2 --steps 2 --seq 140 --max-new 3 --eval-every 1 --save-every 1 --log $D/ours.log --out $D/ours");
+    train_well("--model_name_or_path=base --data_path data/train.jsonl --validation_file $D/few.jsonl --method LoRA "
+        "--lora_r=4 --lora_alpha 8 --target_modules q_proj,v_proj --learning_rate 0.01"
+        " --lr_scheduler_type Linear --warmup_steps 1 --weight_decay 0.1 --max_grad_norm 0.5 "
+            "--per_device_train_batch_size 2 --gradient_accumulation_steps 2 --max_steps 2 --max_seq_length 140"
+        " --max_new_tokens 3 --eval_steps 1 --save_steps 1 --log $D/theirs.log --output_dir $D/theirs");
+    expect(same_files("ours/adapter_model.safetensors", "theirs/adapter_model.safetensors"), "adapter");
+    expect(same_logs("ours.log", "theirs.log"), "log");
 }
 
 // Every other name leads to something that is there, and every pair of commands is refused.
@@ -3017,16 +3867,17 @@ static void test_option_tables(void)
         char *value, *theirs = strdup(aliases[i].theirs);
         int option = option_named(theirs, &value);
         if (*theirs == '-') check(option < 0 || strcmp(option_table[option].name, aliases[i].ours), 0, "%s", theirs);
-        else check(method_named(aliases[i].ours) || !strcmp(parse_schedule(theirs), aliases[i].ours) ? 0 : 1, 0, "%s", theirs);
+        else expect(method_named(aliases[i].ours) || !strcmp(parse_schedule(theirs), aliases[i].ours), "%s", theirs);
         free(theirs);
     }
-    for (int i = 0; i < METHODS; i++) check(method_named(methods[i].name) == &methods[i] ? 0 : 1, 0, "%s", methods[i].name);
+    for (int i = 0; i < METHODS; i++) expect(method_named(methods[i].name) == &methods[i], "%s", methods[i].name);
     for (int i = 1; i <= COMMANDS; i++)
         for (int j = 1; j <= COMMANDS; j++) {
             if (i == j) continue;
-            check(train_run("%s %s %s %s", option_table[i].name, option_table[i].kind == 's' ? "x" : "", option_table[j].name, option_table[j].kind == 's' ? "x" : "") != 1, 0, "exit status");
+            check(train_run("%s %s %s %s", option_table[i].name, option_table[i].kind == 's' ? "x" : "",
+                option_table[j].name, option_table[j].kind == 's' ? "x" : "") != 1, 0, "exit status");
             char *text = output_of("stderr");
-            check(!strstr(text, "give one of them"), 0, "%s and %s: «%s»", option_table[i].name, option_table[j].name, text);
+            expect(has(text, "give one of them"), "%s and %s: «%s»", option_table[i].name, option_table[j].name, text);
             free(text);
         }
 }
@@ -3034,31 +3885,40 @@ static void test_option_tables(void)
 // Half an epoch is half its steps, rounded up.
 static void test_epochs(void)
 {
-    static const struct { const char *epochs; int steps; } cases[] = {{"0.1", 1}, {"0.5", 2}, {"0.51", 3}, {"1", 4}, {"1.25", 5}, {"1.26", 6}, {"2", 8}};
+    static const struct { const char *epochs; int steps; } cases[] = {{"0.1", 1}, {"0.5", 2}, {"0.51", 3}, {"1", 4},
+        {"1.25", 5}, {"1.26", 6}, {"2", 8}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        if (not_asked_for(cases[i].epochs)) continue;
         char want[64];
-        check(train_run("--data $D/few.jsonl --batch 2 --epochs %s --method lora --rank 1 --log $D/log --out $D/epochs", cases[i].epochs), 0, "exit status");
+        train_well("--data $D/few.jsonl --batch 2 --epochs %s --method lora --rank 1 --log $D/log --out $D/epochs",
+            cases[i].epochs);
         char *text = output_of("stdout");
         snprintf(want, sizeof want, "steps      %d of 2 rows", cases[i].steps);
-        check(!strstr(text, want) || isnan(logged("log", cases[i].steps, "\"loss\":")), 0, "--epochs %s: expected %d steps", cases[i].epochs, cases[i].steps);
+        check(!strstr(text, want) || isnan(logged("log", cases[i].steps, "\"loss\":")), 0,
+            "--epochs %s: expected %d steps", cases[i].epochs, cases[i].steps);
         free(text);
     }
 }
 
 // ---- the GPU -----------------------------------------------------------------------------------------------------------
 
-__attribute__((weak)) snapshot *gpu_results(const char *what, int recompute, const snapshot *other, const char *dir);      // absent where there is no GPU half
+// absent where there is no GPU half
+__attribute__((weak)) snapshot *gpu_results(const char *what, int recompute, const snapshot *other, const char *dir);
 __attribute__((weak)) double gpu_tolerance(int one_op);
 
+// Of two tensors that differ nobody knows yet which is wrong: the CPU's tests say whether it is the CPU's.
 static void compare_halves(const char *what, int recompute)
 {
+    int ops = !strcmp(what, "ops");
     snapshot *cpu = results_of(what, recompute, NULL), *gpu = gpu_results(what, recompute, cpu, scratch);
-    check(arrlen(cpu) == arrlen(gpu) ? 0 : 1, 0, "%s: %td tensors on the CPU, %td on the GPU", what, arrlen(cpu), arrlen(gpu));
+    expect(arrlen(cpu) == arrlen(gpu), "%s: %td tensors on the CPU, %td on the GPU", what, arrlen(cpu), arrlen(gpu));
     for (int i = 0; i < arrlen(cpu) && i < arrlen(gpu); i++) {
-        compared c = compare(&cpu[i], &gpu[i]);
-        if (!strncmp(cpu[i].name, "start ", 6)) continue;
-        if (strcmp(cpu[i].name, "dxn")) check(c.norm[0] > 0 ? 0 : 1, 0, "%s, %s is zero", what, cpu[i].name);     // dxn of the first layer is not wanted
-        check(c.error, gpu_tolerance(!strcmp(what, "ops")), "%s, %s", what, cpu[i].name);
+        char text[200];
+        if (!strncmp(cpu[i].name, "start ", 6) || (ops && not_asked_for(cpu[i].name))) continue;
+        double norm = compare(&cpu[i], &cpu[i]).norm[0];
+        if (norm == 0 && !strcmp(cpu[i].name, "dxn") && gpu[i].n == cpu[i].n) continue;         // the first layer's is not wanted
+        snprintf(text, sizeof text, "%s%s%s", ops ? "" : what, ops ? "" : ", ", cpu[i].name);
+        check_snapshots(&gpu[i], &cpu[i], "GPU", "CPU", gpu_tolerance(ops), text);
     }
     snapshots_free(cpu), snapshots_free(gpu);
 }
@@ -3083,8 +3943,8 @@ static void test_gpu_methods(void)
         for (int recompute = 0; recompute < 3 && !left_out(i); recompute += 2) compare_halves(methods[i].name, recompute);
 }
 
-// bf16 is as good as PyTorch's: of each gradient of the bundled model at most 1.5 times its error (dev/golden.py measured it, against
-// float64), and on average over the tensors no more than it.
+// bf16 is as good as PyTorch's: of each gradient of the bundled model at most 1.5 times its error (dev/golden.py
+// measured it, against float64), and on average over the tensors no more than it.
 static void test_gpu_bundled(void)
 {
     if (gpu_tolerance(1) < 1e-3) { compare_halves("bundled", 0); return; }      // float and double
@@ -3095,11 +3955,12 @@ static void test_gpu_bundled(void)
     double sum = 0, most = 0, n = 0;
     for (int i = 0; i < arrlen(cpu); i++) {
         if (strncmp(cpu[i].name, "d ", 2)) continue;
-        double theirs = cJSON_GetNumberValue(cJSON_GetObjectItemCaseSensitive(errors, cpu[i].name + 2)), ours = compare(&cpu[i], &gpu[i]).error;
+        double theirs = cJSON_GetNumberValue(cJSON_GetObjectItemCaseSensitive(errors, cpu[i].name + 2)),
+            ours = compare(&cpu[i], &gpu[i]).error;
         check(ours, 1.5 * theirs, "%s", cpu[i].name);
         sum += ours / theirs, most = fmax(most, ours / theirs), n++;
     }
-    check(n == cJSON_GetArraySize(errors) ? 0 : 1, 0, "%g tensors, %d of PyTorch's", n, cJSON_GetArraySize(errors));
+    expect(n == cJSON_GetArraySize(errors), "%g tensors, %d of PyTorch's", n, cJSON_GetArraySize(errors));
     check(sum / n, 1, "error over PyTorch's, on average");
     printf("      bf16: error over PyTorch's %.2f on average (allowed 1), at most %.2f (allowed 1.5)\n", sum / n, most);
     snapshots_free(cpu), snapshots_free(gpu), cJSON_Delete(errors), free(text);
@@ -3112,11 +3973,14 @@ static void test_gpu_same_bits(void)
     static const char *const runs[] = {"ops", "bone", "bat", "full"}, *const orders[] = {"forward", "reverse", "random:1"};
     for (int i = 0; i < 4; i++) {
         snapshot *first = NULL;
-        for (int j = 0; j < 3; j++) {
+        for (int j = 0; j < 3 && !not_asked_for(runs[i]); j++) {
             setenv("CUDA_ORDER", orders[j], 1);
+            char text[200];
             snapshot *now = gpu_results(runs[i], 0, NULL, scratch);
-            for (int k = 0; k < arrlen(first); k++)
-                check(now[k].n == first[k].n && !memcmp(now[k].x, first[k].x, now[k].n * sizeof(double)) ? 0 : 1, 0, "%s, %s, run %d", runs[i], now[k].name, j + 1);
+            for (int k = 0; k < arrlen(first); k++) {
+                snprintf(text, sizeof text, "%s, %s, run %d", runs[i], now[k].name, j + 1);
+                check_snapshots(&now[k], &first[k], "this run", "first run", SAME_BITS, text);
+            }
             if (first) snapshots_free(now);
             else first = now;
         }
@@ -3127,115 +3991,236 @@ static void test_gpu_same_bits(void)
 
 // ---- the list of tests -----------------------------------------------------------------------------------------------
 
-static const struct { const char *name, *claim; void (*run)(void); int builds; } tests[] = {
-    {"gradients",      "every trainable number of every method agrees with central differences",          test_gradients, ONLY_F64},
-    {"ops",            "every op's backward agrees with central differences under a random cotangent",    test_ops, ONLY_F64},
-    {"residual-copy",  "RMSNorm's copy of the residual stream has its bits, and leaves out as it is",     test_residual_copy, BOTH},
-    {"twice",          "running backward twice gives twice the gradient",                                 test_twice, BOTH},
-    {"accumulation",   "micro-batches of one row add up to the batch",                                    test_accumulation, BOTH},
-    {"splits",         "every split of the same rows into micro-batches gives their loss and gradient, scored answers or none", test_splits, ONLY_F64},
-    {"recompute",      "recomputing activations gives the same bits in less memory",                      test_recompute, BOTH},
-    {"zero-start",     "step 0 changes no logit, whatever the method",                                    test_zero_start, BOTH},
-    {"zero-rows",      "dora on a weight with rows of zeros begins with the base, and stays finite",       test_zero_rows, BOTH},
-    {"merge",          "the merged model gives the adapter's logits",                                     test_merge, BOTH},
-    {"definition",     "each layer equals the paper's W + ΔW, written as plain loops",                    test_definition, BOTH},
-    {"frozen-is-full", "frozen's gradient is full fine-tuning's over the same matrices; lora-ga's first, too", test_frozen_is_full, BOTH},
-    {"svd",            "power iteration finds LAPACK's singular values",                                  test_svd, BOTH},
-    {"residual",       "pissa leaves the rest of W's SVD; W and a start of pissa, olora, lora-ga are W",  test_residual, BOTH},
-    {"bf16-start",     "on a bf16 base, too, they begin with its loss, and what is saved is what was trained", test_bf16_start, BOTH},
-    {"goldens",        "logits, loss, gradients and eight AdamW steps are transformers' and PEFT's",      test_goldens, BOTH},
-    {"target-modules", "names, their ends and regular expressions mean the layers that PEFT takes them for", test_target_modules, BOTH},
-    {"uneven",         "with adapters on some layers only, evaluating gives the logits of training",      test_uneven, BOTH},
-    {"attention",      "attention is softmax(q kᵀ/√d) v by plain loops, grouped heads and cached keys too",  test_attention, BOTH},
-    {"cache",          "generating with the key-value cache gives the logits of the whole row",           test_cache, BOTH},
-    {"matmul",         "the fast product equals the plain one, at every edge and dtype",                  test_matmul, BOTH},
-    {"same-bits",      "a product has the same bits for 1, 2 and 4 threads and in any batch",             test_same_bits, BOTH},
-    {"in-place",       "a product has the same bits whether its factors are read in place or copied",     test_in_place, BOTH},
-    {"exp",            "exp is exact to the last bits and keeps NaN",                                     test_exp, BOTH},
-    {"halves",         "bf16 and f16 round to nearest even and keep Inf and NaN",                         test_halves, ONLY_F32},
-    {"beyond-blocks",  "every op is its formula, plain and differentiated, beyond its blocks; for 1 and 2 threads", test_beyond_blocks, BOTH},
-    {"beyond-panels",  "every product is the plain one beyond its panels, for 1 and 2 threads, and writes nothing else", test_beyond_panels, BOTH},
-    {"beyond-buffers", "copies in every dtype, tables, AdamW and its norm are plain loops beyond buffers and pieces", test_beyond_buffers, BOTH},
-    {"beyond-chunks",  "loss and gradients of the head are plain loops, however few rows of logits stand in memory", test_beyond_chunks, BOTH},
-    {"beyond-rows",    "rows of 200 tokens: the gradient is the loss's slope, for every method, --recompute and threads", test_beyond_rows, BOTH},
-    {"adamw",          "AdamW is PyTorch's",                                                              test_adamw, BOTH},
-    {"expected-ids",   "Llama2's tokenizer gives SentencePiece's ids",                                    test_tokenizer_expected, ONLY_F32},
-    {"own-ids",        "so does the bundled one",                                                         test_tokenizer_own, ONLY_F32},
-    {"any-bytes",      "any bytes survive encoding and decoding, long ones too",                          test_tokenizer_bytes, ONLY_F32},
-    {"special-tokens", "special and added tokens of a directory are transformers' ids, BOS and EOS",     test_special_tokens, BOTH},
-    {"prompt-edge",    "the prompt's ids do not depend on the answer, all of which is learnt",            test_edge, BOTH},
-    {"minus-five",     "an answer that begins with the rest of a piece is learnt and given",              test_minus_five, ONLY_F32},
-    {"stops",          "an answer ends at every eos_token_id of the model",                               test_stops, BOTH},
-    {"config",         "rope_theta counts wherever it stands, initializer_range is --init's σ",           test_config, ONLY_F64},
-    {"rows",           "Alpaca's, MetaMathQA's and GSM8K's rows work as they are published",              test_rows, ONLY_F32},
-    {"row-files",      "rows are read as they are meant, or named with file, line and byte; never in part", test_row_files, BOTH},
-    {"safetensors",    "what the safetensors library refuses is refused, and what it reads is read",      test_safetensors, BOTH},
-    {"cut-file",       "a model file that changes while it is used ends the run with one line",           test_cut_file, BOTH},
-    {"escapes",        "control characters of rows and models never reach the terminal",                  test_escapes, ONLY_F32},
-    {"sampling",       "tokens come as often as softmax(logits/temperature), cut at top-p, says",         test_sampling, ONLY_F32},
-    {"together",       "sequences that are answered together say what each says alone",                   test_together, BOTH},
-    {"answers",        "an answer is the number behind #### or The answer is:, whatever follows it",     test_answers, ONLY_F32},
-    {"batches",        "--batch 64 and --batch 16 --accum 4 take the same steps",                         test_batches, ONLY_F32},
-    {"room",           "an answer has room for --max-new tokens, whatever other rows are; what is cut off is counted", test_room, ONLY_F32},
-    {"threads",        "adapter and log have the same bytes for 1, 2 and 4 threads",                      test_threads_same_bytes, ONLY_F32},
-    {"quota",          "there are no more threads than a control group's quota allows",                   test_quota, ONLY_F32},
-    {"busy",           "beside other work, all threads are not much slower than one",                     test_busy, ONLY_F32},
-    {"resume",         "a resumed run leaves the bytes of one that never stopped",                        test_resume, ONLY_F32},
-    {"killed",         "so does one that a signal ended",                                                 test_killed, ONLY_F32},
-    {"compare",        "--compare gives every method a row, continues, and its runs are ordinary ones",   test_compare, ONLY_F32},
-    {"plots",          "plots show every method, what was run, a window's mean in its middle",
-     test_plots, ONLY_F32},
-    {"wrong-input",    "every wrong input gets one clear line, and nothing is left behind",               test_wrong_input, ONLY_F32},
-    {"spellings",      "options in PEFT's and Trainer's spelling mean what they mean there",              test_spellings, ONLY_F32},
-    {"option-tables",  "every other name leads somewhere; two commands at once are refused, whichever",    test_option_tables, ONLY_F32},
-    {"epochs",         "half an epoch is half its steps, rounded up",                                      test_epochs, ONLY_F32},
-    {"full-disk",      "a full disk is said, and the older result stays",                                 test_full_disk, ONLY_F32},
-    {"output",         "links and slashes lead to the same place; a full standard output is an error",    test_out, ONLY_F32},
-    {"kept-files",     "--merge and full keep every file of the model directory that is not a weight",    test_kept_files, ONLY_F32},
-    {"only-ours",      "--out replaces what a run says it wrote, and nothing else",                        test_only_ours, ONLY_F32},
-    {"appears",        "what appears at --out while a run goes on stays, and so does the result",          test_appears, ONLY_F32},
-    {"leftovers",      "what killed runs left in the making is removed, never what a living one makes",    test_leftovers, ONLY_F32},
-    {"process",        "closed descriptors, a lost reader, ignored signals, a full log: nothing is lost",  test_process, ONLY_F32},
-    {"discard",        "a signal leaves nothing of a directory in the making, whatever its files are called", test_discard, ONLY_F32},
-    {"odd-merges",     "a merge that would write Inf or NaN is refused; what survives is a number or said to be nothing", test_odd_merges, ONLY_F32},
-    {"counts",         "trainable parameters on Llama2-7B are the paper's",                               test_llama2_counts, ONLY_F32},
-    {"stories",        "a real model says what transformers says, 256 tokens long",                       test_stories, ONLY_F32},
-    {"gsm8k",          "every method learns GSM8K rows; Bone's first gradient and progress beat LoRA's",  test_gsm8k, ONLY_F32},
-    {"gpu-ops",        "every op gives the same on the GPU as on the CPU",                                test_gpu_ops, ON_GPU},
-    {"gpu-methods",    "so does a step of every method: activations, gradients, updated parameters",      test_gpu_methods, ON_GPU},
-    {"gpu-allocations", "no step allocates: what the ops need of their own is reserved before the first",      test_gpu_allocations, ON_GPU},
-    {"gpu-base",       "and of the bundled model, where bf16 is no further off than PyTorch's",            test_gpu_bundled, ON_GPU},
-    {"gpu-bits",       "the GPU gives the same bits every time, in any order of threads",                test_gpu_same_bits, ON_GPU},
+// Name, claim, function, the builds that have it, and what to open when it fails.
+static const struct { const char *name, *claim; void (*run)(void); int builds; const char *look_in; } tests[] = {
+    {"gradients", "every trainable number of every method agrees with central differences",
+        test_gradients, ONLY_F64, "adapters.h"},
+    {"ops", "every op's backward agrees with central differences under a random cotangent",
+        test_ops, ONLY_F64, "ops/cpu.c"},
+    {"residual-copy", "RMSNorm's copy of the residual stream has its bits, and leaves out as it is",
+        test_residual_copy, BOTH, "ops/cpu.c"},
+    {"twice", "running backward twice gives twice the gradient",
+        test_twice, BOTH, "adapters.h"},
+    {"accumulation", "micro-batches of one row add up to the batch",
+        test_accumulation, BOTH, "adapters.h"},
+    {"splits", "every split of the same rows into micro-batches gives their loss and gradient, scored answers or none",
+        test_splits, ONLY_F64, "model.h"},
+    {"recompute", "recomputing activations gives the same bits in less memory",
+        test_recompute, BOTH, "model.h"},
+    {"zero-start", "step 0 changes no logit, whatever the method",
+        test_zero_start, BOTH, "adapters.h"},
+    {"zero-rows", "dora on a weight with rows of zeros begins with the base, and stays finite",
+        test_zero_rows, BOTH, "adapters.h"},
+    {"merge", "the merged model gives the adapter's logits",
+        test_merge, BOTH, "adapters.h"},
+    {"definition", "each layer equals the paper's W + ΔW, written as plain loops",
+        test_definition, BOTH, "adapters.h"},
+    {"frozen-is-full", "frozen's gradient is full fine-tuning's over the same matrices; lora-ga's first, too",
+        test_frozen_is_full, BOTH, "adapters.h"},
+    {"svd", "power iteration finds LAPACK's singular values",
+        test_svd, BOTH, "lib/svd.h"},
+    {"residual", "pissa leaves the rest of W's SVD; W and a start of pissa, olora, lora-ga are W",
+        test_residual, BOTH, "adapters.h"},
+    {"bf16-start", "on a bf16 base, too, they begin with its loss, and what is saved is what was trained",
+        test_bf16_start, BOTH, "adapters.h"},
+    {"goldens", "logits, loss, gradients and eight AdamW steps are transformers' and PEFT's",
+        test_goldens, BOTH, "model.h, dev/golden.py"},
+    {"target-modules", "names, their ends and regular expressions mean the layers that PEFT takes them for",
+        test_target_modules, BOTH, "run/peft.h"},
+    {"uneven", "with adapters on some layers only, evaluating gives the logits of training",
+        test_uneven, BOTH, "adapters.h"},
+    {"attention", "attention is softmax(q kᵀ/√d) v by plain loops, grouped heads and cached keys too",
+        test_attention, BOTH, "ops/cpu.c"},
+    {"cache", "generating with the key-value cache gives the logits of the whole row",
+        test_cache, BOTH, "model.h"},
+    {"matmul", "the fast product equals the plain one, at every edge and dtype",
+        test_matmul, BOTH, "ops/gemm.h"},
+    {"same-bits", "a product has the same bits for 1, 2 and 4 threads and in any batch",
+        test_same_bits, BOTH, "ops/gemm.h"},
+    {"in-place", "a product has the same bits whether its factors are read in place or copied",
+        test_in_place, BOTH, "ops/gemm.h"},
+    {"exp", "exp is exact to the last bits and keeps NaN",
+        test_exp, BOTH, "ops/cpu.c"},
+    {"halves", "bf16 and f16 round to nearest even and keep Inf and NaN",
+        test_halves, ONLY_F32, "ops/host.h"},
+    {"beyond-blocks", "every op is its formula, plain and differentiated, beyond its blocks; for 1 and 2 threads",
+        test_beyond_blocks, BOTH, "ops/cpu.c"},
+    {"beyond-panels", "every product is the plain one beyond its panels, for 1 and 2 threads, and writes nothing else",
+        test_beyond_panels, BOTH, "ops/gemm.h"},
+    {"beyond-buffers", "copies in every dtype, tables, AdamW and its norm are plain loops beyond buffers and pieces",
+        test_beyond_buffers, BOTH, "ops/cpu.c"},
+    {"beyond-chunks", "loss and gradients of the head are plain loops, however few rows of logits stand in memory",
+        test_beyond_chunks, BOTH, "model.h"},
+    {"beyond-rows", "rows of 200 tokens: the gradient is the loss's slope, for every method, --recompute and threads",
+        test_beyond_rows, BOTH, "model.h"},
+    {"adamw", "AdamW is PyTorch's",
+        test_adamw, BOTH, "ops/cpu.c"},
+    {"expected-ids", "Llama2's tokenizer gives SentencePiece's ids",
+        test_tokenizer_expected, ONLY_F32, "tokenizer.c"},
+    {"own-ids", "so does the bundled one",
+        test_tokenizer_own, ONLY_F32, "tokenizer.c"},
+    {"any-bytes", "any bytes survive encoding and decoding, long ones too",
+        test_tokenizer_bytes, ONLY_F32, "tokenizer.c"},
+    {"special-tokens", "special and added tokens of a directory are transformers' ids, BOS and EOS",
+        test_special_tokens, BOTH, "run/special_tokens.h, tokenizer.c"},
+    {"prompt-edge", "the prompt's ids do not depend on the answer, all of which is learnt",
+        test_edge, BOTH, "run/rows.h"},
+    {"minus-five", "an answer that begins with the rest of a piece is learnt and given",
+        test_minus_five, ONLY_F32, "run/rows.h"},
+    {"stops", "an answer ends at every eos_token_id of the model",
+        test_stops, BOTH, "lib/config.h"},
+    {"config", "rope_theta counts wherever it stands, initializer_range is --init's σ",
+        test_config, ONLY_F64, "lib/config.h"},
+    {"rows", "Alpaca's, MetaMathQA's and GSM8K's rows work as they are published",
+        test_rows, ONLY_F32, "run/rows.h"},
+    {"row-files", "rows are read as they are meant, or named with file, line and byte; never in part",
+        test_row_files, BOTH, "run/rows.h, lib/json.h"},
+    {"safetensors", "what the safetensors library refuses is refused, and what it reads is read",
+        test_safetensors, BOTH, "lib/safetensors.h"},
+    {"cut-file", "a model file that changes while it is used ends the run with one line",
+        test_cut_file, BOTH, "lib/safetensors.h"},
+    {"escapes", "control characters of rows and models never reach the terminal",
+        test_escapes, ONLY_F32, "ops/host.h"},
+    {"sampling", "tokens come as often as softmax(logits/temperature), cut at top-p, says",
+        test_sampling, ONLY_F32, "run/generate.h"},
+    {"together", "sequences that are answered together say what each says alone",
+        test_together, BOTH, "run/generate.h"},
+    {"answers", "an answer is the number behind #### or The answer is:, whatever follows it",
+        test_answers, ONLY_F32, "run/rows.h"},
+    {"batches", "--batch 64 and --batch 16 --accum 4 take the same steps",
+        test_batches, ONLY_F32, "train.c"},
+    {"room", "an answer has room for --max-new tokens, whatever other rows are; what is cut off is counted",
+        test_room, ONLY_F32, "run/generate.h"},
+    {"threads", "adapter and log have the same bytes for 1, 2 and 4 threads",
+        test_threads_same_bytes, ONLY_F32, "train.c"},
+    {"quota", "there are no more threads than a control group's quota allows",
+        test_quota, ONLY_F32, "run/threads.h"},
+    {"busy", "beside other work, all threads are not much slower than one",
+        test_busy, ONLY_F32, "run/threads.h"},
+    {"resume", "a resumed run leaves the bytes of one that never stopped",
+        test_resume, ONLY_F32, "run/checkpoint.h, run/signals.h"},
+    {"killed", "so does one that a signal ended",
+        test_killed, ONLY_F32, "run/checkpoint.h, run/signals.h"},
+    {"compare", "--compare gives every method a row, continues, and its runs are ordinary ones",
+        test_compare, ONLY_F32, "paper/compare.h"},
+    {"plots", "plots show every method, what was run, a window's mean in its middle",
+        test_plots, ONLY_F32, "paper/compare.gp"},
+    {"wrong-input", "every wrong input gets one clear line, and nothing is left behind",
+        test_wrong_input, ONLY_F32, "run/options.h"},
+    {"spellings", "options in PEFT's and Trainer's spelling mean what they mean there",
+        test_spellings, ONLY_F32, "run/options.h"},
+    {"option-tables", "every other name leads somewhere; two commands at once are refused, whichever",
+        test_option_tables, ONLY_F32, "run/options.h"},
+    {"epochs", "half an epoch is half its steps, rounded up",
+        test_epochs, ONLY_F32, "train.c"},
+    {"full-disk", "a full disk is said, and the older result stays",
+        test_full_disk, ONLY_F32, "lib/directory.h"},
+    {"output", "links and slashes lead to the same place; a full standard output is an error",
+        test_out, ONLY_F32, "lib/directory.h"},
+    {"kept-files", "--merge and full keep every file of the model directory that is not a weight",
+        test_kept_files, ONLY_F32, "lib/directory.h"},
+    {"only-ours", "--out replaces what a run says it wrote, and nothing else",
+        test_only_ours, ONLY_F32, "lib/directory.h"},
+    {"appears", "what appears at --out while a run goes on stays, and so does the result",
+        test_appears, ONLY_F32, "lib/directory.h"},
+    {"leftovers", "what killed runs left in the making is removed, never what a living one makes",
+        test_leftovers, ONLY_F32, "lib/directory.h"},
+    {"process", "closed descriptors, a lost reader, ignored signals, a full log: nothing is lost",
+        test_process, ONLY_F32, "run/signals.h"},
+    {"discard", "a signal leaves nothing of a directory in the making, whatever its files are called",
+        test_discard, ONLY_F32, "lib/directory.h"},
+    {"odd-merges", "a merge that would write Inf or NaN is refused; what survives is a number or said to be nothing",
+        test_odd_merges, ONLY_F32, "run/checkpoint.h"},
+    {"counts", "trainable parameters on Llama2-7B are the paper's",
+        test_llama2_counts, ONLY_F32, "adapters.h"},
+    {"stories", "a real model says what transformers says, 256 tokens long",
+        test_stories, ONLY_F32, "model.h"},
+    {"gsm8k", "every method learns GSM8K rows; Bone's first gradient and progress beat LoRA's",
+        test_gsm8k, ONLY_F32, "adapters.h"},
+    {"gpu-ops", "every op gives the same on the GPU as on the CPU",
+        test_gpu_ops, ON_GPU, "train.cu and ops/cpu.c"},
+    {"gpu-methods", "so does a step of every method: activations, gradients, updated parameters",
+        test_gpu_methods, ON_GPU, "train.cu; what build/test_f64 holds is the CPU half"},
+    {"gpu-allocations", "no step allocates: what the ops need of their own is reserved before the first",
+        test_gpu_allocations, ON_GPU, "train.cu and ops/cpu.c"},
+    {"gpu-base", "and of the bundled model, where bf16 is no further off than PyTorch's",
+        test_gpu_bundled, ON_GPU, "train.cu; what build/test_f64 holds is the CPU half"},
+    {"gpu-bits", "the GPU gives the same bits every time, in any order of threads",
+        test_gpu_same_bits, ON_GPU, "train.cu"},
 };
+
+enum { TESTS = sizeof tests / sizeof *tests };
+
+static int in_this_build(int i) { return tests[i].builds & (gpu_results ? ON_GPU : THIS_BUILD); }
+
+// Does the first word mean test i? A whole name means that test alone.
+static int meant(int i, const char *word)
+{
+    for (int j = 0; j < TESTS; j++) if (!strcmp(tests[j].name, word)) return i == j;
+    return has(tests[i].name, word);
+}
+
+// Why no test was run: it is in another build, or there is none of that name.
+static void say_why_none(const char *word)
+{
+    static const char *const builds[] = {[ONLY_F64] = "test_f64", [ONLY_F32] = "test_f32", [BOTH] = "test_f64 and test_f32",
+                                         [ON_GPU] = "test_emu_f64 (f32, bf16), or test_cuda_f64 where a GPU is"};
+    const char *nearest = NULL;
+    int least = INT_MAX, elsewhere = 0;
+    for (int i = 0; i < TESTS; i++) {
+        int d = nearness(word, tests[i].name);
+        if (meant(i, word)) printf("%s is a test of build/%s\n", tests[i].name, builds[tests[i].builds]);
+        elsewhere += meant(i, word);
+        if (d >= least) continue;
+        least = d;
+        nearest = tests[i].name;
+    }
+    if (!elsewhere) printf("no test is called «%s»; the nearest is %s\n", word, nearest);
+    for (int i = 0; i < METHODS && !elsewhere; i++)
+        if (!strcmp(methods[i].name, word)) printf("%s is a method, the second word: gradients %s\n", word, word);
+}
+
+// Runs a test and prints its verdict. Returns '-' for a skipped one, 'f' for a failed one, else 'p'.
+static int run_test(int i)
+{
+    checks = failures = asked_for = 0;
+    worst = 0;
+    *skipped = *nearest_case = 0;
+    look_in = tests[i].look_in;
+    tests[i].run();
+    if (words && !asked_for && !*skipped && *nearest_case)
+        snprintf(skipped, sizeof skipped, "it has no case «%s»; the nearest is %.80s", words[0], nearest_case);
+    else if (words && !asked_for && !*skipped) snprintf(skipped, sizeof skipped, "its cases have no names to choose by");
+    int verdict = failures ? 'f' : *skipped ? '-' : 'p';
+    printf("%s %-15s %s", verdict == 'f' ? "✗" : verdict == '-' ? "-" : "✓", tests[i].name, tests[i].claim);
+    if (verdict == 'f') printf(": %d of %d checks fail", failures, checks);
+    else if (*skipped) printf(": skipped, %s", skipped);
+    else if (worst > 0) printf("  (largest error %.2g of its tolerance)", worst);
+    putchar('\n');
+    fflush(stdout);
+    return verdict;
+}
 
 int main(int argc, char **argv)
 {
     spin_briefly(argv);
-    int passed = 0, failed = 0, skips = 0;
-    if (argc > 2) only_method = argv[2];
+    int count[128] = {0}, ran = 0;
+    if (argc > 2) words = argv + 2;
     options defaults = opt;
     snprintf(scratch, sizeof scratch, "/tmp/test-lora-bone-XXXXXX");
     if (!mkdtemp(scratch)) die("cannot make a directory in /tmp: %s", strerror(errno));
     setenv("D", scratch, 1);
     setenv("TRAIN", "./train", 0);
+    if (access(getenv("TRAIN"), X_OK)) printf("note: %s is not here, which some tests run: make train\n", getenv("TRAIN"));
     if (system("head -8 data/val.jsonl > $D/few.jsonl")) die("data/val.jsonl: cannot be read");
-    for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
-        if (!(tests[i].builds & (gpu_results ? ON_GPU : THIS_BUILD)) || (argc > 1 && !strstr(tests[i].name, argv[1]))) continue;
+    for (int i = 0; i < TESTS; i++) {
+        if (!in_this_build(i) || (argc > 1 && !meant(i, argv[1]))) continue;
         opt = defaults;
-        failures = 0, worst = 0, *skipped = 0;
-        tests[i].run();
-        if (*skipped) skips++;
-        else if (failures) failed++;
-        else passed++;
-        printf("%s %-15s %s", *skipped ? "-" : failures ? "✗" : "✓", tests[i].name, tests[i].claim);
-        if (*skipped) printf(": skipped, %s", skipped);
-        else if (worst > 0) printf("  (largest error %.2g of its tolerance)", worst);
-        putchar('\n');
-        fflush(stdout);
+        count[run_test(i)]++;
+        ran++;
     }
-    char command[100];
-    snprintf(command, sizeof command, "rm -rf %s", scratch);
-    if (system(command)) failed++;
-    printf("%d passed, %d failed, %d skipped\n", passed, failed, skips);
-    return failed > 0 || passed + skips == 0;
+    if (!ran) say_why_none(argv[1]);
+    if (system("rm -rf $D")) count['f']++;
+    printf("%d passed, %d failed, %d skipped\n", count['p'], count['f'], count['-']);
+    return count['f'] > 0 || !ran || (words && !count['p']);
 }

@@ -3,55 +3,11 @@
 
 #include <sys/wait.h>
 
-enum { ONLY_F64 = 1, ONLY_F32 = 2, BOTH = 3, ON_GPU = 4 };
-enum { THIS_BUILD = sizeof(real) == 8 ? ONLY_F64 : ONLY_F32 };
-#define EXACT (sizeof(real) == 8 ? 1e-12 : 2e-5)        // rounding of a few hundred additions in this build
-
-static int failures;                    // of the test that runs
-static double worst;                    // its largest err / tol
-
-// Counts a failure and says what it is of, if the error exceeds the tolerance or is NaN.
-__attribute__((format(printf, 3, 4)))
-static void check(double err, double tol, const char *format, ...)
-{
-    if (err <= tol) {
-        worst = fmax(worst, err / tol);
-        return;
-    }
-    failures++;
-    va_list args;
-    va_start(args, format);
-    printf("      ");
-    vprintf(format, args);
-    printf(": error %.3g, tolerance %.3g\n", err, tol);
-    va_end(args);
-}
-
-// Relative L2 distance of x to the reference y; infinite if the reference is zero.
-static double distance(const wide *x, const wide *y, size_t n)
-{
-    double diff = 0, norm = 0;
-    for (size_t i = 0; i < n; i++) {
-        diff += pow((double)(x[i] - y[i]), 2);
-        norm += pow((double)y[i], 2);
-    }
-    return norm > 0 ? sqrt(diff / norm) : INFINITY;
-}
-
 static wide *host(mat m)
 {
     wide *x = alloc(elements(m), sizeof *x);
     get(x, m);
     return x;
-}
-
-static double mat_distance(mat a, mat b)
-{
-    wide *x = host(a), *y = host(b);
-    double d = elements(a) == elements(b) ? distance(x, y, elements(a)) : INFINITY;
-    free(x);
-    free(y);
-    return d;
 }
 
 static rng dice = {42};
@@ -185,10 +141,6 @@ static mat all_logits(model *m, const batch *b)         // of every target row, 
     copy(copy_of, m->logits);
     return copy_of;
 }
-
-static const char *only_method;         // the second argument: one method instead of all
-
-static int left_out(int i) { return only_method && strcmp(methods[i].name, only_method); }
 
 // ---- every op alone ---------------------------------------------------------------------------------------
 //
