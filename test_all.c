@@ -3306,7 +3306,6 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"log at --out",        ":",                                                                "--log $D/out",
         "is --out itself"},
     {"log into a directory", ":",                                                               "--log $D", "is not a file"},
-        "No space left"},
     {"no adapter",          ":",                                                                "--eval --val "
         "data/val.jsonl --adapter $D/none", "there is no such directory"},
     {"merge without adapter", ":",                                                              "--merge $D/out",
