@@ -183,9 +183,9 @@ printable: C1                | ops/host.h | s/if (n && !c0 && !c1 && !turns)/if 
 build() { # directory, file: compiles the double tests of the sources in it; where train.cu is changed, that file alone
     if [ "$2" = train.cu ]; then
         ${CXX:-c++} -std=c++17 -O1 -w -fopenmp -DDOUBLE -I. -x c++ -c "$1/train.cu" -o "$1/emu.o" &&
-        ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -lcjson -lm
+        ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -ljansson -lm
     else
-        ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DDOUBLE "$1/test_all.c" "$1/tokenizer.c" -o "$1/test" -lcjson -lm
+        ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DDOUBLE "$1/test_all.c" "$1/tokenizer.c" -o "$1/test" -ljansson -lm
     fi
 }
 
