@@ -1912,9 +1912,98 @@ static void test_row_files(void)
     tokenizer_free(t);
 }
 
+#define TIMES5(a) a a a a a
+#define DEEP(open, more, less, close) TIMES5(TIMES5(TIMES5(open))) more less TIMES5(TIMES5(TIMES5(close)))     /* 125 levels, or one more */
+#define T(dtype, shape, offsets) "{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" offsets "}"
+
+// config.json with another dtype, byte by byte as it was but for that.
+static void test_config_spelling(void)
+{
+    static const char *const cases[][2] = {
+        {"{\n  \"a\": 1e-5,\n  \"torch_dtype\": \"float32\",\n  \"b\": 10000.0\n}\n",
+         "{\n  \"a\": 1e-5,\n  \"torch_dtype\": \"bfloat16\",\n  \"b\": 10000.0\n}\n"},
+        {"{\"dtype\":null,\"a\":[{\"dtype\":\"x\"}],\"torch_dtype\" : \"a\\\"b\\\\\"}",
+         "{\"dtype\":\"bfloat16\",\"a\":[{\"dtype\":\"x\"}],\"torch_dtype\" : \"bfloat16\"}"},
+        {"{\"a:\\\"\": \":{\\\\\", \"dtype\": \"float16\"}", "{\"a:\\\"\": \":{\\\\\", \"dtype\": \"bfloat16\"}"},
+        {" {\"a\": 0.10000000000000001}", "{\n\t\"torch_dtype\":\t\"bfloat16\",\"a\": 0.10000000000000001}"},
+    };
+    char *dir = in_scratch("spelling");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        stage_begin(dir);
+        stage_config(cases[i][0], "bfloat16");
+        size_t bytes;
+        char *path = join(staged, "config.json"), *text = read_file(path, &bytes);
+        check(strcmp(text, cases[i][1]) != 0, 0, "«%s» became «%s»", cases[i][0], text);
+        stage_discard();
+        free(path), free(text);
+    }
+    free(dir);
+}
+
+// A value as this program writes it, and whether it is the same when it is read again.
+static void written(json_t *value, const char *want)
+{
+    char *text = json_text(value);
+    json_t *again = json_loads(text, JSON_DECODE_ANY, NULL);
+    check(strcmp(text, want) || !json_equal(value, again), 0, "%s was written, expected %s", text, want);
+    free(text);
+    json_decref(value), json_decref(again);
+}
+
+static void test_json_values(void)
+{
+    written(number_value(16), "16");
+    written(number_value(-3), "-3");
+    written(number_value(999999999999999.0), "999999999999999");
+    written(number_value(0.1), "0.1");
+    written(number_value(1e-5), "1e-5");
+    written(number_value(1.0 / 3), "0.33333333333333331");
+    written(text_value("caf\xc3\xa9 \"/\\"), "\"caf\xc3\xa9 \\\"/\\\\\"");
+    written(text_value("caf\xe9"), "\"caf\\\\xe9\"");            // no JSON text holds the byte itself
+    const char *large = "{\"model_max_length\": 1000000000000000019884624838656, \"r\": 8.0}";
+    json_t *json = parse_json("large", large, strlen(large));       // as transformers writes it for "none"
+    check(fabs(json_number_value(json_object_get(json, "model_max_length")) / 1e30 - 1), 1e-15, "a number of 31 digits");
+    check(config_int(json, "large", "r", -1) - 8, 0, "8.0 as a whole number");
+    json_decref(json);
+}
+
+// A header of 100,000 tensors and a row of 16 MB: in about a second. What takes every tensor for every tensor takes minutes.
+static void test_large_files(void)
+{
+    enum { TENSORS = 100000, LETTERS = 16 << 20 };
+    char *dir = in_scratch("large"), *path = in_scratch("large/model.safetensors");
+    char *file = alloc(TENSORS, 100), *at = file + 8;
+    for (int i = 0; i < TENSORS; i++)
+        at += sprintf(at, "%c\"model.layers.%d.norm\":" T("F32", "[1]", "[%d,%d]"), i ? ',' : '{', i, 4 * i, 4 * i + 4);
+    *at++ = '}';
+    size_t header = (size_t)(at - file - 8);
+    for (int i = 0; i < 8; i++) file[i] = (char)(header >> 8 * i);
+    mkdir(dir, 0777);
+    write_bytes(path, file, header + 8 + 4 * TENSORS);
+    double start = seconds();
+    checkpoint c = checkpoint_open(dir, "model");
+    check(seconds() - start, 10, "seconds for a header of 100,000 tensors");
+    check(shlen(c.tensors) != TENSORS, 0, "%td tensors", shlen(c.tensors));
+    checkpoint_close(&c);
+    free(file), free(path);
+
+    file = alloc(LETTERS + 100, 1);
+    int n = sprintf(file, "{\"question\": \"a\", \"answer\": 1, \"not read\": \"");
+    memset(file + n, 'x', LETTERS);
+    strcpy(file + n + LETTERS, "\"}\n" AB "\n");
+    path = in_scratch("large.jsonl");
+    write_text(path, file);
+    tokenizer *t = open_tokenizer("base", 0);
+    start = seconds();
+    dataset d = read_rows(t, path, 1024);
+    check(seconds() - start, 10, "seconds for a row of 16 MB");
+    check(arrlen(d.rows) != 2, 0, "%td rows", arrlen(d.rows));
+    free_rows(&d), tokenizer_free(t);
+    free(file), free(path), free(dir);
+}
+
 // A header, the bytes of data behind it, and what refuses them: NULL where the safetensors library (0.8) reads the file.
 // Where it takes the last of two equal keys, this program refuses both, as the format's documentation asks.
-#define T(dtype, shape, offsets) "{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" offsets "}"
 static const struct { const char *header; int data; const char *says; } safetensors_files[] = {
     {"{\"a\":" T("F32", "[2]", "[0,8]") ",\"b\":" T("BF16", "[2,2]", "[8,16]") "}", 16, NULL},
     {"{\"b\":" T("F32", "[2]", "[8,16]") ",\"a\":" T("F32", "[2]", "[0,8]") "}  \n", 16, NULL},
@@ -1952,6 +2041,8 @@ static const struct { const char *header; int data; const char *says; } safetens
     {"{\"a\\u001b[31m\\u009b\\n\":" T("F32", "[3]", "[0,8]") "}", 8, "tensor a\\x1b[31m\\xc2\\x9b\\x0a takes"},
     {"{\"a\":" T("F32", "[-0]", "[0,0]") "}", 0, "-0 is no size"},
     {"{\"a-0\":" T("F32", "[2]", "[0,8]") "}", 8, NULL},
+    {"{\"a\":{\"more\":" DEEP("[", "[", "]", "]") ",\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "nested deeper than 127"},
+    {"{\"a\":{\"more\":" DEEP("[", "", "", "]") ",\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, NULL},
     {"{\"a\":" T("F32", "[18446744073709551616]", "[0,8]") "}", 8, "too big integer"},
     {"[]", 0, "expected a JSON object"},
     {"", 0, "'[' or '{' expected near end of file"},
@@ -1969,7 +2060,7 @@ static void test_safetensors(void)
     mkdir(dir, 0777);
     for (size_t i = 0; i < sizeof safetensors_files / sizeof *safetensors_files; i++) {
         const char *header = safetensors_files[i].header, *says = safetensors_files[i].says;
-        char file[400] = {(char)strlen(header), (char)(strlen(header) >> 8)};
+        char file[800] = {(char)strlen(header), (char)(strlen(header) >> 8)};
         memcpy(file + 8, header, strlen(header));
         write_bytes(path, file, 8 + strlen(header) + (size_t)safetensors_files[i].data);
         char *said = said_by(only_open, dir);
@@ -2475,6 +2566,7 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"no rows file",        "rm $D/rows.jsonl",                                                 "", "rows.jsonl"},
     {"an empty file",       ": > $D/rows.jsonl",                                                "", "rows.jsonl: is empty"},
     {"a broken row",        "echo '{\"question\": \"a' >> $D/rows.jsonl",                       "", "rows.jsonl:4: not valid JSON, at byte 16 of the line: premature end of input"},
+    {"a row of 3000 levels", "for i in $(seq 3000); do printf '['; done >> $D/rows.jsonl",       "", "maximum parsing depth reached"},
     {"a list as a row",     "echo '3' >> $D/rows.jsonl",                                        "", "rows.jsonl:4: expected a JSON object"},
     {"rows in a pipe",      "rm -f $D/pipe.jsonl; mkfifo $D/pipe.jsonl",                        "--data $D/pipe.jsonl", "pipe.jsonl: is a pipe"},
     {"rows behind a broken link", "ln -sfn $D/none $D/link.jsonl",                              "--data $D/link.jsonl", "link.jsonl: is a link to"},
@@ -3103,6 +3195,9 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; }
     {"stops",          "an answer ends at every eos_token_id of the model",                               test_stops, BOTH},
     {"config",         "rope_theta counts wherever it stands, initializer_range is --init's σ",           test_config, ONLY_F64},
     {"rows",           "Alpaca's, MetaMathQA's and GSM8K's rows work as they are published",              test_rows, ONLY_F32},
+    {"config-spelling", "a config.json that is written again keeps every byte but its dtype's",           test_config_spelling, BOTH},
+    {"json-values",    "numbers and texts that are written as JSON are read back as the same",             test_json_values, BOTH},
+    {"large-files",    "a header of 100,000 tensors and a row of 16 MB take about a second",              test_large_files, ONLY_F32},
     {"row-files",      "rows are read as they are meant, or named with file, line and byte; never in part", test_row_files, BOTH},
     {"safetensors",    "what the safetensors library refuses is refused, and what it reads is read",      test_safetensors, BOTH},
     {"cut-file",       "a model file that changes while it is used ends the run with one line",           test_cut_file, BOTH},
