@@ -160,7 +160,7 @@ sanitize: found build/test_asan
 # jobs are short-lived (-fork). Not array-bounds: stb_ds ends a struct in char[8] and means more.
 SECONDS_EACH = $(or $(SECONDS),60)
 FUZZ_SEEDS = dev/golden/base-gqa/model.safetensors base/config.json build/rows.jsonl dev/golden/bat/adapter_config.json base/tokenizer.model \
-             dev/golden/base-bf16/model.safetensors.index.json
+             dev/golden/base-bf16/model.safetensors.index.json dev/golden/dora/adapter_config.json
 FUZZ_FLAGS = -std=gnu11 -O1 -g -w -fopenmp -fsanitize=fuzzer,address,undefined -fno-sanitize=array-bounds -fno-sanitize-recover=all
 fuzz: export ASAN_OPTIONS = detect_leaks=0
 fuzz:
