@@ -13,13 +13,14 @@
       PARAM, START   kinds: it trains, with a gradient and AdamW's two moments; it stays as it began (A0, B0)
       ACT, AUX       kinds: a row a token, kept from forward to backward; kept likewise, but no rows of tokens
       SHAPE          the size of a tensor: SHAPE(n), SHAPE(rows, cols) or SHAPE(batch, rows, cols)
-      reserve        asks for work space (s, ds, u, du, w), shared by all layers and overwritten all the time
+      reserve        asks for work space, shared by all layers and overwritten all the time: narrow (N, r),
+                     broad (N, in or out), weight (out, in)
       shaped         a view of the same memory, front to back, as batch × rows × cols; nothing is copied
       first, last    q, k, v read the same x, and so do gate, up: is this linear the first of them, the last?
       scale          s of y += s (x Aᵀ) Bᵀ: α/r, or α/√r
       SET, ADD       the op writes y = …, or y += …; `mode` is what the caller of forward wants for y
-      S(x)           Bone's sum over the shards of x, in m->s. The first of the linears that read x writes it;
-                     the others find it there, since nobody else writes m->s before the last               */
+      S(x)           Bone's sum over the shards of x, in m->narrow. The first of the linears that read x writes
+                     it; the others find it there, since nobody else writes m->narrow before the last         */
 
 #ifndef ADAPTERS_H
 #define ADAPTERS_H
@@ -49,7 +50,7 @@ static void full_backward(model *m, linear *l, mat dx, mat dy, mat x)
 static void frozen_layout(model *m, linear *l, const char *name)
 {
     declare(m, PARAM, &l->D, &l->dD, SHAPE(l->W.rows, l->W.cols), "%s.delta_weight", name);
-    reserve(&m->w, l->W.rows, l->W.cols);
+    reserve(&m->weight, l->W.rows, l->W.cols);
 }
 
 static void frozen_merge(model *m, linear *l, mat W)
@@ -60,7 +61,7 @@ static void frozen_merge(model *m, linear *l, mat W)
 
 static mat frozen_weight(model *m, linear *l)           // W' in the work space: cheaper than a second product
 {
-    mat W = shaped(m->w, 1, l->W.rows, l->W.cols);
+    mat W = shaped(m->weight, 1, l->W.rows, l->W.cols);
     copy(W, l->W);
     frozen_merge(m, l, W);
     return W;
@@ -96,8 +97,8 @@ static void lora_layout(model *m, linear *l, const char *name)
     declare(m, PARAM, &l->A, &l->dA, SHAPE(r, l->W.cols), "%s.lora_A.weight", name);
     declare(m, PARAM, &l->B, &l->dB, SHAPE(l->W.rows, r), "%s.lora_B.weight", name);
     declare(m, ACT, &l->h, NULL, SHAPE(m->p.tokens, r), "%s.h", name);
-    reserve(&m->ds, m->p.tokens, r);
-    reserve(&m->w, l->W.rows, l->W.cols);
+    reserve(&m->dnarrow, m->p.tokens, r);
+    reserve(&m->weight, l->W.rows, l->W.cols);
 }
 
 static void rslora_layout(model *m, linear *l, const char *name)
@@ -110,7 +111,7 @@ static void lora_plus_layout(model *m, linear *l, const char *name)
 {
     lora_layout(m, l, name);
     for (int i = 0; i < arrlen(m->tensors); i++)
-        if (m->tensors[i].at == &l->B) m->tensors[i].rate = m->p.plus_ratio;    // λ
+        if (m->tensors[i].value == &l->B) m->tensors[i].rate = m->p.plus_ratio;    // λ
 }
 
 static void lora_init(model *m, linear *l, const char *name)
@@ -134,7 +135,7 @@ static void lora_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 
 static void lora_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
-    mat dh = shaped(m->ds, 1, l->h.rows, l->h.cols);
+    mat dh = shaped(m->dnarrow, 1, l->h.rows, l->h.cols);
     matmul_tn(l->dB, dy, l->h, l->scale, ADD);          // y += s h Bᵀ:  dB += s dyᵀ h
     matmul_nn(dh, dy, l->B, l->scale, SET);             //               dh  = s dy B
     matmul_tn(l->dA, dh, x, 1, ADD);                    // h  = x Aᵀ:    dA += dhᵀ x
@@ -183,9 +184,9 @@ static void dora_layout(model *m, linear *l, const char *name)
     declare(m, AUX, &l->VA, NULL, SHAPE(out, r), "%s.VA", name);
     for (mat **v = (mat *[]){&l->gain, &l->squares, &l->dgain, &l->dsquares, NULL}; *v; v++)
         declare(m, AUX, *v, NULL, SHAPE(out, 1), "%s.norm", name);
-    reserve(&m->s, r, r);
-    reserve(&m->u, m->p.tokens, out);
-    reserve(&m->du, out, r);
+    reserve(&m->narrow, r, r);
+    reserve(&m->broad, m->p.tokens, out);
+    reserve(&m->dbroad, out, r);
 }
 
 static mat across(mat v) { return shaped(v, 1, 1, v.rows); }       // (out, 1) as (1, out)
@@ -195,7 +196,7 @@ static mat across(mat v) { return shaped(v, 1, 1, v.rows); }       // (out, 1) a
 static void dora_norms(model *m, linear *l)
 {
     int r = l->A.rows;
-    mat AA = shaped(m->s, 1, r, r);
+    mat AA = shaped(m->narrow, 1, r, r);
     matmul_nt(l->VA, l->W, l->A, 1, SET);                           // W Aᵀ                     (out, r)
     matmul_nt(AA, l->A, l->A, 1, SET);
     broadcast_dot(l->squares, l->W, l->W, 1, SET);                  // q  = ‖W_o‖²
@@ -229,8 +230,8 @@ static void dora_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 static void dora_norm_backward(model *m, linear *l)
 {
     int r = l->A.rows;
-    mat C = shaped(m->du, 1, l->W.rows, r);
-    mat CB = shaped(m->s, 1, r, r);
+    mat C = shaped(m->dbroad, 1, l->W.rows, r);
+    mat CB = shaped(m->narrow, 1, r, r);
     broadcast_mul(C, l->B, l->dsquares, 2 * l->scale, SET);         // q = ‖V_o‖²:    C   = 2 s dq ⊙ B
     broadcast_mul(l->dB, l->VA, l->dsquares, 2 * l->scale, ADD);    // V = W + s B A: dB += 2 s dq ⊙ (V Aᵀ)
     matmul_tn(l->dA, C, l->W, 1, ADD);                              //                dA += Cᵀ W
@@ -240,7 +241,7 @@ static void dora_norm_backward(model *m, linear *l)
 
 static void dora_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
-    mat dz = shaped(m->u, 1, dy.rows, dy.cols);
+    mat dz = shaped(m->broad, 1, dy.rows, dy.cols);
     broadcast_dot(across(l->dgain), dy, l->z, 1, SET);              // y = z ⊙ g:     dg  = Σ_n dy z
     broadcast_mul(dz, dy, across(l->gain), 1, SET);                 //                dz  = dy ⊙ g
     magnitude_backward(l->dmag, l->dsquares, l->dgain, l->mag, l->squares);
@@ -290,7 +291,7 @@ static void pissa_layout(model *m, linear *l, const char *name)
 
 static void pissa_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    mat h0 = shaped(m->ds, 1, x.rows, l->A0.rows);
+    mat h0 = shaped(m->dnarrow, 1, x.rows, l->A0.rows);
     lora_forward(m, l, y, x, mode);                     // y  = x Wᵀ + s (x Aᵀ) Bᵀ
     matmul_nt(h0, x, l->A0, 1, SET);                    // h0 = x A0ᵀ          (N, r)
     matmul_nt(y, h0, l->B0, -l->scale, ADD);            // y −= s h0 B0ᵀ
@@ -298,7 +299,7 @@ static void pissa_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 
 static void pissa_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
-    mat dh0 = shaped(m->ds, 1, x.rows, l->A0.rows);
+    mat dh0 = shaped(m->dnarrow, 1, x.rows, l->A0.rows);
     lora_backward(m, l, dx, dy, x);                     // y  = x Wᵀ + s (x Aᵀ) Bᵀ
     matmul_nn(dh0, dy, l->B0, -l->scale, SET);          // y −= s h0 B0ᵀ:  dh0 = −s dy B0
     matmul_nn(dx, dh0, l->A0, 1, ADD);                  // h0 = x A0ᵀ:     dx += dh0 A0
@@ -421,24 +422,24 @@ static void lora_ga_backward(model *m, linear *l, mat dx, mat dy, mat x)
 //  S(x) adds up the r-wide shards of x. If r does not divide in, the last shard counts as padded with zeros.
 //  D = 0: step 0 changes nothing, and yet dD = S(x)ᵀ dy is not zero: the first gradient is large. r·out
 //  parameters.
-//  q, k, v read one x and so share one S(x); so do gate, up. The first of them sums it up, in the forward pass
-//  and again in the backward pass, as x itself is made again there. RMSNorm and SwiGLU, which make x, could sum
-//  it up on the way: that would save less than 2 % of a step (train.cu, top; doc/bone.md).
+//  q, k, v read one x and so share one S(x); so do gate, up. The first of them sums it up, in the forward
+//  pass and again in the backward pass, as x itself is made again there. RMSNorm and SwiGLU, which make x,
+//  could sum it up on the way: that would save less than 2 % of a step (train.cu, top; doc/bone.md).
 //
 //  mini: D (r, mini_r) is tiled along out as well: y[:, o] += (S(x) D)[:, o mod mini_r]. r·mini_r parameters.
 
 static void bone_layout(model *m, linear *l, const char *name)
 {
     declare(m, PARAM, &l->D, &l->dD, SHAPE(m->p.rank, l->W.rows), "%s.miss_block", name);
-    reserve(&m->s, m->p.tokens, m->p.rank);
-    reserve(&m->ds, m->p.tokens, m->p.rank);
-    reserve(&m->u, m->p.rank, l->W.cols > l->W.rows ? l->W.cols : l->W.rows);
-    reserve(&m->w, l->W.rows, l->W.cols);
+    reserve(&m->narrow, m->p.tokens, m->p.rank);
+    reserve(&m->dnarrow, m->p.tokens, m->p.rank);
+    reserve(&m->broad, m->p.rank, l->W.cols > l->W.rows ? l->W.cols : l->W.rows);
+    reserve(&m->weight, l->W.rows, l->W.cols);
 }
 
 static void bone_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    mat S = shaped(m->s, 1, x.rows, l->D.rows);
+    mat S = shaped(m->narrow, 1, x.rows, l->D.rows);
     if (l->first) shard_sum(S, x);                      // S  = Σ_j x_j        (N, r); k and v read q's
     matmul_nt(y, x, l->W, 1, mode);                     // y  = x Wᵀ
     matmul_nn(y, S, l->D, 1, ADD);                      // y += S D
@@ -449,8 +450,8 @@ static void bone_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 // overwrites what was left there (SET), the others add (ADD), the last adds dS to dx.
 static void bone_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
-    mat S = shaped(m->s, 1, x.rows, l->D.rows);
-    mat dS = shaped(m->ds, 1, x.rows, l->D.rows);
+    mat S = shaped(m->narrow, 1, x.rows, l->D.rows);
+    mat dS = shaped(m->dnarrow, 1, x.rows, l->D.rows);
     if (l->first) shard_sum(S, x);
     matmul_tn(l->dD, S, dy, 1, ADD);                    // y += S D:      dD += Sᵀ dy
     matmul_nt(dS, dy, l->D, 1, l->first ? SET : ADD);   //                dS += dy Dᵀ
@@ -465,14 +466,14 @@ static void bone_backward(model *m, linear *l, mat dx, mat dy, mat x)
 //         [0 1 0 1]            [b]
 static void bone_merge_block(model *m, mat W, mat D)
 {
-    mat E = shaped(m->u, 1, D.rows, W.cols);
+    mat E = shaped(m->broad, 1, D.rows, W.cols);
     tiled_identity(E);
     matmul_tn(W, D, E, 1, ADD);                         // W' = W + Dᵀ E
 }
 
 static void bone_merge(model *m, linear *l, mat W) { bone_merge_block(m, W, l->D); }
 
-// m->u holds z in training and the tiled identity E in a merge, m->du then D tiled along out.
+// m->broad holds z in training and the tiled identity E in a merge, m->dbroad then D tiled along out.
 static void mini_layout(model *m, linear *l, const char *name)
 {
     int t = m->p.mini_r;
@@ -480,17 +481,17 @@ static void mini_layout(model *m, linear *l, const char *name)
     int tokens = m->p.tokens;
     if (l->W.rows % t) refuse(m, "--mini-r %d does not divide the %d outputs of %s", t, l->W.rows, name);
     declare(m, PARAM, &l->D, &l->dD, SHAPE(rank, t), "%s.miss_block", name);
-    reserve(&m->s, tokens, rank);
-    reserve(&m->ds, tokens, rank);
-    reserve(&m->u, tokens > rank ? tokens : rank, t > l->W.cols ? t : l->W.cols);
-    reserve(&m->du, rank, l->W.rows);
-    reserve(&m->w, l->W.rows, l->W.cols);
+    reserve(&m->narrow, tokens, rank);
+    reserve(&m->dnarrow, tokens, rank);
+    reserve(&m->broad, tokens > rank ? tokens : rank, t > l->W.cols ? t : l->W.cols);
+    reserve(&m->dbroad, rank, l->W.rows);
+    reserve(&m->weight, l->W.rows, l->W.cols);
 }
 
 static void mini_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    mat S = shaped(m->s, 1, x.rows, l->D.rows);
-    mat z = shaped(m->u, 1, x.rows, l->D.cols);
+    mat S = shaped(m->narrow, 1, x.rows, l->D.rows);
+    mat z = shaped(m->broad, 1, x.rows, l->D.cols);
     if (l->first) shard_sum(S, x);                      // S  = Σ_j x_j        (N, r)
     matmul_nt(y, x, l->W, 1, mode);                     // y  = x Wᵀ
     matmul_nn(z, S, l->D, 1, SET);                      // z  = S D            (N, mini_r)
@@ -500,9 +501,9 @@ static void mini_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 // As Bone's, with dz, the sum of dy over the tiles, in place of dy.
 static void mini_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
-    mat S = shaped(m->s, 1, x.rows, l->D.rows);
-    mat dS = shaped(m->ds, 1, x.rows, l->D.rows);
-    mat dz = shaped(m->u, 1, x.rows, l->D.cols);
+    mat S = shaped(m->narrow, 1, x.rows, l->D.rows);
+    mat dS = shaped(m->dnarrow, 1, x.rows, l->D.rows);
+    mat dz = shaped(m->broad, 1, x.rows, l->D.cols);
     if (l->first) shard_sum(S, x);
     shard_sum(dz, dy);                                  // y_i += z:      dz  = Σ_i dy_i
     matmul_tn(l->dD, S, dz, 1, ADD);                    // z  = S D:      dD += Sᵀ dz
@@ -513,7 +514,7 @@ static void mini_backward(model *m, linear *l, mat dx, mat dy, mat x)
 
 static void mini_merge(model *m, linear *l, mat W)
 {
-    mat D = shaped(m->du, 1, l->D.rows, W.rows);        // D tiled along out, then as Bone
+    mat D = shaped(m->dbroad, 1, l->D.rows, W.rows);        // D tiled along out, then as Bone
     zero(D);
     shard_tile(D, l->D);
     bone_merge_block(m, W, D);
@@ -542,8 +543,8 @@ static void mini_merge(model *m, linear *l, mat W)
 //
 //  d:  dB_i = Σ_j (W_ij + I)ᵀ dW'_ij = V_iᵀ dV_i + dy_iᵀ S(x),    dW' = dyᵀ x, its block row i read as dV_i
 //
-//  There is one W + VB for all layers, in m->w, built anew in forward and backward. Once dx is known nobody
-//  reads it, and dW' = dyᵀ x is written over it: in bat_backward W and dW are two names of one memory.
+//  There is one W + VB for all layers, in m->weight, built anew in forward and backward. Once dx is known
+//  nobody reads it, and dW' = dyᵀ x is written over it: in bat_backward W and dW are two names of one memory.
 
 static void bat_check(model *m, linear *l, const char *name)
 {
@@ -559,9 +560,9 @@ static void bat_layout(model *m, linear *l, const char *name)
     int blocks = l->W.rows / r > 0 ? l->W.rows / r : 1;
     bat_check(m, l, name);
     declare(m, PARAM, &l->B, &l->dB, SHAPE(blocks, r, r), "%s.miss_block", name);
-    reserve(&m->w, l->W.rows, l->W.cols);
-    reserve(&m->s, m->p.tokens, r);
-    reserve(&m->ds, m->p.tokens, r);
+    reserve(&m->weight, l->W.rows, l->W.cols);
+    reserve(&m->narrow, m->p.tokens, r);
+    reserve(&m->dnarrow, m->p.tokens, r);
 }
 
 static mat block_rows(mat W, int r) { return shaped(W, W.rows / r, W.cols, r); }        // all V_i (in, r)
@@ -570,7 +571,7 @@ static mat stacked(mat B) { return shaped(B, 1, B.batch * B.rows, B.cols); }    
 static mat bat_weight(model *m, linear *l)              // W + VB in the work space
 {
     int r = l->B.rows;
-    mat W = shaped(m->w, 1, l->W.rows, l->W.cols);
+    mat W = shaped(m->weight, 1, l->W.rows, l->W.cols);
     copy(W, l->W);
     matmul_nn(block_rows(W, r), block_rows(l->W, r), l->B, 1, ADD);     // V_i + V_i B_i
     return W;
@@ -578,7 +579,7 @@ static mat bat_weight(model *m, linear *l)              // W + VB in the work sp
 
 static void bat_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    mat S = shaped(m->s, 1, x.rows, l->B.rows);
+    mat S = shaped(m->narrow, 1, x.rows, l->B.rows);
     if (l->first) shard_sum(S, x);                                      // S  = Σ_j x_j        (N, r), as Bone
     matmul_nt(y, x, bat_weight(m, l), 1, mode);                         // y  = x (W + VB)ᵀ
     matmul_nt(y, S, stacked(l->B), 1, ADD);                             // y += S B̂ᵀ
@@ -588,8 +589,8 @@ static void bat_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 static void bat_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
     int r = l->B.rows;
-    mat S = shaped(m->s, 1, x.rows, r);
-    mat dS = shaped(m->ds, 1, x.rows, r);
+    mat S = shaped(m->narrow, 1, x.rows, r);
+    mat dS = shaped(m->dnarrow, 1, x.rows, r);
     mat W = bat_weight(m, l);
     mat dW = W;
     if (l->first) shard_sum(S, x);
@@ -629,18 +630,18 @@ static void bat_row_layout(model *m, linear *l, const char *name)
     int rows = l->W.rows > m->p.tokens ? l->W.rows : m->p.tokens;
     bat_check(m, l, name);
     declare(m, PARAM, &l->B, &l->dB, SHAPE(blocks, r, r), "%s.bat_block", name);
-    reserve(&m->u, m->p.tokens, l->W.cols);
-    reserve(&m->du, rows, l->W.cols);
-    reserve(&m->s, rows, r);
-    reserve(&m->w, l->W.rows, l->W.cols);
+    reserve(&m->broad, m->p.tokens, l->W.cols);
+    reserve(&m->dbroad, rows, l->W.cols);
+    reserve(&m->narrow, rows, r);
+    reserve(&m->weight, l->W.rows, l->W.cols);
 }
 
 // x + u is made in u's own place.
 static void bat_row_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
     int r = l->B.rows;
-    mat u = shaped(m->u, 1, x.rows, x.cols);
-    mat sum = shaped(m->s, 1, x.rows, r);
+    mat u = shaped(m->broad, 1, x.rows, x.cols);
+    mat sum = shaped(m->narrow, 1, x.rows, r);
     matmul_nt(column_blocks(u, r), column_blocks(x, r), l->B, 1, SET);  // u_j = x_j B_jᵀ        (N, in)
     shard_sum(sum, u);                                                  // Σ_j u_j               (N, r)
     add(u, x, 1);                                                       // x̃ = x + u
@@ -652,8 +653,8 @@ static void bat_row_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 static void bat_row_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
     int r = l->B.rows;
-    mat du = shaped(m->du, 1, x.rows, x.cols);
-    mat g = shaped(m->s, 1, x.rows, r);
+    mat du = shaped(m->dbroad, 1, x.rows, x.cols);
+    mat g = shaped(m->narrow, 1, x.rows, r);
     matmul_nn(du, dy, l->W, 1, SET);                                     // y = x̃ Wᵀ:        dx̃ = dy W
     add(dx, du, 1);                                                      // x̃ = x + u:       dx += dx̃
     shard_sum(g, dy);                                                    // y_i += Σ_j u_j:  g = Σ_i dy_i
@@ -665,8 +666,8 @@ static void bat_row_backward(model *m, linear *l, mat dx, mat dy, mat x)
 static void bat_row_merge(model *m, linear *l, mat W)
 {
     int r = l->B.rows;
-    mat E = shaped(m->s, 1, W.rows, r);
-    mat WE = shaped(m->du, 1, W.rows, W.cols);
+    mat E = shaped(m->narrow, 1, W.rows, r);
+    mat WE = shaped(m->dbroad, 1, W.rows, W.cols);
     copy(WE, l->W);
     tiled_identity(E);
     shard_tile(WE, E);                                                  // W_ij + I

@@ -125,7 +125,7 @@ typedef struct {
     char name[112];             // the name in Hugging Face's or PEFT's file
     enum kind kind;
     shape shape;
-    mat *at, *grad;
+    mat *value, *grad;
     mat m1, m2;                 // AdamW's moments of a PARAM
     double rate;                // its learning rate, times the run's: LoRA+ makes B faster
 } tensor;
@@ -165,7 +165,9 @@ struct model {
     mat hs, hn, dhs, dhn, logits;                       // the head: `chunk` rows at a time
     mat losses;                                         // (N, 1)
     int chunk;
-    mat s, ds, u, du, w;                                // work space of the methods, shared by all layers
+    mat narrow, dnarrow;                                // (N, r)             work space of the methods,
+    mat broad, dbroad;                                  // (N, in), (N, out)  shared by all layers, and
+    mat weight;                                         // (out, in)          overwritten all the time
     dev_ints ids, pos, target_row, label;               // the micro-batch
     tensor *tensors;                                    // every tensor above, by name
     size_t used[KINDS];                                 // elements a block
@@ -180,28 +182,28 @@ static enum dtype type_of_kind(enum kind k)
     return k == PARAM || k == START || k == STAT || k == AUX ? TYPE_OF(wide) : TYPE_OF(real);
 }
 
-// Declares a tensor. The first walk measures, the second points *at (and *grad) into the kind's block. A grad
-// of NULL says that it has no gradient.
+// Declares a tensor. The first walk measures, the second points *value (and *grad) into the kind's block. A
+// grad of NULL says that it has no gradient.
 __attribute__((format(printf, 6, 7)))
-static tensor *declare(model *m, enum kind kind, mat *at, mat *grad, shape s, const char *format, ...)
+static tensor *declare(model *m, enum kind kind, mat *value, mat *grad, shape s, const char *format, ...)
 {
-    tensor t = {.kind = kind, .shape = s, .at = at, .grad = grad, .rate = 1};
+    tensor t = {.kind = kind, .shape = s, .value = value, .grad = grad, .rate = 1};
     va_list args;
     va_start(args, format);
     vsnprintf(t.name, sizeof t.name, format, args);
     va_end(args);
     size_t offset = m->used[kind];
     size_t size = dtypes[type_of_kind(kind)].size;
-    *at = mat_of(NULL, type_of_kind(kind), s);
+    *value = mat_of(NULL, type_of_kind(kind), s);
     if (grad) {
-        *grad = *at;
+        *grad = *value;
         grad->p = NULL;
     }
-    if (kind != BASE) m->used[kind] += (elements(*at) + 15) / 16 * 16;              // in steps of 64 bytes
-    if (kind == PARAM) m->trainable += elements(*at);
-    if (m->walk && kind != BASE) at->p = (char noderef *)m->block[kind] + offset * size;
+    if (kind != BASE) m->used[kind] += (elements(*value) + 15) / 16 * 16;              // in steps of 64 bytes
+    if (kind == PARAM) m->trainable += elements(*value);
+    if (m->walk && kind != BASE) value->p = (char noderef *)m->block[kind] + offset * size;
     if (m->walk && kind == PARAM && m->p.train) {
-        t.m1 = t.m2 = *grad = *at;
+        t.m1 = t.m2 = *grad = *value;
         grad->p = (char noderef *)m->grad + offset * size;
         t.m1.p = (char noderef *)m->moment1 + offset * size;
         t.m2.p = (char noderef *)m->moment2 + offset * size;
@@ -294,7 +296,7 @@ static level level_now(const model *m) { return (level){m->used[ACT], m->used[ST
 
    `next`, the x of layer i+1, comes first: layer i+1 reads it. Where nothing trains, every layer begins at
    the same place, and `next` takes the place of x, which was read into mid before. What the adapters of a
-   layer keep comes behind it, for not every layer need have the same.                                            */
+   layer keep comes behind it, for not every layer need have the same.                                     */
 static level layer_activations(model *m, layer *L, int i)
 {
     const config *c = &m->c;
@@ -339,10 +341,10 @@ static void work_layout(model *m)
     declare(m, WORK, &m->hn, NULL, SHAPE(chunk, c->dim), "head.xn");
     declare(m, WORK, &m->logits, NULL, SHAPE(chunk, c->vocab), "logits");
     declare(m, STAT, &m->losses, NULL, SHAPE(N, 1), "losses");
-    for (mat **w = (mat *[]){&m->s, &m->ds, &m->u, &m->du, NULL}; *w; w++)
+    for (mat **w = (mat *[]){&m->narrow, &m->dnarrow, &m->broad, &m->dbroad, NULL}; *w; w++)
         if (elements(**w)) declare(m, WORK, *w, NULL, SHAPE((*w)->rows, (*w)->cols), "work");
     enum kind w = m->p.train ? WORK : AUX;              // a merged weight stays wide until it is written
-    if (elements(m->w)) declare(m, w, &m->w, NULL, SHAPE(m->w.rows, m->w.cols), "work");
+    if (elements(m->weight)) declare(m, w, &m->weight, NULL, SHAPE(m->weight.rows, m->weight.cols), "work");
     if (!m->p.train) return;
     declare(m, WORK, &m->dhs, NULL, SHAPE(chunk, c->dim), "head.dx");
     declare(m, WORK, &m->dhn, NULL, SHAPE(chunk, c->dim), "head.dxn");
@@ -367,7 +369,7 @@ static void layout(model *m)
     arrsetlen(m->tensors, 0);
     arrsetlen(m->linears, 0);
     m->trainable = 0;
-    m->s = m->ds = m->u = m->du = m->w = (mat){0};
+    m->narrow = m->dnarrow = m->broad = m->dbroad = m->weight = (mat){0};
     declare(m, matrix, &m->embed, &m->dembed, SHAPE(c->vocab, c->dim), "model.embed_tokens.weight");
     declare(m, ACT, &m->layers[0].x, NULL, SHAPE(m->p.tokens, c->dim), "layers.0.x");
     level most = {0, 0};
@@ -430,7 +432,7 @@ static double base_parameters(const model *m)
 {
     double sum = 0;
     for (int i = 0; i < arrlen(m->tensors); i++)
-        if (of_base(&m->tensors[i])) sum += (double)elements(*m->tensors[i].at);
+        if (of_base(&m->tensors[i])) sum += (double)elements(*m->tensors[i].value);
     return sum;
 }
 
@@ -442,7 +444,7 @@ static needs needs_of(const model *m)
     n.trained = 2 * (size_t)p->rank * (size_t)p->rank;                  // dora's A Aᵀ (r, r), made wider
     for (int i = 0; i < arrlen(m->tensors); i++) {
         const tensor *t = &m->tensors[i];
-        size_t size = elements(*t->at);
+        size_t size = elements(*t->value);
         if (t->kind == BASE && size > n.weight) n.weight = size;
         if ((t->kind == PARAM || t->kind == START) && size > n.trained) n.trained = size;
     }
@@ -458,7 +460,7 @@ static inline double planned_bytes(const model *m)
         bytes += (double)m->used[k] * (double)dtypes[type_of_kind((enum kind)k)].size;
     for (int i = 0; i < arrlen(m->tensors); i++) {
         const tensor *t = &m->tensors[i];
-        if (t->kind == BASE) bytes += (double)elements(*t->at) * (double)dtypes[t->at->type].size;
+        if (t->kind == BASE) bytes += (double)elements(*t->value) * (double)dtypes[t->value->type].size;
     }
     return bytes;
 }
@@ -539,9 +541,9 @@ static void check_tied(model *m)
     if (head < 0) return;
     stored h = m->file.tensors[head].value;
     stored e = m->file.tensors[embed].value;
-    size_t bytes = elements(e.at) * dtypes[e.at.type].size;
-    int same = h.at.type == e.at.type && elements(h.at) == elements(e.at);
-    if (!same || memcmp((const void *)(uintptr_t)h.at.p, (const void *)(uintptr_t)e.at.p, bytes))
+    size_t bytes = elements(e.data) * dtypes[e.data.type].size;
+    int same = h.data.type == e.data.type && elements(h.data) == elements(e.data);
+    if (!same || memcmp((const void *)(uintptr_t)h.data.p, (const void *)(uintptr_t)e.data.p, bytes))
         die("%s: lm_head.weight is not model.embed_tokens.weight, though config.json says "
             "\"tie_word_embeddings\": true; set it to false to use both, or remove one tensor", h.file);
 }
@@ -560,7 +562,7 @@ static void model_load(model *m, const char *dir)
         if (!spare_untied(m->file.tensors[i].key)) expect_usable(m->file.tensors[i].value);
     for (int i = 0; i < arrlen(m->tensors); i++) {
         const tensor *t = &m->tensors[i];
-        if (of_base(t)) arrput(list, request_for(t, "", t->at));
+        if (of_base(t)) arrput(list, request_for(t, "", t->value));
     }
     int (*spare)(const char *name) = m->c.tied ? spare_tied : spare_untied;
     m->reads_file = checkpoint_fetch(&m->file, dir, list, "config.json", spare);
@@ -581,7 +583,7 @@ static void model_write(model *m, const char *name, const output *list, int n)
 static void model_free(model *m)
 {
     for (int i = 0; i < arrlen(m->tensors); i++)
-        if (m->tensors[i].kind == BASE && m->tensors[i].at->p) dev_weight_free(*m->tensors[i].at);
+        if (m->tensors[i].kind == BASE && m->tensors[i].value->p) dev_weight_free(*m->tensors[i].value);
     for (int k = 0; k < KINDS; k++) dev_free(m->block[k]);
     dev_free(m->grad);
     dev_free(m->moment1);
@@ -634,7 +636,7 @@ static void batch_enter(model *m, const batch *b)
     batch_check(m, b);
     for (int i = 0; i < arrlen(m->tensors); i++) {
         tensor *t = &m->tensors[i];
-        if (t->kind == ACT || t->kind == STAT) *t->at = rows_of(*t->at, 0, b->tokens);
+        if (t->kind == ACT || t->kind == STAT) *t->value = rows_of(*t->value, 0, b->tokens);
     }
     put_ints(m->ids, b->ids, (size_t)b->tokens);
     put_ints(m->pos, b->pos, (size_t)b->tokens);
@@ -655,7 +657,7 @@ static void linear_backward(model *m, linear *l, mat dx, mat dy, mat x)
 // W' = W + adapter, in the work space, not yet rounded to the dtype of its file.
 static mat merged(model *m, linear *l)
 {
-    mat W = shaped(m->w, 1, l->W.rows, l->W.cols);
+    mat W = shaped(m->weight, 1, l->W.rows, l->W.cols);
     copy(W, l->W);
     l->method->merge(m, l, W);
     return W;

@@ -84,7 +84,7 @@ static void update(const model *m, int t, double lr, double norm)
         }
         if (!p) continue;
         rate = p->rate;
-        end += (int)((elements(*p->at) + 15) / 16);
+        end += (int)((elements(*p->value) + 15) / 16);
     }
 }
 
@@ -95,7 +95,8 @@ static void log_line(run *r, const char *format, ...)
     va_list args;
     va_start(args, format);
     if (vfprintf(r->log, format, args) < 0 || fflush(r->log)) {
-        fprintf(stderr, "note: cannot write %s: %s; the run goes on without its log\n", opt.log, strerror(errno));
+        fprintf(stderr, "note: cannot write %s: %s; the run goes on without its log\n",
+                opt.log, strerror(errno));
         fclose(r->log);
         r->log = NULL;
         r->log_failed = 1;
@@ -238,10 +239,10 @@ static void random_weights(model *m)
         tensor *t = &m->tensors[i];
         if (t->kind != PARAM) continue;
         rng g = rng_named(m->p.seed, t->name);
-        size_t n = elements(*t->at);
+        size_t n = elements(*t->value);
         wide *x = alloc(n, sizeof *x);
         for (size_t j = 0; j < n; j++) x[j] = t->shape.n[1] ? (wide)(m->c.init_range * rng_normal(&g)) : 1;
-        put(*t->at, x, TYPE_OF(wide));
+        put(*t->value, x, TYPE_OF(wide));
         free(x);
     }
 }
@@ -347,8 +348,8 @@ static void print_base(model *m)
         const tensor *t = &m->tensors[i];
         ptrdiff_t found = t->kind == BASE ? shgeti(m->file.tensors, t->name) : -1;
         if (found < 0) continue;
-        bytes += (double)elements(*t->at) * (double)dtypes[t->at->type].size;
-        copied |= t->at->p != m->file.tensors[found].value.at.p;
+        bytes += (double)elements(*t->value) * (double)dtypes[t->value->type].size;
+        copied |= t->value->p != m->file.tensors[found].value.data.p;
     }
     const char *where = copied ? "copied to the device" : "mapped from its file";
     if (bytes > 0) printf("base       %.1f MB, %s\n", bytes / 1e6, where);
@@ -430,6 +431,9 @@ static void open_run(run *r)
     if (opt.init && p.method != &methods[0])
         die("--init starts from nothing, so everything must train: add --method full");
     config c = open_config();
+    if (c.dropout > 0)
+        die("--model %s: config.json has \"attention_dropout\" %g, which is not built; to train without it, "
+            "set it to 0", opt.model, c.dropout);
     r->t = open_tokenizer(opt.model, c.vocab);
     r->train = read_rows(r->t, opt.data, opt.seq);
     check_ids(&r->train, c.vocab);
@@ -577,10 +581,10 @@ static void refuse_rounded(model *m)
     for (int i = 0; i < arrlen(m->tensors); i++) {
         const tensor *t = &m->tensors[i];
         ptrdiff_t found = t->kind == BASE ? shgeti(m->file.tensors, t->name) : -1;
-        enum dtype file = found < 0 ? t->at->type : m->file.tensors[found].value.at.type;
-        if (file != t->at->type)
+        enum dtype file = found < 0 ? t->value->type : m->file.tensors[found].value.data.type;
+        if (file != t->value->type)
             die("--merge: %s is %s and would be rounded to %s here; ./train --merge keeps it",
-                t->name, dtypes[file].name, dtypes[t->at->type].name);
+                t->name, dtypes[file].name, dtypes[t->value->type].name);
     }
 }
 
@@ -682,7 +686,7 @@ static snapshot *take_kinds(snapshot *list, const char *prefix, const model *m, 
 {
     for (int i = 0; i < arrlen(m->tensors); i++) {
         const tensor *t = &m->tensors[i];
-        if (kinds >> t->kind & 1) list = take(list, prefix, t->name, grad ? *t->grad : *t->at);
+        if (kinds >> t->kind & 1) list = take(list, prefix, t->name, grad ? *t->grad : *t->value);
     }
     return list;
 }
@@ -701,7 +705,7 @@ static void give_kinds(const model *m, const snapshot *list, const char *prefix,
         for (int j = 0; j < arrlen(m->tensors) && !strncmp(list[i].name, prefix, n); j++) {
             const tensor *t = &m->tensors[j];
             if (kinds >> t->kind & 1 && !strcmp(list[i].name + n, t->name))
-                put(grad ? *t->grad : *t->at, list[i].x, F64);
+                put(grad ? *t->grad : *t->value, list[i].x, F64);
         }
 }
 
@@ -713,11 +717,11 @@ static void shake(model *m, double size, rng *g)
     for (int i = 0; i < arrlen(m->tensors); i++) {
         tensor *t = &m->tensors[i];
         if (t->kind != PARAM || full_training(m)) continue;
-        size_t n = elements(*t->at);
+        size_t n = elements(*t->value);
         wide *x = alloc(n, sizeof *x);
-        get(x, *t->at);
+        get(x, *t->value);
         for (size_t j = 0; j < n; j++) x[j] += (wide)(size * rng_normal(g));
-        put(*t->at, x, TYPE_OF(wide));
+        put(*t->value, x, TYPE_OF(wide));
         free(x);
     }
 }

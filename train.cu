@@ -430,7 +430,7 @@ __device__ static inline wide inverse_rms(const real *x, int C, wide eps)
     return 1 / sqrt(block_sum(sum) / C + eps);
 }
 
-// out = w x ρ.  One block a row: a pass for ρ, and a pass that writes out and, if it is wanted, the copy of x.
+// out = w x ρ.  One block a row: a pass for ρ, and one that writes out and, if it is wanted, the copy of x.
 __global__ static void rmsnorm_kernel(mat out, mat residual, mat x, mat w, wide eps)
 {
     const real *xn = row_of(x, blockIdx.x);

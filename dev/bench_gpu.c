@@ -51,7 +51,7 @@ static void random_base(model *m)
 {
     enum { POOL = 1 << 24 };
     size_t most = 0;
-    for (int i = 0; i < arrlen(m->tensors); i++) if (elements(*m->tensors[i].at) > most) most = elements(*m->tensors[i].at);
+    for (int i = 0; i < arrlen(m->tensors); i++) if (elements(*m->tensors[i].value) > most) most = elements(*m->tensors[i].value);
     uint16_t *pool = alloc(most + POOL, sizeof *pool);
     rng g = {1};
     for (size_t i = 0; i < POOL; i++) pool[i] = to_bf16((float)((rng_uniform(&g) - 0.5) * 0.07));      // variance 0.02²
@@ -60,8 +60,8 @@ static void random_base(model *m)
         tensor *t = &m->tensors[i];
         if (strncmp(t->name, "model.", 6) && strcmp(t->name, "lm_head.weight")) continue;
         mat from = mat_of((dev)(pool + rng_next(&g) % POOL), BF16, t->shape);
-        if (t->kind == BASE) *t->at = dev_weight(from);
-        else put(*t->at, pool, BF16);
+        if (t->kind == BASE) *t->value = dev_weight(from);
+        else put(*t->value, pool, BF16);
     }
     free(pool);
 }

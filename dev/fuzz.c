@@ -27,7 +27,7 @@ static void parse(const char *dir, const char *path)
     if (TARGET == 0 || TARGET == 5) {
         checkpoint c = checkpoint_open(dir, "model");
         for (int i = 0; i < shlen(c.tensors); i++) {             // every byte that a header promises can be read
-            mat m = c.tensors[i].value.at;
+            mat m = c.tensors[i].value.data;
             if (*c.tensors[i].value.unusable) continue;
             wide *x = alloc(elements(m), sizeof *x);
             get(x, m);

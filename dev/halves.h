@@ -67,7 +67,7 @@ static void write_model(char *dir, const char *config_path, double size, enum dt
     model_measure(&m, config_read(config_path), p);
     model_allocate(&m);
     for (int i = 0; i < arrlen(m.tensors); i++)
-        if (m.tensors[i].kind == PARAM) randomise(*m.tensors[i].at, m.tensors[i].shape.n[1] ? size : 1);
+        if (m.tensors[i].kind == PARAM) randomise(*m.tensors[i].value, m.tensors[i].shape.n[1] ? size : 1);
     stage_begin(dir);
     stage_model(&m, staged, type);                    // no other files are to be copied
     stage_publish(&(place_of_result){.path = dir});

@@ -66,7 +66,7 @@ special tokens: in mid-word  | tokenizer.c | s/return alone ? found : NULL/retur
 stops: the first of a list   | lib/config.h | s/json_is_array(ids) ? json_array_size(ids) : 1/1/                | stops       |
 layout: the last layer decides | model.h  | s/^    m->used.ACT. = most.act;/    (void)most.act;/                  | uneven      |
 cache: training writes it, too | model.h    | s/if (b->cached)/if (m->p.cache_rows)/                             | splits      |
-views: a row too many        | model.h    | s/rows_of(\*t->at, 0, b->tokens)/rows_of(*t->at, 1, b->tokens)/ | splits |
+views: a row too many        | model.h    | s/rows_of(\*t->value, 0, b->tokens)/rows_of(*t->value, 1, b->tokens)/ | splits |
 recompute: attention left out | model.h    | /recompute == 2) attention_block/d                                | recompute   |
 bat: V dV, not dV V          | adapters.h | s/block_rows(l->W, r), block_rows(dW, r), 1, ADD/block_rows(dW, r), block_rows(l->W, r), 1, ADD/ | gradients | bat
 bat: W for its copy in dx    | adapters.h | /^static void bat_backward/,/^}/s/matmul_nn(dx, dy, W, 1, ADD)/matmul_nn(dx, dy, l->W, 1, ADD)/ | gradients | bat

@@ -10,7 +10,7 @@
 
 typedef struct {
     shape shape;
-    mat at;
+    mat data;
     const char *file, *name;
     size_t from, to;                                           // its bytes of the data
     char unusable[160];                                         // why it can be no weight of a Llama, or empty
@@ -50,8 +50,8 @@ static void expect_usable(stored s)
 static void put_stored(mat dst, stored s)
 {
     expect_usable(s);
-    uintptr_t from = (uintptr_t)s.at.p, to = from + elements(s.at) * dtypes[s.at.type].size, page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    put(dst, (const void *)from, s.at.type);
+    uintptr_t from = (uintptr_t)s.data.p, to = from + elements(s.data) * dtypes[s.data.type].size, page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    put(dst, (const void *)from, s.data.type);
     from = (from + page - 1) / page * page, to = to / page * page;
     if (from < to) madvise((void *)from, to - from, MADV_DONTNEED);
 }
@@ -115,7 +115,7 @@ static stored stored_read(const char *name, const json_t *item, const char *path
     else if (count < 1 || count > 3) snprintf(s.unusable, room, "has %zu dimensions, expected 1 to 3", count);
     else if (!small) snprintf(s.unusable, room, "has a side of 0 or above %d", INT_MAX);
     s.from = (size_t)a, s.to = (size_t)b;
-    if (!*s.unusable) s.at = mat_of(data + s.from, type, s.shape);
+    if (!*s.unusable) s.data = mat_of(data + s.from, type, s.shape);
     return s;
 }
 
@@ -341,9 +341,9 @@ static int checkpoint_fetch(checkpoint *c, const char *dir, const request *list,
             die("%s: tensor %s has shape %s, %s asks for %s",
                 s.file, w->name, shape_text(s.shape, a), asks, shape_text(w->shape, b));
         expect_usable(s);
-        if (w->frozen) *w->to = dev_weight(s.at);
+        if (w->frozen) *w->to = dev_weight(s.data);
         else put_stored(*w->to, s);
-        read |= w->to->p == s.at.p;
+        read |= w->to->p == s.data.p;
         int sums = !w->frozen && w->to->type == TYPE_OF(wide);          // sum_of_squares reads nothing else
         if (sums && !isfinite(sum_of_squares(*w->to))) die("%s: tensor %s holds NaN or Inf", s.file, w->name);
         shput(names, (char *)w->name, 1);
@@ -362,8 +362,8 @@ typedef struct output {
     char name[112];
     shape shape;
     enum dtype type;            // in the file
-    mat at, below, beside;      // the data; `below`: further rows; `beside`: minus these, as further columns
-    void (*make)(const struct output *o, wide *x);             // or: writes the numbers to x; NULL where `at` holds them
+    mat data, below, beside;    // the data; `below`: further rows; `beside`: minus these, as further columns
+    void (*make)(const struct output *o, wide *x);             // or: writes the numbers to x; NULL where `data` holds them
     void (*blame)(const struct output *o, double largest);     // dies if it knows why the numbers are not finite; or NULL
     void *model, *linear;       // for these two
 } output;
@@ -391,11 +391,11 @@ static char *safetensors_header(const output *o, int n)
 static void output_fetch(const output *o, wide *x)
 {
     if (o->make) { o->make(o, x); return; }
-    size_t n = elements(o->at);
-    get(x, o->at);
+    size_t n = elements(o->data);
+    get(x, o->data);
     if (o->below.p) get(x + n, o->below);
     if (!o->beside.p) return;
-    int rows = o->at.rows, a = o->at.cols, b = o->beside.cols;            // [at | -beside], row by row from the last
+    int rows = o->data.rows, a = o->data.cols, b = o->beside.cols;            // [data | -beside], row by row from the last
     wide *y = alloc(elements(o->beside), sizeof *y);
     get(y, o->beside);
     for (int i = rows - 1; i >= 0; i--) {

@@ -106,9 +106,9 @@ void     matmul_tn(mat y, mat x, mat w, double scale, enum mode m);
 // Llama2
 void     embedding_forward(mat out, mat table, dev_ints ids);         // out[n] = table[ids[n]]
 void     embedding_backward(mat dtable, mat dout, dev_ints ids);      // dtable[ids[n]] += dout[n]
-// out = w x / rms(x). Where `residual` has memory, it becomes a copy of x, made while the row is in cache. The
-// last product of attention (o_proj) or of the MLP (down_proj) is later added to it (mode ADD): the copy is
-// then the residual sum, which needs no op of its own.
+// out = w x / rms(x). Where `residual` has memory, it becomes a copy of x, made while the row is in cache.
+// The last product of attention (o_proj) or of the MLP (down_proj) is later added to it (mode ADD): the copy
+// is then the residual sum, which needs no op of its own.
 void     rmsnorm_forward(mat out, mat residual, mat x, mat w, double eps);
 void     rmsnorm_backward(mat dx, mat dw, mat dout, mat x, mat w, double eps);
 // Rotates the halves of each head by the angles of the row's position, table[pos[n]] = (cos, sin); sign = -1

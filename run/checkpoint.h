@@ -14,9 +14,9 @@ static void blame_base(const output *o, double most)
     model *m = o->model;
     linear *l = o->linear;
     ptrdiff_t at = shgeti(m->file.tensors, o->name);
-    wide *x = alloc(elements(o->at), sizeof *x);
-    get(x, o->at);
-    if (at >= 0 && !isfinite(largest(x, elements(o->at))))
+    wide *x = alloc(elements(o->data), sizeof *x);
+    get(x, o->data);
+    if (at >= 0 && !isfinite(largest(x, elements(o->data))))
         die("%s: tensor %s holds NaN or Inf and is not written; get this model anew", m->file.tensors[at].value.file, o->name);
     free(x);
     if (l && !isfinite(most))
@@ -48,12 +48,12 @@ static void stage_model(model *m, const char *source, enum dtype trained_type)
         if (!of_base(t)) continue;
         ptrdiff_t at = shgeti(m->file.tensors, t->name);
         int trained = t->kind == PARAM || at < 0;
-        output o = {.shape = t->shape, .at = *t->at, .type = trained ? trained_type : m->file.tensors[at].value.at.type};
+        output o = {.shape = t->shape, .data = *t->value, .type = trained ? trained_type : m->file.tensors[at].value.data.type};
         memcpy(o.name, t->name, sizeof o.name);
         o.model = m;
         o.blame = blame_base;
         for (int j = 0; j < arrlen(m->linears); j++)
-            if (t->at == &m->linears[j]->W && has_adapter(m->linears[j])) o.linear = m->linears[j];
+            if (t->value == &m->linears[j]->W && has_adapter(m->linears[j])) o.linear = m->linears[j];
         if (o.linear) o.make = make_merged;
         arrput(list, o);
     }
@@ -134,7 +134,7 @@ static request *state_tensors(model *m)
     for (int i = 0; i < arrlen(m->tensors); i++) {
         tensor *t = &m->tensors[i];
         if (t->kind != PARAM && t->kind != START) continue;
-        arrput(list, request_for(t, "", t->at));
+        arrput(list, request_for(t, "", t->value));
         if (t->kind == START) continue;
         arrput(list, request_for(t, ".m1", &t->m1));
         arrput(list, request_for(t, ".m2", &t->m2));
@@ -147,7 +147,7 @@ static void state_write(model *m)
     request *state = state_tensors(m);
     output *list = NULL;
     for (int i = 0; i < arrlen(state); i++) {
-        output o = {.shape = state[i].shape, .at = *state[i].to, .type = TYPE_OF(wide)};
+        output o = {.shape = state[i].shape, .data = *state[i].to, .type = TYPE_OF(wide)};
         memcpy(o.name, state[i].name, sizeof o.name);
         arrput(list, o);
     }
@@ -173,7 +173,7 @@ static void save_run(run *r)
 {
     model *m = &r->m;
     for (int i = 0; i < arrlen(m->tensors); i++)
-        if (m->tensors[i].kind == PARAM && !isfinite(sum_of_squares(*m->tensors[i].at)))
+        if (m->tensors[i].kind == PARAM && !isfinite(sum_of_squares(*m->tensors[i].value)))
             die("step %d: %s is not finite and is not saved; a smaller --lr may help", r->step, m->tensors[i].name);
     stage_begin(destination.path);
     if (full_training(m)) stage_model(m, opt.model, F32);

@@ -65,12 +65,12 @@ static output *peft_outputs(model *m)
     for (int i = 0; i < arrlen(m->tensors); i++) {
         tensor *t = &m->tensors[i];
         if (t->kind != PARAM) continue;
-        output o = {.shape = t->shape, .type = TYPE_OF(wide), .at = *t->at};
+        output o = {.shape = t->shape, .type = TYPE_OF(wide), .data = *t->value};
         memcpy(o.name, t->name, sizeof o.name);
         for (int j = 0; j < arrlen(m->linears) && m->p.method->has_start; j++) {
             linear *l = m->linears[j];
-            if (t->at == &l->A) o.below = l->A0, o.shape.n[0] *= 2;
-            if (t->at == &l->B) o.beside = l->B0, o.shape.n[1] *= 2;
+            if (t->value == &l->A) o.below = l->A0, o.shape.n[0] *= 2;
+            if (t->value == &l->B) o.beside = l->B0, o.shape.n[1] *= 2;
         }
         arrput(list, o);
     }
@@ -266,7 +266,7 @@ static void peft_read_weights(model *m, const char *dir)
     request *list = NULL;
     for (int i = 0; i < arrlen(m->tensors); i++) {
         const tensor *t = &m->tensors[i];
-        if (t->kind == PARAM) arrput(list, request_for(t, "", t->at));
+        if (t->kind == PARAM) arrput(list, request_for(t, "", t->value));
     }
     checkpoint_fetch(&c, dir, list, "this adapter on this base model", NULL);
     arrfree(list);
