@@ -2715,10 +2715,11 @@ static int train_run(const char *format, ...)
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
 }
 
+// A file of the scratch directory; nothing, where a run that failed left none.
 static char *output_of(const char *name)
 {
     size_t bytes;
-    char *path = in_scratch(name), *text = read_file(path, &bytes);
+    char *path = in_scratch(name), *text = access(path, R_OK) ? strdup("") : read_file(path, &bytes);
     free(path);
     return text;
 }
@@ -2734,11 +2735,12 @@ static void train_well(const char *format, ...)
     free(said);
 }
 
+// Are there two files, and are they the same?
 static int same_files(const char *a, const char *b)
 {
     char *pa = in_scratch(a), *pb = in_scratch(b);
-    size_t na, nb;
-    char *x = read_file(pa, &na), *y = read_file(pb, &nb);
+    size_t na = 0, nb = 0;
+    char *x = access(pa, R_OK) ? NULL : read_file(pa, &na), *y = access(pb, R_OK) ? NULL : read_file(pb, &nb);
     int same = na == nb && na > 0 && !memcmp(x, y, na);
     free(pa), free(pb), free(x), free(y);
     return same;
@@ -3427,9 +3429,7 @@ static void test_full_disk(void)
 // A link to a directory stays a link, a slash at the end does not matter, and an output that nobody could read is an error.
 static void test_out(void)
 {
-    char command[1000];
-    snprintf(command, sizeof command, "mkdir %s/there && ln -s there %s/alias", scratch, scratch);
-    shell(command, "cannot make a link");
+    shell("rm -rf $D/alias && mkdir $D/there && ln -s there $D/alias", "cannot make a link");
     for (int again = 0; again < 2; again++) {
         train_well(FEW_ROWS " --steps 1 --out $D/alias");
         train_well(FEW_ROWS " --steps 1 --out $D/slash/");
