@@ -2823,10 +2823,11 @@ static int train_run(const char *format, ...)
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
 }
 
+// A file of the scratch directory; nothing, where a run that failed left none.
 static char *output_of(const char *name)
 {
     size_t bytes;
-    char *path = in_scratch(name), *text = read_file(path, &bytes);
+    char *path = in_scratch(name), *text = access(path, R_OK) ? strdup("") : read_file(path, &bytes);
     free(path);
     return text;
 }
@@ -2842,11 +2843,12 @@ static void train_well(const char *format, ...)
     free(said);
 }
 
+// Are there two files, and are they the same?
 static int same_files(const char *a, const char *b)
 {
     char *pa = in_scratch(a), *pb = in_scratch(b);
-    size_t na, nb;
-    char *x = read_file(pa, &na), *y = read_file(pb, &nb);
+    size_t na = 0, nb = 0;
+    char *x = access(pa, R_OK) ? NULL : read_file(pa, &na), *y = access(pb, R_OK) ? NULL : read_file(pb, &nb);
     int same = na == nb && na > 0 && !memcmp(x, y, na);
     free(pa), free(pb), free(x), free(y);
     return same;
@@ -2939,7 +2941,7 @@ static void read_cut(const char *dir)
 static void test_cut_file(void)
 {
     static const char *const harms[] = {"truncate -s 100000 ", "truncate -s -4 ",
-                                        "dd conv=notrunc bs=1 seek=200000 if=/dev/zero count=1 2>/dev/null of="};
+ "dd conv=notrunc bs=1 seek=200000 if=/dev/zero count=1 2>/dev/null of="};
     char command[1000];
     shell("rm -rf $D/model; cp -r base $D/model && chmod -R u+w $D/model", "cannot prepare");
     char *dir = in_scratch("model"), *said = said_by(read_cut, dir);
@@ -3215,13 +3217,13 @@ static void test_plots(void)
 // Each makes one thing wrong in a copy of base/ (in $D/model) or of the rows ($D/rows.jsonl), runs $ARGS, and wants a
 // non-zero status, one line that begins with "error:" and holds the text, and no $D/out.
 static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
-    {"no model",            "rm -r $D/model",                                                   "",
+    {"no model",            "rm -r $D/model", "",
         "model: there is no such directory"},
-    {"no safetensors",      "rm $D/model/model.safetensors",                                    "", "no model.safetensors"},
-    {"truncated",           "truncate -s -100 $D/model/model.safetensors",                      "", "truncated"},
-    {"truncated header",    "truncate -s 900 $D/model/model.safetensors",                       "", "truncated"},
-    {"empty safetensors",   ": > $D/model/model.safetensors",                                   "", "no safetensors file"},
-    {"not safetensors",     "cp Makefile $D/model/model.safetensors",                           "", "not safetensors"},
+    {"no safetensors",      "rm $D/model/model.safetensors", "", "no model.safetensors"},
+    {"truncated",           "truncate -s -100 $D/model/model.safetensors", "", "truncated"},
+    {"truncated header",    "truncate -s 900 $D/model/model.safetensors", "", "truncated"},
+    {"empty safetensors",   ": > $D/model/model.safetensors", "", "no safetensors file"},
+    {"not safetensors",     "cp Makefile $D/model/model.safetensors", "", "not safetensors"},
     {"a wrong shape",       "sed -i 's/\"num_key_value_heads\":[^,]*/\"num_key_value_heads\":8/' $D/model/config.json",
         "", "asks for ["},
     {"an unknown dtype",    "sed -i '0,/\"F32\"/s//\"I32\"/' $D/model/model.safetensors",       "", "is I32, expected"},
@@ -3231,12 +3233,12 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "duplicate object key"},
     {"config lacks a field", "sed -i '/hidden_size/d' $D/model/config.json",                     "",
         "\"hidden_size\" is missing"},
-    {"config is not JSON",  "echo '{' > $D/model/config.json",                                  "", "not valid JSON"},
+    {"config is not JSON",  "echo '{' > $D/model/config.json", "", "not valid JSON"},
     {"another model",       "sed -i 's/\"llama\"/\"mistral\"/' $D/model/config.json",           "", "only \"llama\""},
     {"scaled RoPE",         "sed -i 's/^{/{\"rope_scaling\": {\"rope_type\": \"llama3\"},/' $D/model/config.json", "", "llama3"},
-    {"no tokenizer",        "rm $D/model/tokenizer.model",                                      "", "tokenizer.model"},
+    {"no tokenizer",        "rm $D/model/tokenizer.model", "", "tokenizer.model"},
     {"another tokenizer",   "echo '{\"version\": \"1.0\"}' > $D/model/tokenizer.model",         "", "tokenizer.model"},
-    {"truncated tokenizer", "truncate -s 3000 $D/model/tokenizer.model",                        "", "tokenizer.model"},
+    {"truncated tokenizer", "truncate -s 3000 $D/model/tokenizer.model", "", "tokenizer.model"},
     {"a shard not there",   "rm $D/model/model.safetensors; echo "
         "'{\"weight_map\":{\"model.norm.weight\":\"a.safetensors\"}}' > $D/model/model.safetensors.index.json", "",
         "a.safetensors"},
@@ -3248,19 +3250,19 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "maximum parsing depth reached"},
     {"a list as a row",     "echo '3' >> $D/rows.jsonl",                                        "",
         "rows.jsonl:4: expected a JSON object"},
-    {"rows in a pipe",      "rm -f $D/pipe.jsonl; mkfifo $D/pipe.jsonl",                        "--data $D/pipe.jsonl",
+    {"rows in a pipe",      "rm -f $D/pipe.jsonl; mkfifo $D/pipe.jsonl", "--data $D/pipe.jsonl",
         "pipe.jsonl: is a pipe"},
-    {"rows behind a broken link", "ln -sfn $D/none $D/link.jsonl",                              "--data $D/link.jsonl",
+    {"rows behind a broken link", "ln -sfn $D/none $D/link.jsonl", "--data $D/link.jsonl",
         "link.jsonl: is a link to"},
-    {"a folder for rows",   "mkdir -p $D/folder.jsonl",                                         "--data $D/folder.jsonl",
+    {"a folder for rows",   "mkdir -p $D/folder.jsonl", "--data $D/folder.jsonl",
         "folder.jsonl: is a directory"},
-    {"rows left to git-lfs", POINTER " > $D/rows.jsonl",                                         "",
+    {"rows left to git-lfs", POINTER " > $D/rows.jsonl", "",
         "rows.jsonl: is a git-lfs pointer"},
-    {"config left to git-lfs", POINTER " > $D/model/config.json",                               "",
+    {"config left to git-lfs", POINTER " > $D/model/config.json", "",
         "config.json: is a git-lfs pointer"},
-    {"model left to git-lfs", POINTER " > $D/model/model.safetensors",                          "",
+    {"model left to git-lfs", POINTER " > $D/model/model.safetensors", "",
         "model.safetensors: is a git-lfs pointer"},
-    {"tokenizer left to git-lfs", POINTER " > $D/model/tokenizer.model",                        "",
+    {"tokenizer left to git-lfs", POINTER " > $D/model/tokenizer.model", "",
         "tokenizer.model: is a git-lfs pointer"},
     {"a model in a pipe",   "rm $D/model/model.safetensors; mkfifo $D/model/model.safetensors", "",
         "model.safetensors: is a pipe"},
@@ -3269,9 +3271,9 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"a tokenizer in a pipe", "rm $D/model/tokenizer.model; mkfifo $D/model/tokenizer.model",   "", "tokenizer.model: is a pipe"},
     {"PyTorch's weights",   "mv $D/model/model.safetensors $D/model/pytorch_model-00001-of-00001.bin", "",
         "pytorch_model-00001-of-00001.bin is in PyTorch's own format"},
-    {"llama.cpp's weights", "rm $D/model/*; touch $D/model/llama-q4.gguf",                      "",
+    {"llama.cpp's weights", "rm $D/model/*; touch $D/model/llama-q4.gguf", "",
         "llama-q4.gguf is in llama.cpp's format"},
-    {"llama.cpp's file",    "touch $D/llama-q4.gguf",                                           "--model "
+    {"llama.cpp's file",    "touch $D/llama-q4.gguf", "--model "
         "$D/llama-q4.gguf", "llama-q4.gguf is in llama.cpp's format"},
     {"Meta's weights",      "rm $D/model/*; touch $D/model/consolidated.00.pth $D/model/params.json", "",
         "consolidated.00.pth is in Meta's own format"},
@@ -3283,10 +3285,10 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "is I32, expected"},
     {"half a row",          "echo '{\"question\": \"a\"}' >> $D/rows.jsonl",                    "",
         "rows.jsonl:4: has \"question\" but no text in \"answer\""},
-    {"no known field",      "echo '{\"prompt\": \"a\"}' >> $D/rows.jsonl",                      "",
+    {"no known field",      "echo '{\"prompt\": \"a\"}' >> $D/rows.jsonl", "",
         "rows.jsonl:4: no \"instruction\""},
-    {"no answer within seq", ":",                                                               "--seq 16", "within --seq 16"},
-    {"text behind a row",   "sed -i '2s/$/ and more/' $D/rows.jsonl",                            "",
+    {"no answer within seq", ":", "--seq 16", "within --seq 16"},
+    {"text behind a row",   "sed -i '2s/$/ and more/' $D/rows.jsonl", "",
         "rows.jsonl:2: not valid JSON"},
     {"a NUL in a row",      "sed -i '2s/Now/\\\\u0000/' $D/rows.jsonl",                         "",
         "\\u0000 is not allowed"},
@@ -3301,23 +3303,23 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "which is no token of this directory"},
     {"links to nothing",    "ln -sfn $D/none $D/model/generation_config.json",                  "",
         "generation_config.json: is a link to"},
-    {"a link for a tokenizer", "ln -sfn $D/none $D/model/tokenizer.model",                      "",
+    {"a link for a tokenizer", "ln -sfn $D/none $D/model/tokenizer.model", "",
         "tokenizer.model: is a link to"},
-    {"a page of the hub",   ":",                                                                "--model "
+    {"a page of the hub",   ":", "--model "
         "https://huggingface.co/a/b", "a local directory is wanted"},
-    {"a model's file",      ":",                                                                "--model "
+    {"a model's file",      ":", "--model "
         "base/config.json", "name the directory that it is in"},
-    {"an adapter as model", ":",                                                                "--model "
+    {"an adapter as model", ":", "--model "
         "dev/golden/lora-mha", "it is an adapter: --adapter"},
-    {"a model as adapter",  ":",                                                                "--eval --val "
+    {"a model as adapter",  ":", "--eval --val "
         "data/val.jsonl --adapter base", "it is a model: --model"},
-    {"chat with nobody",    ":",                                                                "--chat",
+    {"chat with nobody",    ":", "--chat",
         "--chat wraps the TEXT of --generate"},
-    {"two lengths",         ":",                                                                "--epochs 2",
+    {"two lengths",         ":", "--epochs 2",
         "--steps and --epochs both say"},
-    {"a flag for a method", ":",                                                                "--use_dora",
+    {"a flag for a method", ":", "--use_dora",
         "that is --method dora"},
-    {"nearly a method",     ":",                                                                "--method pisa",
+    {"nearly a method",     ":", "--method pisa",
         "did you mean pissa?"},
     {"BOS in words",        "echo '{\"add_bos_token\": \"false\"}' > $D/model/tokenizer_config.json", "",
         "must be true or false"},
@@ -3327,82 +3329,82 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "", "weight holds NaN or Inf"},
     {"other layers to resume", "$TRAIN --data $D/rows.jsonl --steps 2 --targets q,v --out $D/mine >/dev/null; rm -r "
         "$D/model; cp -r base $D/model", "--resume $D/mine --model base --targets q", "--targets \"q,v\", this run has \"q\""},
-    {"unknown option",      ":",                                                                "--rnak 4",
+    {"unknown option",      ":", "--rnak 4",
         "unknown option --rnak"},
-    {"an option's value",   ":",                                                                "--rank four", "--rank four"},
-    {"a missing value",     ":",                                                                "--rank", "--rank needs a value"},
-    {"unknown method",      ":",                                                                "--method bonn", "--method bonn"},
-    {"unknown schedule",    ":",                                                                "--schedule step",
+    {"an option's value",   ":", "--rank four", "--rank four"},
+    {"a missing value",     ":", "--rank", "--rank needs a value"},
+    {"unknown method",      ":", "--method bonn", "--method bonn"},
+    {"unknown schedule",    ":", "--schedule step",
         "--schedule step"},
-    {"unknown target",      ":",                                                                "--targets q,w", "\"w\""},
-    {"rank for bat",        ":",                                                                "--method bat --rank 7",
+    {"unknown target",      ":", "--targets q,w", "\"w\""},
+    {"rank for bat",        ":", "--method bat --rank 7",
         "--rank 7 does not divide"},
-    {"rank for bat-row",    ":",                                                                "--method bat-row "
+    {"rank for bat-row",    ":", "--method bat-row "
         "--rank 7", "--rank 7 does not divide"},
-    {"mini-r",              ":",                                                                "--method mini "
+    {"mini-r",              ":", "--method mini "
         "--mini-r 7", "--mini-r 7 does not divide"},
-    {"rank for pissa",      ":",                                                                "--method pissa "
+    {"rank for pissa",      ":", "--method pissa "
         "--rank 5000", "--rank 5000 exceeds"},
-    {"init of an adapter",  ":",                                                                "--init "
+    {"init of an adapter",  ":", "--init "
         "$D/model/config.json", "--method full"},
-    {"use of an init",      ":",                                                                "--eval --val "
+    {"use of an init",      ":", "--eval --val "
         "data/val.jsonl --init $D/model/config.json", "--init starts from random"},
-    {"two things at once",  ":",                                                                "--eval --list",
+    {"two things at once",  ":", "--eval --list",
         "give one of them"},
-    {"check and eval",      ":",                                                                "--check --eval",
+    {"check and eval",      ":", "--check --eval",
         "--eval and --check: give one of them"},
-    {"two adapters",        ":",                                                                "--eval --val "
+    {"two adapters",        ":", "--eval --val "
         "data/val.jsonl --adapter dev/golden/lora-mha --adapter dev/golden/bat", "--adapter is given twice"},
     {"an adapter twice",    ":",
         "--adapter=dev/golden/bat --adapter-name-or-path dev/golden/bat", "--adapter is given twice"},
-    {"letters swapped",     ":",                                                                "--rnak 4",
+    {"letters swapped",     ":", "--rnak 4",
         "did you mean --rank?"},
-    {"a letter less",       ":",                                                                "--learning_rat 4",
+    {"a letter less",       ":", "--learning_rat 4",
         "did you mean --lr?"},
-    {"words too many",      ":",                                                                "--warmup_ratio 0.1",
+    {"words too many",      ":", "--warmup_ratio 0.1",
         "--warmup counts steps"},
-    {"one dash",            ":",                                                                "-rank=4",
+    {"one dash",            ":", "-rank=4",
         "did you mean --rank?"},
-    {"nothing like it",     ":",                                                                "--lora_dropout 0.1",
+    {"nothing like it",     ":", "--lora_dropout 0.1",
         "there is no dropout here"},
-    {"a list in two words", ":",                                                                "--target_modules "
+    {"a list in two words", ":", "--target_modules "
         "q_proj v_proj", "joined by commas"},
-    {"a flag's value",      ":",                                                                "--no-shuffle=0",
+    {"a flag's value",      ":", "--no-shuffle=0",
         "--no-shuffle takes no value"},
-    {"an option as a value", ":",                                                               "--generate --chat",
+    {"an option as a value", ":", "--generate --chat",
         "--generate needs a value"},
-    {"half a value",        ":",                                                                "--rank= --lr 1",
+    {"half a value",        ":", "--rank= --lr 1",
         "--rank : expected a whole number"},
-    {"no epoch",            ":",                                                                "--epochs 0",
+    {"no epoch",            ":", "--epochs 0",
         "--epochs 0: expected a number"},
-    {"a model by its name", ":",                                                                "--model "
+    {"a model by its name", ":", "--model "
         "meta-llama/Llama-2-7b-hf", "hf download meta-llama/Llama-2-7b-hf --local-dir Llama-2-7b-hf"},
-    {"an adapter by its name", ":",                                                             "--eval --val "
+    {"an adapter by its name", ":", "--eval --val "
         "data/val.jsonl --adapter somebody/lora", "hf download somebody/lora"},
-    {"a model in no folder", ":",                                                               "--model dev/none",
+    {"a model in no folder", ":", "--model dev/none",
         "dev/none: there is no such directory"},
-    {"rows without end",    ":",                                                                "--batch 1000000 "
+    {"rows without end",    ":", "--batch 1000000 "
         "--accum 1000", "--accum 1000 is too much"},
-    {"warm-up without end", ":",                                                                "--warmup 100",
+    {"warm-up without end", ":", "--warmup 100",
         "--warmup 100 exceeds"},
-    {"eval goes on",        ":",                                                                "--eval --val "
+    {"eval goes on",        ":", "--eval --val "
         "data/val.jsonl --resume $D/none", "--adapter"},
-    {"out is a file",       "touch $D/out.txt",                                                 "--out $D/out.txt",
+    {"out is a file",       "touch $D/out.txt", "--out $D/out.txt",
         "not a directory"},
-    {"out in no folder",    ":",                                                                "--out $D/none/out",
+    {"out in no folder",    ":", "--out $D/none/out",
         "cannot write"},
-    {"out holds others' files", "mkdir $D/mine; touch $D/mine/thesis.tex",                      "--out $D/mine", "thesis.tex"},
-    {"out is the model",    ":",                                                                "--out $D/model",
+    {"out holds others' files", "mkdir $D/mine; touch $D/mine/thesis.tex", "--out $D/mine", "thesis.tex"},
+    {"out is the model",    ":", "--out $D/model",
         "is --model itself"},
-    {"out holds a model",   "cp -r base $D/mine",                                               "--out $D/mine",
+    {"out holds a model",   "cp -r base $D/mine", "--out $D/mine",
         "which would be lost"},
-    {"out is where we are", ":",                                                                "--out .",
+    {"out is where we are", ":", "--out .",
         "is the current folder"},
-    {"out is a broken link", "ln -sfn $D/none $D/link",                                         "--out $D/link",
+    {"out is a broken link", "ln -sfn $D/none $D/link", "--out $D/link",
         "expected the name of a directory"},
-    {"out is nothing",      ":",                                                                "--out ''",
+    {"out is nothing",      ":", "--out ''",
         "expected the name of a directory"},
-    {"merge over a model",  "cp -r base $D/mine",                                               "--merge $D/mine "
+    {"merge over a model",  "cp -r base $D/mine", "--merge $D/mine "
         "--adapter dev/golden/lora-mha", "which would be lost"},
     {"log not writable",    ":",                                                                "--log $D/none/log", "--log"},
     {"attention that sees the future", "sed -i 's/^{/{\"is_causal\": false,/' $D/model/config.json", "",
@@ -3426,18 +3428,18 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "\"num_hidden_layers\" must be a whole number"},
     {"log over the rows",   ":",                                                                "--log $D/rows.jsonl",
         "is a file that this run reads"},
-    {"log over the weights", ":",                                                               "--log "
+    {"log over the weights", ":", "--log "
         "$D/model/model.safetensors", "which this run reads"},
-    {"log inside the model", "ln -s model $D/alias",                                            "--log "
+    {"log inside the model", "ln -s model $D/alias", "--log "
         "$D/alias/log.jsonl", "which this run reads"},
     {"log inside --out",    "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null",
         "--log $D/mine/log.jsonl --out $D/mine", "which this run reads or replaces"},
-    {"log at --out",        ":",                                                                "--log $D/out",
+    {"log at --out",        ":", "--log $D/out",
         "is --out itself"},
-    {"log into a directory", ":",                                                               "--log $D", "is not a file"},
-    {"no adapter",          ":",                                                                "--eval --val "
+    {"log into a directory", ":", "--log $D", "is not a file"},
+    {"no adapter",          ":", "--eval --val "
         "data/val.jsonl --adapter $D/none", "there is no such directory"},
-    {"merge without adapter", ":",                                                              "--merge $D/out",
+    {"merge without adapter", ":", "--merge $D/out",
         "needs --adapter"},
     {"an adapter with a NaN", "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null; printf "
         "'\\377\\377\\377\\377' | dd of=$D/mine/adapter_model.safetensors bs=1 seek=100000 conv=notrunc 2>/dev/null",
@@ -3447,7 +3449,7 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "holds NaN or Inf"},
     {"full from an Inf",    "printf '\\000\\000\\200\\177' | dd of=$D/model/model.safetensors bs=1 seek=$(($(stat -c "
         "%s $D/model/model.safetensors) - 4)) conv=notrunc 2>/dev/null", "--method full", "weight holds NaN or Inf"},
-    {"another method's adapter", ":",                                                           "--method bat "
+    {"another method's adapter", ":", "--method bat "
         "--adapter dev/golden/lora-mha", "--method bat: --adapter"},
     {"a start that is not built", "cp -r dev/golden/lora-mha $D/mine; sed -i 's/\"init_lora_weights\": "
         "true/\"init_lora_weights\": \"corda\"/' $D/mine/adapter_config.json",
@@ -3455,7 +3457,7 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"a pattern of ranks",  "cp -r dev/golden/lora-mha $D/mine; sed -i 's/\"rank_pattern\": {}/\"rank_pattern\": "
         "{\"q_proj\": 2}/' $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine",
         "\"rank_pattern\" is set"},
-    {"another model's adapter", ":",                                                            "--eval --val "
+    {"another model's adapter", ":", "--eval --val "
         "data/val.jsonl --adapter dev/golden/lora-mha", "has shape"},
     {"a look-ahead",        "mkdir $D/mine; echo '{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": "
         "\"^(?!.*patch_embed).*$\"}' > $D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine",
@@ -3477,7 +3479,7 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"an adapter of mlx-lm", "mkdir $D/mine; touch $D/mine/adapters.safetensors; echo '{\"fine_tune_type\": \"lora\", "
         "\"num_layers\": 16, \"lora_parameters\": {\"rank\": 8, \"scale\": 20.0, \"dropout\": 0.0}}' > "
         "$D/mine/adapter_config.json", "--eval --val data/val.jsonl --adapter $D/mine", "mlx_lm.fuse"},
-    {"rows in an unknown file", "touch $D/mine.csv",                                            "--data $D/mine.csv",
+    {"rows in an unknown file", "touch $D/mine.csv", "--data $D/mine.csv",
         "expected a .jsonl"},
     {"an array with a bad row", "echo '[{\"text\": \"a b\"}, 3]' > $D/rows.json",              "--data $D/rows.json",
         "rows.json, row 2: expected a JSON object"},
@@ -3497,13 +3499,13 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "-n 4p data/train.jsonl >> $D/rows.jsonl", "--resume $D/mine", "this run has \"4, hash"},
     {"resume with rows in another order", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine "
         ">/dev/null; sed -i '1{h;d};2G' $D/rows.jsonl", "--resume $D/mine", "with rows \"3, hash"},
-    {"compare an adapter",  ":",                                                                "--compare --adapter "
+    {"compare an adapter",  ":", "--compare --adapter "
         "dev/golden/lora-mha", "--compare starts from --model alone"},
-    {"compare into a file", "touch $D/out.txt",                                                 "--compare --out "
+    {"compare into a file", "touch $D/out.txt", "--compare --out "
         "$D/out.txt", "ot a directory"},
-    {"resume from nothing", ":",                                                                "--resume $D/none",
+    {"resume from nothing", ":", "--resume $D/none",
         "there is no such directory"},
-    {"a rate that explodes", ":",                                                               "--method full --lr "
+    {"a rate that explodes", ":", "--method full --lr "
         "1e9 --clip 0 --steps 20", "a smaller --lr may help"},
 };
 
@@ -3556,9 +3558,7 @@ static void test_full_disk(void)
 // A link to a directory stays a link, a slash at the end does not matter, and an output that nobody could read is an error.
 static void test_out(void)
 {
-    char command[1000];
-    snprintf(command, sizeof command, "mkdir %s/there && ln -s there %s/alias", scratch, scratch);
-    shell(command, "cannot make a link");
+    shell("rm -rf $D/alias && mkdir $D/there && ln -s there $D/alias", "cannot make a link");
     for (int again = 0; again < 2; again++) {
         train_well(FEW_ROWS " --steps 1 --out $D/alias");
         train_well(FEW_ROWS " --steps 1 --out $D/slash/");
