@@ -2,7 +2,7 @@
 #  make train_emu  builds ./train_emu: the GPU's source on the CPU, for --check and gdb (train_emu_f64 computes in double)
 #  make check      the quick ones of them: floors, gradients, goldens
 #  make test       builds and runs every test this machine can run
-#  make mutants    breaks the code in 176 places, one at a time, and asks that a test turns red (ten minutes); make test tries 20
+#  make mutants    breaks the code in 187 places, one at a time, and asks that a test turns red (ten minutes); make test tries 20
 #  make bench      how fast, how large, where the time goes: a row a method on two shapes with random weights
 #  make base       makes again what base/ and data/ hold: text, tokenizer, pretraining (half an hour; Python in dev/ only)
 #  make bench-gpu  the same on a GPU, with Llama2-7B's shape; PEER=1 runs transformers + PEFT beside it
@@ -15,7 +15,7 @@ WARNINGS  = -Wall -Wextra -Wshadow
 # No -ffast-math: a NaN must stay a NaN. errno and traps are not used by anyone here.
 CFLAGS   ?= -O3 -march=native -g
 FLAGS     = -std=gnu11 $(WARNINGS) $(CFLAGS) -fopenmp -fno-math-errno -fno-trapping-math
-LDLIBS    = -lcjson -lm
+LDLIBS    = -ljansson -lm
 HEADERS   = model.h adapters.h $(wildcard ops/*.h lib/*.h run/*.h paper/*.h)
 PYTHON   ?= python3
 
@@ -38,7 +38,7 @@ found:
 	line() { if [ $$2 = 1 ]; then echo "✓ $$1"; else echo "✗ $$1"; missing="$$missing $$3"; fi; }; \
 	line "compiler with OpenMP ($(CC))" $$(have omp.h && echo 1 || echo 0) gcc; \
 	line "stb_ds.h"  $$(have stb/stb_ds.h && echo 1 || echo 0) libstb-dev; \
-	line "cJSON.h"   $$(have cjson/cJSON.h && echo 1 || echo 0) libcjson-dev; \
+	line "jansson.h" $$(have jansson.h && echo 1 || echo 0) libjansson-dev; \
 	command -v $(CXX) >/dev/null && echo "✓ C++ compiler ($(CXX))" || echo "- no C++ compiler: train_emu and make test need one (g++)"; \
 	echo "$(if $(NVCC),✓,-) nvcc $(if $(NVCC),(train_cuda),not here: no train_cuda)"; echo "$(if $(GPU),✓ $(GPU),- no GPU: make train_emu runs train.cu on the CPU)"; \
 	if [ -n "$$missing" ]; then echo "Install what is missing: sudo apt-get install -y$$missing"; exit 1; fi

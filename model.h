@@ -134,9 +134,9 @@ typedef struct {
 typedef struct {
     const method *method;
     int rank, mini_r, targets;  // targets: a bit for each of projections that has an adapter (in some layer)
-    const cJSON *modules;       // an adapter's own "target_modules", or NULL: they choose in each layer anew,
+    json_t *modules;            // an adapter's own "target_modules", or NULL: they choose in each layer anew,
                                 // and layout() sets `targets` to what they chose in any
-    int (*selects)(const cJSON *modules, const char *module);  // whether they name this module
+    int (*selects)(const json_t *modules, const char *module);  // whether they name this module
     double alpha, plus_ratio;
     uint64_t seed;
     int tokens;                 // the most tokens in a micro-batch

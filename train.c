@@ -620,7 +620,7 @@ static void run_tokenize(void)
     char *whole;
     const char *file = read_utf8(opt.tokenize, &whole, &bytes);
     row_reader r = read_json_rows(opt.tokenize, file, bytes);
-    for (cJSON *json; (json = next_row(&r)); cJSON_Delete(json)) {
+    for (json_t *json; (json = next_row(&r)); json_decref(json)) {
         const char *text = text_field(r.where, json, "text");
         if (!text) die("%s: expected a JSON object with \"text\"", r.where);
         int *ids = tokenizer_encode(t, text, strlen(text), 1, &n);

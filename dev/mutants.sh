@@ -63,7 +63,7 @@ special tokens: the shorter  | tokenizer.c | s/a->text.n > found->text.n/a->text
 special tokens: no rstrip    | tokenizer.c | s/while (a->rstrip/while (0/                                              | special-tokens |
 special tokens: no lstrip    | tokenizer.c | s/while (a->lstrip/while (0/                                              | special-tokens |
 special tokens: in mid-word  | tokenizer.c | s/return alone ? found : NULL/return found/                               | special-tokens |
-stops: the first of a list   | lib/config.h | s/id = cJSON_IsArray(ids) ? id->next : NULL/id = NULL/            | stops       |
+stops: the first of a list   | lib/config.h | s/json_is_array(ids) ? json_array_size(ids) : 1/1/                | stops       |
 layout: the last layer decides | model.h  | s/^    m->used.ACT. = most.act;/    (void)most.act;/                  | uneven      |
 cache: training writes it, too | model.h    | s/if (b->cached)/if (m->p.cache_rows)/                             | splits      |
 views: a row too many        | model.h    | s/rows_of(\*t->at, 0, b->tokens)/rows_of(*t->at, 1, b->tokens)/ | splits |
@@ -172,9 +172,20 @@ GPU reserve: shorter rows    | train.cu   | s/score_row(n.keys);/score_row(n.key
 GPU magnitude: 0/0           | train.cu   | s/squares\[i\] <= 0 ? 1 : m\[i\]/m[i]/                             | gpu-ops     | forward
 GPU magnitude: 0/0 in its gradient | train.cu | s/bool none = q <= 0;/bool none = false;/                        | gpu-ops     | forward
 GPU AdamW: no decay          | train.cu   | s/w\[i\] \* shrink/w[i]/                                           | gpu-ops     | forward
-json: half a character       | lib/json.h | /if (half && !pair) json_wrong/d                                  | row-files   |
-json: equal keys             | lib/json.h | /json_wrong(r, "\\"%.60s\\" occurs twice"/d                       | row-files   |
-json: numbers by cJSON       | lib/json.h | s/^        \*at = .0.;$/        (void)at;/; s/^        memset(at, . ., r->places.i..n);$// | row-files   |
+json: equal keys             | lib/json.h | s/ . JSON_REJECT_DUPLICATES//                                        | row-files   |
+json: large whole numbers    | lib/json.h | s/AS_DOUBLES = JSON_DECODE_INT_AS_REAL/AS_DOUBLES = 0/            | json-values |
+json: the place of a fault   | lib/json.h | /json_error_code(&e) != json_error_premature/d                    | row-files   |
+json: a colon in a text      | lib/json.h | /^static const char .next_value/,/^}/{/at = string_end/d}         | row-files   |
+json: a colon further inside | lib/json.h | /depth += \*at == .{./d                                           | row-files   |
+json: an escaped quote       | lib/json.h | s/ ? 2 : 1;/ ? 1 : 1;/                                            | row-files   |
+json: 15 digits              | lib/json.h | s/ == x ? 15 : 17/ == x ? 15 : 15/                                | json-values |
+json: 17 digits              | lib/json.h | s/ == x ? 15 : 17/ == x ? 17 : 17/                                | json-values |
+json: a name of any bytes    | lib/json.h | s/char .shown = json ? NULL : printable(text, "")/char *shown = NULL/ | json-values |
+json: another dtype beside   | lib/directory.h | s/if (!json_object_get(json, "torch_dtype") && .*{$/if (1) {/ | config-spelling |
+json: numbers of a row       | run/rows.h | s/json_stringn(at, n)/json_string("0")/                           | row-files   |
+safetensors: -0              | lib/safetensors.h | /die("%s: -0 is no size/d                                | safetensors |
+safetensors: any depth       | lib/safetensors.h | s/depth > 127/depth > 128/                                 | safetensors |
+safetensors: 8.0             | lib/safetensors.h | s/return json_is_integer(item) &&/return json_is_number(item) \&\&/ | safetensors |
 rows: any byte               | run/rows.h | /^    expect_utf8(path, \*whole, \*bytes);$/d                     | row-files   |
 rows: answers of nothing     | run/rows.h | s/if (!r.ids) { d->empty++; return; }/if (!r.ids) return;/        | row-files   |
 safetensors: shared bytes    | lib/safetensors.h | /^        if (s->from < end)$/,+1d                                | safetensors |
@@ -186,13 +197,13 @@ printable: C1                | ops/host.h | s/if (n && !c0 && !c1 && !turns)/if 
 
 build() { # directory, file, test: compiles the double tests of the sources in it; where train.cu is changed, that file alone
     if [ "$3" = gsm8k ]; then            # which runs the program, in float
-        ${CC:-cc} -std=gnu11 -O2 -march=native -w -fopenmp "$1/test_all.c" "$1/tokenizer.c" -o "$1/test" -lcjson -lm &&
-        ${CC:-cc} -std=gnu11 -O2 -march=native -w -fopenmp "$1/train.c" "$1/ops/cpu.c" "$1/tokenizer.c" -o "$1/train" -lcjson -lm
+        ${CC:-cc} -std=gnu11 -O2 -march=native -w -fopenmp "$1/test_all.c" "$1/tokenizer.c" -o "$1/test" -ljansson -lm &&
+        ${CC:-cc} -std=gnu11 -O2 -march=native -w -fopenmp "$1/train.c" "$1/ops/cpu.c" "$1/tokenizer.c" -o "$1/train" -ljansson -lm
     elif [ "$2" = train.cu ]; then
         ${CXX:-c++} -std=c++17 -O1 -w -fopenmp -DDOUBLE -I. -x c++ -c "$1/train.cu" -o "$1/emu.o" &&
-        ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -lcjson -lm
+        ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -ljansson -lm
     else
-        ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DDOUBLE "$1/test_all.c" "$1/tokenizer.c" -o "$1/test" -lcjson -lm
+        ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DDOUBLE "$1/test_all.c" "$1/tokenizer.c" -o "$1/test" -ljansson -lm
     fi
 }
 

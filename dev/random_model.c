@@ -49,19 +49,18 @@ static void write_random(FILE *f, const char *path, const output *o)
 }
 
 // One shard: the tensors first … last-1 of the list. Their file goes into the index.
-static void write_shard(const output *list, int first, int last, int number, cJSON *weight_map)
+static void write_shard(const output *list, int first, int last, int number, json_t *weight_map)
 {
     char name[64];
     snprintf(name, sizeof name, "model-%05d.safetensors", number);
-    char *path, *text = cJSON_PrintUnformatted(safetensors_header(list + first, last - first));
+    char *path, *text = safetensors_header(list + first, last - first);
     FILE *f = stage_open(name, &path);
-    if (!text) die("out of memory");
     uint64_t bytes = strlen(text);
     write_checked(f, &bytes, 8, path);
     write_checked(f, text, bytes, path);
     for (int i = first; i < last; i++) {
         write_random(f, path, &list[i]);
-        cJSON_AddStringToObject(weight_map, list[i].name, name);
+        set_field(weight_map, list[i].name, text_value(name));
     }
     close_checked(f, path);
     free(text), free(path);
@@ -85,7 +84,7 @@ int main(int argc, char **argv)
         memcpy(o.name, m.tensors[i].name, sizeof o.name);
         if (!strncmp(o.name, "model.", 6) || !strcmp(o.name, "lm_head.weight")) arrput(list, o);
     }
-    cJSON *index = cJSON_CreateObject(), *weight_map = cJSON_AddObjectToObject(index, "weight_map");
+    json_t *weight_map = json_object();
     double size = 0, total = 0;
     int first = 0, number = 1;
     for (int i = 0; i < arrlen(list); i++) {
@@ -95,8 +94,8 @@ int main(int argc, char **argv)
         show("%s: tensor %d of %td", argv[2], i + 1, arrlen(list));
         first = i + 1, total += size, size = 0;
     }
-    cJSON_AddNumberToObject(cJSON_AddObjectToObject(index, "metadata"), "total_size", total);
-    stage_json("model.safetensors.index.json", index);
+    stage_json("model.safetensors.index.json",
+        json_pack("{s:o, s:{s:I}}", "weight_map", weight_map, "metadata", "total_size", (json_int_t)total));
     if (rename(staged, argv[2])) die("cannot write %s: %s", argv[2], strerror(errno));
     *staged = 0;
     return 0;

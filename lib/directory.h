@@ -162,12 +162,15 @@ static char **run_files(const char *dir)
     size_t bytes = 0;
     struct stat st;
     char *text = !stat(path, &st) && S_ISREG(st.st_mode) ? read_file(path, &bytes) : NULL;
-    cJSON *state = text ? cJSON_ParseWithLength(text, bytes) : NULL, *files = cJSON_GetObjectItemCaseSensitive(state, "files"), *item;
-    if (cJSON_HasObjectItem(state, "--method")) arrput(names, strdup("state.json"));
+    json_t *state = json_loadb(text, bytes, AS_DOUBLES, NULL), *files = json_object_get(state, "files"), *item;
+    size_t i;
+    if (json_object_get(state, "--method")) arrput(names, strdup("state.json"));
     for (const char *const *name = before; *name && names && !files; name++) arrput(names, strdup(*name));
-    cJSON_ArrayForEach(item, files)
-        if (names && cJSON_IsString(item) && !strchr(item->valuestring, '/')) arrput(names, strdup(item->valuestring));
-    cJSON_Delete(state);
+    json_array_foreach(files, i, item) {
+        const char *file = json_string_value(item);
+        if (names && file && !strchr(file, '/')) arrput(names, strdup(file));
+    }
+    json_decref(state);
     free(text), free(path);
     return names;
 }
@@ -333,13 +336,47 @@ static void stage_file(const char *name, const void *data, size_t bytes)
     free(path);
 }
 
-static void stage_json(const char *name, cJSON *json)
+// An object, a field a line.
+static void stage_json(const char *name, json_t *json)
 {
-    char *text = cJSON_Print(json);
-    if (!text) die("out of memory");
-    stage_file(name, text, strlen(text));
-    free(text);
-    cJSON_Delete(json);
+    char *path, *line;
+    const char *key, *between = "{";
+    json_t *value;
+    FILE *f = stage_open(name, &path);
+    json_object_foreach(json, key, value) {
+        char *text = json_text(value);
+        if (asprintf(&line, "%s\n\t\"%s\":\t%s", between, key, text) < 0) die("out of memory");
+        write_checked(f, line, strlen(line), path);
+        free(line), free(text);
+        between = ",";
+    }
+    write_checked(f, "\n}", 2, path);
+    close_checked(f, path);
+    free(path);
+    json_decref(json);
+}
+
+// config.json with this dtype; all else stays as the text spells it.
+static void stage_config(const char *text, const char *dtype)
+{
+    char *out = alloc(strlen(text) + 100, 1), *to = out;
+    const char *key, *at = strchr(text, '{') + 1;
+    json_t *json = parse_json("config.json", text, strlen(text)), *value;
+    if (!json_object_get(json, "torch_dtype") && !json_object_get(json, "dtype")) {
+        to += sprintf(to, "{\n\t\"torch_dtype\":\t\"%s\",", dtype);
+        text = at;
+    }
+    json_object_foreach(json, key, value) {
+        at = next_value(at);
+        if (strcmp(key, "torch_dtype") && strcmp(key, "dtype")) continue;
+        to += sprintf(to, "%.*s\"%s\"", (int)(at - text), text, dtype);
+        at = json_is_null(value) ? at + strlen("null") : string_end(at) + 1;
+        text = at;
+    }
+    strcpy(to, text);
+    stage_file("config.json", out, strlen(out));
+    json_decref(json);
+    free(out);
 }
 
 // One file of another directory, in pieces.

@@ -65,52 +65,54 @@ static const char *shape_text(shape s, char text[64])
 }
 
 // A whole number that is spelled as one, as the format asks; -1 for anything else.
-static double whole_number(const cJSON *item)
+static double whole_number(const json_t *item)
 {
-    const char *spelt = cJSON_IsNumber(item) ? item->valuestring : "no";
-    return spelt[strspn(spelt, "0123456789")] || item->valuedouble > 9e15 ? -1 : item->valuedouble;
+    double x = json_number_value(item);
+    return json_is_integer(item) && x >= 0 && x <= 9e15 ? x : -1;
 }
 
 // The bits of a number of the file, and its dtype if it is one of ours.
-static int bits_of(const cJSON *item, const char *path, enum dtype *type)
+static int bits_of(const char *tensor, const json_t *item, const char *path, enum dtype *type)
 {
-    const cJSON *dtype = cJSON_GetObjectItemCaseSensitive(item, "dtype");
-    const char *name = cJSON_IsString(dtype) ? dtype->valuestring : "nothing that is known";
+    const char *name = string_field(item, "dtype");
+    if (!name) name = "nothing that is known";
     for (int i = 0; i < DTYPES; i++)
         if (!strcmp(name, dtypes[i].name)) { *type = (enum dtype)i; return 8 * (int)dtypes[i].size; }
     for (int i = 0; other_dtypes[i].name; i++)
         if (!strcmp(name, other_dtypes[i].name)) return other_dtypes[i].bits;
-    die("%s: tensor %s has as dtype %s, expected F32, F16 or BF16", path, item->string, name);
+    die("%s: tensor %s has as dtype %s, expected F32, F16 or BF16", path, tensor, name);
 }
 
 // One entry of the header, every number of it checked against the file before it is believed.
-static stored stored_read(const cJSON *item, const char *path, char *data, size_t bytes)
+static stored stored_read(const char *name, const json_t *item, const char *path, char *data, size_t bytes)
 {
-    const cJSON *dims = cJSON_GetObjectItemCaseSensitive(item, "shape"), *dim;
-    const cJSON *offsets = cJSON_GetObjectItemCaseSensitive(item, "data_offsets");
+    const json_t *dims = json_object_get(item, "shape"), *dim;
+    const json_t *offsets = json_object_get(item, "data_offsets");
     stored s = {.file = path};
     enum dtype type = DTYPES;
-    double a = whole_number(cJSON_GetArrayItem(offsets, 0)), b = whole_number(cJSON_GetArrayItem(offsets, 1));
-    double bits = bits_of(item, path, &type);
-    int count = cJSON_GetArraySize(dims), at = 0, small = 1;
-    if (!cJSON_IsArray(dims)) die("%s: tensor %s has a bad shape", path, item->string);
-    cJSON_ArrayForEach(dim, dims) {
+    double a = whole_number(json_array_get(offsets, 0)), b = whole_number(json_array_get(offsets, 1));
+    double bits = bits_of(name, item, path, &type);
+    int at = 0, small = 1, empty = 0;
+    size_t i, count = json_array_size(dims);
+    if (!json_is_array(dims)) die("%s: tensor %s has a bad shape", path, name);
+    json_array_foreach(dims, i, dim) {
         double n = whole_number(dim);
         bits *= n > 1 ? n : 1;                                  // zeros count below: nothing on the way may overflow
-        if (n < 0 || bits > 9e15) die("%s: tensor %s has a bad shape", path, item->string);
+        if (n < 0 || bits > 9e15) die("%s: tensor %s has a bad shape", path, name);
+        empty |= n == 0;
         small &= n >= 1 && n <= INT_MAX;
         if (at < 3) s.shape.n[at++] = (int)(n <= INT_MAX ? n : 0);
     }
-    cJSON_ArrayForEach(dim, dims) if (dim->valuedouble == 0) bits = 0;
-    int bad = cJSON_GetArraySize(offsets) != 2 || a < 0 || b < a;
-    if (bad) die("%s: tensor %s has bad data_offsets", path, item->string);
-    if (b > (double)bytes) die("%s: tensor %s ends at byte %.0f of the data, the file has %zu: truncated? fetch it again", path, item->string, b, bytes);
+    if (empty) bits = 0;
+    int bad = json_array_size(offsets) != 2 || a < 0 || b < a;
+    if (bad) die("%s: tensor %s has bad data_offsets", path, name);
+    if (b > (double)bytes) die("%s: tensor %s ends at byte %.0f of the data, the file has %zu: truncated? fetch it again", path, name, b, bytes);
     if (8 * (b - a) != bits)
-        die("%s: tensor %s takes %.0f bytes by its shape, data_offsets give %.0f", path, item->string, bits / 8, b - a);
-    const char *dtype = cJSON_GetObjectItemCaseSensitive(item, "dtype")->valuestring;
+        die("%s: tensor %s takes %.0f bytes by its shape, data_offsets give %.0f", path, name, bits / 8, b - a);
+    const char *dtype = string_field(item, "dtype");
     size_t room = sizeof s.unusable;
     if (type == DTYPES) snprintf(s.unusable, room, "is %s, expected F32, F64, F16 or BF16; if it is quantised, get the model in float16 or bfloat16", dtype);
-    else if (count < 1 || count > 3) snprintf(s.unusable, room, "has %d dimensions, expected 1 to 3", count);
+    else if (count < 1 || count > 3) snprintf(s.unusable, room, "has %zu dimensions, expected 1 to 3", count);
     else if (!small) snprintf(s.unusable, room, "has a side of 0 or above %d", INT_MAX);
     s.from = (size_t)a, s.to = (size_t)b;
     if (!*s.unusable) s.at = mat_of(data + s.from, type, s.shape);
@@ -140,13 +142,27 @@ static void expect_covered(stored *list, const char *path, size_t bytes)
     if (end < bytes) die("%s: %zu bytes stand behind the last tensor; fetch it again", path, bytes - end);
 }
 
-static void metadata_check(const cJSON *item, const char *path)
+static void metadata_check(json_t *item, const char *path)
 {
-    const cJSON *entry;
-    if (!cJSON_IsObject(item) && !cJSON_IsNull(item)) die("%s: __metadata__ is not an object of texts", path);
-    cJSON_ArrayForEach(entry, item)
-        if (!cJSON_IsString(entry))
-            die("%s: __metadata__ is not an object of texts, see \"%s\"", path, entry->string);
+    const char *key;
+    const json_t *entry;
+    if (!json_is_object(item) && !json_is_null(item)) die("%s: __metadata__ is not an object of texts", path);
+    json_object_foreach(item, key, entry)
+        if (!json_is_string(entry)) die("%s: __metadata__ is not an object of texts, see \"%s\"", path, key);
+}
+
+// Two things that Jansson reads and the library does not: -0, which is no whole number without a sign, and
+// more than 127 levels.
+static void refuse_in_header(const char *path, const char *at, const char *end)
+{
+    int depth = 0;
+    for (; at < end; at++) {
+        if (*at == '"') at = string_end(at);
+        depth += *at == '{' || *at == '[';
+        depth -= *at == '}' || *at == ']';
+        if (depth > 127) die("%s: nested deeper than 127 levels", path);
+        if (*at == '-' && at[1] == '0') die("%s: -0 is no size and no offset", path);
+    }
 }
 
 // Maps a file and adds it to the checkpoint. Its pages are only ever read.
@@ -182,20 +198,22 @@ static void safetensors_open(checkpoint *c, const char *path)
             path, (unsigned long long)header, f->bytes);
     char *where = alloc(strlen(path) + 16, 1);
     sprintf(where, "%s, its header", path);
-    cJSON *json = parse_object(where, f->p + 8, header, 1), *item;
+    json_t *json = parse_object(where, f->p + 8, header, AS_INTEGERS), *item;
+    refuse_in_header(where, f->p + 8, f->p + 8 + header);
+    const char *name;
     stored *list = NULL;
-    cJSON_ArrayForEach(item, json) {
-        if (!strcmp(item->string, "__metadata__")) { metadata_check(item, path); continue; }
-        if (shgeti(c->tensors, item->string) >= 0) die("%s: tensor %s occurs twice", path, item->string);
-        stored s = stored_read(item, f->path, f->p + 8 + header, f->bytes - 8 - header);
-        shput(c->tensors, item->string, s);
-        ptrdiff_t at = shgeti(c->tensors, item->string);
+    json_object_foreach(json, name, item) {
+        if (!strcmp(name, "__metadata__")) { metadata_check(item, path); continue; }
+        if (shgeti(c->tensors, name) >= 0) die("%s: tensor %s occurs twice", path, name);
+        stored s = stored_read(name, item, f->path, f->p + 8 + header, f->bytes - 8 - header);
+        shput(c->tensors, name, s);
+        ptrdiff_t at = shgeti(c->tensors, name);
         c->tensors[at].value.name = s.name = c->tensors[at].key;
         arrput(list, s);
     }
     expect_covered(list, path, f->bytes - 8 - header);
     arrfree(list);
-    cJSON_Delete(json);
+    json_decref(json);
     free(where);
 }
 
@@ -249,21 +267,23 @@ static checkpoint checkpoint_open(const char *dir, const char *base)
 
     size_t bytes;
     char *text = read_file(index, &bytes);
-    cJSON *json = parse_json(index, text, bytes), *map = cJSON_GetObjectItemCaseSensitive(json, "weight_map"), *item;
-    if (!cJSON_IsObject(map)) die("%s: field \"weight_map\" is missing", index);
+    json_t *json = parse_json(index, text, bytes), *map = json_object_get(json, "weight_map"), *item;
+    const char *tensor;
+    if (!json_is_object(map)) die("%s: field \"weight_map\" is missing", index);
     struct { char *key; int value; } *seen = NULL;
-    cJSON_ArrayForEach(item, map) {
-        if (!cJSON_IsString(item) || strchr(item->valuestring, '/')) die("%s: tensor %s is not mapped to a file of this folder", index, item->string);
-        if (shgeti(seen, item->valuestring) >= 0) continue;
-        shput(seen, item->valuestring, 1);
-        char *shard = join(dir, item->valuestring);
+    json_object_foreach(map, tensor, item) {
+        const char *file = json_string_value(item);
+        if (!file || strchr(file, '/')) die("%s: tensor %s is not mapped to a file of this folder", index, tensor);
+        if (shgeti(seen, file) >= 0) continue;
+        shput(seen, file, 1);
+        char *shard = join(dir, file);
         safetensors_open(&c, shard);
         free(shard);
     }
-    cJSON_ArrayForEach(item, map)
-        if (shgeti(c.tensors, item->string) < 0) die("%s: tensor %s is not in %s", index, item->string, item->valuestring);
+    json_object_foreach(map, tensor, item)
+        if (shgeti(c.tensors, tensor) < 0) die("%s: tensor %s is not in %s", index, tensor, json_string_value(item));
     shfree(seen);
-    cJSON_Delete(json);
+    json_decref(json);
     free(text), free(index), free(path);
     return c;
 }
@@ -348,24 +368,23 @@ typedef struct output {
     void *model, *linear;       // for these two
 } output;
 
-static cJSON *safetensors_header(const output *o, int n)
+// The header, in a fresh string.
+static char *safetensors_header(const output *o, int n)
 {
-    cJSON *header = cJSON_CreateObject();
-    cJSON_AddStringToObject(cJSON_AddObjectToObject(header, "__metadata__"), "format", "pt");   // what transformers asks for
-    double offset = 0;
-    for (int i = 0; i < n; i++) {
-        cJSON *item = cJSON_AddObjectToObject(header, o[i].name);
-        cJSON_AddStringToObject(item, "dtype", dtypes[o[i].type].name);
-        cJSON *dims = cJSON_AddArrayToObject(item, "shape"), *offsets = cJSON_AddArrayToObject(item, "data_offsets");
-        double size = (double)dtypes[o[i].type].size;
-        for (int d = 0; d < 3 && o[i].shape.n[d]; d++) {
-            cJSON_AddItemToArray(dims, cJSON_CreateNumber(o[i].shape.n[d]));
-            size *= o[i].shape.n[d];
-        }
-        cJSON_AddItemToArray(offsets, cJSON_CreateNumber(offset));
-        cJSON_AddItemToArray(offsets, cJSON_CreateNumber(offset += size));
+    json_t *header = json_pack("{s:{s:s}}", "__metadata__", "format", "pt");     // what transformers asks for
+    json_int_t from = 0, to;
+    for (int i = 0; i < n; i++, from = to) {
+        const int *side = o[i].shape.n;
+        json_t *dims = json_array();
+        to = from + (json_int_t)(elements(mat_of(NULL, F32, o[i].shape)) * dtypes[o[i].type].size);
+        for (int d = 0; d < 3 && side[d]; d++) json_array_append_new(dims, json_integer(side[d]));
+        set_field(header, o[i].name, json_pack("{s:s, s:o, s:[I, I]}", "dtype", dtypes[o[i].type].name,
+            "shape", dims, "data_offsets", from, to));
     }
-    return header;
+    char *text = json_dumps(header, JSON_COMPACT);
+    if (!text) die("a header of %d tensors cannot be written as JSON", n);
+    json_decref(header);
+    return text;
 }
 
 // The tensor as contiguous wide numbers. x has room for all of it.
@@ -407,10 +426,8 @@ static void refuse_not_finite(const output *o, const wide *x, size_t n)
 
 static void safetensors_write(const char *name, const output *o, int n)
 {
-    char *path, *text;
+    char *path, *text = safetensors_header(o, n);
     FILE *f = stage_open(name, &path);
-    cJSON *header = safetensors_header(o, n);
-    if (!(text = cJSON_PrintUnformatted(header))) die("out of memory");
     uint64_t bytes = (strlen(text) + 7) / 8 * 8;                          // padded with spaces: the data is 8-byte aligned
     unsigned char length[8];
     for (int i = 0; i < 8; i++) length[i] = (unsigned char)(bytes >> 8 * i);
@@ -428,7 +445,6 @@ static void safetensors_write(const char *name, const output *o, int n)
     }
     close_checked(f, path);
     free(text), free(path);
-    cJSON_Delete(header);
 }
 
 // ---- a file that changes while it is mapped ------------------------------------------------------------------

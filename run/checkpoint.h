@@ -58,13 +58,8 @@ static void stage_model(model *m, const char *source, enum dtype trained_type)
         arrput(list, o);
     }
     model_write(m, "model.safetensors", list, (int)arrlen(list));
-    cJSON *json = parse_json("config.json", m->c.text, strlen(m->c.text));
-    const char *names[DTYPES] = {"float32", "float64", "bfloat16", "float16"};
-    enum dtype type = arrlen(list) ? list[0].type : trained_type;
-    cJSON_DeleteItemFromObjectCaseSensitive(json, "torch_dtype");
-    cJSON_DeleteItemFromObjectCaseSensitive(json, "dtype");
-    cJSON_AddStringToObject(json, "torch_dtype", names[type]);
-    stage_json("config.json", json);
+    static const char *const names[DTYPES] = {"float32", "float64", "bfloat16", "float16"};
+    stage_config(m->c.text, names[arrlen(list) ? list[0].type : trained_type]);
     char **files = files_of(source);
     for (int i = 0; i < arrlen(files); i++) if (outlasts_weights(files[i])) stage_copy(source, files[i]);
     free_names(files);
@@ -109,7 +104,7 @@ static const char *targets_text(int targets, char text[64])      // as --targets
 // What must be the same for a run to go on as if it had never stopped: the options that the table marks, as the run
 // has settled them, and the rows. The number of steps counts, though a constant rate does not depend on it: no schedule
 // is an exception, and a run that goes on for longer has a name, --adapter.
-static cJSON *run_settings(const run *r)
+static json_t *run_settings(const run *r)
 {
     const plan *p = &r->m.p;
     char rows[64], targets[64];
@@ -120,14 +115,14 @@ static cJSON *run_settings(const run *r)
     now.mini_r = p->mini_r;
     now.targets = targets_text(p->targets, targets);
     now.steps = r->steps;
-    cJSON *json = cJSON_CreateObject();
-    cJSON_AddNumberToObject(json, "step", r->step);
-    cJSON_AddStringToObject(json, "rows", rows_text(&r->train, rows));
+    json_t *json = json_object();
+    set_field(json, "step", number_value(r->step));
+    set_field(json, "rows", text_value(rows_text(&r->train, rows)));
     for (const struct option *o = option_table; o < option_table + OPTIONS; o++) {
         const void *at = field_of(&now, o);
         if (o->same != SAME) continue;
-        if (o->kind == 's') cJSON_AddStringToObject(json, o->name, *(const char *const *)at);
-        else cJSON_AddNumberToObject(json, o->name, o->kind == 'd' ? *(const double *)at : *(const int *)at);
+        if (o->kind == 's') set_field(json, o->name, text_value(*(const char *const *)at));
+        else set_field(json, o->name, number_value(o->kind == 'd' ? *(const double *)at : *(const int *)at));
     }
     return json;
 }
@@ -164,11 +159,12 @@ static void state_write(model *m)
 static place_of_result destination;      // --out, as check_out() found it
 
 // state.json: the settings, and which files the run wrote, so that a later one replaces these and nobody else's.
-static void stage_state(cJSON *settings)
+static void stage_state(json_t *settings)
 {
     char **names = files_of(staged);
-    cJSON *files = cJSON_AddArrayToObject(settings, "files");
-    for (int i = 0; i < arrlen(names); i++) cJSON_AddItemToArray(files, cJSON_CreateString(names[i]));
+    json_t *files = json_array();
+    for (int i = 0; i < arrlen(names); i++) json_array_append_new(files, text_value(names[i]));
+    set_field(settings, "files", files);
     free_names(names);
     stage_json("state.json", settings);
 }
@@ -192,17 +188,18 @@ static int read_state_json(const run *r, const char *dir)
 {
     size_t bytes;
     char *path = join(dir, "state.json"), *text = read_file(path, &bytes);
-    cJSON *then = parse_json(path, text, bytes), *now = run_settings(r), *item;
-    cJSON_ArrayForEach(item, now) {
-        cJSON *old = cJSON_GetObjectItemCaseSensitive(then, item->string);
-        if (strcmp(item->string, "step") && !cJSON_Compare(old, item, 1)) {
-            char *a = cJSON_PrintUnformatted(old), *b = cJSON_PrintUnformatted(item);
+    json_t *then = parse_object(path, text, bytes, AS_INTEGERS), *now = run_settings(r), *item;
+    const char *name;
+    json_object_foreach(now, name, item) {
+        const json_t *old = json_object_get(then, name);
+        if (strcmp(name, "step") && !json_equal(old, item)) {
+            char *a = old ? json_text(old) : NULL, *b = json_text(item);
             die("--resume %s: was trained with %s %s, this run has %s; give the same, or start anew from it with %s %s",
-                dir, item->string, a ? a : "unset", b, full_training(&r->m) ? "--model" : "--adapter", dir);
+                dir, name, a ? a : "unset", b, full_training(&r->m) ? "--model" : "--adapter", dir);
         }
     }
     int step = config_int(then, path, "step", -1);
-    cJSON_Delete(then), cJSON_Delete(now);
+    json_decref(then), json_decref(now);
     free(text), free(path);
     return step;
 }

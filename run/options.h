@@ -425,9 +425,9 @@ static config open_config(void)
     char *path = join(opt.model, "config.json"), *generation;
     if (!exists(path)) refuse_format(opt.model);
     config c = config_read(path);
-    cJSON *json = directory_json(opt.model, "generation_config.json", &generation);
+    json_t *json = directory_json(opt.model, "generation_config.json", &generation);
     config_stops(&c, json);
-    cJSON_Delete(json);
+    json_decref(json);
     free(path);
     free(generation);
     return c;

@@ -19,40 +19,40 @@ static const method *method_of_peft(const char *type, const char *variant)
 }
 
 // What adapter_config.json says besides its type and rank.
-static void peft_config_lora(cJSON *json, const plan *p, double alpha)
+static void peft_config_lora(json_t *json, const plan *p, double alpha)
 {
-    cJSON_AddNumberToObject(json, "lora_alpha", alpha);
-    cJSON_AddNumberToObject(json, "lora_dropout", 0);
+    set_field(json, "lora_alpha", number_value(alpha));
+    set_field(json, "lora_dropout", number_value(0));
     for (int i = 0; i < 2; i++)
-        cJSON_AddBoolToObject(json, lora_flags[i], same_text(p->method->peft_variant, lora_flags[i]));
-    cJSON_AddBoolToObject(json, "init_lora_weights", 1);
+        set_field(json, lora_flags[i], json_boolean(same_text(p->method->peft_variant, lora_flags[i])));
+    set_field(json, "init_lora_weights", json_boolean(1));
 }
 
-static void peft_config_miss(cJSON *json, const plan *p)
+static void peft_config_miss(json_t *json, const plan *p)
 {
-    cJSON_AddNumberToObject(json, "miss_dropout", 0);
-    cJSON_AddNumberToObject(json, "mini_r", p->mini_r);
-    if (p->method->peft_variant) cJSON_AddStringToObject(json, "init_weights", p->method->peft_variant);
-    else cJSON_AddBoolToObject(json, "init_weights", 1);
+    set_field(json, "miss_dropout", number_value(0));
+    set_field(json, "mini_r", number_value(p->mini_r));
+    if (p->method->peft_variant) set_field(json, "init_weights", text_value(p->method->peft_variant));
+    else set_field(json, "init_weights", json_boolean(1));
 }
 
-static cJSON *peft_config(const model *m, const char *base)
+static json_t *peft_config(const model *m, const char *base)
 {
     const plan *p = &m->p;
     const char *type = p->method->peft_type;
-    cJSON *json = cJSON_CreateObject();
+    json_t *json = json_object();
     int doubled = p->method->has_start ? 2 : 1;                           // s (B A − B0 A0): rank 2r, the same s
-    cJSON_AddStringToObject(json, "peft_type", type);
-    cJSON_AddStringToObject(json, "task_type", "CAUSAL_LM");
-    cJSON_AddStringToObject(json, "base_model_name_or_path", base);
-    cJSON_AddStringToObject(json, "bias", "none");
-    cJSON_AddBoolToObject(json, "inference_mode", 1);
-    cJSON_AddNumberToObject(json, "r", p->rank * doubled);
+    set_field(json, "peft_type", text_value(type));
+    set_field(json, "task_type", text_value("CAUSAL_LM"));
+    set_field(json, "base_model_name_or_path", text_value(base));
+    set_field(json, "bias", text_value("none"));
+    set_field(json, "inference_mode", json_boolean(1));
+    set_field(json, "r", number_value(p->rank * doubled));
     // The target modules as they came with an adapter, or those that all layers have.
-    cJSON *targets = p->modules ? cJSON_Duplicate(p->modules, 1) : cJSON_CreateArray();
-    cJSON_AddItemToObject(json, "target_modules", targets);
+    json_t *targets = p->modules ? json_incref(p->modules) : json_array();
+    set_field(json, "target_modules", targets);
     for (int i = 0; i < LINEARS && !p->modules; i++)
-        if (p->targets >> i & 1) cJSON_AddItemToArray(targets, cJSON_CreateString(module_name(i)));
+        if (p->targets >> i & 1) json_array_append_new(targets, text_value(module_name(i)));
     if (!strcmp(type, "LORA")) peft_config_lora(json, p, p->alpha * doubled);
     if (!strcmp(type, "MISS")) peft_config_miss(json, p);
     return json;
@@ -86,17 +86,18 @@ static void peft_write(model *m, const char *base)
 }
 
 // What PEFT can ask for and is not built here is refused, never ignored.
-static void peft_refuse(const cJSON *json, const char *path)
+static void peft_refuse(const json_t *json, const char *path)
 {
     static const char *const unbuilt[] = {
         "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "layer_replication", "fan_in_fan_out",
         "lora_bias", "exclude_modules", "trainable_token_indices", "target_parameters", "use_qalora", "use_bdlora",
         "alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config", "monteclora_config", NULL};
     for (const char *const *name = unbuilt; *name; name++) {
-        const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, *name);
-        int holds_none = (cJSON_IsObject(item) || cJSON_IsArray(item)) && !item->child;
-        int empty = !item || cJSON_IsNull(item) || cJSON_IsFalse(item) || holds_none;
-        if (!empty) die("%s: \"%s\" is set, which is not built here", path, *name);
+        const json_t *item = json_object_get(json, *name);
+        int holds_some = json_object_size(item) || json_array_size(item);
+        int empty = (json_is_object(item) || json_is_array(item)) && !holds_some;
+        if (item && !json_is_null(item) && !json_is_false(item) && !empty)
+            die("%s: \"%s\" is set, which is not built here", path, *name);
     }
     const char *bias = string_field(json, "bias");
     if (bias && strcmp(bias, "none")) die("%s: \"bias\" is \"%s\", only \"none\" is built", path, bias);
@@ -131,22 +132,24 @@ static char *posix_regex(const char *python)
 
 // "target_modules" by PEFT's rule (check_target_module_exists): a list of names, each a module's whole name or its end from a
 // dot on; or a text, which is "all-linear", or a regular expression for the whole name.
-static int peft_targeted(const cJSON *modules, const char *module)
+static int peft_targeted(const json_t *modules, const char *module)
 {
-    const cJSON *item;
-    size_t n = strlen(module);
-    if (cJSON_IsString(modules)) {
+    const json_t *item;
+    const char *text = json_string_value(modules);
+    size_t i, n = strlen(module);
+    if (text) {
         regex_t r;
-        if (!strcasecmp(modules->valuestring, "all-linear")) return strstr(module, "_proj") != NULL;
-        char *posix = posix_regex(modules->valuestring);
+        if (!strcasecmp(text, "all-linear")) return strstr(module, "_proj") != NULL;
+        char *posix = posix_regex(text);
         int found = !regcomp(&r, posix, REG_EXTENDED | REG_NOSUB);
         if (found) found = !regexec(&r, module, 0, NULL, 0), regfree(&r);
         free(posix);
         return found;
     }
-    cJSON_ArrayForEach(item, modules) {
-        size_t end = strlen(item->valuestring);
-        if (end <= n && !strcmp(module + n - end, item->valuestring) && (end == n || module[n - end - 1] == '.')) return 1;
+    json_array_foreach(modules, i, item) {
+        const char *name = json_string_value(item);
+        size_t end = strlen(name);
+        if (end <= n && !strcmp(module + n - end, name) && (end == n || module[n - end - 1] == '.')) return 1;
     }
     return 0;
 }
@@ -164,28 +167,29 @@ static void expect_regex(const char *path, const char *text)
 }
 
 // What is asked for is checked here; which linear layers it means, the layout finds out.
-static cJSON *peft_modules(const cJSON *json, const char *path)
+static json_t *peft_modules(const json_t *json, const char *path)
 {
     static const char *const others[] = {
         "lm_head", "model.embed_tokens", "model.norm", "model.layers.0.input_layernorm",
         "model.layers.0.post_attention_layernorm", "model.layers.0.self_attn", "model.layers.0.mlp", NULL};
-    const cJSON *modules = cJSON_GetObjectItemCaseSensitive(json, "target_modules"), *item;
-    int text = cJSON_IsString(modules) && strlen(modules->valuestring) < 2000;
-    if (!text && !cJSON_IsArray(modules))
+    json_t *modules = json_object_get(json, "target_modules"), *item;
+    const char *text = json_string_value(modules);
+    size_t i;
+    if (!json_is_array(modules) && (!text || strlen(text) >= 2000))
         die("%s: \"target_modules\" must be a list of names such as \"q_proj\", or a regular expression", path);
-    cJSON_ArrayForEach(item, modules)
-        if (!cJSON_IsString(item)) die("%s: \"target_modules\" holds something else than names", path);
-    if (text) expect_regex(path, modules->valuestring);
+    json_array_foreach(modules, i, item)
+        if (!json_is_string(item)) die("%s: \"target_modules\" holds something else than names", path);
+    if (text) expect_regex(path, text);
     for (const char *const *other = others; *other; other++)
         if (peft_targeted(modules, *other))
             die("%s: \"target_modules\" asks for %s, and only the seven linear layers of a block, q_proj to down_proj, "
                 "have adapters here; merge it with PEFT (merge_and_unload) and give the result as --model", path, *other);
-    return cJSON_Duplicate(modules, 1);
+    return json_incref(modules);
 }
 
 // Which of our methods a LoRA of PEFT's is. A start inside W ("pissa", "olora") is made again before the adapter is
 // read: that is how PEFT reads it. Where the start left W as it was, it no longer matters.
-static const method *peft_lora(const cJSON *json, const char *path)
+static const method *peft_lora(const json_t *json, const char *path)
 {
     const char *start = string_field(json, "init_lora_weights");
     const char *flag = NULL;
@@ -203,7 +207,7 @@ static const method *peft_lora(const cJSON *json, const char *path)
 }
 
 // "init_weights" of MISS is true, "bat" or "mini".
-static const method *peft_miss(const cJSON *json, const char *path)
+static const method *peft_miss(const json_t *json, const char *path)
 {
     const char *start = string_field(json, "init_weights");
     const method *m = method_of_peft("MISS", start);
@@ -212,7 +216,7 @@ static const method *peft_miss(const cJSON *json, const char *path)
 }
 
 // The method of a PEFT directory.
-static const method *peft_method(const cJSON *json, const char *path)
+static const method *peft_method(const json_t *json, const char *path)
 {
     const char *type = string_field(json, "peft_type");
     if (!type) type = "missing";
@@ -223,7 +227,7 @@ static const method *peft_method(const cJSON *json, const char *path)
     if (!strcmp(type, "BONE"))
         die("%s: \"peft_type\" is BONE, which PEFT has replaced by MISS; its scripts/convert-bone-to-miss.py turns this "
             "directory into one that is read here", path);
-    if (cJSON_HasObjectItem(json, "lora_parameters"))
+    if (json_object_get(json, "lora_parameters"))
         die("%s: is an adapter of mlx-lm, not of PEFT; join it with its model there (mlx_lm.fuse) and give the result as "
             "--model", path);
     die("%s: \"peft_type\" is %s, expected LORA or MISS; merge it with PEFT's merge_and_unload() and give the result as "
@@ -236,7 +240,7 @@ static void peft_read_config(plan *p, const char *dir)
     size_t bytes;
     char *path = join(dir, "adapter_config.json");
     char *text = read_file(path, &bytes);
-    cJSON *json = parse_json(path, text, bytes);
+    json_t *json = parse_json(path, text, bytes);
     peft_refuse(json, path);
     p->method = peft_method(json, path);
     p->modules = peft_modules(json, path);
@@ -246,12 +250,11 @@ static void peft_read_config(plan *p, const char *dir)
     p->mini_r = config_int(json, path, "mini_r", 1);
     p->alpha = config_number(json, path, "lora_alpha", 8);
     for (const char **name = (const char *[]){"lora_dropout", "miss_dropout", NULL}; *name && p->train; name++) {
-        const cJSON *dropout = cJSON_GetObjectItemCaseSensitive(json, *name);
-        if (cJSON_IsNumber(dropout) && dropout->valuedouble > 0)
-            fprintf(stderr, "note: %s: \"%s\" is %g; here it trains without dropout\n",
-                    path, *name, dropout->valuedouble);
+        double dropout = json_number_value(json_object_get(json, *name));       // 0 if it is no number
+        if (dropout > 0)
+            fprintf(stderr, "note: %s: \"%s\" is %g; here it trains without dropout\n", path, *name, dropout);
     }
-    cJSON_Delete(json);
+    json_decref(json);
     free(text);
     free(path);
 }

@@ -19,17 +19,27 @@ static const char prompt_format[] =
     "Write a response that appropriately completes the request."
     "\n\n### Instruction:\n%s\n\n### Response:";
 
-// A field as text; a number as the file spells it. NULL where it is missing or null; anything else is
-// refused.
-static const char *text_field(const char *where, const cJSON *json, const char *name)
+// A number counts as the text that the file spells, 18.50 as well as 18.5: makes texts of an object's
+// numbers. `at` is its {, in the file.
+static void numbers_as_text(json_t *object, const char *at)
 {
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(json, name);
-    if (!item || cJSON_IsNull(item)) return NULL;
-    if (cJSON_IsString(item) || cJSON_IsNumber(item)) return item->valuestring;
-    const char *kind = item->valuestring;                                   // NaN, or the like
-    if (cJSON_IsBool(item)) kind = cJSON_IsTrue(item) ? "true" : "false";
-    if (cJSON_IsArray(item)) kind = "an array";
-    if (cJSON_IsObject(item)) kind = "an object";
+    at++;
+    for (void *field = json_object_iter(object); field; field = json_object_iter_next(object, field)) {
+        at = next_value(at);
+        size_t n = strspn(at, "+-.0123456789eE");
+        if (n) json_object_iter_set_new(object, field, json_stringn(at, n));
+    }
+}
+
+// A field as text. NULL where it is missing or null; what is neither a text nor a number is refused.
+static const char *text_field(const char *where, const json_t *json, const char *name)
+{
+    const json_t *item = json_object_get(json, name);
+    if (!item || json_is_null(item)) return NULL;
+    if (json_is_string(item)) return json_string_value(item);
+    const char *kind = json_is_true(item) ? "true" : "false";
+    if (json_is_array(item)) kind = "an array";
+    if (json_is_object(item)) kind = "an object";
     die("%s: \"%s\" is %s, expected text or a number", where, name, kind);
 }
 
@@ -68,12 +78,12 @@ static row encode_row(const tokenizer *t, const char *prompt, const char *answer
 
 // One object in any of the four shapes. What is wrong with it is said with file and line, or with its number
 // in an array. A row whose answer or text is empty has nothing to learn: it comes back without ids.
-static row read_row(const tokenizer *t, const char *where, const cJSON *json)
+static row read_row(const tokenizer *t, const char *where, const json_t *json)
 {
     static const char *const shapes[][2] = {
         {"instruction", "output"}, {"query", "response"}, {"question", "answer"},
     };
-    if (!cJSON_IsObject(json)) die("%s: expected a JSON object, e.g. {\"question\": …, \"answer\": …}", where);
+    if (!json_is_object(json)) die("%s: expected a JSON object, e.g. {\"question\": …, \"answer\": …}", where);
     row r = {0};
     for (int i = 0; i < 3; i++) {
         const char *question = text_field(where, json, shapes[i][0]);
@@ -149,8 +159,17 @@ static row_reader read_json_rows(const char *path, const char *text, size_t byte
     return r;
 }
 
+// One row; j->at is then behind it.
+static json_t *read_value(json_reader *j)
+{
+    const char *start = j->at;
+    json_t *json = json_read(j, AS_DOUBLES | JSON_DISABLE_EOF_CHECK | JSON_DECODE_ANY);
+    if (json_is_object(json)) numbers_as_text(json, start);
+    return json;
+}
+
 // The next element of an array. j->at stands behind its [ at first, later behind the element before.
-static cJSON *next_element(row_reader *r)
+static json_t *next_element(row_reader *r)
 {
     json_reader *j = &r->json;
     json_skip(j);
@@ -159,13 +178,14 @@ static cJSON *next_element(row_reader *r)
         if (j->at < j->end) json_wrong(j, "more text behind the array");
         return NULL;
     }
-    if (r->number && !json_next_is(j, ',')) json_wrong(j, "expected , or ] behind row %d", r->number);
+    if (r->number && !json_next_is(j, ',')) json_wrong(j, "expected , or ] behind a row");
     if (r->number++) j->at++;
-    return json_read(j);
+    json_skip(j);
+    return read_value(j);
 }
 
 // The next line that is not blank.
-static cJSON *next_line(row_reader *r)
+static json_t *next_line(row_reader *r)
 {
     json_reader *j = &r->json;
     j->end = r->end;
@@ -174,7 +194,7 @@ static cJSON *next_line(row_reader *r)
     if (j->at == r->end) return NULL;
     const char *newline = r->lines ? memchr(j->at, '\n', json_left(j)) : NULL;      // a .json may hold one object on many lines
     if (newline) j->end = newline;
-    cJSON *json = json_read(j);
+    json_t *json = read_value(j);
     newline = memchr(j->at, '\n', json_left(j));                // the next object begins a line of its own
     if (newline) j->end = newline;
     json_skip(j);
@@ -182,11 +202,10 @@ static cJSON *next_line(row_reader *r)
     return json;
 }
 
-static cJSON *next_row(row_reader *r)
+static json_t *next_row(row_reader *r)
 {
-    cJSON *json = r->array ? next_element(r) : next_line(r);
+    json_t *json = r->array ? next_element(r) : next_line(r);
     snprintf(r->where, sizeof r->where, r->array ? "%s, row %d" : "%s:%d", r->json.path, r->number);
-    if (!json) arrfree(r->json.places);
     return json;
 }
 
@@ -210,7 +229,7 @@ static dataset read_rows(const tokenizer *t, const char *path, int seq)
     row_reader r = read_json_rows(path, text, bytes);
     if (!json && !ends_with(path, ".txt")) die("%s: expected a .jsonl, .json or .txt file", path);
     if (!json) read_text(&d, t, text, seq);
-    for (cJSON *object; json && (object = next_row(&r)); cJSON_Delete(object))
+    for (json_t *object; json && (object = next_row(&r)); json_decref(object))
         keep_row(&d, read_row(t, r.where, object), seq);
     free(whole);
     if (!bytes) die("%s: is empty, expected rows", path);

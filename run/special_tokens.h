@@ -18,52 +18,55 @@ int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, _Bool 
 char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *bytes);
 
 // A token's text: "…" or {"content": "…"}.
-static const char *token_text(const cJSON *token)
+static const char *token_text(const json_t *token)
 {
-    return cJSON_IsString(token) ? token->valuestring : string_field(token, "content");
+    return json_is_string(token) ? json_string_value(token) : string_field(token, "content");
 }
 
-static void add_token(tokenizer *t, const char *path, const cJSON *token, double id)
+static void add_token(tokenizer *t, const char *path, const char *text, const json_t *token, double id)
 {
-    const char *text = token_text(token);
     if (!text || !(id >= 0 && id <= 1 << 24) || id != floor(id))
         die("%s: an added token without a text or an id", path);
     added_token a = {text, (int)id, field_true(token, "special"), field_true(token, "lstrip"), field_true(token, "rstrip"), field_true(token, "single_word")};
     if (!tokenizer_add(t, a)) die("%s: out of memory", path);
 }
 
+static double id_of(const json_t *number) { return json_is_number(number) ? json_number_value(number) : -1; }
+
 // The part of a tokenizer.json's normalizer or pre_tokenizer that is of this type, wherever it stands; NULL
 // if there is none.
-static const cJSON *part_of_type(const cJSON *json, const char *type)
+static const json_t *part_of_type(json_t *json, const char *type)
 {
-    const cJSON *item, *found = NULL;
-    const char *own = cJSON_IsObject(json) ? string_field(json, "type") : NULL;
+    const char *own = string_field(json, "type"), *key;
+    const json_t *found = NULL;
+    json_t *item;
+    size_t i;
     if (own && !strcmp(own, type)) return json;
-    if (cJSON_IsObject(json) || cJSON_IsArray(json))
-        cJSON_ArrayForEach(item, json) if (!found) found = part_of_type(item, type);
+    json_object_foreach(json, key, item) if (!found) found = part_of_type(item, type);
+    json_array_foreach(json, i, item) if (!found) found = part_of_type(item, type);
     return found;
 }
 
 // Where ▁ goes behind a special token, as transformers 5 does it. Its LlamaTokenizer goes by "legacy"; any
 // other class by what tokenizer.json says; a tokenizer.model alone is taken for the oldest kind, which puts ▁
 // there always.
-static enum behind_special space_behind(const cJSON *settings, const cJSON *json)
+static enum behind_special space_behind(const json_t *settings, const json_t *json)
 {
     const char *class = string_field(settings, "tokenizer_class"), *scheme;
     if (class && !strncmp(class, "LlamaTokenizer", 14)) return field_true(settings, "legacy") ? UNLESS_SPACE : NEVER;
-    const cJSON *normalizer = cJSON_GetObjectItemCaseSensitive(json, "normalizer"), *replace = part_of_type(normalizer, "Replace");
-    const cJSON *metaspace = part_of_type(cJSON_GetObjectItemCaseSensitive(json, "pre_tokenizer"), "Metaspace");
-    if (!json || part_of_type(normalizer, "Prepend") || replace) return ALWAYS;
+    json_t *normalizer = json_object_get(json, "normalizer");
+    const json_t *metaspace = part_of_type(json_object_get(json, "pre_tokenizer"), "Metaspace");
+    if (!json || part_of_type(normalizer, "Prepend") || part_of_type(normalizer, "Replace")) return ALWAYS;
     scheme = string_field(metaspace, "prepend_scheme");
     return metaspace && (!scheme || !strcmp(scheme, "always")) ? UNLESS_SPACE : NEVER;
 }
 
 // The id of the directory's "bos_token" or "eos_token"; `own`, tokenizer.model's, where it names none.
-static int end_token(const tokenizer *t, const char *path, const cJSON *settings, const cJSON *map,
+static int end_token(const tokenizer *t, const char *path, const json_t *settings, const json_t *map,
                      const char *name, int own)
 {
-    const char *text = token_text(cJSON_GetObjectItemCaseSensitive(settings, name));
-    if (!text) text = token_text(cJSON_GetObjectItemCaseSensitive(map, name));
+    const char *text = token_text(json_object_get(settings, name));
+    if (!text) text = token_text(json_object_get(map, name));
     if (!text) return own;
     int id = tokenizer_find(t, text);
     if (id < 0) die("%s: \"%s\" is %s, which is no token of this directory", path, name, text);
@@ -76,40 +79,39 @@ static int end_token(const tokenizer *t, const char *path, const cJSON *settings
 static void read_special_tokens(tokenizer *t, const char *dir)
 {
     char *added_path, *json_path, *map_path, *path;
-    cJSON *added = directory_json(dir, "added_tokens.json", &added_path), *json = directory_json(dir, "tokenizer.json", &json_path);
-    cJSON *map = directory_json(dir, "special_tokens_map.json", &map_path), *settings = directory_json(dir, "tokenizer_config.json", &path), *item;
+    json_t *added = directory_json(dir, "added_tokens.json", &added_path);
+    json_t *json = directory_json(dir, "tokenizer.json", &json_path);
+    json_t *map = directory_json(dir, "special_tokens_map.json", &map_path);
+    json_t *settings = directory_json(dir, "tokenizer_config.json", &path), *item;
+    const char *key;
+    size_t i;
     char *config_path = join(dir, "config.json");
     int alone = access(config_path, F_OK) && !added && !json && !map && !settings;
     if (!alone && !tokenizer_add_own(t)) die("out of memory");
     free(config_path);
-    cJSON_ArrayForEach(item, added) {
-        cJSON token = {.type = cJSON_String, .valuestring = item->string};
-        add_token(t, added_path, &token, cJSON_IsNumber(item) ? item->valuedouble : -1);
-    }
-    cJSON_ArrayForEach(item, cJSON_GetObjectItemCaseSensitive(json, "added_tokens")) {
-        const cJSON *id = cJSON_GetObjectItemCaseSensitive(item, "id");
-        add_token(t, json_path, item, cJSON_IsNumber(id) ? id->valuedouble : -1);
-    }
-    cJSON_ArrayForEach(item, cJSON_GetObjectItemCaseSensitive(settings, "added_tokens_decoder")) {
+    json_object_foreach(added, key, item) add_token(t, added_path, key, NULL, id_of(item));
+    json_array_foreach(json_object_get(json, "added_tokens"), i, item)
+        add_token(t, json_path, token_text(item), item, id_of(json_object_get(item, "id")));
+    json_object_foreach(json_object_get(settings, "added_tokens_decoder"), key, item) {
         char *end;
-        double id = strtod(item->string, &end);
-        add_token(t, path, item, *end ? -1 : id);
+        double id = strtod(key, &end);
+        add_token(t, path, token_text(item), item, *end ? -1 : id);
     }
     int bos = end_token(t, path, settings, map, "bos_token", tokenizer_bos(t));
     int eos = end_token(t, path, settings, map, "eos_token", tokenizer_eos(t));
-    const cJSON *add_bos = cJSON_GetObjectItemCaseSensitive(settings, "add_bos_token");
-    if (add_bos && !cJSON_IsBool(add_bos) && !cJSON_IsNull(add_bos)) die("%s: \"add_bos_token\" must be true or false", path);
-    if (cJSON_IsFalse(add_bos)) bos = -1;
+    const json_t *add_bos = json_object_get(settings, "add_bos_token");
+    if (add_bos && !json_is_boolean(add_bos) && !json_is_null(add_bos)) die("%s: \"add_bos_token\" must be true or false", path);
+    if (json_is_false(add_bos)) bos = -1;
     else if (bos < 0)
         die("%s/tokenizer.model: has no BOS piece; "
             "\"add_bos_token\": false in tokenizer_config.json does without", dir);
     if (eos < 0) die("%s/tokenizer.model: has no EOS piece", dir);
     tokenizer_ends(t, bos, eos);
     tokenizer_spaces(t, !field_false(settings, "add_prefix_space"), space_behind(settings, json));
-    cJSON_Delete(added);
-    cJSON_Delete(json);
-    cJSON_Delete(map);
-    cJSON_Delete(settings);
+    json_decref(added);
+    json_decref(json);
+    json_decref(map);
+    json_decref(settings);
     free(added_path);
     free(json_path);
     free(map_path);
