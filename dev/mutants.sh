@@ -197,8 +197,8 @@ printable: C1                | ops/host.h | s/if (n && !c0 && !c1 && !turns)/if 
 
 build() { # directory, file, test: compiles the double tests of the sources in it; where train.cu is changed, that file alone
     if [ "$3" = gsm8k ]; then            # which runs the program, in float
-        ${CC:-cc} -std=gnu11 -O2 -march=native -w -fopenmp "$1/test_all.c" "$1/tokenizer.c" -o "$1/test" -lcjson -lm &&
-        ${CC:-cc} -std=gnu11 -O2 -march=native -w -fopenmp "$1/train.c" "$1/ops/cpu.c" "$1/tokenizer.c" -o "$1/train" -lcjson -lm
+        ${CC:-cc} -std=gnu11 -O2 -march=native -w -fopenmp "$1/test_all.c" "$1/tokenizer.c" -o "$1/test" -ljansson -lm &&
+        ${CC:-cc} -std=gnu11 -O2 -march=native -w -fopenmp "$1/train.c" "$1/ops/cpu.c" "$1/tokenizer.c" -o "$1/train" -ljansson -lm
     elif [ "$2" = train.cu ]; then
         ${CXX:-c++} -std=c++17 -O1 -w -fopenmp -DDOUBLE -I. -x c++ -c "$1/train.cu" -o "$1/emu.o" &&
         ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -ljansson -lm
