@@ -13,7 +13,9 @@
 #include "dev/halves.h"
 
 enum { ONLY_F64 = 1, ONLY_F32 = 2, BOTH = 3, ON_GPU = 4 };
-enum { THIS_BUILD = sizeof(real) == 8 ? ONLY_F64 : ONLY_F32 };
+#ifndef THIS_BUILD                      // dev/mutants.sh runs the tests of both builds in one
+#define THIS_BUILD (sizeof(real) == 8 ? ONLY_F64 : ONLY_F32)
+#endif
 #define EXACT (sizeof(real) == 8 ? 1e-12 : 2e-5)        // rounding of a few hundred additions in this build
 #define SAME_BITS 0.0                   // as a tolerance: each number has the bits of the other
 
@@ -895,6 +897,107 @@ static void check_rest(model *m, linear *l, mat W, const char *name)
     dev_free(residual.p);
 }
 
+// A begins uniform in ±1/√in, kaiming-uniform with a = √5 (torch.nn.init.kaiming_uniform_): its bounds are reached and
+// never passed, its mean is 0 and its variance 1/(3 in). B begins at 0. No two matrices begin alike.
+static void test_lora_start(void)
+{
+    for (const char **name = (const char *[]){"lora", "rslora", "lora+", "dora", NULL}; *name; name++) {
+        plan p = small_plan(*name);
+        p.rank = 64;                    // enough numbers for their statistics
+        model *m = open_small(p, 0);
+        wide first = 0;
+        for (int j = 0; j < 14; j++) {
+            const linear *l = m->linears[j];
+            size_t n = elements(l->A);
+            wide *a = host(l->A), *b = host(l->B);
+            double bound = 1 / sqrt(l->A.cols), most = 0, sum = 0, squares = 0, zeros = 0;
+            for (size_t i = 0; i < n; i++) {
+                most = fmax(most, fabs((double)a[i]));
+                sum += (double)a[i];
+                squares += (double)a[i] * (double)a[i];
+            }
+            for (size_t i = 0; i < elements(l->B); i++) zeros += b[i] == 0;
+            check(most / bound, 1 + EXACT, "%s, of linear %d: the largest of A over its bound", *name, j);
+            check(1 - most / bound, 20 / (double)n, "%s, of linear %d: the bound is reached", *name, j);
+            check(fabs(sum / (double)n) / bound, 5 / sqrt(3.0 * (double)n), "%s, of linear %d: mean of A", *name, j);
+            check(fabs(3 * squares / (double)n / (bound * bound) - 1), 5 * sqrt(0.8 / (double)n),
+                "%s, of linear %d: variance of A", *name, j);
+            expect(zeros == (double)elements(l->B), "%s, of linear %d: B is not zero", *name, j);
+            expect(!j || first != a[0], "%s: linears %d and %d begin alike", *name, j - 1, j);
+            first = a[0];
+            free(a);
+            free(b);
+        }
+        close_small(m);
+    }
+}
+
+// A tensor of the open file, on the host.
+static wide *stored_numbers(checkpoint *c, const char *module, const char *ending, int *rows, int *cols)
+{
+    char name[160];
+    snprintf(name, sizeof name, "base_model.model.model.layers.%s.%s", module, ending);
+    ptrdiff_t at = shgeti(c->tensors, name);
+    if (at < 0) die("%s is not in the file", name);
+    mat m = c->tensors[at].value.data;
+    *rows = m.rows;
+    *cols = m.cols;
+    return host(m);
+}
+
+// Where the value of this field begins.
+static const char *value_in(const char *json, const char *field)
+{
+    char key[64];
+    snprintf(key, sizeof key, "\"%s\":", field);
+    const char *at = strstr(json, key);
+    if (!at) die("no \"%s\" in %s", field, json);
+    return at + strlen(key) + strspn(at + strlen(key), " \t");
+}
+
+// What is saved of LoRA's kin is the trained function as PEFT reads it, by its own formula, W + lora_alpha/r B A (r's
+// root with use_rslora), on the untouched W, from nothing but the two files.
+static void test_saved_lora(void)
+{
+    for (int i = 0; i < METHODS; i++) {
+        if (!methods[i].peft_type || strcmp(methods[i].peft_type, "LORA") || !strcmp(methods[i].name,
+            "dora")) continue;
+        model *m = open_small(small_plan(methods[i].name), 0), *base = open_small(base_only(), 0);
+        shake(m, 0.2, &dice);
+        char name[32];
+        size_t bytes;
+        snprintf(name, sizeof name, "saved-%s", methods[i].name);
+        char *dir = in_scratch(name);
+        stage_begin(dir);
+        peft_write(m, "base");
+        stage_publish(&(place_of_result){.path = dir});
+        char *path = join(dir, "adapter_config.json"), *json = read_file(path, &bytes);
+        int rank = atoi(value_in(json, "r")), root = *value_in(json, "use_rslora") == 't';
+        double s = atof(value_in(json, "lora_alpha")) / (root ? sqrt(rank) : rank);
+        checkpoint c = checkpoint_open(dir, "adapter_model");
+        expect(shlen(c.tensors) == 2 * 14, "%s: %td tensors", methods[i].name, shlen(c.tensors));
+        for (int j = 0; j < 14; j++) {
+            char module[64];
+            int r, in, out, width;
+            snprintf(module, sizeof module, "%d.%s", j / LINEARS, projections[j % LINEARS].module);
+            wide *A = stored_numbers(&c, module, "lora_A.weight", &r, &in), *B = stored_numbers(&c, module,
+                "lora_B.weight", &out, &width);
+            wide *W = host(base->linears[j]->W), *want = host(merged(m, m->linears[j]));
+            expect(r == rank && width == rank,
+                "%s, %s: A has %d rows, B %d columns, r is %d", methods[i].name, module, r, width, rank);
+            for (int o = 0; o < out; o++)
+                for (int k = 0; k < in; k++) {
+                    double sum = 0;
+                    for (int n = 0; n < r; n++) sum += (double)B[o * r + n] * (double)A[n * in + k];
+                    W[o * in + k] += (wide)(s * sum);
+                }
+            check_wide(W, want, SHAPE(out, in), 10 * EXACT, "%s, %s as it is saved", methods[i].name, module);
+            free(A), free(B), free(W), free(want);
+        }
+        checkpoint_close(&c), free(json), free(path), free(dir), close_small(m), close_small(base);
+    }
+}
+
 // A start adds nothing: W, less the start, and the start together are W.
 static void test_residual(void)
 {
@@ -1169,6 +1272,78 @@ static void test_adamw(void)
     for (int t = 1; t <= 3; t++) adamw(w, g, m, v, 0.01, 0.1, 0.5, t);
     check_number((double)*ROW(w, 0), plain_adamw(0.5, 0.125), sizeof(real) == 8 ? 1e-13 : 1e-6, "adamw, three steps");
     dev_free(w.p), dev_free(g.p), dev_free(m.p), dev_free(v.p);
+}
+
+// One step of AdamW on all that trains, written as a plain loop: clipped by the norm of all gradients, decayed, each
+// tensor at the run's rate, lora+'s B at λ times it. The first step's m/√v is the gradient's sign, but for ε.
+static void test_update(void)
+{
+    static const double decays[] = {0, 0.1}, clips[] = {0, 0.5, 1e6};
+    for (int i = 0; i < METHODS; i++)
+        for (int k = 0; k < 6; k++) {
+            plan p = small_plan(methods[i].name);
+            p.plus_ratio = 6;
+            model *m = open_small(p, 0);
+            shake(m, 0.2, &dice);
+            batch b = small_batch(0, 3);
+            model_step(m, &b, 1e-7);                    // gradients as small as ε, so that how they are clipped shows
+            opt.weight_decay = decays[k % 2], opt.clip = clips[k / 2] * 1e-6;
+            double norm = gradient_norm(m), limit = opt.clip / (norm + 1e-6),
+                scale = opt.clip && limit < 1 ? limit : 1, lr = 0.01;
+            wide **want = NULL;
+            for (int j = 0; j < arrlen(m->tensors); j++) {
+                const tensor *t = &m->tensors[j];
+                if (t->kind != PARAM) continue;
+                int faster = !strcmp(methods[i].name, "lora+") && strstr(t->name, "lora_B");
+                double rate = lr * (faster ? 6 : 1);
+                wide *w = host(*t->value), *g = host(*t->grad);
+                for (size_t n = 0; n < elements(*t->value); n++) {
+                    double x = scale * (double)g[n];
+                    w[n] = (wide)((double)w[n] * (1 - rate * opt.weight_decay) - rate * x / (fabs(x) + 1e-8));
+                }
+                arrput(want, w);
+                free(g);
+            }
+            update(m, 1, lr, norm);
+            for (int j = 0, at = 0; j < arrlen(m->tensors); j++) {
+                if (m->tensors[j].kind != PARAM) continue;
+                wide *got = host(*m->tensors[j].value);
+                check_wide(got, want[at], m->tensors[j].shape, EXACT,
+                    "%s, %s, decay %g, clip %g", methods[i].name, m->tensors[j].name, opt.weight_decay, opt.clip);
+                free(got), free(want[at++]);
+            }
+            arrfree(want), batch_free(&b), close_small(m);
+        }
+}
+
+// The rate of each step by transformers 5.24: get_scheduler(name, optimizer, num_warmup_steps, num_training_steps).
+static void test_schedules(void)
+{
+    static const struct { const char *name; int warmup, steps; double rates[10]; } cases[] = {
+        {"linear",   3, 10, {0, 0.16666666666666666, 0.33333333333333331, 0.5, 0.42857142857142855,
+            0.35714285714285715, 0.2857142857142857,
+                             0.21428571428571427, 0.14285714285714285, 0.071428571428571425}},
+        {"linear",   0, 7,  {0.5, 0.42857142857142855, 0.35714285714285715, 0.2857142857142857, 0.21428571428571427,
+            0.14285714285714285,
+                             0.071428571428571425}},
+        {"linear",   4, 4,  {0, 0.125, 0.25, 0.375}},
+        {"constant", 3, 10, {0, 0.16666666666666666, 0.33333333333333331, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5}},
+            // constant_with_warmup
+        {"constant", 0, 7,  {0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5}},
+        {"cosine",   3, 10, {0, 0.16666666666666666, 0.33333333333333331, 0.5, 0.47524221697560476,
+            0.4058724504646834, 0.30563023348907858,
+                             0.19436976651092142, 0.094127549535316629, 0.024757783024395241}},
+        {"cosine",   0, 7,  {0.5, 0.47524221697560476, 0.4058724504646834, 0.30563023348907858, 0.19436976651092142,
+            0.094127549535316629,
+                             0.024757783024395241}},
+        {"cosine",   4, 4,  {0, 0.125, 0.25, 0.375}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (int s = 0; s < cases[i].steps; s++) {
+            opt.lr = 0.5, opt.schedule = cases[i].name, opt.warmup = cases[i].warmup;
+            check(fabs(learning_rate(s, cases[i].steps) - cases[i].rates[s]), 1e-15,
+                "%s, warm-up %d of %d, step %d", cases[i].name, opt.warmup, cases[i].steps, s + 1);
+        }
 }
 
 // ---- every op beyond its blocks ---------------------------------------------------------------------------------------
@@ -2221,6 +2396,62 @@ static void test_tokenizer_expected(void)
     free(path), free(dir);
 }
 
+// The bytes that a hexadecimal text says; "-" says none.
+static char *bytes_of(const char *hex, size_t *n)
+{
+    char *bytes = alloc(strlen(hex) + 1, 1);
+    *n = 0;
+    for (unsigned byte; sscanf(hex, "%2x", &byte) == 1; hex += 2) bytes[(*n)++] = (char)byte;
+    return bytes;
+}
+
+// base/tokenizer.model with other fields behind it, which protobuf merges into it.
+static tokenizer *other_tokenizer(const char *hex)
+{
+    char *path = in_scratch("other.model"), err[512];
+    size_t bytes, more;
+    char *base = read_file("base/tokenizer.model", &bytes), *tail = bytes_of(hex, &more);
+    FILE *f = fopen(path, "wb");
+    if (!f || fwrite(base, 1, bytes, f) != bytes
+        || fwrite(tail, 1, more, f) != more || fclose(f)) die("%s: %s", path, strerror(errno));
+    tokenizer *t = tokenizer_load(path, err, sizeof err);
+    if (!t) die("%s", err);
+    free(path), free(base), free(tail);
+    return t;
+}
+
+// Spaces of every kind, USER and UNUSED pieces, surrogates and other bytes that are not UTF-8: SentencePiece's ids, and
+// its text of them (dev/golden.py made them).
+static void test_pieces(void)
+{
+    size_t golden_bytes;
+    char *golden = read_file("dev/golden/pieces.txt", &golden_bytes), *next_line = golden, what[80] = "";
+    tokenizer *t = NULL;
+    int texts = 0;
+    for (char *line; (line = strsep(&next_line, "\n")) && *line; ) {
+        char *kind = strsep(&line, " "), *hex = strsep(&line, " ");
+        size_t bytes, n, got_bytes, want_bytes, same = 0;
+        if (!strcmp(kind, "model")) {
+            tokenizer_free(t);
+            t = other_tokenizer(hex);
+            snprintf(what, sizeof what, "%s", line);
+            continue;
+        }
+        char *given = bytes_of(hex, &bytes), *want = bytes_of(strsep(&line, " "), &want_bytes);
+        int *ids = tokenizer_encode(t, given, bytes, 1, &n);
+        for (char *id; (id = strsep(&line, " ")); same++)
+            if (same >= n || ids[same] != atoi(id)) break;
+        expect(same == n && !line, "%s, text %s: id %zu of %zu", what, hex, same, n);
+        char *got = tokenizer_decode(t, ids, n, &got_bytes);
+        expect(got_bytes == want_bytes && !memcmp(got, want, want_bytes),
+            "%s, text %s, back to «%s»", what, hex, got);
+        free(given), free(want), free(ids), free(got);
+        texts++;
+    }
+    expect(texts == 9 * 22, "%d texts", texts);
+    tokenizer_free(t), free(golden);
+}
+
 // Directories with special and added tokens give the ids, BOS and EOS that transformers gives there (dev/golden.py made them).
 static void test_special_tokens(void)
 {
@@ -2367,6 +2598,106 @@ static void test_rows(void)
         free_rows(&d), free(path);
     }
     tokenizer_free(t);
+}
+
+// A .txt file is one stream of tokens, cut into windows of --seq: all its tokens, in their order, each learnt but a
+// window's first. A last window of one token has nothing to learn.
+static void test_windows(void)
+{
+    tokenizer *t = open_tokenizer("base", 0);
+    static const char text[] = "Once upon a time there were two shells.\n\nShe had 12 of them, and Tom had none.\n";
+    char *path = in_scratch("stream.txt");
+    write_text(path, text);
+    size_t n;
+    int *ids = tokenizer_encode(t, text, strlen(text), 1, &n);
+    int all = (int)n + 1;               // BOS stands in front
+    for (int seq = 2; seq <= all + 1; seq++) {
+        dataset d = read_rows(t, path, seq);
+        int at = 0;
+        for (int i = 0; i < arrlen(d.rows); i++) {
+            const row *r = &d.rows[i];
+            expect(r->n <= seq && r->prompt == 1 && !r->answer,
+                "--seq %d, window %d: %d tokens, %d not learnt", seq, i, r->n, r->prompt);
+            for (int j = 0; j < r->n; j++, at++)
+                expect(at < all && r->ids[j] == (at ? ids[at - 1] : tokenizer_bos(t)), "--seq %d, token %d", seq, at);
+        }
+        expect(at == all - (all % seq == 1), "--seq %d: %d of %d tokens", seq, at, all);
+        expect(arrlen(d.rows) == all / seq + (all % seq > 1), "--seq %d: %td windows", seq, arrlen(d.rows));
+        free_rows(&d);
+    }
+    free(ids), free(path), tokenizer_free(t);
+}
+
+// Rows are cut at --seq tokens and counted; those that keep nothing of their answer are left out and counted, too.
+static void test_cut_rows(void)
+{
+    tokenizer *t = open_tokenizer("base", 0);
+    char *path = in_scratch("cut-rows.jsonl");
+    write_text(path, "{\"question\": \"1 + 1?\", \"answer\": \"two, or 2\"}\n");
+    dataset whole = read_rows(t, path, 1 << 20);
+    row r = whole.rows[0];
+    expect(!whole.cut && !whole.dropped, "a whole row is cut");
+    for (int seq = r.prompt - 1; seq <= r.n + 1; seq++) {
+        dataset d = {.path = path};
+        row part = {.ids = alloc((size_t)r.n, sizeof(int)), .n = r.n, .prompt = r.prompt};
+        memcpy(part.ids, r.ids, (size_t)r.n * sizeof(int));
+        keep_row(&d, part, seq);
+        int kept = seq > r.prompt;
+        expect(arrlen(d.rows) == kept && d.dropped == !kept,
+            "--seq %d keeps %td rows, %d left out", seq, arrlen(d.rows), d.dropped);
+        expect(d.cut == (seq < r.n), "--seq %d: %d cut", seq, d.cut);
+        if (kept) expect(d.rows[0].n == (seq < r.n ? seq : r.n), "--seq %d keeps %d tokens", seq, d.rows[0].n);
+        if (kept) expect(!memcmp(d.rows[0].ids, r.ids, (size_t)d.rows[0].n * sizeof(int)),
+            "--seq %d: the tokens", seq);
+        free_rows(&d);
+    }
+    free_rows(&whole), free(path), tokenizer_free(t);
+}
+
+// A step's loss is the mean over the target tokens of all its rows, prompts left out, and its gradient is that mean's:
+// against each row alone, whose loss is a plain sum.
+static void test_targets(void)
+{
+    static int ids[5][9] = {{1, 5, 3, 12, 7, 2}, {1, 9, 4, 4, 11, 2, 0, 8, 6}, {1, 10, 2}, {1, 3, 3, 8}, {1, 0, 7, 7,
+        2, 12, 2}};
+    static const row rows[5] = {{ids[0], 6, 2, NULL}, {ids[1], 9, 7, NULL}, {ids[2], 3, 1, NULL}, {ids[3], 4, 3,
+        NULL}, {ids[4], 7, 1, NULL}};
+    int order[5] = {4, 2, 0, 1, 3}, targets = 0, tokens, seen = 0;
+    plan p = small_plan("bone");
+    run r = {.order = order, .epoch = -1};
+    for (int i = 0; i < 5; i++) arrput(r.train.rows, rows[i]);
+    char *dir = small_model(0);
+    opt.model = dir;
+    model_measure(&r.m, open_config(), p);
+    fill_model(&r.m, NULL, 0);
+    opt.no_shuffle = 1, opt.batch = 2, opt.accum = 3;
+    shake(&r.m, 0.2, &dice);
+    batch b = batch_new(p.tokens, 5);
+    double norm, sum = 0, loss = train_step(&r, &b, &norm, &tokens);
+    mat gradient = like(flat(&r.m, r.m.grad));
+    copy(gradient, flat(&r.m, r.m.grad));
+    check_number(norm, sqrt(sum_of_squares(gradient)), EXACT, "norm");
+    for (int i = 0; i < 5; i++) targets += rows[i].n - rows[i].prompt;
+    zero(flat(&r.m, r.m.grad));
+    for (int i = 0; i < 5; i++) {
+        batch_clear(&b);
+        batch_add(&b, &rows[i]);
+        expect(b.targets == rows[i].n - rows[i].prompt && b.tokens == rows[i].n - 1,
+            "row %d has %d targets", i, b.targets);
+        for (int j = 0; j < b.targets; j++)
+            expect(b.label[j] == rows[i].ids[rows[i].prompt + j] && b.target_row[j] == rows[i].prompt + j - 1,
+                "row %d, target %d", i, j);
+        sum += model_step(&r.m, &b, 1.0 / targets);
+        seen += b.tokens;
+    }
+    check_number(loss, sum / targets, EXACT, "loss");
+    expect(tokens == seen, "%d tokens, expected %d", tokens, seen);
+    check_mat(gradient, flat(&r.m, r.m.grad), 10 * EXACT, "gradient");
+    dataset d = {.rows = r.train.rows};
+    long counted;
+    check_number(evaluate(&r.m, &d, &counted), loss, EXACT, "evaluation");
+    expect(counted == targets, "evaluated %ld targets of %d", counted, targets);
+    arrfree(r.train.rows), dev_free(gradient.p), batch_free(&b), model_free(&r.m), free(dir);
 }
 
 // What a child process says on stderr while it does this work on a path: the line of die(), or nothing.
@@ -2654,6 +2985,51 @@ static void only_open(const char *dir)
     checkpoint_close(&c);
 }
 
+static int fewer_layers;                // what the models below are opened with
+static const char *opened_base;
+
+static void only_load(const char *dir)
+{
+    model m = {0};
+    opt.model = dir;
+    config c = open_config();
+    plan p = small_plan("full");
+    c.layers -= fewer_layers;
+    model_measure(&m, c, p);
+    fill_model(&m, NULL, 0);
+}
+
+static void only_read_adapter(const char *dir)
+{
+    model m = {0};
+    plan p = small_plan("lora");
+    opt.model = opened_base;
+    p.targets = fewer_layers ? 1 << Q_PROJ : p.targets;
+    model_measure(&m, open_config(), p);
+    fill_model(&m, NULL, 0);
+    peft_read_weights(&m, dir);
+}
+
+// A model or an adapter with tensors that nobody asks for is refused by the first of them.
+static void test_tensors_too_many(void)
+{
+    model *m = open_small(small_plan("lora"), 0);
+    char *dir = small_model(0), *adapter = in_scratch("whole-adapter");
+    opened_base = dir;
+    stage_begin(adapter);
+    peft_write(m, "base");
+    stage_publish(&(place_of_result){.path = adapter});
+    for (fewer_layers = 0; fewer_layers < 2; fewer_layers++) {
+        char *model_says = said_by(only_load, dir), *adapter_says = said_by(only_read_adapter, adapter);
+        expect(fewer_layers ? !!strstr(model_says, "is none that config.json asks for") : !*model_says,
+            "model: «%s»", model_says);
+        expect(fewer_layers ? !!strstr(adapter_says,
+            "is none that this adapter on this base model asks for") : !*adapter_says, "adapter: «%s»", adapter_says);
+        free(model_says), free(adapter_says);
+    }
+    close_small(m), free(dir), free(adapter);
+}
+
 static void test_safetensors(void)
 {
     char *dir = in_scratch("header"), *path = in_scratch("header/model.safetensors");
@@ -2711,20 +3087,24 @@ static void test_answers(void)
 // How often each of four tokens comes against softmax(logits/temperature), cut at top-p.
 static void test_sampling(void)
 {
-    static const wide logits[4] = {1, 3, 0, 2};
-    static const struct { double temperature, top_p, p[4]; } cases[] = {
-        {0,   1,    {0, 1, 0, 0}},
-        {1,   1,    {0.08714432, 0.64391426, 0.03205860, 0.23688282}},
-        {2,   1,    {0.16742923, 0.45511791, 0.10155054, 0.27604231}},
-        {1,   0.64, {0, 1, 0, 0}},                                                  // the likeliest reaches it alone
-        {1,   0.7,  {0, 0.73105858, 0, 0.26894142}},                                // the second is needed
+    static const struct { double temperature, top_p, p[4]; wide logits[4]; } cases[] = {
+        {0,   1,    {0, 1, 0, 0}, {1, 3, 0, 2}},
+        {0,   1,    {0, 1, 0, 0}, {1, 3, 0, 3}},                                    // of equals the first
+        {1,   1,    {0.08714432, 0.64391426, 0.03205860, 0.23688282}, {1, 3, 0, 2}},
+        {2,   1,    {0.16742923, 0.45511791, 0.10155054, 0.27604231}, {1, 3, 0, 2}},
+        {1,   0.64, {0, 1, 0, 0}, {1, 3, 0, 2}},                                    // the likeliest reaches it alone
+        {1,   0.7,  {0, 0.73105858, 0, 0.26894142}, {1, 3, 0, 2}},                  // the second is needed
+        {1,   0.5,  {0, 1, 0, 0}, {-9999, 2, 2, -9999}},                            // reached exactly: no token more
+        {1,   0.51, {0, 0.5, 0.5, 0}, {-9999, 2, 2, -9999}},
+        {1,   0.75, {1 / 3.0, 1 / 3.0, 1 / 3.0, 0}, {1, 1, 1, 1}},
+        {1,   0.76, {0.25, 0.25, 0.25, 0.25}, {1, 1, 1, 1}},
     };
     enum { DRAWS = 40000 };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         rng g = rng_named(1, "sampling");
         int count[4] = {0};
         opt.temperature = cases[i].temperature, opt.top_p = cases[i].top_p;
-        for (int n = 0; n < DRAWS; n++) count[pick(logits, 4, &g)]++;
+        for (int n = 0; n < DRAWS; n++) count[pick(cases[i].logits, 4, &g)]++;
         for (int k = 0; k < 4; k++)
             check(fabs((double)count[k] / DRAWS - cases[i].p[k]), 4.5 * sqrt(cases[i].p[k] * (1 - cases[i].p[k]) / DRAWS),
                 "temperature %g, top-p %g, token %d", opt.temperature, opt.top_p, k);
@@ -2776,6 +3156,25 @@ static void test_config(void)
         model_free(&m);
     }
     free(path);
+}
+
+// What config.json and adapter_config.json leave out is what transformers' LlamaConfig() and PEFT's LoraConfig() say.
+static void test_defaults(void)
+{
+    char *path = in_scratch("least.json"), *dir = in_scratch("least"), *adapter = join(dir, "adapter_config.json");
+    write_text(path, "{\"model_type\": \"llama\", \"hidden_size\": 12, \"intermediate_size\": 20, "
+        "\"num_hidden_layers\": 2, \"num_attention_heads\": 3, \"vocab_size\": 13}");
+    config c = config_read(path);
+    expect(c.eps == 1e-6, "rms_norm_eps is %g", c.eps);
+    expect(c.theta == 10000 && c.max_pos == 2048 && !c.tied && c.init_range == 0.02,
+        "rope_theta %g, max_position_embeddings %d", c.theta, c.max_pos);
+    expect(c.kv_heads == 3 && c.head_dim == 4, "%d key-value heads of %d", c.kv_heads, c.head_dim);
+    if (mkdir(dir, 0700)) die("%s: %s", dir, strerror(errno));
+    write_text(adapter, "{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": [\"q_proj\"]}");
+    plan p = plan_from_options();
+    peft_read_config(&p, dir);
+    expect(p.alpha == 8 && !strcmp(p.method->name, "lora"), "lora_alpha is %g", p.alpha);
+    free(c.text), free(path), free(adapter), free(dir);
 }
 
 // Sequences of different length answered together say what each says alone.
@@ -3059,6 +3458,91 @@ static void test_resume(void)
             compare_runs(M, runs[i].file, what);
         }
     }
+}
+
+static run shared_run;
+static void only_save(const char *dir)
+{
+    destination.path = (char *)(uintptr_t)dir;
+    save_run(&shared_run);
+}
+
+// A NaN or Inf among what trains is never saved, and said by the tensor's name.
+static void test_nan_saved(void)
+{
+    for (const char **name = (const char *[]){"bone", "lora", "full", NULL}; *name; name++)
+        for (int i = 0; i < 3; i++) {
+            model *m = open_small(small_plan(*name), 0);
+            tensor *t = NULL;
+            for (int j = 0; j < arrlen(m->tensors); j++) if (m->tensors[j].kind == PARAM) t = &m->tensors[j];
+            const wide odd[3] = {(wide)NAN, (wide)INFINITY, 1};
+            put(mat_of(t->value->p, t->value->type, SHAPE(1, 1)), &odd[i], TYPE_OF(wide));
+            char *dir = in_scratch("never"), want[200] = "";
+            opt.model = "base";
+            opt.data = "rows.jsonl";
+            shared_run = (run){.m = *m, .step = 3, .steps = 5};
+            if (i < 2) snprintf(want, sizeof want, "step 3: %s is not finite", t->name);
+            char *said = said_by(only_save, dir);
+            expect(i < 2 ? !!strstr(said, want) : !*said, "%s: «%s», expected «%s»", *name, said, want);
+            expect(!access(dir, F_OK) == (i == 2), "%s: %s", *name, dir);
+            char command[200];
+            snprintf(command, sizeof command, "rm -rf %s", dir);
+            if (system(command)) die("cannot remove %s", dir);
+            free(said), free(dir), close_small(m);
+        }
+}
+
+static void only_read_state(const char *dir) { read_state_json(&shared_run, dir); }
+
+// Makes one option, by its place in the table, another than it was. Those that the plan has settled are changed there.
+static void change_option(const struct option *o)
+{
+    plan *p = &shared_run.m.p;
+    void *at = (char *)&opt + o->at;
+    if (!strcmp(o->name, "--method")) p->method = method_named("rslora");
+    else if (!strcmp(o->name, "--targets")) p->targets ^= 1;
+    else if (!strcmp(o->name, "--rank")) p->rank++;
+    else if (!strcmp(o->name, "--mini-r")) p->mini_r++;
+    else if (!strcmp(o->name, "--alpha")) p->alpha++;
+    else if (!strcmp(o->name, "--steps")) shared_run.steps++;
+    else if (o->kind == 's') *(const char **)at = "another";
+    else if (o->kind == 'd') *(double *)at += 0.5;
+    else *(int *)at += 1;
+}
+
+// A run goes on only with the options it had: each of those by which the result would be another.
+static void test_same_options(void)
+{
+    static const char *const names[] = {
+        "--model", "--data", "--method", "--rank", "--alpha", "--mini-r", "--targets", "--lora-plus-ratio",
+            "--dora-detach", "--steps", "--batch",
+        "--accum", "--seq", "--lr", "--schedule", "--warmup", "--weight-decay", "--clip", "--seed", "--no-shuffle",
+            NULL};
+    model *m = open_small(small_plan("lora"), 0);
+    shared_run = (run){.m = *m, .step = 3, .steps = 5};
+    opt.model = "base", opt.data = "rows.jsonl";
+    options then = opt;
+    char *dir = in_scratch("settings");
+    stage_begin(dir);
+    stage_state(run_settings(&shared_run));
+    stage_publish(&(place_of_result){.path = dir});
+    char *said = said_by(only_read_state, dir);
+    expect(!*said, "the same options: «%s»", said);
+    if (!*said) expect(read_state_json(&shared_run, dir) == 3, "the step");
+    free(said);
+    for (const char *const *name = names; *name; name++) {
+        const struct option *o = option_table;
+        while (o < option_table + OPTIONS && strcmp(o->name, *name)) o++;
+        if (o == option_table + OPTIONS) die("no option %s", *name);
+        change_option(o);
+        said = said_by(only_read_state, dir);
+        expect(strstr(said, *name) && strstr(said, "was trained with"), "%s: «%s»", *name, said);
+        free(said);
+        opt = then;
+        shared_run.m.p = m->p;
+        shared_run.steps = 5;
+    }
+    free(dir), close_small(m);
 }
 
 // Whatever a signal does to a run in mid-flight, the next one goes on from the last step saved.
@@ -4153,6 +4637,10 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_frozen_is_full, BOTH, "adapters.h"},
     {"svd", "power iteration finds LAPACK's singular values",
         test_svd, BOTH, "lib/svd.h"},
+    {"lora-start", "A begins kaiming-uniform, to its bounds, and B at zero",
+        test_lora_start, BOTH, "adapters.h"},
+    {"saved-lora", "what lora's kin save is the trained function by PEFT's formula, from the files alone",
+        test_saved_lora, BOTH, "run/peft.h"},
     {"residual", "pissa leaves the rest of W's SVD; W and a start of pissa, olora, lora-ga are W",
         test_residual, BOTH, "adapters.h"},
     {"bf16-start", "on a bf16 base, too, they begin with its loss, and what is saved is what was trained",
@@ -4189,12 +4677,18 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_beyond_rows, BOTH, "model.h"},
     {"adamw", "AdamW is PyTorch's",
         test_adamw, BOTH, "ops/cpu.c"},
+    {"update", "a step moves each tensor at its rate, clipped and decayed; lora+'s B at λ times it",
+        test_update, BOTH, "train.c"},
+    {"schedules", "the learning rate of each step is transformers', with and without warm-up",
+        test_schedules, BOTH, "train.c"},
     {"expected-ids", "Llama2's tokenizer gives SentencePiece's ids",
         test_tokenizer_expected, ONLY_F32, "tokenizer.c"},
     {"own-ids", "so does the bundled one",
         test_tokenizer_own, ONLY_F32, "tokenizer.c"},
     {"any-bytes", "any bytes survive encoding and decoding, long ones too",
         test_tokenizer_bytes, ONLY_F32, "tokenizer.c"},
+    {"pieces", "spaces, USER and UNUSED pieces, surrogates: SentencePiece's ids and texts",
+        test_pieces, BOTH, "tokenizer.c"},
     {"special-tokens", "special and added tokens of a directory are transformers' ids, BOS and EOS",
         test_special_tokens, BOTH, "run/special_tokens.h, tokenizer.c"},
     {"prompt-edge", "the prompt's ids do not depend on the answer, all of which is learnt",
@@ -4205,8 +4699,16 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_stops, BOTH, "lib/config.h"},
     {"config", "rope_theta counts wherever it stands, initializer_range is --init's σ",
         test_config, ONLY_F64, "lib/config.h"},
+    {"defaults", "what a config.json or adapter_config.json leaves out is what transformers and PEFT take",
+        test_defaults, BOTH, "lib/config.h"},
     {"rows", "Alpaca's, MetaMathQA's and GSM8K's rows work as they are published",
         test_rows, ONLY_F32, "run/rows.h"},
+    {"windows", "a .txt file is one stream, cut into windows of --seq, of which nothing is lost",
+        test_windows, BOTH, "run/rows.h"},
+    {"cut-rows", "rows are cut at --seq, and left out where nothing of their answer is kept",
+        test_cut_rows, BOTH, "run/rows.h"},
+    {"targets", "loss and gradient are the mean over all target tokens of the step, prompts left out",
+        test_targets, BOTH, "train.c"},
     {"config-spelling", "a config.json that is written again keeps every byte but its dtype's",
         test_config_spelling, BOTH, "lib/directory.h, stage_config"},
     {"json-values", "numbers and texts that are written as JSON are read back as the same",
@@ -4217,12 +4719,14 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_row_files, BOTH, "run/rows.h, lib/json.h"},
     {"safetensors", "what the safetensors library refuses is refused, and what it reads is read",
         test_safetensors, BOTH, "lib/safetensors.h"},
+    {"too-many", "a model or an adapter with tensors that nobody asks for is refused",
+        test_tensors_too_many, BOTH, "lib/safetensors.h"},
     {"cut-file", "a model file that changes while it is used ends the run with one line",
         test_cut_file, BOTH, "lib/safetensors.h"},
     {"escapes", "control characters of rows and models never reach the terminal",
         test_escapes, ONLY_F32, "ops/host.h"},
     {"sampling", "tokens come as often as softmax(logits/temperature), cut at top-p, says",
-        test_sampling, ONLY_F32, "run/generate.h"},
+        test_sampling, BOTH, "run/generate.h"},
     {"together", "sequences that are answered together say what each says alone",
         test_together, BOTH, "run/generate.h"},
     {"answers", "an answer is the number behind #### or The answer is:, whatever follows it",
@@ -4239,6 +4743,10 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_busy, ONLY_F32, "run/threads.h"},
     {"resume", "a resumed run leaves the bytes of one that never stopped",
         test_resume, ONLY_F32, "run/checkpoint.h, run/signals.h"},
+    {"nan-saved", "a NaN or Inf among what trains is never saved",
+        test_nan_saved, BOTH, "run/checkpoint.h"},
+    {"same-options", "a run goes on only with the options that it had",
+        test_same_options, BOTH, "run/checkpoint.h"},
     {"killed", "so does one that a signal ended",
         test_killed, ONLY_F32, "run/checkpoint.h, run/signals.h"},
     {"compare", "--compare gives every method a row, continues, and its runs are ordinary ones",
@@ -4343,17 +4851,21 @@ static int run_test(int i)
     return verdict;
 }
 
+// --train and what follows: the program itself, in this build. dev/mutants.sh needs but one build so.
 int main(int argc, char **argv)
 {
+    if (argc > 1 && !strcmp(argv[1], "--train")) return train_main(argc - 1, argv + 1);
     spin_briefly(argv);
+    const char *tmp = getenv("TMPDIR");
     int count[128] = {0}, ran = 0;
     if (argc > 2) words = argv + 2;
     options defaults = opt;
-    snprintf(scratch, sizeof scratch, "/tmp/test-lora-bone-XXXXXX");
-    if (!mkdtemp(scratch)) die("cannot make a directory in /tmp: %s", strerror(errno));
+    snprintf(scratch, sizeof scratch, "%s/test-lora-bone-XXXXXX", tmp ? tmp : "/tmp");
+    if (!mkdtemp(scratch)) die("%s: %s", scratch, strerror(errno));
     setenv("D", scratch, 1);
     setenv("TRAIN", "./train", 0);
-    if (access(getenv("TRAIN"), X_OK)) printf("note: %s is not here, which some tests run: make train\n", getenv("TRAIN"));
+    if (!strchr(getenv("TRAIN"), ' ') && access(getenv("TRAIN"), X_OK))
+        printf("note: %s is not here, which some tests run: make train\n", getenv("TRAIN"));
     if (system("head -8 data/val.jsonl > $D/few.jsonl")) die("data/val.jsonl: cannot be read");
     for (int i = 0; i < TESTS; i++) {
         if (!in_this_build(i) || (argc > 1 && !meant(i, argv[1]))) continue;

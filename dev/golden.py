@@ -5,6 +5,7 @@
 
 singular_values.json   LAPACK's leading singular values of matrices that test_all.c makes by the same formula
 tokenizer.json         texts and SentencePiece's ids for them with the bundled tokenizer
+pieces.txt             tokenizers with spaces, USER and UNUSED pieces of every kind, and SentencePiece's ids there
 special_tokens.json    directories with special and added tokens, and transformers' ids there
 bf16_errors.json       how far PyTorch's own bf16 gradients of the bundled model are off: relative L2 distance to float64's, a tensor
 stories260K.txt        256 greedy tokens after "Once upon a time", decoded by SentencePiece
@@ -265,6 +266,40 @@ def bundled_tokenizer():
     json.dump(rows, open(os.path.join(HERE, "tokenizer.json"), "w"), indent=None)
 
 
+def pieces():
+    """Tokenizers of other kinds: base/tokenizer.model with a few fields behind its end, which protobuf merges into it, and
+    SentencePiece's ids there and the text it makes of them. Bytes are hexadecimal, for not all are UTF-8."""
+    import sentencepiece
+    base = open(os.path.join(HERE, "..", "..", "base", "tokenizer.model"), "rb").read()
+    field = lambda number, data: bytes([number << 3 | 2, len(data)]) + data
+    piece = lambda text, score, kind: field(1, field(1, text.encode()) + b"\x15" + numpy.float32(score).tobytes() + bytes([3 << 3, kind]))
+    spaces = lambda **flags: field(3, b"".join(bytes([{"in_front": 3, "trim": 4, "escape": 5}[name] << 3, on]) for name, on in flags.items()))
+    user = b"".join(piece(text, 0, 4) for text in ("ab", "abc", "<mask>", "\u2581two", "\U0001f642", "s s"))
+    unused = b"".join(piece(text, score, 5) for text, score in (("ad", 1), ("hel", 2), ("us", 0), ("whe", 1), ("her", 1), ("here", 3)))
+    tails = {
+        "as it is": b"",
+        "no space in front": spaces(in_front=0),
+        "spaces trimmed": spaces(trim=1),
+        "trimmed, none in front": spaces(in_front=0, trim=1),
+        "spaces as they are": spaces(escape=0),
+        "USER pieces": user,
+        "USER pieces, trimmed": user + spaces(trim=1),
+        "UNUSED pieces": unused,
+        "UNUSED and USER pieces": unused + user,
+    }
+    texts = [b"two shells", b" a b", b"  a   b  ", b" ", b"   ", b"\t a\n", "\u2581a \u2581 b\u2581".encode(), b"abcab abc aab c", b"<mask><mask >two two",
+             "\U0001f642\U0001f642 s s  s s".encode(), b"she had shells where they were", b"there the mouse hehere had", b"adadhelhel",
+             b"a\xed\xa0\x80b \xed\xb0\x80", b"\xed\x9f\xbf\xee\x80\x80", b"\xff\xfe \xc0\x80 \xc1\xbf", b"\xe0\x80\x80\xe0\xa0\x80", b"\xf4\x8f\xbf\xbf\xf4\x90\x80\x80",
+             b"\xf0\x8f\xbf\xbf\xf0\x90\x80\x80", b"\xe2\x96 \xe2\x96\x81 \xe2", b"\xc2", b"a\x00b"]
+    with open(os.path.join(HERE, "pieces.txt"), "w") as file:
+        for what, tail in tails.items():
+            print("model", tail.hex() or "-", what, file=file)
+            tokenizer = sentencepiece.SentencePieceProcessor(model_proto=base + tail)
+            for text in texts:
+                ids = tokenizer.encode(text)
+                print("text", text.hex(), tokenizer.decode(ids).encode().hex() or "-", *ids, file=file)
+
+
 def special_tokens():
     """The bundled tokenizer.model in directories as they are published, and the ids that transformers gives there."""
     added = lambda content, **more: {"content": content, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True, **more}
@@ -347,7 +382,7 @@ def main():
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if arguments.base:
-        return bundled_tokenizer(), special_tokens(), bf16_errors()
+        return bundled_tokenizer(), pieces(), special_tokens(), bf16_errors()
     torch.set_num_threads(1)                     # the same bytes again on the same machine; on another, the same to the last digits
     os.makedirs(HERE, exist_ok=True)
     for name in list(BASES) + list(CASES):
@@ -355,6 +390,7 @@ def main():
     json.dump([{"ids": ids, "prompt": prompt} for ids, prompt in ROWS], open(os.path.join(HERE, "rows.json"), "w"))
     singular_values()
     bundled_tokenizer()
+    pieces()
     special_tokens()
     bf16_errors()
     for name, options in BASES.items():
