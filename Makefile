@@ -3,6 +3,7 @@
 #  make check      the quick ones of them: floors, gradients, goldens
 #  make test       builds and runs every test this machine can run
 #  make mutants    breaks the code in 187 places, one at a time, and asks that a test turns red (ten minutes); make test tries 20
+#  make faults     makes every allocation and file call of ./train fail, one at a time (doc/reliability.md; hours)
 #  make bench      how fast, how large, where the time goes: a row a method on two shapes with random weights
 #  make base       makes again what base/ and data/ hold: text, tokenizer, pretraining (half an hour; Python in dev/ only)
 #  make bench-gpu  the same on a GPU, with Llama2-7B's shape; PEER=1 runs transformers + PEFT beside it
@@ -180,6 +181,11 @@ TIMED = $(shell sed -n 's/^TIMED.\([a-z_]*\).*/-Wl,--wrap=\1/p' dev/bench.c)
 build/bench: dev/bench.c train.c $(HEADERS) build/cpu_f32.o build/tokenizer.o Makefile
 	$(CC) $(FLAGS) dev/bench.c build/cpu_f32.o build/tokenizer.o -o $@ $(TIMED) $(LDLIBS)
 
+# Preloaded by dev/faults.sh: it makes one call of the C library fail.
+build/faults.so: dev/faults.c Makefile
+	@mkdir -p build
+	$(CC) -std=gnu11 $(WARNINGS) -O2 -fPIC -shared $< -o $@ -ldl
+
 build/random_model: dev/random_model.c train.c $(HEADERS) build/cpu_f32.o build/tokenizer.o Makefile
 	$(CC) $(FLAGS) dev/random_model.c build/cpu_f32.o build/tokenizer.o -o $@ $(LDLIBS)
 
@@ -201,6 +207,9 @@ floors:
 mutants:
 	dev/mutants.sh
 
+faults: train
+	dev/faults.sh
+
 base: train
 	dev/make_base.sh
 
@@ -210,4 +219,4 @@ base: train
 clean:
 	rm -rf train train_cuda train_cuda_f32 train_cuda_f64 train_emu train_emu_f64 build
 
-.PHONY: all found check test mutants floors bench bench-gpu sanitize fuzz seam base clean
+.PHONY: all found check test mutants faults floors bench bench-gpu sanitize fuzz seam base clean

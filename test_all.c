@@ -4209,6 +4209,14 @@ static void test_unknown_fields(void)
         "grep -q '\"sliding_window\"; it is not used' $D/stderr && grep -qF 'a\\x1bb' $D/stderr; s=$?; rm -rf $D/model; exit $s", "fields");
 }
 
+// A spread of failing allocations, file calls and kills over every command. dev/faults.sh, run by hand, tries every one.
+static void test_faults(void)
+{
+    shell("! ldd $TRAIN | grep -q libasan || exit 0; "             // which wants to be loaded first
+        "FAULTS_DIR=$D/faults dev/faults.sh --sample 60 >$D/stdout 2>$D/stderr || { grep ✗ $D/stdout >&2; exit 1; }",
+        "faults");
+}
+
 // Descriptors that are closed at the start, a reader that goes away, a signal that is ignored, a log whose disk is full.
 static void test_process(void)
 {
@@ -4775,6 +4783,8 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_appears, ONLY_F32, "lib/directory.h"},
     {"leftovers", "what killed runs left in the making is removed, never what a living one makes",
         test_leftovers, ONLY_F32, "lib/directory.h"},
+    {"faults", "a call that fails or a kill anywhere: one clear line, the older result or all of the new one",
+        test_faults, ONLY_F32, "ops/host.h, lib/directory.h"},
     {"process", "closed descriptors, a lost reader, ignored signals, a full log: nothing is lost",
         test_process, ONLY_F32, "run/signals.h"},
     {"discard", "a signal leaves nothing of a directory in the making, whatever its files are called",

@@ -274,7 +274,7 @@ static bool read_file(tokenizer *t, const report *r)
     else if (st.st_size > INT_MAX)
         problem = "is over 2 GB. Expected a protobuf, which is never that large: download it again";
     else if (!(t->file = malloc((size_t)st.st_size + 1)))
-        problem = "does not fit into memory";
+        problem = "out of memory";
     else if ((t->file_bytes = fread(t->file, 1, (size_t)st.st_size, f)) != (size_t)st.st_size)
         problem = "cannot be read to its end: copy it there again";
     fclose(f);
@@ -344,7 +344,7 @@ static bool read_model(tokenizer *t, const report *r)
     if (count < 1 || count > 10000000)
         return wrong(r, "has %zu pieces. Expected 1 to 10000000: download it again", count);
     if (!(t->pieces = calloc(count, sizeof *t->pieces)))
-        return wrong(r, "has %zu pieces, which do not fit into memory", count);
+        return wrong(r, "out of memory: it has %zu pieces", count);
     rest = file;
     for (field f; next_field(&rest, &f);) {
         bool ok = true;
@@ -435,7 +435,7 @@ static bool index_pieces(tokenizer *t, const report *r)
     while (slots < 2 * (size_t)t->vocab) slots *= 2;
     t->last_slot = slots - 1;
     if (!(t->slots = calloc(slots, sizeof *t->slots)))
-        return wrong(r, "has %d pieces, which do not fit into memory", t->vocab);
+        return wrong(r, "out of memory: it has %d pieces", t->vocab);
     for (int b = 0; b < 256; b++) t->byte_id[b] = -1;
     for (int id = 0; id < t->vocab; id++) {
         const char *problem = index_piece(t, id);

@@ -174,7 +174,7 @@ static void show_line(const char *label, char *text)
     for (char *c = text; *c; c++)
         if (*c == '\n') *c = ' ';
     char *safe = printable(text, "\t");
-    printf("%s%s", label, safe ? safe : "");
+    printf("%s%s", label, safe);
     free(safe);
 }
 
@@ -525,7 +525,7 @@ static void run_generate(void)
     model m = {0};
     config c = open_config();
     tokenizer *t = open_tokenizer(opt.model, c.vocab);
-    char *text = opt.chat ? format_prompt(opt.generate, NULL) : strdup(opt.generate);
+    char *text = opt.chat ? format_prompt(opt.generate, NULL) : copy_text(opt.generate);
     row prompt = encode_row(t, text, "", 0);
     if (!prompt.n) die("--generate: an empty TEXT, and this model has no BOS to begin with");
     sequence s = {.n = prompt.n, .room = prompt.n + opt.max_new};

@@ -64,7 +64,7 @@ static int remove_flat(const char *path)
     struct stat st;
     DIR *d = opendir(path);
     int flat = d && !fstat(dirfd(d), &st) && st.st_nlink <= 2;          // one link more for every directory inside
-    for (struct dirent *e; flat && (e = readdir(d));) unlinkat(dirfd(d), e->d_name, 0);
+    for (struct dirent *e; flat && (e = next_entry(d, path));) unlinkat(dirfd(d), e->d_name, 0);
     if (d) closedir(d);
     return flat && !rmdir(path);
 }
@@ -74,10 +74,11 @@ static void remove_stale(const char *out)
 {
     const char *slash = strrchr(out, '/');
     const char *base = slash ? slash + 1 : out;
-    char *parent = slash ? strndup(out, (size_t)(base - out)) : strdup(".");
+    char *parent = slash ? copy_bytes(out, (size_t)(base - out)) : copy_text(".");
     size_t n = strlen(base);
-    DIR *d = parent ? opendir(parent) : NULL;
-    for (struct dirent *e; d && (e = readdir(d));) {
+    DIR *d = opendir(parent);                           // a folder that may only be searched keeps them
+    if (!d && errno != EACCES && errno != ENOENT) die("%s: %s", parent, strerror(errno));
+    for (struct dirent *e; d && (e = next_entry(d, parent));) {
         const char *rest = e->d_name + n;
         int ours = !strncmp(e->d_name, base, n) && !strncmp(rest, ".tmp-", 5);
         if (!ours || strlen(rest) != 21 || strspn(rest + 5, "0123456789abcdef") != 16) continue;
@@ -133,11 +134,11 @@ static char **files_of(const char *dir)
     char **names = NULL;
     DIR *d = opendir(dir);
     if (!d) die("%s: %s", dir, strerror(errno));
-    for (struct dirent *e; (e = readdir(d));) {
+    for (struct dirent *e; (e = next_entry(d, dir));) {
         struct stat st;
         char *path = join(dir, e->d_name);
         int there = !stat(path, &st);
-        if (there && S_ISREG(st.st_mode)) arrput(names, strdup(e->d_name));
+        if (there && S_ISREG(st.st_mode)) arrput(names, copy_text(e->d_name));
         else if (!there || !S_ISDIR(st.st_mode))
             fprintf(stderr, "note: %s is no file that could be copied and stays behind\n", path);
         free(path);
@@ -164,30 +165,33 @@ static char **run_files(const char *dir)
     char *text = !stat(path, &st) && S_ISREG(st.st_mode) ? read_file(path, &bytes) : NULL;
     json_t *state = json_loadb(text, bytes, AS_DOUBLES, NULL), *files = json_object_get(state, "files"), *item;
     size_t i;
-    if (json_object_get(state, "--method")) arrput(names, strdup("state.json"));
-    for (const char *const *name = before; *name && names && !files; name++) arrput(names, strdup(*name));
+    if (json_object_get(state, "--method")) arrput(names, copy_text("state.json"));
+    for (const char *const *name = before; *name && names && !files; name++) arrput(names, copy_text(*name));
     json_array_foreach(files, i, item) {
         const char *file = json_string_value(item);
-        if (names && file && !strchr(file, '/')) arrput(names, strdup(file));
+        if (names && file && !strchr(file, '/')) arrput(names, copy_text(file));
     }
     json_decref(state);
     free(text), free(path);
     return names;
 }
 
-// Removes what a training run left in dir, and dir with it. If somebody put more there, that stays, under a name beside
-// `out` that says so.
-static void remove_run(const char *dir, const char *out)
+// Removes these files, which a training run left in dir, and dir with it. If somebody put more there, that stays, under
+// a name beside `out` that says so. Nothing here can fail for want of memory.
+static void remove_run(const char *dir, const char *out, char **names)
 {
-    char kept[PATH_MAX];
-    char **names = run_files(dir);
+    char kept[PATH_MAX], path[PATH_MAX];
     for (int i = 0; i < arrlen(names); i++) {
-        char *path = join(dir, names[i]);
-        unlink(path);
-        free(path);
+        int n = snprintf(path, sizeof path, "%s/%s", dir, names[i]);
+        if (n >= PATH_MAX || !unlink(path) || errno == ENOENT) continue;
+        fprintf(stderr, "note: cannot remove %s: %s\n", path, strerror(errno));
+        return;
     }
-    free_names(names);
     if (!rmdir(dir)) return;
+    if (errno != ENOTEMPTY && errno != EEXIST) {
+        fprintf(stderr, "note: cannot remove %s: %s\n", dir, strerror(errno));
+        return;
+    }
     name_beside(kept, out, "kept");
     if (!rename(dir, kept)) fprintf(stderr, "note: files that no run wrote were in %s; they are in %s now\n", out, kept);
 }
@@ -241,11 +245,13 @@ static void stage_publish(place_of_result *to)
         struct stat older;
         if (errno != EEXIST) die("cannot write %s: %s", to->path, strerror(errno));
         if (!to->inode) publish_beside(to->path);
+        char **names = run_files(to->path);
         if (exchange(staged, to->path)) die("cannot replace %s: %s", to->path, strerror(errno));
         int known = !stat(staged, &older) && older.st_dev == to->device && older.st_ino == to->inode;
         if (!known && exchange(staged, to->path)) die("cannot replace %s: %s", to->path, strerror(errno));
         if (!known) publish_beside(to->path);
-        remove_run(staged, to->path);
+        remove_run(staged, to->path, names);
+        free_names(names);
     }
     *staged = 0;
     close(staged_lock);
@@ -269,10 +275,10 @@ static char *kept_file(const char *dir, int over_a_run)
     char *kept = NULL, **ours = over_a_run ? run_files(dir) : NULL;
     DIR *d = opendir(dir);
     if (!d) die("cannot write %s: %s", dir, strerror(errno));
-    for (struct dirent *e; !kept && (e = readdir(d));) {
+    for (struct dirent *e; !kept && (e = next_entry(d, dir));) {
         int known = !strcmp(e->d_name, ".") || !strcmp(e->d_name, "..");
         for (int i = 0; i < arrlen(ours); i++) known |= !strcmp(ours[i], e->d_name);
-        if (!known) kept = strdup(e->d_name);
+        if (!known) kept = copy_text(e->d_name);
     }
     closedir(d);
     free_names(ours);
@@ -303,8 +309,8 @@ static place_of_result check_out(const char *option, const char *path, const cha
     char *out = realpath(path, NULL);
     if (out) expect_replaceable(option, path, out, base, over_a_run);
     else {
-        out = strdup(path);
-        if (!out) die("out of memory");
+        if (errno != ENOENT) die("%s %s: %s", option, path, strerror(errno));
+        out = copy_text(path);
         for (size_t n = strlen(out); n > 1 && out[n - 1] == '/'; n--) out[n - 1] = 0;
         if (!*out || !lstat(out, &here)) die("%s %s: expected the name of a directory", option, path);
     }
@@ -339,13 +345,13 @@ static void stage_file(const char *name, const void *data, size_t bytes)
 // An object, a field a line.
 static void stage_json(const char *name, json_t *json)
 {
-    char *path, *line;
+    char *path;
     const char *key, *between = "{";
     json_t *value;
     FILE *f = stage_open(name, &path);
     json_object_foreach(json, key, value) {
         char *text = json_text(value);
-        if (asprintf(&line, "%s\n\t\"%s\":\t%s", between, key, text) < 0) die("out of memory");
+        char *line = text_of("%s\n\t\"%s\":\t%s", between, key, text);
         write_checked(f, line, strlen(line), path);
         free(line), free(text);
         between = ",";
@@ -379,7 +385,7 @@ static void stage_config(const char *text, const char *dtype)
     free(out);
 }
 
-// One file of another directory, in pieces.
+// One file of another directory, in pieces. One that its owner keeps from us stays behind.
 static void stage_copy(const char *dir, const char *name)
 {
     static char piece[1 << 20];
@@ -392,7 +398,8 @@ static void stage_copy(const char *dir, const char *name)
         close_checked(out, to);
         fclose(in);
         free(to);
-    } else fprintf(stderr, "note: %s is not copied: %s\n", from, strerror(errno));
+    } else if (errno == EACCES) fprintf(stderr, "note: %s is not copied: %s\n", from, strerror(errno));
+    else die("%s: %s", from, strerror(errno));
     free(from);
 }
 

@@ -3,8 +3,8 @@
 #ifndef JSON_H
 #define JSON_H
 #include <jansson.h>
-#include <stb/stb_ds.h>
 #include "../ops/host.h"
+#include <stb/stb_ds.h>
 
 /* Jansson reads JSON as RFC 8259 has it. It refuses what lenient readers let pass: broken escapes, half a
    surrogate pair, control characters, bytes that are not UTF-8, equal keys, NaN. Whole numbers are read as

@@ -178,8 +178,8 @@ static mapping *mapping_open(checkpoint *c, const char *path)
     f->p = mmap(NULL, f->bytes, PROT_READ, MAP_PRIVATE | MAP_NORESERVE, f->fd, 0);
     if (f->p == MAP_FAILED) die("%s: cannot map %zu bytes: %s", path, f->bytes, strerror(errno));
     char *shown = printable(path, "");
-    f->path = strdup(path);
-    if (!f->path || !shown || asprintf(&f->line, "error: %s" CHANGED "\n", shown) < 0) die("out of memory");
+    f->path = copy_text(path);
+    f->line = text_of("error: %s" CHANGED "\n", shown);
     free(shown);
     f->next = mapped, mapped = f;
     arrput(c->maps, f);
@@ -247,8 +247,9 @@ static void refuse_weights(const char *dir, const char *name)
 static void refuse_format(const char *dir)
 {
     DIR *d = opendir(dir);
-    for (struct dirent *e; d && (e = readdir(d));) refuse_weights(dir, e->d_name);
-    if (d) closedir(d);
+    if (!d) die("%s: %s", dir, strerror(errno));
+    for (struct dirent *e; (e = next_entry(d, dir));) refuse_weights(dir, e->d_name);
+    closedir(d);
 }
 
 // dir/base.safetensors, or the shards that dir/base.safetensors.index.json names.

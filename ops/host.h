@@ -23,12 +23,12 @@
 #include <unistd.h>
 #include "utf8.h"
 
-// The text as it may safely be shown on a terminal, in a fresh string; NULL if out of memory. Control
+// The text as it may safely be shown on a terminal, in a fresh string; NULL if out of memory, for die(). Control
 // characters could move the cursor or hide a line. They are written as \x1b is here, and so are bytes that
 // are not UTF-8; those in `kept` stay as they are. c0: a byte below a space, or DEL. c1: U+0080 to U+009F,
 // which are two bytes. turns: U+200E, U+200F, U+202A to U+202E and U+2066 to U+2069, three bytes, marks that
 // turn the direction of writing.
-static inline char *printable(const char *text, const char *kept)
+static inline char *printable_if_room(const char *text, const char *kept)
 {
     size_t bytes = strlen(text), n;
     char *out = malloc(4 * bytes + 1), *to = out;
@@ -54,26 +54,79 @@ static inline char *printable(const char *text, const char *kept)
 }
 
 // One clear line, then a non-zero exit. What was half-written is removed by the exit handler
-// (lib/directory.h).
+// (lib/directory.h). Where several threads run out of memory together, the first one speaks.
 __attribute__((noreturn, format(printf, 1, 2)))
 static inline void die(const char *format, ...)
 {
+    static char told;
     char *text = NULL, *line;
     va_list args;
+    if (__atomic_test_and_set(&told, __ATOMIC_SEQ_CST)) for (;;) pause();
     va_start(args, format);
-    line = vasprintf(&text, format, args) < 0 ? NULL : printable(text, "");
+    line = vasprintf(&text, format, args) < 0 ? NULL : printable_if_room(text, "");
     va_end(args);
     fflush(stdout);
     fprintf(stderr, "error: %s\n", line ? line : "out of memory");
     exit(1);
 }
 
-// Zeroed memory, checked. n·size may not overflow.
+/* All memory comes from here, the libraries' too: no caller sees a NULL. What fails inside the C library, fopen
+   or opendir, says so in errno.                                                                            */
+
+// Zeroed memory. n·size may not overflow.
 static inline void *alloc(size_t n, size_t size)
 {
     void *p = calloc(n ? n : 1, size);
     if (!p) die("out of memory: %zu times %zu bytes", n, size);
     return p;
+}
+
+static inline void *resize(void *p, size_t bytes)
+{
+    void *q = realloc(p, bytes ? bytes : 1);
+    if (!q) die("out of memory: %zu bytes", bytes);
+    return q;
+}
+
+// stb_ds.h is included behind this file.
+#define STBDS_REALLOC(context, p, bytes) resize(p, bytes)
+#define STBDS_FREE(context, p)           free(p)
+
+// The first n bytes of a text, or all of it, in a fresh string.
+static inline char *copy_bytes(const char *text, size_t n)
+{
+    char *copy = alloc(n + 1, 1);
+    return memcpy(copy, text, n);
+}
+
+static inline char *copy_text(const char *text) { return copy_bytes(text, strlen(text)); }
+
+// What printf would print, in a fresh string.
+__attribute__((format(printf, 1, 2)))
+static inline char *text_of(const char *format, ...)
+{
+    char *text;
+    va_list args;
+    va_start(args, format);
+    if (vasprintf(&text, format, args) < 0) die("out of memory");
+    va_end(args);
+    return text;
+}
+
+static inline char *printable(const char *text, const char *kept)
+{
+    char *safe = printable_if_room(text, kept);
+    if (!safe) die("out of memory");
+    return safe;
+}
+
+// The next entry of a directory, NULL behind the last. One that cannot be read is not the last.
+static inline struct dirent *next_entry(DIR *d, const char *path)
+{
+    errno = 0;
+    struct dirent *e = readdir(d);
+    if (!e && errno) die("%s: %s", path, strerror(errno));
+    return e;
 }
 
 // Stops, with a reason, at what cannot be read to its end like a file. A named pipe is not even opened:

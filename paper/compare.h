@@ -32,17 +32,6 @@ typedef struct {
     double result[RESULTS];                     // NAN where there is none
 } cell;
 
-__attribute__((format(printf, 1, 2)))
-static char *text_of(const char *format, ...)
-{
-    char *text;
-    va_list args;
-    va_start(args, format);
-    if (vasprintf(&text, format, args) < 0) die("out of memory");
-    va_end(args);
-    return text;
-}
-
 static const char *method_of(const char *label) { return strcmp(label, "biglora") ? label : "lora"; }
 
 // What a method would train, 0 if it refuses the rank.
@@ -218,7 +207,7 @@ static char **cell_options(const cell *c, char **shared)
     for (size_t i = 0; i < sizeof own / sizeof *own; i++) {
         if (!own[i].value) continue;
         arrput(argv, own[i].name);
-        arrput(argv, strdup(own[i].value));
+        arrput(argv, copy_text(own[i].value));
     }
     return argv;
 }
@@ -249,7 +238,8 @@ static void run_anew(const char *command, char **argv, const char *base)
     fputs(command, f);
     close_checked(f, part);
     int status = run_program(argv, part, &usage);
-    remove_run(base, base);                           // the adapter itself is not wanted
+    char **names = run_files(base);
+    remove_run(base, base, names);              // the adapter itself is not wanted
     if (interrupted) {
         printf("\nstopped; the same command goes on from here\n");
         exit(130);
@@ -369,7 +359,7 @@ static void draw(char *title)
     struct rusage usage;
     char *said = text_of("%s/gnuplot.txt", opt.out);
     unlink(said);
-    char *gnuplot[] = {"gnuplot", "-c", "paper/compare.gp", strdup(opt.out), title, NULL};
+    char *gnuplot[] = {"gnuplot", "-c", "paper/compare.gp", copy_text(opt.out), title, NULL};
     int status = run_program(gnuplot, said, &usage);
     if (status == 127)
         printf("no plots: gnuplot is not here. "
@@ -390,7 +380,7 @@ static char **shared_options(void)
         int mine = !given_values[i];
         for (const char *const *o = own; *o; o++) mine |= !strcmp(*o, option_table[i].name);
         if (mine) continue;
-        arrput(shared, strdup(option_table[i].name));
+        arrput(shared, copy_text(option_table[i].name));
         if (option_table[i].kind != 'f') arrput(shared, given_values[i]);
     }
     return shared;

@@ -232,7 +232,7 @@ static void check_log(void)
         die("--log %s: is not a file; name a file", opt.log);
     if (!strcmp(name, destination.path)) die("--log %s: is --out itself; name another file", opt.log);
     char *slash = strrchr(name, '/');
-    if (!realpath(slash ? (*slash = 0, *name ? name : "/") : ".", within)) return;      // open_log() says what is wrong
+    if (!realpath(slash ? (*slash = 0, *name ? name : "/") : ".", within)) die("--log %s: %s", opt.log, strerror(errno));
     for (char *end = within + strlen(within); end; end = strrchr(within, '/')) {
         *end = 0;
         for (int i = 0; i < 4 && *within; i++)

@@ -315,19 +315,14 @@ static const char *parse_schedule(const char *text)
 }
 
 // A name as a terminal may have it, in a string that stays.
-static const char *shown(const char *name)
-{
-    const char *safe = printable(name, "");
-    return safe ? safe : "";
-}
+static const char *shown(const char *name) { return printable(name, ""); }
 
 // A model's name on Hugging Face, such as meta-llama/Llama-2-7b-hf, where a directory is wanted.
 static void refuse_hub_name(const char *option, const char *name)
 {
     const char *slash = strchr(name, '/');
     if (!slash || slash == name || !slash[1] || strchr(slash + 1, '/') || strchr(".~", *name)) return;
-    char *folder = strndup(name, (size_t)(slash - name));
-    if (!folder) die("out of memory");
+    char *folder = copy_bytes(name, (size_t)(slash - name));
     if (access(folder, F_OK))
         die("%s %s: there is no such directory here. If it is a name on Hugging Face, get it first: "
             "hf download %s --local-dir %s, then %s %s", option, name, name, slash + 1, option, slash + 1);
@@ -386,8 +381,7 @@ static int parse_targets(const char *list)
     int targets = 0;
     while (*(list += strspn(list, ", "))) {
         size_t n = strcspn(list, ", ");
-        char *name = strndup(list, n);
-        if (!name) die("out of memory");
+        char *name = copy_bytes(list, n);
         const char *last = strrchr(name, '.') ? strrchr(name, '.') + 1 : name;     // self_attn.q_proj
         int i = 0, all = !strcasecmp(name, "all-linear") || !strcasecmp(name, "all");
         while (i < LINEARS && strcasecmp(last, projections[i].name) && strcasecmp(last, module_name(i))) i++;

@@ -130,6 +130,25 @@ static char *posix_regex(const char *python)
     return posix;
 }
 
+// Whether it is a regular expression that POSIX knows.
+static int compiled(regex_t *r, const char *posix)
+{
+    int error = regcomp(r, posix, REG_EXTENDED | REG_NOSUB);
+    if (error == REG_ESPACE) die("out of memory: the regular expression %s", posix);
+    return !error;
+}
+
+// Whether it matches all of a text.
+static int matches(const char *posix, const char *text)
+{
+    regex_t r;
+    if (!compiled(&r, posix)) return 0;
+    int error = regexec(&r, text, 0, NULL, 0);
+    if (error == REG_ESPACE) die("out of memory: the regular expression %s", posix);
+    regfree(&r);
+    return !error;
+}
+
 // "target_modules" by PEFT's rule (check_target_module_exists): a list of names, each a module's whole name or its end from a
 // dot on; or a text, which is "all-linear", or a regular expression for the whole name.
 static int peft_targeted(const json_t *modules, const char *module)
@@ -138,11 +157,9 @@ static int peft_targeted(const json_t *modules, const char *module)
     const char *text = json_string_value(modules);
     size_t i, n = strlen(module);
     if (text) {
-        regex_t r;
         if (!strcasecmp(text, "all-linear")) return strstr(module, "_proj") != NULL;
         char *posix = posix_regex(text);
-        int found = !regcomp(&r, posix, REG_EXTENDED | REG_NOSUB);
-        if (found) found = !regexec(&r, module, 0, NULL, 0), regfree(&r);
+        int found = matches(posix, module);
         free(posix);
         return found;
     }
@@ -159,7 +176,7 @@ static void expect_regex(const char *path, const char *text)
 {
     regex_t r;
     char *posix = posix_regex(text);
-    if (!*posix || regcomp(&r, posix, REG_EXTENDED | REG_NOSUB))
+    if (!*posix || !compiled(&r, posix))
         die("%s: \"target_modules\" is the regular expression %s, of which only . * + ? | ( ) (?: ) [ ] \\. \\d \\w are "
             "built; write a list of names in its place", path, text);
     regfree(&r);

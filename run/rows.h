@@ -95,7 +95,7 @@ static row read_row(const tokenizer *t, const char *where, const json_t *json)
         if (!answer[strspn(answer, " \t\r\n")]) return r;
         char *prompt = format_prompt(question, i == 0 ? text_field(where, json, "input") : NULL);
         r = encode_row(t, prompt, answer, 1);
-        r.answer = strdup(answer);
+        r.answer = copy_text(answer);
         free(prompt);
         return r;
     }
@@ -324,7 +324,7 @@ static void check_ids(const dataset *d, int vocab)
 static void print_rows(const char *label, const dataset *d)
 {
     char *path = printable(d->path, "");
-    printf("%-10s %s: %td rows", label, path ? path : "", arrlen(d->rows));
+    printf("%-10s %s: %td rows", label, path, arrlen(d->rows));
     free(path);
     if (d->cut) printf(", %d cut to --seq %d", d->cut, opt.seq);
     if (d->dropped) printf(", %d left out: --seq %d leaves nothing of their answer", d->dropped, opt.seq);
@@ -356,9 +356,7 @@ static char *final_answer(const char *text, int *mark)
     }
     while (n && strchr(" \t\r\n$", *text)) text++, n--;
     while (n && strchr(" \t\r\n$.", text[n - 1])) n--;
-    char *answer = strndup(text, n);
-    if (!answer) die("out of memory");
-    return answer;
+    return copy_bytes(text, n);
 }
 
 // How long a number stands at the text's beginning, 0 if none does: digits with a point at most, and with
