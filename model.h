@@ -571,6 +571,24 @@ static void model_load(model *m, const char *dir)
     if (m->c.tied) m->head = m->embed;
 }
 
+// Where a result is not finite: ends the program at the first weight that holds NaN or Inf. Frozen ones are not
+// looked at before, for that would read the whole file. Returns if all are numbers.
+static void blame_tensor(model *m)
+{
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        const tensor *t = &m->tensors[i];
+        if (t->kind != BASE && t->kind != NORM && t->kind != PARAM && t->kind != START) continue;
+        ptrdiff_t found = shgeti(m->file.tensors, t->name);
+        size_t n = elements(*t->value);
+        wide *x = alloc(n, sizeof *x);
+        get(x, *t->value);
+        if (!isfinite(largest(x, n)))
+            die("%s: tensor %s holds NaN or Inf; get it anew",
+                found >= 0 ? m->file.tensors[found].value.file : "the adapter", t->name);
+        free(x);
+    }
+}
+
 // Writes tensors of a model into the directory in the making, and makes sure that the base's file, which was
 // read all the while, is still the one that was opened.
 static void model_write(model *m, const char *name, const output *list, int n)

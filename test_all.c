@@ -3907,6 +3907,12 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "\"hidden_size\" must be a whole number"},
     {"half a layer",        "sed -i 's/\"num_hidden_layers\":[^,]*/\"num_hidden_layers\": 2.5/' $D/model/config.json", "",
         "\"num_hidden_layers\" must be a whole number"},
+    {"a NaN in the middle", "printf '\\377\\377\\377\\377' | dd of=$D/model/model.safetensors bs=1 seek=1500000 "
+        "conv=notrunc 2>/dev/null", "", "weight holds NaN or Inf"},
+    {"a NaN when it speaks", "printf '\\377\\377\\377\\377' | dd of=$D/model/model.safetensors bs=1 seek=1500000 "
+        "conv=notrunc 2>/dev/null", "--generate Tom --temperature 0.7", "weight holds NaN or Inf"},
+    {"an Inf in the head",  "printf '\\000\\000\\200\\177' | dd of=$D/model/model.safetensors bs=1 seek=100000 "
+        "conv=notrunc 2>/dev/null", "--generate Tom --temperature 0.7", "weight holds NaN or Inf"},
     {"log over the rows",   ":",                                                                "--log $D/rows.jsonl",
         "is a file that this run reads"},
     {"log over the weights", ":", "--log "

@@ -47,12 +47,11 @@ static double evaluate(model *m, const dataset *d, long *targets)
 }
 
 // Ends the program if the loss or a gradient is NaN or Inf, naming the step and the tensor. Nothing is saved.
-static void check_finite(const model *m, int step, double loss, double norm)
+static void check_finite(model *m, int step, double loss, double norm)
 {
     if (isfinite(loss) && isfinite(norm)) return;
-    if (step == 1)
-        die("step 1: the loss is %g before any update: the model, or what the adapter begins with, "
-            "holds NaN or Inf", loss);
+    if (step == 1) blame_tensor(m);
+    if (step == 1) die("step 1: the loss is %g before any update, though all weights are numbers", loss);
     for (int i = 0; i < arrlen(m->tensors); i++)
         if (m->tensors[i].kind == PARAM && !isfinite(sum_of_squares(*m->tensors[i].grad)))
             die("step %d: the loss is %g and the gradient of %s is not finite; a smaller --lr may help",
@@ -184,9 +183,10 @@ static void report_eval(run *r, const char *when, int answers)
     if (!r->val.rows) return;
     long targets;
     double loss = evaluate(&r->m, &r->val, &targets);
-    if (!isfinite(loss) && !r->step)
-        die("the loss on %s is %g before any step: the model, or what the adapter begins with, "
-            "holds NaN or Inf", opt.val, loss);
+    if (!isfinite(loss) && !r->step) {
+        blame_tensor(&r->m);
+        die("the loss on %s is %g before any step, though all weights are numbers", opt.val, loss);
+    }
     if (!isfinite(loss)) die("step %d: the validation loss is %g; a smaller --lr may help", r->step, loss);
     log_line(r, "{\"step\":%d,\"eval_loss\":%.9g}\n", r->step, loss);
     printf("%-10s eval loss %.4f over %ld tokens", when, loss, targets);
@@ -509,8 +509,10 @@ static void run_eval(void)
     }
     long targets;
     double loss = evaluate(&m, &val, &targets);
-    if (!isfinite(loss))
-        die("the loss on %s is %g: the model or its adapter holds NaN or Inf", opt.val, loss);
+    if (!isfinite(loss)) {
+        blame_tensor(&m);
+        die("the loss on %s is %g, though all weights are numbers", opt.val, loss);
+    }
     printf("eval loss %.6f over %ld tokens\n", loss, targets);
     model_free(&m);
     tokenizer_free(t);

@@ -23,8 +23,6 @@ static int pick(const wide *logits, int vocab, rng *g)
 {
     int best = 0;
     for (int i = 1; i < vocab; i++) if (logits[i] > logits[best]) best = i;
-    if (!isfinite((double)logits[best]))
-        die("the logits are not finite: the model or its adapter holds NaN or Inf");
     if (opt.temperature == 0) return best;
     candidate *c = alloc((size_t)vocab, sizeof *c);
     double sum = 0, reached = 0;
@@ -74,7 +72,12 @@ static int generate_pass(model *m, const tokenizer *t, sequence *s, int count, b
             head_forward(m, m->target_row + i, b->rows - i < m->chunk ? b->rows - i : m->chunk);
             get(logits, m->logits);
         }
-        int id = pick(logits + (size_t)(i % m->chunk) * (size_t)m->c.vocab, m->c.vocab, g);
+        const wide *mine = logits + (size_t)(i % m->chunk) * (size_t)m->c.vocab;
+        if (!isfinite(largest(mine, (size_t)m->c.vocab))) {
+            blame_tensor(m);
+            die("the logits are not finite, though all weights are: the model's numbers grow too large");
+        }
+        int id = pick(mine, m->c.vocab, g);
         q->cached = q->n;
         q->ids[q->n++] = id;
         q->ended = ends_answer(m, t, id);
