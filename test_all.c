@@ -2396,6 +2396,8 @@ static void test_tokenizer_expected(void)
     free(path), free(dir);
 }
 
+static char *said_by(void (*work)(const char *path), const char *path);
+
 // The bytes that a hexadecimal text says; "-" says none.
 static char *bytes_of(const char *hex, size_t *n)
 {
@@ -2419,6 +2421,8 @@ static tokenizer *other_tokenizer(const char *hex)
     free(path), free(base), free(tail);
     return t;
 }
+
+static void only_other_tokenizer(const char *hex) { other_tokenizer(hex); }
 
 // Spaces of every kind, USER and UNUSED pieces, surrogates and other bytes that are not UTF-8: SentencePiece's ids, and
 // its text of them (dev/golden.py made them).
@@ -2448,8 +2452,58 @@ static void test_pieces(void)
         free(given), free(want), free(ids), free(got);
         texts++;
     }
-    expect(texts == 9 * 22, "%d texts", texts);
+    expect(texts == 9 * 25, "%d texts", texts);
     tokenizer_free(t), free(golden);
+}
+
+// Fields behind base/tokenizer.model by which it is no longer one that is read, and a part of the line that says so.
+static const struct { const char *tail, *says; } no_tokenizers[] = {
+    {"ff", "cut short"},                                                // a key without an end
+    {"0000", "cut short"},                                              // a field of number 0
+    {"0100", "cut short"},
+    {"0a05", "cut short"},                                              // five bytes, of which none is there
+    {"0f", "cut short"},                                                // wire type 7
+    {"ffffffffffffffffffffff01", "cut short"},                          // a key of 12 bytes
+    {"0a020aff", "is damaged"},                                         // inside of a piece
+    {"1202c801", "is damaged"},                                         // inside of TrainerSpec
+    {"1a021aff", "is damaged"},                                         // inside of NormalizerSpec
+    {"0a00", "is empty, or longer"},
+    {"0a040a02c328", "is not UTF-8"},
+    {"0a050a03eda080", "is not UTF-8"},                                 // a surrogate
+    {"0a080a01611500" "00c07f", "not a number"},
+    {"0a050a01611800", "unknown type"},
+    {"0a050a01611807", "unknown type"},
+    {"0a040a026865", "stands twice"},                                   // he
+    {"0a0a0a063c307830413e1806", "stands twice"},                       // <0x0A>
+    {"0a0a0a063c30783061" "3e1806", "not spelled"},                     // <0x0a>
+    {"12021801", "unigram"}, {"12021803", "word"}, {"12021804", "character"}, {"12021805", "does not say that it is BPE"},
+    {"1203980200", "no bytes for unknown"}, {"1203c00101", "spaces behind"}, {"1a03120161", "maps characters"}, {"2a03120161", "maps characters"},
+};
+
+// A damaged tokenizer.model, or one of another kind, is refused.
+static void test_refused_tokenizers(void)
+{
+    for (size_t i = 0; i < sizeof no_tokenizers / sizeof *no_tokenizers; i++) {
+        char *said = said_by(only_other_tokenizer, no_tokenizers[i].tail);
+        expect(!!strstr(said, no_tokenizers[i].says), "%s: «%s», expected «%s»", no_tokenizers[i].tail, said, no_tokenizers[i].says);
+        free(said);
+    }
+}
+
+// Of two added tokens with the same text the last counts, and a text is read to its end and no further.
+static void test_added_twice(void)
+{
+    tokenizer *t = plain_tokenizer("base");
+    size_t n;
+    for (int id = 900; id < 902; id++) {
+        tokenizer_add(t, (added_token){.text = "<|a|>", .id = id, .rstrip = 1});
+        tokenizer_add(t, (added_token){.text = "<|b|>", .id = id + 10});
+        int *ids = tokenizer_encode(t, "<|a|>    <|b|>", 7, 1, &n);           // two of the spaces
+        expect(n == 1 && ids[0] == id, "%zu ids, of which the first is %d", n, ids[0]);
+        free(ids);
+    }
+    expect(tokenizer_find(t, "<|a|>") == 901 && tokenizer_find(t, "<|b|>") == 911 && tokenizer_find(t, "<|c|>") == -1, "found");
+    tokenizer_free(t);
 }
 
 // Directories with special and added tokens give the ids, BOS and EOS that transformers gives there (dev/golden.py made them).
@@ -2673,7 +2727,9 @@ static void test_targets(void)
     opt.no_shuffle = 1, opt.batch = 2, opt.accum = 3;
     shake(&r.m, 0.2, &dice);
     batch b = batch_new(p.tokens, 5);
-    double norm, sum = 0, loss = train_step(&r, &b, &norm, &tokens);
+    double norm, sum = 0;
+    train_step(&r, &b, &norm, &tokens);                 // of its gradient the next step keeps nothing
+    double loss = train_step(&r, &b, &norm, &tokens);
     mat gradient = like(flat(&r.m, r.m.grad));
     copy(gradient, flat(&r.m, r.m.grad));
     check_number(norm, sqrt(sum_of_squares(gradient)), EXACT, "norm");
@@ -2983,6 +3039,68 @@ static void only_open(const char *dir)
 {
     checkpoint c = checkpoint_open(dir, "model");
     checkpoint_close(&c);
+}
+
+// A micro-batch with one number changed: `which` of its lists, and to what.
+static struct { int which, to; } changed_number;
+
+static void only_step(const char *dir)
+{
+    opt.model = dir;
+    model m = {0};
+    plan p = small_plan("bone");
+    p.tokens = 14;                      // just enough for the three rows
+    p.positions = 8;
+    model_measure(&m, open_config(), p);
+    fill_model(&m, NULL, 0);
+    batch b = small_batch(0, 3);
+    int *lists[] = {b.ids, b.pos, b.label, b.target_row, &b.spans[0].q, &b.spans[0].nq, &b.spans[0].k, &b.spans[0].nk, &b.tokens};
+    if (changed_number.which >= 0) *lists[changed_number.which] = changed_number.to;
+    model_step(&m, &b, 0);
+}
+
+// An id, a position, a row or a span that the plan has no place for ends the program before it is used.
+static void test_no_place(void)
+{
+    static const struct { int which, to, fits; } cases[] = {
+        {-1, 0, 1}, {0, 12, 1}, {0, 13, 0}, {0, -1, 0}, {1, 7, 1}, {1, 8, 0}, {1, -1, 0}, {2, 12, 1}, {2, 13, 0}, {2, -1, 0},
+        {3, 13, 1}, {3, 14, 0}, {3, -1, 0}, {4, -1, 0}, {4, 11, 0}, {5, -1, 0}, {5, 15, 0}, {6, -1, 0}, {6, 11, 0}, {7, 3, 0},
+        {7, 15, 0}, {8, 15, 0},
+    };
+    char *dir = small_model(0);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        changed_number.which = cases[i].which;
+        changed_number.to = cases[i].to;
+        char *said = said_by(only_step, dir);
+        expect(cases[i].fits ? !*said : strstr(said, "the plan") != NULL, "list %d, number %d: «%s»", cases[i].which, cases[i].to, said);
+        free(said);
+    }
+    free(dir);
+}
+
+// Each epoch has every row once, in an order of its own; its last step has the rows that are left.
+static void test_epoch_rows(void)
+{
+    enum { ROWS = 7 };
+    int order[ROWS], first, last, before[ROWS] = {0};
+    run r = {.order = order, .epoch = -1};
+    for (int i = 0; i < ROWS; i++) arrput(r.train.rows, (row){0});
+    opt.batch = 3, opt.accum = 1;
+    for (int epoch = 0; epoch < 3; epoch++) {
+        int seen[ROWS] = {0}, moved = 0;
+        for (int s = 0; s < 3; s++, r.step++) {
+            step_rows(&r, &first, &last);
+            expect(last - first == (s < 2 ? 3 : 1), "step %d has %d rows", r.step, last - first);
+            for (int i = first; i < last; i++) seen[order[i]]++;
+        }
+        for (int i = 0; i < ROWS; i++) {
+            expect(seen[i] == 1, "epoch %d has row %d %d times", epoch, i, seen[i]);
+            moved += before[i] != order[i];
+            before[i] = order[i];
+        }
+        expect(moved > 0, "epoch %d has the order of the one before", epoch);
+    }
+    arrfree(r.train.rows);
 }
 
 static int fewer_layers;                // what the models below are opened with
@@ -4704,6 +4822,10 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_tokenizer_bytes, ONLY_F32, "tokenizer.c"},
     {"pieces", "spaces, USER and UNUSED pieces, surrogates: SentencePiece's ids and texts",
         test_pieces, BOTH, "tokenizer.c"},
+    {"refused-tokenizers", "a damaged tokenizer.model, or one of another kind, is refused by one line",
+        test_refused_tokenizers, BOTH, "tokenizer.c"},
+    {"added-twice", "of two added tokens with the same text the last counts; a text is read to its end",
+        test_added_twice, BOTH, "tokenizer.c"},
     {"special-tokens", "special and added tokens of a directory are transformers' ids, BOS and EOS",
         test_special_tokens, BOTH, "run/special_tokens.h, tokenizer.c"},
     {"prompt-edge", "the prompt's ids do not depend on the answer, all of which is learnt",
@@ -4736,6 +4858,10 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_safetensors, BOTH, "lib/safetensors.h"},
     {"too-many", "a model or an adapter with tensors that nobody asks for is refused",
         test_tensors_too_many, BOTH, "lib/safetensors.h"},
+    {"no-place", "a micro-batch beyond the plan's memory ends the program before it is used",
+        test_no_place, BOTH, "model.h"},
+    {"epoch-rows", "each epoch has every row once, in an order of its own",
+        test_epoch_rows, BOTH, "train.c"},
     {"cut-file", "a model file that changes while it is used ends the run with one line",
         test_cut_file, BOTH, "lib/safetensors.h"},
     {"escapes", "control characters of rows and models never reach the terminal",

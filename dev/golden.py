@@ -274,7 +274,7 @@ def pieces():
     field = lambda number, data: bytes([number << 3 | 2, len(data)]) + data
     piece = lambda text, score, kind: field(1, field(1, text.encode()) + b"\x15" + numpy.float32(score).tobytes() + bytes([3 << 3, kind]))
     spaces = lambda **flags: field(3, b"".join(bytes([{"in_front": 3, "trim": 4, "escape": 5}[name] << 3, on]) for name, on in flags.items()))
-    user = b"".join(piece(text, 0, 4) for text in ("ab", "abc", "<mask>", "\u2581two", "\U0001f642", "s s"))
+    user = b"".join(piece(text, 0, 4) for text in ("ab", "abc", "<mask>", "\u2581two", "\U0001f642", "s s", "wa", "nn"))
     unused = b"".join(piece(text, score, 5) for text, score in (("ad", 1), ("hel", 2), ("us", 0), ("whe", 1), ("her", 1), ("here", 3)))
     tails = {
         "as it is": b"",
@@ -289,6 +289,7 @@ def pieces():
     }
     texts = [b"two shells", b" a b", b"  a   b  ", b" ", b"   ", b"\t a\n", "\u2581a \u2581 b\u2581".encode(), b"abcab abc aab c", b"<mask><mask >two two",
              "\U0001f642\U0001f642 s s  s s".encode(), b"she had shells where they were", b"there the mouse hehere had", b"adadhelhel",
+             b"way inn wann nnnna", b"thereshehadshells" * 12, b"hereherewhelhel" * 9,
              b"a\xed\xa0\x80b \xed\xb0\x80", b"\xed\x9f\xbf\xee\x80\x80", b"\xff\xfe \xc0\x80 \xc1\xbf", b"\xe0\x80\x80\xe0\xa0\x80", b"\xf4\x8f\xbf\xbf\xf4\x90\x80\x80",
              b"\xf0\x8f\xbf\xbf\xf0\x90\x80\x80", b"\xe2\x96 \xe2\x96\x81 \xe2", b"\xc2", b"a\x00b"]
     with open(os.path.join(HERE, "pieces.txt"), "w") as file:

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Would the tests notice? Each line below breaks the code in one place (a sign, a scale, a dropped term, a transposed
-# index) and names the test that must turn red. A mutant that does not change the file, does not compile, or goes
-# unnoticed is a failure. An argument keeps it to the mutants whose description has that word; --sample N tries every so-and-so
-# many so that they are N in all. Mutants of train.cu run as dev/cuda_on_cpu.h emulates it, with threads and blocks in the order named.
+# index) and names the test that must turn red. Further faults are planted by rule, in every file that is taught (dev/mutate.awk):
+# there, any of a list of tests may turn red. A mutant that does not change the file, does not compile, or goes unnoticed is
+# a failure; those planted by rule that change nothing are listed in dev/mutants.equivalent, each with its reason. An argument
+# keeps it to the mutants whose description has that word, or to a file; --sample N tries every so-and-so many so that they are
+# N in all. Mutants of train.cu run as dev/cuda_on_cpu.h emulates it, with threads and blocks in the order named.
 #
 #   what                     | file       | sed expression                                                    | test        | method, or order
 mutants='
@@ -193,53 +195,197 @@ safetensors: holes           | lib/safetensors.h | /^        if (s->from > end)$
 safetensors: bytes behind    | lib/safetensors.h | /stand behind the last tensor/d                                   | safetensors |
 safetensors: a cut file      | lib/safetensors.h | /^    sigaction(SIGBUS/d                                          | cut-file    |
 printable: C1                | ops/host.h | s/if (n && !c0 && !c1 && !turns)/if (n \&\& !c0 \&\& !turns)/    | safetensors |
+lora+: λ for A               | adapters.h | s/\.at == &l->B) m->tensors/.at == \&l->A) m->tensors/             | update      |
+lora+: λ for neither         | train.c    | s/lr \* rate, opt.weight_decay/lr, opt.weight_decay/               | update      |
+update: no decay             | train.c    | s/lr \* rate, opt.weight_decay/lr * rate, 0/                       | update      |
+update: the norm without ε   | train.c    | s/opt.clip \/ (norm + 1e-6) : 1;/opt.clip \/ norm : 1;/           | update      |
+update: clipped upwards      | train.c    | s/ && opt.clip \/ (norm + 1e-6) < 1 ?/ ?/                         | update      |
+lora: half of the start      | adapters.h | s/(2 \* rng_uniform(&r) - 1)/(rng_uniform(\&r) - 0.5)/            | lora-start  |
+lora: one start for all      | adapters.h | /^static void lora_init/,/^}/s/rng_named(m->p.seed, name)/rng_named(m->p.seed, "A")/ | lora-start |
+saved: α of rank r           | run/peft.h | s/p->alpha \* doubled/p->alpha/                                    | saved-lora  |
+saved: + B0                  | lib/safetensors.h | s/= -y\[/= y[/                                           | saved-lora  |
+saved: without rslora        | run/peft.h | s/same_text(p->method->peft_variant, lora_flags\[i\])/0/          | saved-lora  |
+step: mean of means          | train.c    | s/fill_batch(r, b, i, last);$/&targets = b->targets;/              | targets     |
+step: prompts count          | train.c    | s/targets += one->n - one->prompt/targets += one->n - 1/           | targets     |
+batch: prompts learnt        | run/rows.h | s/if (i + 1 >= r->prompt) b->target_row/if (1) b->target_row/      | targets     |
+batch: answers from the second | run/rows.h | s/if (i + 1 >= r->prompt) b->target_row/if (i >= r->prompt) b->target_row/ | targets |
+schedule: linear             | train.c    | s/return opt.lr \* left;/return opt.lr * (1 - left);/             | schedules   |
+schedule: constant falls     | train.c    | /^static double learning_rate/,/^}/s/return opt.lr;/return opt.lr * left;/ | schedules |
+schedule: warm-up from 1     | train.c    | s/return opt.lr \* s \/ opt.warmup/return opt.lr * (s + 1) \/ opt.warmup/ | schedules |
+schedule: steps after warm-up | train.c   | s/? steps - opt.warmup : 1/? steps : 1/                            | schedules   |
+windows: a token lost        | run/rows.h | s/i + 1 < all.n; i += seq/i + 1 < all.n; i += seq + 1/             | windows     |
+windows: first token learnt  | run/rows.h | s/, .prompt = 1};/, .prompt = 0};/                                 | windows     |
+rows: nothing of the answer  | run/rows.h | s/if (r.n > r.prompt) { arrput/if (r.n >= r.prompt) { arrput/      | cut-rows    |
+rows: cuts not counted       | run/rows.h | s/r.n = seq, d->cut++/r.n = seq/                                   | cut-rows    |
+saving: NaN                  | run/checkpoint.h | s/kind == PARAM \&\& !isfinite(sum_of_squares(\*m->/kind == BASE \&\& !isfinite(sum_of_squares(*m->/ | nan-saved |
+resume: another decay        | run/options.h | /"--weight-decay"/s/SAME/ANY/                                  | same-options |
+resume: another ratio        | run/options.h | /"--lora-plus-ratio"/s/SAME/ANY/                               | same-options |
+tensors too many             | lib/safetensors.h | s/if (shgeti(names, c->tensors\[i\].key) < 0 \&\&/if (0 \&\&/ | too-many    |
+config: another ε            | lib/config.h | s/"rms_norm_eps", 1e-6/"rms_norm_eps", 1e-5/                     | defaults    |
+config: another α            | run/peft.h | s/"lora_alpha", 8/"lora_alpha", 16/                                | defaults    |
+pieces: USER merges          | tokenizer.c | s/return id < 0 .. e->t->pieces\[id\].type != USER/return 1/       | pieces      |
+pieces: UNUSED is said       | tokenizer.c | s/== UNUSED) e->left_part/== NORMAL) e->left_part/                | pieces      |
+pieces: spaces kept          | tokenizer.c | s/while (after_space \&\& part.n/while (0 \&\& part.n/            | pieces      |
+pieces: a last space kept    | tokenizer.c | s/while (t->trim_spaces \&\& (size_t)/while (0 \&\& (size_t)/     | pieces      |
+pieces: surrogates           | ops/utf8.h | s/(code < 0xd800 .. code > 0xdfff)/1/                              | pieces      |
+pieces: overlong             | ops/utf8.h | s/code >= lowest\[n\]/1/                                           | pieces      |
+added: the first of two      | tokenizer.c | s/(t->added\[i\].text.n != text.n/(1/                             | added-twice |
+added: rstrip beyond the text | tokenizer.c | s/start < text.n \&\& is_space/is_space/                           | added-twice |
+pieces: a field of number 0  | tokenizer.c | s/f->key >> 3 == 0/0/                                             | refused-tokenizers |
+pieces: an empty one         | tokenizer.c | s/if (!p->text.n /if (0 /                                         | refused-tokenizers |
+top-p: one more on the edge  | run/generate.h | s/reached < opt.top_p \* sum/reached <= opt.top_p * sum/       | sampling    |
+greedy: the last of equals   | run/generate.h | s/logits\[i\] > logits\[best\]/logits[i] >= logits[best]/      | sampling    |
 '
 
-build() { # directory, file, test: compiles the double tests of the sources in it; where train.cu is changed, that file alone
-    if [ "$3" = gsm8k ]; then            # which runs the program, in float
-        ${CC:-cc} -std=gnu11 -O2 -march=native -w -fopenmp "$1/test_all.c" "$1/tokenizer.c" -o "$1/test" -ljansson -lm &&
-        ${CC:-cc} -std=gnu11 -O2 -march=native -w -fopenmp "$1/train.c" "$1/ops/cpu.c" "$1/tokenizer.c" -o "$1/train" -ljansson -lm
-    elif [ "$2" = train.cu ]; then
-        ${CXX:-c++} -std=c++17 -O1 -w -fopenmp -DDOUBLE -I. -x c++ -c "$1/train.cu" -o "$1/emu.o" &&
-        ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -ljansson -lm
-    else
-        ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DDOUBLE "$1/test_all.c" "$1/tokenizer.c" -o "$1/test" -ljansson -lm
+# By rule: how many of a thousand of a file's small faults (dev/mutate.awk), and the tests of which one must turn red. All are in
+# one build (dev/plant.awk), which a run tells by $MUTANT which of them to have.
+rules='
+adapters.h       | 15 | definition zero-start lora-start saved-lora frozen-is-full goldens merge residual accumulation svd counts update recompute bf16-start target-modules splits
+model.h          | 15 | no-place definition uneven cache config together goldens twice accumulation zero-start target-modules targets recompute beyond-chunks splits
+ops/cpu.c        | 15 | residual-copy attention adamw exp ops goldens zero-rows cache definition update beyond-buffers matmul beyond-blocks beyond-panels
+ops/gemm.h       | 15 | in-place same-bits exp goldens matmul beyond-panels
+train.c          | 15 | targets epoch-rows schedules config together goldens update escapes splits epochs spellings
+tokenizer.c      | 15 | pieces refused-tokenizers added-twice own-ids special-tokens expected-ids prompt-edge any-bytes row-files
+run/rows.h       | 15 | windows cut-rows targets row-files prompt-edge answers rows room
+run/checkpoint.h | 15 | same-options nan-saved saved-lora odd-merges bf16-start resume kept-files
+run/generate.h   | 15 | sampling together stops prompt-edge room splits
+'
+
+# directory, flags: compiles the tests of the sources in it, and with them the program (--train). Code that is not the ops' is
+# not optimised: it runs longer, and is compiled in half the time.
+compile_tests() {
+    sed -i 's|^#include "ops/cpu.c"|&\n#pragma GCC optimize ("O0")|' "$1/test_all.c"
+    ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DTHIS_BUILD=BOTH $2 -c "$1/test_all.c" -o "$1/test.o"
+}
+compile_tokenizer() { ${CC:-cc} -std=gnu11 -O1 -march=native -w -c "$1/tokenizer.c" -o "$1/tokenizer.o"; }
+link_tests() { ${CC:-cc} -fopenmp "$1/test.o" "$1/tokenizer.o" -o "$1/test" -ljansson -lm; }
+
+# directory, file, test: the double tests of the sources in it; only what the file belongs to is compiled anew
+build() {
+    if [ "$3" = gsm8k ]; then                           # which trains, in float
+        cp $whole/tokenizer.o "$1"; compile_tests "$1" -O2 && link_tests "$1"; return
     fi
+    case $2 in
+    train.cu)
+        ${CXX:-c++} -std=c++17 -O1 -w -fopenmp -DDOUBLE -I. -x c++ -c "$1/train.cu" -o "$1/emu.o" &&
+        ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -ljansson -lm ;;
+    tokenizer.c)
+        cp $whole/test.o "$1"; compile_tokenizer "$1" && link_tests "$1" ;;
+    ops/utf8.h)
+        compile_tests "$1" -DDOUBLE && compile_tokenizer "$1" && link_tests "$1" ;;
+    *)
+        cp $whole/tokenizer.o "$1"; compile_tests "$1" -DDOUBLE && link_tests "$1" ;;
+    esac
 }
 
-try() { # index, what, file, expression, test, method or order
-    local dir=build/mutant.$1 method=$6 order=
+copy_sources() { rm -rf "$1"; mkdir -p "$1"; cp -r --parents *.h *.c train.cu ops lib run paper dev/halves.h "$1"; }
+
+run_test() { # directory, test, method: what it leaves lies in the directory
+    TMPDIR=$PWD/$1 TRAIN="$PWD/$1/test --train" OMP_NUM_THREADS=1 timeout 120 "$1/test" "$2" ${3:+"$3"} >"$1/log" 2>&1
+}
+
+try() { # directory, what, file, expression, test, method or order
+    local dir=$1 method=$6 order=
     [ "$3" != train.cu ] || { order=$6; method=; }
-    rm -rf "$dir"; mkdir -p "$dir"
-    cp -r --parents *.h *.c train.cu ops lib run paper dev/halves.h "$dir"
+    copy_sources "$dir"
     sed -i "$4" "$dir/$3"
     if cmp -s "$3" "$dir/$3"; then echo "✗ $2: the expression changes nothing"
     elif ! build "$dir" "$3" "$5" 2>"$dir/errors"; then echo "✗ $2: does not compile"; head -3 "$dir/errors"
-    elif TRAIN=$dir/train CUDA_ORDER=$order OMP_NUM_THREADS=1 timeout 120 "$dir/test" "$5" ${method:+"$method"} >"$dir/log" 2>&1; then echo "✗ $2: $5 stays green"
+    elif CUDA_ORDER=$order run_test "$dir" "$5" "$method"; then echo "✗ $2: $5 stays green"
     elif grep -q ': skipped, .* is not here$' "$dir/log"; then echo "- $2: $(tail -n 2 "$dir/log" | head -n 1)"
     else echo "✓ $2: $5 turns red"; fi
-    rm -rf "$dir"
+}
+
+try_planted() { # directory, file, line, what stands there then, number, tests
+    local test
+    mkdir -p "$1"
+    for test in $6; do
+        ln -sf "$PWD/$whole/test" "$1/test"
+        MUTANT=$5 run_test "$1" "$test" || { echo "✓ $2:$3: $4: $test turns red"; return; }
+    done
+    echo "✗ $2:$3: $4: no test turns red"
+}
+
+trim() { local s="${1#"${1%%[! ]*}"}"; echo "${s%"${s##*[! ]}"}"; }
+
+# Every mutant, a line of fields between bytes 1.
+list_mutants() {
+    local what file expression test method share tests more
+    while IFS='|' read -r what file expression test method; do
+        [[ "$what" == *[a-z]* ]] || continue
+        printf '%s\1' try "$(trim "$what")" "$(trim "$file")" "$(trim "$expression")" "$(trim "$test")" "$(trim "$method")"; echo
+    done <<<"$mutants"
+    while IFS='|' read -r file share tests; do
+        file=$(trim "$file")
+        [ ! -f "$whole/planted.${file##*/}" ] ||
+            while IFS=$'\t' read -r number line column length text; do
+                what=$(changed "$file" "$line" "$column" "$length" "$text")
+                grep -qxF "$file: $what" dev/mutants.equivalent ||
+                    printf '%s\1' try_planted "$file" "$line" "$what" "$number" "$tests"; echo
+            done <"$whole/planted.${file##*/}"
+    done <<<"$rules" | grep .
+}
+
+changed() { # file, line, column, length, what stands there instead: the line with this fault, or "without" and the line
+    LC_ALL=C awk -v n="$2" -v at="$3" -v long="$4" -v text="$5" '
+        NR == n && text == ";" { sub(/^ */, "without "); print }
+        NR == n && text != ";" { $0 = substr($0, 1, at - 1) text substr($0, at + long); sub(/^ */, ""); print }' "$1"
+}
+
+# The build with all faults of the rules. Those that are no C are left out.
+plant_all() {
+    local file share tests number=0 round
+    copy_sources $whole/src
+    echo 'extern int mutant;' >$whole/mutant.h
+    echo '#include <stdlib.h>
+int mutant;
+__attribute__((constructor)) static void choose(void) { if (getenv("MUTANT")) mutant = atoi(getenv("MUTANT")); }' >$whole/mutant.c
+    while IFS='|' read -r file share tests; do
+        file=$(trim "$file")
+        [ -n "$file" ] || continue
+        LC_ALL=C awk -v share="$share" -f dev/mutate.awk "$file" | cut -f2- | awk -v n=$number '{ print NR + n "\t" $0 }' >"$whole/list.${file##*/}"
+        number=$((number + $(wc -l <"$whole/list.${file##*/}")))
+    done <<<"$rules"
+    for round in 1 2 3; do
+        while IFS='|' read -r file share tests; do
+            file=$(trim "$file")
+            [ -n "$file" ] || continue
+            : >"$whole/planted.${file##*/}"
+            LC_ALL=C awk -F'\t' -v planted="$whole/planted.${file##*/}" -f dev/plant.awk "$whole/list.${file##*/}" "$file" >"$whole/src/$file"
+        done <<<"$rules"
+        ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DTHIS_BUILD=BOTH -DDOUBLE -include $whole/mutant.h \
+            $whole/src/test_all.c $whole/src/tokenizer.c $whole/mutant.c -o $whole/test -ljansson -lm 2>$whole/errors && return
+        sed -n "s|^$whole/src/\([^:]*\):\([0-9]*\):.*error:.*|\1 \2|p" $whole/errors | while read -r file number; do
+            awk -F'\t' -v n="$number" '$2 != n' "$whole/list.${file##*/}" >$whole/kept && mv $whole/kept "$whole/list.${file##*/}"
+        done
+    done
+    cat $whole/errors; return 1
 }
 
 export OMP_WAIT_POLICY=passive                       # two mutants at a time share the CPUs
+whole=build/mutants
 make -s build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o
-trim() { local s="${1#"${1%%[! ]*}"}"; echo "${s%"${s##*[! ]}"}"; }
+rm -rf $whole
+copy_sources $whole/src
+compile_tests $whole/src -DDOUBLE && compile_tokenizer $whole/src && mv $whole/src/*.o $whole && plant_all || exit 1
 only=$1 every=1
+list_mutants >$whole/list
 if [ "$1" = --sample ]; then
-    only=; every=$(($(grep -c ' | ' <<<"$mutants") / $2))
+    only=; every=$(($(wc -l <$whole/list) / $2))
 fi
 i=0 seen=0
-while IFS='|' read -r what file expression test method; do
-    [[ "$what" == *[a-z]* && "$what" == *"$only"* ]] || continue
+while IFS= read -r line; do
+    IFS=$'\1' read -ra field <<<"$line"
+    [[ "${field[1]} ${field[2]} ${field[3]}" == *"$only"* ]] || continue
     seen=$((seen + 1))
     [ $((seen % every)) = 0 ] || continue
     i=$((i + 1))
-    try "$i" "$(trim "$what")" "$(trim "$file")" "$(trim "$expression")" "$(trim "$test")" "$(trim "$method")" >"build/mutant.$i.log" 2>/dev/null &     # bash says "Aborted" of one that crashes
+    { "${field[0]}" build/mutant.$i "${field[@]:1}"; rm -rf build/mutant.$i; } >build/mutant.$i.log 2>/dev/null &     # bash says "Aborted" of one that crashes
     while [ "$(jobs -r | wc -l)" -ge "$(nproc)" ]; do wait -n; done
-done <<<"$mutants"
+done <$whole/list
 wait
 seq -f 'build/mutant.%g.log' 1 $i | xargs cat | tee build/mutants.log
-rm -f build/mutant.*.log
+rm -rf build/mutant.*.log $whole
 failed=$(grep -c '✗' build/mutants.log)
 echo "$(grep -c '✓' build/mutants.log) passed, $failed failed, 0 skipped"
 [ "$failed" = 0 ]

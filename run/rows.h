@@ -130,7 +130,6 @@ static void read_text(dataset *d, const tokenizer *t, const char *text, int seq)
     row all = encode_row(t, "", text, 0);
     for (int i = 0; i + 1 < all.n; i += seq) {
         row r = {.n = all.n - i < seq ? all.n - i : seq, .prompt = 1};
-        if (r.n < 2) break;
         r.ids = alloc((size_t)r.n, sizeof(int));
         memcpy(r.ids, all.ids + i, (size_t)r.n * sizeof(int));
         arrput(d->rows, r);
