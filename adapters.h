@@ -109,9 +109,10 @@ static void rslora_layout(model *m, linear *l, const char *name)
 
 static void lora_plus_layout(model *m, linear *l, const char *name)
 {
+    ptrdiff_t first = arrlen(m->tensors);
     lora_layout(m, l, name);
-    for (int i = 0; i < arrlen(m->tensors); i++)
-        if (m->tensors[i].value == &l->B) m->tensors[i].rate = m->p.plus_ratio;    // λ
+    for (ptrdiff_t i = first; i < arrlen(m->tensors); i++)
+        if (m->tensors[i].value == &l->B) m->tensors[i].rate = m->p.plus_ratio;     // λ
 }
 
 static void lora_init(model *m, linear *l, const char *name)

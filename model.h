@@ -128,6 +128,7 @@ typedef struct {
     mat *value, *grad;
     mat m1, m2;                 // AdamW's moments of a PARAM
     double rate;                // its learning rate, times the run's: LoRA+ makes B faster
+    linear *of;                 // the linear layer that it belongs to, or NULL
 } tensor;
 
 // What the run asks of the model.
@@ -247,11 +248,13 @@ static void linear_layout(model *m, linear *l, int which, int depth)
     int targeted = m->p.modules ? m->p.selects(m->p.modules, module) : m->p.targets >> which & 1;
     enum kind matrix = full_training(m) ? PARAM : BASE;
     shape size = SHAPE(width_of(&m->c, is->out), width_of(&m->c, is->in));
+    ptrdiff_t first = arrlen(m->tensors);
     l->is = is;
     l->depth = depth;
     declare(m, matrix, &l->W, &l->dW, size, "%s.weight", module);
     l->method = targeted ? m->p.method : &methods[0];
     if (has_adapter(l)) l->method->layout(m, l, adapter);
+    for (ptrdiff_t i = first; i < arrlen(m->tensors); i++) m->tensors[i].of = l;
     arrput(m->linears, l);
 }
 

@@ -2951,9 +2951,32 @@ static void test_json_values(void)
     json_decref(json);
 }
 
+// A model of 100,000 layers: lora+ looks for its B among the tensors, and pissa's file for the start of each A and B.
+static void measure_deep_model(const char *method_name)
+{
+    char *path = in_scratch("deep.json");
+    write_text(path, "{\"model_type\": \"llama\", \"hidden_size\": 8, \"intermediate_size\": 8, \"num_hidden_layers\": 100000,"
+        " \"num_attention_heads\": 2, \"vocab_size\": 8}");
+    plan p = plan_from_options();
+    p.method = method_named(method_name);
+    p.rank = 1;
+    model m = {0};
+    double start = seconds();
+    model_measure(&m, config_read(path), p);
+    output *list = peft_outputs(&m);
+    check(seconds() - start, 20, "seconds for 100,000 layers of %s", method_name);
+    expect(arrlen(list) == 1400000, "%td tensors of 100,000 layers", arrlen(list));
+    arrfree(list);
+    model_unmeasure(&m);
+    free(m.c.text);
+    free(path);
+}
+
 // A header of 100,000 tensors and a row of 16 MB: in about a second. What takes every tensor for every tensor takes minutes.
 static void test_large_files(void)
 {
+    measure_deep_model("lora+");
+    measure_deep_model("pissa");
     enum { TENSORS = 100000, LETTERS = 16 << 20 };
     char *dir = in_scratch("large"), *path = in_scratch("large/model.safetensors");
     char *file = alloc(TENSORS, 100), *at = file + 8;

@@ -195,7 +195,7 @@ safetensors: holes           | lib/safetensors.h | /^        if (s->from > end)$
 safetensors: bytes behind    | lib/safetensors.h | /stand behind the last tensor/d                                   | safetensors |
 safetensors: a cut file      | lib/safetensors.h | /^    sigaction(SIGBUS/d                                          | cut-file    |
 printable: C1                | ops/host.h | s/if (n && !c0 && !c1 && !turns)/if (n \&\& !c0 \&\& !turns)/    | safetensors |
-lora+: λ for A               | adapters.h | s/\.at == &l->B) m->tensors/.at == \&l->A) m->tensors/             | update      |
+lora+: λ for A               | adapters.h | s/\.value == &l->B) m->tensors/.value == \&l->A) m->tensors/             | update      |
 lora+: λ for neither         | train.c    | s/lr \* rate, opt.weight_decay/lr, opt.weight_decay/               | update      |
 update: no decay             | train.c    | s/lr \* rate, opt.weight_decay/lr * rate, 0/                       | update      |
 update: the norm without ε   | train.c    | s/opt.clip \/ (norm + 1e-6) : 1;/opt.clip \/ norm : 1;/           | update      |
@@ -221,7 +221,7 @@ saving: NaN                  | run/checkpoint.h | s/kind == PARAM \&\& !isfinite
 resume: another decay        | run/options.h | /"--weight-decay"/s/SAME/ANY/                                  | same-options |
 resume: another ratio        | run/options.h | /"--lora-plus-ratio"/s/SAME/ANY/                               | same-options |
 tensors too many             | lib/safetensors.h | s/if (shgeti(names, c->tensors\[i\].key) < 0 \&\&/if (0 \&\&/ | too-many    |
-config: another ε            | lib/config.h | s/"rms_norm_eps", 1e-6/"rms_norm_eps", 1e-5/                     | defaults    |
+config: another ε            | lib/config.h | s/AT(eps),        1e-6,/AT(eps),        1e-5,/                     | defaults    |
 config: another α            | run/peft.h | s/"lora_alpha", 8/"lora_alpha", 16/                                | defaults    |
 pieces: USER merges          | tokenizer.c | s/return id < 0 .. e->t->pieces\[id\].type != USER/return 1/       | pieces      |
 pieces: UNUSED is said       | tokenizer.c | s/== UNUSED) e->left_part/== NORMAL) e->left_part/                | pieces      |

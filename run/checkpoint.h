@@ -52,8 +52,7 @@ static void stage_model(model *m, const char *source, enum dtype trained_type)
         memcpy(o.name, t->name, sizeof o.name);
         o.model = m;
         o.blame = blame_base;
-        for (int j = 0; j < arrlen(m->linears); j++)
-            if (t->value == &m->linears[j]->W && has_adapter(m->linears[j])) o.linear = m->linears[j];
+        if (t->of && t->value == &t->of->W && has_adapter(t->of)) o.linear = t->of;
         if (o.linear) o.make = make_merged;
         arrput(list, o);
     }
@@ -198,7 +197,7 @@ static int read_state_json(const run *r, const char *dir)
                 dir, name, a ? a : "unset", b, full_training(&r->m) ? "--model" : "--adapter", dir);
         }
     }
-    int step = config_int(then, path, "step", -1);
+    int step = (int)number_field(then, path, &(struct config_field){"step", WHOLE, NOWHERE, REQUIRED, 1, 1e9, NULL});
     json_decref(then), json_decref(now);
     free(text), free(path);
     return step;

@@ -67,10 +67,14 @@ static output *peft_outputs(model *m)
         if (t->kind != PARAM) continue;
         output o = {.shape = t->shape, .type = TYPE_OF(wide), .data = *t->value};
         memcpy(o.name, t->name, sizeof o.name);
-        for (int j = 0; j < arrlen(m->linears) && m->p.method->has_start; j++) {
-            linear *l = m->linears[j];
-            if (t->value == &l->A) o.below = l->A0, o.shape.n[0] *= 2;
-            if (t->value == &l->B) o.beside = l->B0, o.shape.n[1] *= 2;
+        const linear *l = m->p.method->has_start ? t->of : NULL;
+        if (l && t->value == &l->A) {
+            o.below = l->A0;
+            o.shape.n[0] *= 2;
+        }
+        if (l && t->value == &l->B) {
+            o.beside = l->B0;
+            o.shape.n[1] *= 2;
         }
         arrput(list, o);
     }
