@@ -19,8 +19,8 @@
       first, last    q, k, v read the same x, and so do gate, up: is this linear the first of them, the last?
       scale          s of y += s (x Aᵀ) Bᵀ: α/r, or α/√r
       SET, ADD       the op writes y = …, or y += …; `mode` is what the caller of forward wants for y
-      S(x)           Bone's sum over the shards of x, in m->narrow. The first of the linears that read x writes
-                     it; the others find it there, since nobody else writes m->narrow before the last         */
+      S(x)           Bone's sum over the shards of x, in m->narrow. The first of the linears that read x
+                     writes it. The others find it there: nobody else writes m->narrow before the last      */
 
 #ifndef ADAPTERS_H
 #define ADAPTERS_H
@@ -83,8 +83,8 @@ static void frozen_backward(model *m, linear *l, mat dx, mat dy, mat x)
 //  y = x Wᵀ + s (x Aᵀ) Bᵀ,   A (r, in), B (out, r),   s = α/r
 //
 //  A starts kaiming-uniform with a = √5, that is uniform in ±1/√in, and B at zero: s B A = 0, so step 0
-//  changes nothing. But then dA = s (dy B)ᵀ x is zero at step 0 too, and only B moves: LoRA starts slowly. r
-//  (in + out) parameters. q, k and v each multiply x with an A of their own. One product with all three A
+//  changes nothing. But then dA = s (dy B)ᵀ x is zero at step 0 too, and only B moves: LoRA starts slowly.
+//  r (in + out) parameters. q, k and v each multiply x with an A of their own. One product with all three A
 //  would save 0.6 % of a step at best (train.cu, top).
 //
 //  rsLoRA (arXiv 2312.03732): s = α/√r, so that a larger rank does not shrink the update.

@@ -501,8 +501,8 @@ extern "C" void rope(mat x, dev_ints pos, mat table, int sign)
     RUN(rope_kernel, x.rows, THREADS, x, pos, table, (wide)sign);
 }
 
-// Attention, QUERIES query rows of a span at a time and all heads at once, by batched products. So tensor
-// cores do the work, and only the scores (heads, QUERIES, keys) of one such block of rows are in memory.
+// Attention, by batched products: tensor cores do the work. A batch is QUERIES query rows of a span, in one
+// query head of each head of keys. Only its scores (heads of keys, QUERIES, keys) are in memory.
 //   S = q kᵀ/√d (causal),  P = softmax(S),  out = P v
 // Kept for the backward: lse = log Σ exp(S), a number a row and head.
 // Scores are wide: in 16 bits a score of 20 would be off by 0.06. `group` query heads share a head of keys

@@ -17,8 +17,9 @@
 //  all r converge faster. At the end W ≈ Yᵀ Z = Yᵀ L Q, and Jacobi finds the SVD of the small L.
 //
 //  When to stop. L = Y W Qᵀ, so L_ii = Y_i W Q_iᵀ. For any orthonormal Y and Q the sum of the first r of
-//  these is at most σ_1 + … + σ_r, and it reaches that only when Y_i and Q_i are the singular vectors: L is
-//  then diagonal, with σ_i on it. So the sum of L's diagonal shows for nothing how far the rounds have come.
+//  these is at most σ_1 + … + σ_r. It reaches that only where L is symmetric, and a triangle is symmetric
+//  only if it is diagonal: Y_i and Q_i are then the singular vectors, and L_ii is σ_i. So the sum of L's
+//  diagonal, which costs nothing, shows how far the rounds have come.
 //
 //  They end when a round changes the sum by less than 1e-6 of itself (1e-14 in double), or after `most`
 //  rounds. That is no accuracy: it is what one more round gained, and where σ falls slowly many small gains

@@ -23,11 +23,11 @@
 #include <unistd.h>
 #include "utf8.h"
 
-// The text as it may safely be shown on a terminal, in a fresh string; NULL if out of memory, for die(). Control
-// characters could move the cursor or hide a line. They are written as \x1b is here, and so are bytes that
-// are not UTF-8; those in `kept` stay as they are. c0: a byte below a space, or DEL. c1: U+0080 to U+009F,
-// which are two bytes. turns: U+200E, U+200F, U+202A to U+202E and U+2066 to U+2069, three bytes, marks that
-// turn the direction of writing.
+// The text as it may safely be shown on a terminal, in a fresh string; NULL if out of memory, for die().
+// Control characters could move the cursor or hide a line. They are written as \x1b is here, and so are bytes
+// that are not UTF-8; those in `kept` stay as they are. c0: a byte below a space, or DEL. c1: U+0080 to
+// U+009F, which are two bytes. turns: U+200E, U+200F, U+202A to U+202E and U+2066 to U+2069, three bytes,
+// marks that turn the direction of writing.
 static inline char *printable_if_room(const char *text, const char *kept)
 {
     size_t bytes = strlen(text), n;
