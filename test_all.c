@@ -2972,9 +2972,28 @@ static void measure_deep_model(const char *method_name)
     free(path);
 }
 
+// The log of a long run, which a resumed one goes on writing: what reads all that follows at every line takes minutes.
+static void open_long_log(void)
+{
+    enum { LINES = 300000 };
+    static const char line[] = "{\"step\":1,\"loss\":1.23456789,\"grad_norm\":1.23456789,\"lr\":0.004,\"tokens\":1000}\n";
+    char *path = in_scratch("long.log"), *text = alloc(LINES, sizeof line), *to = text;
+    to += sprintf(to, "{\"step\":0,\"eval_loss\":1}\n");
+    for (int i = 0; i < LINES - 1; i++) to = stpcpy(to, line);
+    write_text(path, text);
+    double start = seconds();
+    fclose(open_log(path, 1));
+    check(seconds() - start, 5, "seconds for a log of 300,000 lines");
+    size_t bytes;
+    char *kept = read_file(path, &bytes);
+    expect(!strcmp(kept, text), "%zu bytes of a log of %zu are kept", bytes, strlen(text));
+    free(path), free(text), free(kept);
+}
+
 // A header of 100,000 tensors and a row of 16 MB: in about a second. What takes every tensor for every tensor takes minutes.
 static void test_large_files(void)
 {
+    open_long_log();
     measure_deep_model("lora+");
     measure_deep_model("pissa");
     enum { TENSORS = 100000, LETTERS = 16 << 20 };

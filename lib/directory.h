@@ -157,8 +157,9 @@ static void free_names(char **names)
 // a list wrote these.
 static char **run_files(const char *dir)
 {
-    static const char *const before[] = {"config.json", "generation_config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors",
-        "state.safetensors", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", NULL};
+    static const char *const before[] = {
+        "config.json", "generation_config.json", "model.safetensors", "adapter_config.json",
+        "adapter_model.safetensors", "state.safetensors", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", NULL};
     char *path = join(dir, "state.json"), **names = NULL;
     size_t bytes = 0;
     struct stat st;
@@ -169,7 +170,8 @@ static char **run_files(const char *dir)
     for (const char *const *name = before; *name && names && !files; name++) arrput(names, copy_text(*name));
     json_array_foreach(files, i, item) {
         const char *file = json_string_value(item);
-        if (names && file && !strchr(file, '/')) arrput(names, copy_text(file));
+        int a_file = file && !strchr(file, '/') && strcmp(file, ".") && strcmp(file, "..");
+        if (names && a_file) arrput(names, copy_text(file));
     }
     json_decref(state);
     free(text), free(path);

@@ -245,8 +245,12 @@ static void check_log(void)
 // saved is written anew, and so is the evaluation that closed the earlier run.
 static int line_stays(const char *line, int step)
 {
-    int at;
-    if (sscanf(line, "{\"step\":%d", &at) != 1 || at > step) return 0;
+    static const char start[] = "{\"step\":";
+    char *end;
+    if (strncmp(line, start, strlen(start))) return 0;
+    const char *digits = line + strlen(start);
+    long at = strtol(digits, &end, 10);                             // sscanf would look at all lines that follow
+    if (end == digits || at > step) return 0;
     const char *next = strchr(line, ',');
     int evaluation = next && !strncmp(next, ",\"eval_loss\"", 12);
     int due = opt.eval_every && step % opt.eval_every == 0;             // it was not the one at the end
