@@ -2477,7 +2477,8 @@ static const struct { const char *tail, *says; } no_tokenizers[] = {
     {"0a0a0a063c307830413e1806", "stands twice"},                       // <0x0A>
     {"0a0a0a063c30783061" "3e1806", "not spelled"},                     // <0x0a>
     {"12021801", "unigram"}, {"12021803", "word"}, {"12021804", "character"}, {"12021805", "does not say that it is BPE"},
-    {"1203980200", "no bytes for unknown"}, {"1203c00101", "spaces behind"}, {"1a03120161", "maps characters"}, {"2a03120161", "maps characters"},
+    {"1203980200", "no bytes for unknown"}, {"1203c00101", "spaces behind"}, {"1a03120161", "maps characters"},
+    {"2a03120161", "maps characters"},
 };
 
 // A damaged tokenizer.model, or one of another kind, is refused.
@@ -2485,7 +2486,8 @@ static void test_refused_tokenizers(void)
 {
     for (size_t i = 0; i < sizeof no_tokenizers / sizeof *no_tokenizers; i++) {
         char *said = said_by(only_other_tokenizer, no_tokenizers[i].tail);
-        expect(!!strstr(said, no_tokenizers[i].says), "%s: «%s», expected «%s»", no_tokenizers[i].tail, said, no_tokenizers[i].says);
+        expect(!!strstr(said, no_tokenizers[i].says), "%s: «%s», expected «%s»",
+            no_tokenizers[i].tail, said, no_tokenizers[i].says);
         free(said);
     }
 }
@@ -3114,7 +3116,8 @@ static void test_no_place(void)
         changed_number.which = cases[i].which;
         changed_number.to = cases[i].to;
         char *said = said_by(only_step, dir);
-        expect(cases[i].fits ? !*said : strstr(said, "the plan") != NULL, "list %d, number %d: «%s»", cases[i].which, cases[i].to, said);
+        expect(cases[i].fits ? !*said : strstr(said, "the plan") != NULL, "list %d, number %d: «%s»",
+            cases[i].which, cases[i].to, said);
         free(said);
     }
     free(dir);
@@ -4372,7 +4375,8 @@ static void test_unknown_fields(void)
     shell("rm -rf $D/model; cp -r base $D/model; chmod -R u+w $D/model; "
         "sed -i 's/^{/{\"sliding_window\": 5, \"pretraining_tp\": 2, \"id2label\": {}, \"a\\\\u001bb\": 1,/' "
         "$D/model/config.json; $TRAIN --list --model $D/model >/dev/null 2>$D/stderr && [ $(wc -l <$D/stderr) = 2 ] && "
-        "grep -q '\"sliding_window\"; it is not used' $D/stderr && grep -qF 'a\\x1bb' $D/stderr; s=$?; rm -rf $D/model; exit $s", "fields");
+        "grep -q '\"sliding_window\"; it is not used' $D/stderr && grep -qF 'a\\x1bb' $D/stderr; "
+        "s=$?; rm -rf $D/model; exit $s", "fields");
 }
 
 // A spread of failing allocations, file calls and kills over every command. dev/faults.sh, run by hand, tries every one.

@@ -18,8 +18,8 @@ static jmp_buf refused;
 #undef main
 #undef exit
 
-static const char *const names[] = {"model.safetensors", "config.json", "rows.jsonl", "adapter_config.json", "tokenizer.model", "model.safetensors.index.json",
-                                    "object.json"};
+static const char *const names[] = {"model.safetensors", "config.json", "rows.jsonl", "adapter_config.json",
+                                    "tokenizer.model", "model.safetensors.index.json", "object.json"};
 
 static void parse(const char *dir, const char *path)
 {

@@ -24,9 +24,12 @@ static void write_config(const char *shape_name, const char *dtype)
         die("%s: expected 15m, 110m, 7b, or dim,hidden,layers,heads,vocab", shape_name);
     char text[700];
     int bytes = snprintf(text, sizeof text, "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_act\": \"silu\","
-        " \"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, \"num_attention_heads\": %d, \"num_key_value_heads\": %d,"
-        " \"vocab_size\": %d, \"max_position_embeddings\": 4096, \"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, \"tie_word_embeddings\": false,"
-        " \"bos_token_id\": 1, \"eos_token_id\": 2, \"torch_dtype\": \"%s\"}\n", n[0], n[1], n[2], n[3], n[3], n[4], *dtype == 'B' ? "bfloat16" : "float32");
+        " \"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, \"num_attention_heads\": %d,"
+        " \"num_key_value_heads\": %d,"
+        " \"vocab_size\": %d, \"max_position_embeddings\": 4096, \"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0,"
+        " \"tie_word_embeddings\": false,"
+        " \"bos_token_id\": 1, \"eos_token_id\": 2, \"torch_dtype\": \"%s\"}\n",
+        n[0], n[1], n[2], n[3], n[3], n[4], *dtype == 'B' ? "bfloat16" : "float32");
     stage_file("config.json", text, (size_t)bytes);
 }
 
@@ -41,7 +44,8 @@ static void write_random(FILE *f, const char *path, const output *o)
         n = left < PART ? left : PART;
         for (size_t i = 0; i < n; i += 2) {
             uint64_t bits = rng_next(&g);
-            for (size_t j = i; j < n && j < i + 2; j++, bits >>= 32) x[j] = o->shape.n[1] ? (wide)(0.0346 * ((double)(uint32_t)bits * 0x1p-31 - 1)) : 1;
+            for (size_t j = i; j < n && j < i + 2; j++, bits >>= 32)
+                x[j] = o->shape.n[1] ? (wide)(0.0346 * ((double)(uint32_t)bits * 0x1p-31 - 1)) : 1;
         }
         narrow(x, o->type, x, n);
         write_checked(f, x, n * dtypes[o->type].size, path);

@@ -153,13 +153,14 @@ static void free_names(char **names)
     arrfree(names);
 }
 
-// The files that a training run wrote into dir, by the list in its state.json. NULL if no run wrote there. Runs before there was such
-// a list wrote these.
+// The files that a training run wrote into dir, by the list in its state.json. NULL if no run wrote there. Runs before
+// there was such a list wrote those in `before`.
 static char **run_files(const char *dir)
 {
     static const char *const before[] = {
         "config.json", "generation_config.json", "model.safetensors", "adapter_config.json",
-        "adapter_model.safetensors", "state.safetensors", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", NULL};
+        "adapter_model.safetensors", "state.safetensors", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
+        "special_tokens_map.json", NULL};
     char *path = join(dir, "state.json"), **names = NULL;
     size_t bytes = 0;
     struct stat st;

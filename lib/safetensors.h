@@ -50,9 +50,12 @@ static void expect_usable(stored s)
 static void put_stored(mat dst, stored s)
 {
     expect_usable(s);
-    uintptr_t from = (uintptr_t)s.data.p, to = from + elements(s.data) * dtypes[s.data.type].size, page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t from = (uintptr_t)s.data.p;
+    uintptr_t to = from + elements(s.data) * dtypes[s.data.type].size;
     put(dst, (const void *)from, s.data.type);
-    from = (from + page - 1) / page * page, to = to / page * page;
+    from = (from + page - 1) / page * page;
+    to = to / page * page;
     if (from < to) madvise((void *)from, to - from, MADV_DONTNEED);
 }
 
@@ -106,12 +109,15 @@ static stored stored_read(const char *name, const json_t *item, const char *path
     if (empty) bits = 0;
     int bad = json_array_size(offsets) != 2 || a < 0 || b < a;
     if (bad) die("%s: tensor %s has bad data_offsets", path, name);
-    if (b > (double)bytes) die("%s: tensor %s ends at byte %.0f of the data, the file has %zu: truncated? fetch it again", path, name, b, bytes);
+    if (b > (double)bytes)
+        die("%s: tensor %s ends at byte %.0f of the data, the file has %zu: truncated? fetch it again", path, name, b, bytes);
     if (8 * (b - a) != bits)
         die("%s: tensor %s takes %.0f bytes by its shape, data_offsets give %.0f", path, name, bits / 8, b - a);
     const char *dtype = string_field(item, "dtype");
     size_t room = sizeof s.unusable;
-    if (type == DTYPES) snprintf(s.unusable, room, "is %s, expected F32, F64, F16 or BF16; if it is quantised, get the model in float16 or bfloat16", dtype);
+    if (type == DTYPES)
+        snprintf(s.unusable, room, "is %s, expected F32, F64, F16 or BF16; if it is quantised, get the model in float16 or "
+                 "bfloat16", dtype);
     else if (count < 1 || count > 3) snprintf(s.unusable, room, "has %zu dimensions, expected 1 to 3", count);
     else if (!small) snprintf(s.unusable, room, "has a side of 0 or above %d", INT_MAX);
     s.from = (size_t)a, s.to = (size_t)b;
@@ -231,10 +237,12 @@ static void refuse_weights(const char *dir, const char *name)
         {"", ".pt", save_again},
         {"", ".bin", save_again},
         {"", ".h5", "in Keras' format, which is not read; open it with transformers, whose save_pretrained() writes safetensors"},
-        {"", ".msgpack", "in Flax' format, which is not read; open it with transformers, whose save_pretrained() writes safetensors"},
+        {"", ".msgpack",
+            "in Flax' format, which is not read; open it with transformers, whose save_pretrained() writes safetensors"},
         {"model-", ".safetensors", "a part of a model, and model.safetensors.index.json, which names the parts, "
                                    "is not here; fetch it, too"},
-        {"", ".safetensors", "a safetensors file of another name; if it holds these weights, give it the name that is expected here"},
+        {"", ".safetensors",
+            "a safetensors file of another name; if it holds these weights, give it the name that is expected here"},
     };
     size_t n = strlen(name);
     for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {

@@ -27,7 +27,8 @@ static void add_token(tokenizer *t, const char *path, const char *text, const js
 {
     if (!text || !(id >= 0 && id <= 1 << 24) || id != floor(id))
         die("%s: an added token without a text or an id", path);
-    added_token a = {text, (int)id, field_true(token, "special"), field_true(token, "lstrip"), field_true(token, "rstrip"), field_true(token, "single_word")};
+    added_token a = {text, (int)id, field_true(token, "special"), field_true(token, "lstrip"),
+                     field_true(token, "rstrip"), field_true(token, "single_word")};
     if (!tokenizer_add(t, a)) die("%s: out of memory", path);
 }
 
