@@ -2,7 +2,8 @@
 #  make train_emu  builds ./train_emu: the GPU's source on the CPU, for --check and gdb (train_emu_f64 computes in double)
 #  make check      the quick ones of them: floors, gradients, goldens
 #  make test       builds and runs every test this machine can run
-#  make mutants    breaks the code in some 270 places, one at a time, and asks that a test turns red (half an hour); make test tries 20
+#  make mutants    breaks the code in some 270 places, one at a time, and asks that a test turns red (half an hour);
+#                  make test tries 20
 #  make faults     makes every allocation and file call of ./train fail, one at a time (doc/reliability.md; hours)
 #  make bench      how fast, how large, where the time goes: a row a method on two shapes with random weights
 #  make base       makes again what base/ and data/ hold: text, tokenizer, pretraining (half an hour; Python in dev/ only)
@@ -23,7 +24,8 @@ PYTHON   ?= python3
 # The GPU's ops are compiled by nvcc where it is, and as C++ for the CPU in any case (dev/cuda_on_cpu.h).
 NVCC     := $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 GPU      := $(if $(NVCC),$(shell nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1))
-ARCH      = -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_120,code=[sm_120,compute_120]
+ARCH      = -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 \
+            -gencode arch=compute_120,code=[sm_120,compute_120]
 NVFLAGS   = -std=c++17 -O3 -t 2 $(ARCH) -Xcompiler -Wall,-Wextra
 EMUFLAGS  = -std=c++17 -O2 -g -Wall -Wextra -fopenmp -x c++
 # What a program computes in. The CPU has no bf16, which a GPU stores, with fp32 sums.
@@ -40,8 +42,10 @@ found:
 	line "compiler with OpenMP ($(CC))" $$(have omp.h && echo 1 || echo 0) gcc; \
 	line "stb_ds.h"  $$(have stb/stb_ds.h && echo 1 || echo 0) libstb-dev; \
 	line "jansson.h" $$(have jansson.h && echo 1 || echo 0) libjansson-dev; \
-	command -v $(CXX) >/dev/null && echo "✓ C++ compiler ($(CXX))" || echo "- no C++ compiler: train_emu and make test need one (g++)"; \
-	echo "$(if $(NVCC),✓,-) nvcc $(if $(NVCC),(train_cuda),not here: no train_cuda)"; echo "$(if $(GPU),✓ $(GPU),- no GPU: make train_emu runs train.cu on the CPU)"; \
+	command -v $(CXX) >/dev/null && echo "✓ C++ compiler ($(CXX))" \
+	    || echo "- no C++ compiler: train_emu and make test need one (g++)"; \
+	echo "$(if $(NVCC),✓,-) nvcc $(if $(NVCC),(train_cuda),not here: no train_cuda)"; \
+	echo "$(if $(GPU),✓ $(GPU),- no GPU: make train_emu runs train.cu on the CPU)"; \
 	if [ -n "$$missing" ]; then echo "Install what is missing: sudo apt-get install -y$$missing"; exit 1; fi
 
 build/train_%.o: train.c $(HEADERS) Makefile
@@ -123,17 +127,24 @@ build/bench_emu: dev/bench_gpu.c build/emu_bf16.o build/tokenizer.o train.c $(HE
 bench-gpu: build/bench_gpu
 	build/bench_gpu $(if $(PEER),--peer)
 
-# Each part prints its own count; the last line adds them up. Under AddressSanitizer runs the test that draws plans by chance. Without a GPU its five tests a precision are skipped.
+# Each part prints its own count; the last line adds them up. Under AddressSanitizer runs the test that draws plans by
+# chance. Without a GPU its five tests a precision are skipped.
 PRECISIONS = f64 f32 bf16
-TESTS = build/test_f64 build/test_f32 build/test_asan build/test_cuda_on_cpu $(PRECISIONS:%=build/test_emu_%) $(if $(GPU),$(PRECISIONS:%=build/test_cuda_%))
+TESTS = build/test_f64 build/test_f32 build/test_asan build/test_cuda_on_cpu $(PRECISIONS:%=build/test_emu_%) \
+        $(if $(GPU),$(PRECISIONS:%=build/test_cuda_%))
 test: found train train_emu $(if $(NVCC),train_cuda) $(TESTS)
 	@mkdir -p build; rm -f build/test.log; \
 	for part in $(TESTS) dev/mutants.sh; do \
-	    start=$$(date +%s); only=; [ $$part != build/test_asan ] || only=splits; [ $$part != dev/mutants.sh ] || only='--sample 20'; \
-	    ASAN_OPTIONS=detect_leaks=0 ./$$part $$only > build/part.log 2>&1; echo "-- $$part, $$(($$(date +%s) - start)) s"; cat build/part.log; \
-	    if grep -qE '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$$' build/part.log; then tail -n 1 build/part.log; else echo "0 passed, 1 failed, 0 skipped"; fi >> build/test.log; \
+	    start=$$(date +%s); only=; [ $$part != build/test_asan ] || only=splits; \
+	    [ $$part != dev/mutants.sh ] || only='--sample 20'; \
+	    ASAN_OPTIONS=detect_leaks=0 ./$$part $$only > build/part.log 2>&1; \
+	    echo "-- $$part, $$(($$(date +%s) - start)) s"; cat build/part.log; \
+	    if grep -qE '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$$' build/part.log; then tail -n 1 build/part.log; \
+	    else echo "0 passed, 1 failed, 0 skipped"; fi >> build/test.log; \
 	done; \
-	$(if $(GPU),,for p in $(PRECISIONS); do for t in ops methods allocations base bits; do echo "- gpu-$$t in $$p on a GPU: skipped, no GPU here"; done; done; echo "0 passed, 0 failed, 15 skipped" >> build/test.log;) \
+	$(if $(GPU),,for p in $(PRECISIONS); do for t in ops methods allocations base bits; do \
+	    echo "- gpu-$$t in $$p on a GPU: skipped, no GPU here"; done; done; \
+	    echo "0 passed, 0 failed, 15 skipped" >> build/test.log;) \
 	awk '{p += $$1; f += $$3; s += $$5} END {print p " passed, " f " failed, " s " skipped"; exit f > 0}' build/test.log
 
 build/asan_emu_%: build/cpu_half.o build/tokenizer.o dev/gpu_half.c dev/halves.h train.cu dev/cuda_on_cpu.h Makefile
@@ -148,11 +159,13 @@ sanitize: found build/test_asan
 	$(CC) $(FLAGS) -O1 $(ASAN) train.c ops/cpu.c tokenizer.c -o build/asan_train $(LDLIBS)
 	$(CC) $(FLAGS) -O1 -march=x86-64-v3 train.c ops/cpu.c tokenizer.c -o build/valgrind_train $(LDLIBS)
 	for p in $(PRECISIONS); do $(MAKE) -s build/asan_emu_$$p && ASAN_OPTIONS=detect_leaks=0 build/asan_emu_$$p || exit 1; done
-	$(CXX) -std=c++17 -O1 -g $(ASAN) -fopenmp dev/test_cuda_on_cpu.cpp -o build/asan_cuda_on_cpu && ASAN_OPTIONS=detect_leaks=0 build/asan_cuda_on_cpu
+	$(CXX) -std=c++17 -O1 -g $(ASAN) -fopenmp dev/test_cuda_on_cpu.cpp -o build/asan_cuda_on_cpu && \
+	    ASAN_OPTIONS=detect_leaks=0 build/asan_cuda_on_cpu
 	TRAIN=build/asan_train ASAN_OPTIONS=detect_leaks=0 build/test_asan
 	TRAIN=build/asan_train ASAN_OPTIONS=detect_leaks=0 build/asan_f32
 	head -n 2 data/train.jsonl >build/two.jsonl
-	for M in bone bat-row full pissa; do rm -rf build/vg; $(VALGRIND) --data build/two.jsonl --val build/two.jsonl --steps 1 --batch 2 --max-new 2 --method $$M --out build/vg || exit 1; done
+	for M in bone bat-row full pissa; do rm -rf build/vg; \
+	    $(VALGRIND) --data build/two.jsonl --val build/two.jsonl --steps 1 --batch 2 --max-new 2 --method $$M --out build/vg || exit 1; done
 	rm -rf build/vg-merged; $(VALGRIND) --merge build/vg-merged --adapter build/vg
 	$(VALGRIND) --generate "Once upon a time" --max-new 3 --temperature 1 --model build/vg-merged
 	$(VALGRIND) --eval --exact-match --max-new 2 --val build/two.jsonl --adapter build/vg
@@ -160,16 +173,20 @@ sanitize: found build/test_asan
 # Every parser under libFuzzer, SECONDS each, from a real file as seed, which must pass. A refusal leaks what it had, so the
 # jobs are short-lived (-fork). Not array-bounds: stb_ds ends a struct in char[8] and means more.
 SECONDS_EACH = $(or $(SECONDS),60)
-FUZZ_SEEDS = dev/golden/base-gqa/model.safetensors base/config.json build/rows.jsonl dev/golden/bat/adapter_config.json base/tokenizer.model \
+FUZZ_SEEDS = dev/golden/base-gqa/model.safetensors base/config.json build/rows.jsonl dev/golden/bat/adapter_config.json \
+             base/tokenizer.model \
              dev/golden/base-bf16/model.safetensors.index.json dev/golden/dora/adapter_config.json
-FUZZ_FLAGS = -std=gnu11 -O1 -g -w -fopenmp -fsanitize=fuzzer,address,undefined -fno-sanitize=array-bounds -fno-sanitize-recover=all
+FUZZ_FLAGS = -std=gnu11 -O1 -g -w -fopenmp -fsanitize=fuzzer,address,undefined \
+             -fno-sanitize=array-bounds -fno-sanitize-recover=all
 fuzz: export ASAN_OPTIONS = detect_leaks=0
 fuzz:
 	@mkdir -p build; head -n 3 data/val.jsonl >build/rows.jsonl; i=0; for seed in $(FUZZ_SEEDS); do \
 	    rm -rf build/corpus; mkdir build/corpus; cp $$seed build/corpus/seed; echo "-- $$seed"; \
 	    clang $(FUZZ_FLAGS) -DTARGET=$$i dev/fuzz.c ops/cpu.c tokenizer.c -o build/fuzz $(LDLIBS) || exit 1; \
-	    build/fuzz build/corpus/seed >build/fuzz.log 2>&1 && build/fuzz -fork=1 -max_total_time=$(SECONDS_EACH) -max_len=$$(wc -c <$$seed) -timeout=20 \
-	        -rss_limit_mb=4096 -close_fd_mask=2 -artifact_prefix=build/ build/corpus >build/fuzz.log 2>&1 || { tail -n 40 build/fuzz.log; exit 1; }; \
+	    build/fuzz build/corpus/seed >build/fuzz.log 2>&1 && \
+	    build/fuzz -fork=1 -max_total_time=$(SECONDS_EACH) -max_len=$$(wc -c <$$seed) -timeout=20 \
+	        -rss_limit_mb=4096 -close_fd_mask=2 -artifact_prefix=build/ build/corpus >build/fuzz.log 2>&1 \
+	        || { tail -n 40 build/fuzz.log; exit 1; }; \
 	    grep '^#' build/fuzz.log | tail -n 1; i=$$((i + 1)); \
 	done
 
@@ -195,7 +212,8 @@ build/15m build/110m: build/random_model
 bench: build/bench build/15m build/110m
 	build/bench
 
-# In under a minute: it compiles, floors are kept, gradients are right in double, and logits, loss, gradients and steps are PEFT's.
+# In under a minute: it compiles, floors are kept, gradients are right in double, and logits, loss, gradients and steps
+# are PEFT's.
 check: train build/test_f64
 	dev/floors.sh
 	build/test_f64 gradients

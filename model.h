@@ -574,8 +574,8 @@ static void model_load(model *m, const char *dir)
     if (m->c.tied) m->head = m->embed;
 }
 
-// Where a result is not finite: ends the program at the first weight that holds NaN or Inf. Frozen ones are not
-// looked at before, for that would read the whole file. Returns if all are numbers.
+// Where a result is not finite: ends the program at the first weight that holds NaN or Inf. Frozen ones are
+// not looked at before, for that would read the whole file. Returns if all are numbers.
 static void blame_tensor(model *m)
 {
     for (int i = 0; i < arrlen(m->tensors); i++) {

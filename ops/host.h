@@ -70,8 +70,8 @@ static inline void die(const char *format, ...)
     exit(1);
 }
 
-/* All memory comes from here, the libraries' too: no caller sees a NULL. What fails inside the C library, fopen
-   or opendir, says so in errno.                                                                            */
+/* All memory comes from here, the libraries' too: no caller sees a NULL. What fails inside the C library,
+   fopen or opendir, says so in errno.                                                                     */
 
 // Zeroed memory. n·size may not overflow.
 static inline void *alloc(size_t n, size_t size)
