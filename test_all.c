@@ -1271,6 +1271,13 @@ static void test_adamw(void)
     *ROW(g, 0) = (real)0.25;
     for (int t = 1; t <= 3; t++) adamw(w, g, m, v, 0.01, 0.1, 0.5, t);
     check_number((double)*ROW(w, 0), plain_adamw(0.5, 0.125), sizeof(real) == 8 ? 1e-13 : 1e-6, "adamw, three steps");
+
+    *ROW(w, 0) = (real)0.5;             // at a millionth step nothing is left of the corrections, and nothing overflows
+    zero(m);
+    zero(v);
+    adamw(w, g, m, v, 0.01, 0, 1, 1000000);
+    double want = 0.5 - 0.01 * 0.1 * 0.25 / (sqrt(0.001 * 0.25 * 0.25) + 1e-8);
+    check_number((double)*ROW(w, 0), want, sizeof(real) == 8 ? 1e-13 : 1e-6, "adamw, step 1000000");
     dev_free(w.p), dev_free(g.p), dev_free(m.p), dev_free(v.p);
 }
 
