@@ -1,4 +1,4 @@
-/*  model.h: Llama2 by hand.
+/*  model.h: Llama2 and its kin by hand.
 
       1  the model and its memory      every tensor is one line, walked twice
       2  forward and backward          Llama2, and the loss                                                 */
@@ -79,6 +79,7 @@ struct linear {
     const projection *is;
     int depth;                  // of which layer
     mat W, dW;                  // (out, in); dW only where W itself trains, and while lora-ga seeks its start
+    mat bias, dbias;            // (out), in the models that have one here
     const method *method;
     int first, last;            // is it the first, the last of those that read the same x with this method?
     double scale;               // s of y += s (x Aᵀ) Bᵀ
@@ -94,6 +95,8 @@ struct linear {
 
 typedef struct {
     mat norm1, dnorm1, norm2, dnorm2;                           // (dim)
+    mat q_norm, dq_norm, k_norm, dk_norm;                       // (head_dim), in Qwen3
+    int window;                 // how many keys a query sees, its own among them; INT_MAX: all before it
     union {
         struct { linear q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; };
         linear linears[LINEARS];                                // the same, to be counted
@@ -101,6 +104,7 @@ typedef struct {
     mat x;                      // (N, dim) the residual stream on entry
     mat q, att;                 // (N, heads·head_dim)
     mat k, v;                   // (N, kv_heads·head_dim)
+    mat q_raw, k_raw;           // Qwen3: q and k before their norms
     mat lse;                    // (N, heads) log Σ exp of each row of scores, which itself is not kept
     mat mid;                    // (N, dim) the residual stream after attention
     mat gate, up;               // (N, hidden)
@@ -163,6 +167,7 @@ struct model {
     mat rope;                                           // (positions, head_dim) [cos | sin]
     mat xn, hid;                                        // (N, dim), (N, hidden): made again on the way back
     mat dx, dxn, dq, dk, dv, datt, dgate, dup, dhid;    // gradients of one layer at a time
+    mat dq_raw, dk_raw;
     mat hs, hn, dhs, dhn, logits;                       // the head: `chunk` rows at a time
     mat losses;                                         // (N, 1)
     int chunk;
@@ -236,8 +241,14 @@ static int full_training(const model *m) { return m->p.train && m->p.method == &
 
 static int has_adapter(const linear *l) { return l->method->layout != NULL; }
 
-// One linear layer: W, and the tensors of its method. A linear that the run does not target has the method
-// `full`, whose W is then frozen.
+static int has_bias(const config *c, int which)
+{
+    if (which <= V_PROJ) return c->qkv_bias;
+    return which == O_PROJ ? c->o_bias : c->mlp_bias;
+}
+
+// One linear layer: W, its bias, and the tensors of its method. A linear that the run does not target has the
+// method `full`, whose W is then frozen.
 static void linear_layout(model *m, linear *l, int which, int depth)
 {
     const projection *is = &projections[which];
@@ -247,11 +258,13 @@ static void linear_layout(model *m, linear *l, int which, int depth)
     if (m->p.modules && m->p.selects(m->p.modules, module)) m->p.targets |= 1 << which;
     int targeted = m->p.modules ? m->p.selects(m->p.modules, module) : m->p.targets >> which & 1;
     enum kind matrix = full_training(m) ? PARAM : BASE;
+    enum kind vector = full_training(m) ? PARAM : NORM;
     shape size = SHAPE(width_of(&m->c, is->out), width_of(&m->c, is->in));
     ptrdiff_t first = arrlen(m->tensors);
     l->is = is;
     l->depth = depth;
     declare(m, matrix, &l->W, &l->dW, size, "%s.weight", module);
+    if (has_bias(&m->c, which)) declare(m, vector, &l->bias, &l->dbias, SHAPE(size.n[0]), "%s.bias", module);
     l->method = targeted ? m->p.method : &methods[0];
     if (has_adapter(l)) l->method->layout(m, l, adapter);
     for (ptrdiff_t i = first; i < arrlen(m->tensors); i++) m->tensors[i].of = l;
@@ -272,13 +285,19 @@ static void mark_shared(layer *L)
     }
 }
 
-// The two norms and seven linears of layer i, with their adapters.
+// The norms and seven linears of layer i, with their adapters.
 static void layer_weights(model *m, layer *L, int i)
 {
     enum kind vector = full_training(m) ? PARAM : NORM;
     shape dim = SHAPE(m->c.dim);
+    shape head = SHAPE(m->c.head_dim);
+    L->window = i < m->c.full_layers ? INT_MAX : m->c.window;
     declare(m, vector, &L->norm1, &L->dnorm1, dim, "model.layers.%d.input_layernorm.weight", i);
     for (int w = Q_PROJ; w <= O_PROJ; w++) linear_layout(m, &L->linears[w], w, i);
+    if (m->c.qk_norm) {
+        declare(m, vector, &L->q_norm, &L->dq_norm, head, "model.layers.%d.self_attn.q_norm.weight", i);
+        declare(m, vector, &L->k_norm, &L->dk_norm, head, "model.layers.%d.self_attn.k_norm.weight", i);
+    }
     declare(m, vector, &L->norm2, &L->dnorm2, dim, "model.layers.%d.post_attention_layernorm.weight", i);
     for (int w = GATE_PROJ; w <= DOWN_PROJ; w++) linear_layout(m, &L->linears[w], w, i);
     mark_shared(L);
@@ -310,6 +329,10 @@ static level layer_activations(model *m, layer *L, int i)
     level kept = level_now(m);
     declare(m, ACT, &L->q, NULL, SHAPE(N, q), "layers.%d.q", i);
     declare(m, ACT, &L->k, NULL, SHAPE(N, kv), "layers.%d.k", i);
+    if (c->qk_norm) {
+        declare(m, ACT, &L->q_raw, NULL, SHAPE(N, q), "layers.%d.q_raw", i);
+        declare(m, ACT, &L->k_raw, NULL, SHAPE(N, kv), "layers.%d.k_raw", i);
+    }
     declare(m, ACT, &L->v, NULL, SHAPE(N, kv), "layers.%d.v", i);
     declare(m, ACT, &L->att, NULL, SHAPE(N, q), "layers.%d.att", i);
     declare(m, STAT, &L->lse, NULL, SHAPE(N, c->heads), "layers.%d.lse", i);
@@ -355,6 +378,10 @@ static void work_layout(model *m)
     declare(m, ACT, &m->dxn, NULL, SHAPE(N, c->dim), "dxn");
     declare(m, ACT, &m->dq, NULL, SHAPE(N, q), "dq");
     declare(m, ACT, &m->dk, NULL, SHAPE(N, kv), "dk");
+    if (c->qk_norm) {
+        declare(m, ACT, &m->dq_raw, NULL, SHAPE(N, q), "dq_raw");
+        declare(m, ACT, &m->dk_raw, NULL, SHAPE(N, kv), "dk_raw");
+    }
     declare(m, ACT, &m->dv, NULL, SHAPE(N, kv), "dv");
     declare(m, ACT, &m->datt, NULL, SHAPE(N, q), "datt");
     declare(m, ACT, &m->dgate, NULL, SHAPE(N, c->hidden), "dgate");
@@ -443,7 +470,9 @@ static double base_parameters(const model *m)
 static needs needs_of(const model *m)
 {
     const plan *p = &m->p;
-    needs n = {.heads = m->c.kv_heads, .keys = p->positions, .tokens = p->tokens, .train = p->train};
+    needs n = {.heads = m->c.kv_heads, .keys = p->positions, .train = p->train};
+    n.window = m->c.full_layers ? INT_MAX : m->c.window;
+    n.normed = p->tokens * (m->c.qk_norm ? m->c.heads : 1);
     n.trained = 2 * (size_t)p->rank * (size_t)p->rank;                  // dora's A Aᵀ (r, r), made wider
     for (int i = 0; i < arrlen(m->tensors); i++) {
         const tensor *t = &m->tensors[i];
@@ -484,6 +513,21 @@ static mat flat(const model *m, dev block)
     return mat_of(block, TYPE_OF(wide), SHAPE((int)(m->used[PARAM] / 16), 16));
 }
 
+// Frequency i of RoPE, in radians a position. Models that were stretched to longer texts turn slower, by
+// `factor`: all frequencies ("linear", arXiv 2306.15595), or in Llama 3 those that do not turn often within the
+// positions it was first trained on ("llama3"). `often` says how often that is: from 1 at high_freq turns and
+// more down to 0 at low_freq and less.
+static double rope_frequency(const config *c, int i)
+{
+    double frequency = pow(c->theta, -2.0 * i / c->head_dim);
+    double turns = c->rope_original * frequency / (2 * acos(-1));
+    double often = (turns - c->low_freq) / (c->high_freq - c->low_freq);
+    if (c->rope == ROPE_LINEAR) often = 0;
+    if (c->rope == ROPE_PLAIN) often = 1;
+    often = fmin(fmax(often, 0), 1);
+    return frequency * (often + (1 - often) / c->rope_factor);
+}
+
 // cos and sin of position × frequency, in Hugging Face's order: frequency i rotates the elements i and
 // i + head_dim/2.
 static void rope_table(model *m)
@@ -492,7 +536,7 @@ static void rope_table(model *m)
     wide *table = alloc((size_t)m->p.positions * (size_t)half * 2, sizeof *table);
     for (int t = 0; t < m->p.positions; t++)
         for (int i = 0; i < half; i++) {
-            double angle = t * pow(m->c.theta, -(double)i / half);
+            double angle = t * rope_frequency(&m->c, i);
             table[t * 2 * half + i] = (wide)cos(angle);
             table[t * 2 * half + half + i] = (wide)sin(angle);
         }
@@ -665,13 +709,16 @@ static void batch_enter(model *m, const batch *b)
     put_ints(m->label, b->label, (size_t)b->targets);
 }
 
+//  y = or += x Wᵀ + what the adapter adds + bias
 static void linear_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
     l->method->forward(m, l, y, x, mode);
+    bias_forward(y, l->bias);
 }
 
 static void linear_backward(model *m, linear *l, mat dx, mat dy, mat x)
 {
+    bias_backward(l->dbias, dy);
     l->method->backward(m, l, dx, dy, x);
 }
 
@@ -695,14 +742,27 @@ static void cache_append(layer *L, const batch *b)
     }
 }
 
+// Every head of every row on a row of its own: (N, heads·head_dim) as (N·heads, head_dim).
+static mat heads_of(const model *m, mat x)
+{
+    int d = m->c.head_dim;
+    return shaped(x, 1, x.rows * (x.cols / d), d);
+}
+
 //  x → mid = x + Wo attention(rope(Wq n), rope(Wk n), Wv n),  n = rmsnorm(x)
+//  Qwen3: rope(rmsnorm(Wq n)), each head normed alone, and k likewise
 static void attention_block(model *m, layer *L, const batch *b)
 {
     const config *c = &m->c;
-    rmsnorm_forward(m->xn, L->mid, L->x, L->norm1, c->eps);             // mid = x
-    linear_forward(m, &L->q_proj, L->q, m->xn, SET);                    // (N, heads·head_dim)
-    linear_forward(m, &L->k_proj, L->k, m->xn, SET);                    // (N, kv_heads·head_dim)
+    const mat none = {0};
+    rmsnorm_forward(m->xn, L->mid, L->x, L->norm1, c->eps);                         // mid = x
+    linear_forward(m, &L->q_proj, c->qk_norm ? L->q_raw : L->q, m->xn, SET);        // (N, heads·head_dim)
+    linear_forward(m, &L->k_proj, c->qk_norm ? L->k_raw : L->k, m->xn, SET);        // (N, kv_heads·head_dim)
     linear_forward(m, &L->v_proj, L->v, m->xn, SET);
+    if (c->qk_norm) {
+        rmsnorm_forward(heads_of(m, L->q), none, heads_of(m, L->q_raw), L->q_norm, c->eps);
+        rmsnorm_forward(heads_of(m, L->k), none, heads_of(m, L->k_raw), L->k_norm, c->eps);
+    }
     rope(L->q, m->pos, m->rope, +1);
     rope(L->k, m->pos, m->rope, +1);
     mat k = L->k;
@@ -712,8 +772,8 @@ static void attention_block(model *m, layer *L, const batch *b)
         k = L->k_cache;
         v = L->v_cache;
     }
-    attention_forward(L->att, L->lse, L->q, k, v, c->head_dim, b->spans, b->rows);
-    linear_forward(m, &L->o_proj, L->mid, L->att, ADD);                 // mid += o(att)
+    attention_forward(L->att, L->lse, L->q, k, v, c->head_dim, L->window, b->spans, b->rows);
+    linear_forward(m, &L->o_proj, L->mid, L->att, ADD);                             // mid += o(att)
 }
 
 //  gate = Wgate n,  up = Wup n,  n = rmsnorm(mid);  next = mid
@@ -761,14 +821,22 @@ static void layer_backward(model *m, layer *L, const batch *b, int dx_wanted)
     zero(m->dxn);
     linear_backward(m, &L->o_proj, m->datt, m->dx, L->att);             // mid = x + o(att)
     attention_backward(m->dq, m->dk, m->dv, m->datt, L->q, L->k, L->v, L->att, L->lse,
-                       c->head_dim, b->spans, b->rows);
+                       c->head_dim, L->window, b->spans, b->rows);
     rope(m->dq, m->pos, m->rope, -1);
     rope(m->dk, m->pos, m->rope, -1);
+    mat dq = c->qk_norm ? m->dq_raw : m->dq;
+    mat dk = c->qk_norm ? m->dk_raw : m->dk;
+    if (c->qk_norm) {                                                   // q = rmsnorm(q_raw), by heads
+        zero(dq);
+        zero(dk);
+        rmsnorm_backward(heads_of(m, dq), L->dq_norm, heads_of(m, m->dq), heads_of(m, L->q_raw), L->q_norm, c->eps);
+        rmsnorm_backward(heads_of(m, dk), L->dk_norm, heads_of(m, m->dk), heads_of(m, L->k_raw), L->k_norm, c->eps);
+    }
     rmsnorm_forward(m->xn, none, L->x, L->norm1, c->eps);
     mat dxn = m->dxn;
     if (!dx_wanted) dxn.p = NULL;                                       // nothing below trains: skip dxn
-    linear_backward(m, &L->q_proj, dxn, m->dq, m->xn);
-    linear_backward(m, &L->k_proj, dxn, m->dk, m->xn);
+    linear_backward(m, &L->q_proj, dxn, dq, m->xn);
+    linear_backward(m, &L->k_proj, dxn, dk, m->xn);
     linear_backward(m, &L->v_proj, dxn, m->dv, m->xn);
     mat dx = dx_wanted ? m->dx : none;
     rmsnorm_backward(dx, L->dnorm1, m->dxn, L->x, L->norm1, c->eps);    // d(mid) + …: dx is now d(x)

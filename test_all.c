@@ -336,9 +336,9 @@ static double loss_of(void *context)
 
 // A small model with a method whose trainable numbers were moved off their start. The dice are left as they were found,
 // so that a second call draws the same numbers.
-static model *open_shaken(plan p, int tied)
+static model *open_shaken(plan p, int which)
 {
-    model *m = open_small(p, tied);
+    model *m = open_small(p, which);
     rng before = dice;
     shake(m, 0.2, &dice);
     dice = before;
@@ -346,16 +346,18 @@ static model *open_shaken(plan p, int tied)
 }
 
 // Tied and untied: full has another gradient of the embeddings then; that of all others is the same.
+// Full fine-tuning on every kin of the small model; of the methods each on the first and on one more, in turn.
 static void test_gradients(void)
 {
     for (int i = 0; i < METHODS; i++)
-        for (int tied = 0; tied < (i ? 1 : 2) && !left_out(i); tied++) {
-            model *m = open_shaken(small_plan(methods[i].name), tied);
+        for (int which = 0; which < KIN && !left_out(i); which++) {
+            if (i && which && which != 2 + i % (KIN - 2)) continue;
+            model *m = open_shaken(small_plan(methods[i].name), which);
             stepped s = {m, small_batch(0, 3)};
             model_step(m, &s.b, 1.0 / s.b.targets);
             for (int j = 0; j < arrlen(m->tensors); j++) {
                 const tensor *t = &m->tensors[j];
-                if (t->kind == PARAM) check_numeric(loss_of, &s, *t->value, *t->grad, "%s, d %s", methods[i].name, t->name);
+                if (t->kind == PARAM) check_numeric(loss_of, &s, *t->value, *t->grad, "%s, %s, d %s", methods[i].name, kin[which].name, t->name);
             }
             batch_free(&s.b), close_small(m);
         }
@@ -441,7 +443,7 @@ static void test_recompute(void)
         for (int n = 0; n < 3; n++) {
             plan p = small_plan(M);
             p.recompute = n;
-            model *m = open_shaken(p, 0);
+            model *m = open_shaken(p, i % KIN);
             batch b = small_batch(0, 3);
             model_step(m, &b, 0.1);
             if (n) check_gradient(m, kept, SAME_BITS, "%s, --recompute %d", M, n);
@@ -462,20 +464,25 @@ static void test_recompute(void)
 
 static int between(int least, int most) { return least + (int)(rng_next(&dice) % (uint64_t)(most - least + 1)); }
 
-// A tiny Llama of random sizes, as a directory in the scratch space.
+// A tiny Llama, or one of its kin, of random sizes, as a directory in the scratch space. It is two numbers wide at least: of
+// one number RMSNorm leaves ±1, and the gradient behind it is 1e-12 of rounding.
 static char *tiny_model(void)
 {
     static const char *const format =
-        "{\"model_type\": \"llama\", \"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, "
+        "{\"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, "
         "\"num_attention_heads\": %d, \"num_key_value_heads\": %d, \"head_dim\": %d, \"vocab_size\": %d, "
-        "\"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": %s}";
+        "\"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": %s, %s}";
+    static const char *const families_drawn[] = {
+        "\"model_type\": \"llama\"", "\"model_type\": \"llama\", \"attention_bias\": true, \"mlp_bias\": true",
+        "\"model_type\": \"mistral\", \"sliding_window\": 3", "\"model_type\": \"qwen3\", \"attention_bias\": true",
+        "\"model_type\": \"qwen2\", \"use_sliding_window\": true, \"sliding_window\": 2, \"max_window_layers\": 1"};
     static int made;
-    char name[32], text[400];
+    char name[32], text[600];
     snprintf(name, sizeof name, "tiny%d", made++);
     char *dir = in_scratch(name), *path = in_scratch("tiny.json");
     int kv = between(1, 3), group = between(1, 3);
-    snprintf(text, sizeof text, format, between(1, 20), between(1, 24), between(1, 3), kv * group, kv, 2 * between(1, 3),
-        between(3, 40), between(0, 1) ? "true" : "false");
+    snprintf(text, sizeof text, format, between(2, 20), between(1, 24), between(1, 3), kv * group, kv, 2 * between(1, 3),
+        between(3, 40), between(0, 1) ? "true" : "false", families_drawn[between(0, 4)]);
     write_text(path, text);
     write_model(dir, path, 0.4, TYPE_OF(wide));
     free(path);
@@ -1098,7 +1105,7 @@ static void test_attention(void)
     static const span s[2] = {{0, 130, 0, 130}, {130, 3, 130, 20}};     // the second: three new rows behind 17 cached ones
     mat q = random_mat(SHAPE(N, HEADS * D)), k = random_mat(SHAPE(N, 2 * D)), v = random_mat(SHAPE(N, 2 * D));
     mat out = like(q), want = like(q), lse = random_mat(SHAPE(N, HEADS));
-    attention_forward(out, lse, q, k, v, D, s, 2);
+    attention_forward(out, lse, q, k, v, D, INT_MAX, s, 2);
     for (int i = 0; i < 2; i++)
         for (int r = 0; r < s[i].nq; r++)
             for (int h = 0; h < HEADS; h++) {
@@ -1111,11 +1118,11 @@ static void test_attention(void)
 }
 
 // Token by token with the key-value cache gives the logits of the whole row at once.
-static void test_cache(void)
+static void cache_case(int which)
 {
     plan p = base_only();
     p.cache_rows = 16;
-    model *m = open_small(p, 1);
+    model *m = open_small(p, which);
     batch all = small_batch(1, 2), one = batch_new(32, 3);
     one.cached = 1;
     all.targets = all.tokens;
@@ -1130,10 +1137,15 @@ static void test_cache(void)
         one.pos[0] = i;
         one.spans[0] = (span){0, 1, 0, i + 1};
         mat step = all_logits(m, &one);
-        check_mat(step, rows_of(whole, i, 1), EXACT, "token %d", i);
+        check_mat(step, rows_of(whole, i, 1), EXACT, "%s, token %d", kin[which].name, i);
         dev_free(step.p);
     }
     dev_free(whole.p), batch_free(&all), batch_free(&one), close_small(m);
+}
+
+static void test_cache(void)
+{
+    for (int which = 0; which < KIN; which++) if (!not_asked_for(kin[which].name)) cache_case(which);
 }
 
 // ---- the matrix product ---------------------------------------------------------------------------------------------
@@ -1405,6 +1417,16 @@ static void plain_tn(void)              // y = xᵀ w,  dx = w dyᵀ,  dw = x dy
 
 static int op_id(int n) { return ((const int *)op_ids)[n]; }
 
+static void plain_bias(void)            // out = x + b,  db = Σ_n dy
+{
+    for (int n = 0, C = op.out.cols; n < op.out.rows; n++)
+        for (int c = 0; c < C; c++) {
+            plain.out[n * C + c] = plain.in[0][n * C + c] + plain.in[1][c];
+            plain.grad[0][n * C + c] = plain.cot[n * C + c];
+            plain.grad[1][c] += plain.cot[n * C + c];
+        }
+}
+
 static void plain_embedding(void)       // out[n] = table[id]
 {
     for (int n = 0, C = op.out.cols; n < op.out.rows; n++)
@@ -1484,7 +1506,8 @@ static void plain_attention(void)       // every row of every head of every span
         for (int r = 0; r < s->nq; r++)
             for (int h = 0; h < cols / op_head; h++) {
                 int at = (s->q + r) * cols + h * op_head, kv = s->k * kv_cols + h / group * op_head;
-                plain_attention_row(at, kv, kv_cols, s->nk - s->nq + r + 1);
+                int seen = s->nk - s->nq + r + 1, unseen = seen > op_window ? seen - op_window : 0;
+                plain_attention_row(at, kv + unseen * kv_cols, kv_cols, seen - unseen);
             }
 }
 
@@ -1561,8 +1584,8 @@ static void plain_magnitude(void)       // m / √q
 }
 
 static const struct { void (*op)(void), (*loops)(void); } in_plain_loops[] = {
-    {nt_forward, plain_nt}, {nn_forward, plain_nn}, {tn_forward, plain_tn}, {embed_forward, plain_embedding},
-        {norm_forward, plain_rmsnorm},
+    {nt_forward, plain_nt}, {nn_forward, plain_nn}, {tn_forward, plain_tn}, {add_bias_forward, plain_bias},
+        {embed_forward, plain_embedding}, {norm_forward, plain_rmsnorm},
     {rope_forward, plain_rope}, {att_forward, plain_attention}, {glu_forward, plain_swiglu}, {ce_forward, plain_cross_entropy},
     {sum_forward, plain_shard_sum}, {tile_forward, plain_shard_tile}, {mul_forward, plain_broadcast_mul},
         {dot_forward, plain_broadcast_dot},
@@ -1577,6 +1600,7 @@ static const struct { op_case op; int head; span spans[SPANS]; } large_cases[] =
     {.op = {"matmul_tn", {{MC + 5, OFTEN + 9}}, {{{KC + 7, MC + 5}}, {{KC + 7, OFTEN + 9}}}, tn_forward, tn_backward, 0}},
     {.op = {"batched matmul_nt", {{3, MC + 5, 2 * NR + 1}}, {{{3, MC + 5, KC + 7}}, {{3, 2 * NR + 1, KC + 7}}},
         nt_forward, nt_backward, 0}},
+    {.op = {"bias", {{333, 77}}, {{{333, 77}}, {{77}}}, add_bias_forward, add_bias_backward, 0}},
     {.op = {"embedding", {{333, 77}}, {{{50, 77}}}, embed_forward, embed_backward, 0}},
     {.op = {"rmsnorm of short rows", {{333, 61}}, {{{333, 61}}, {{61}}}, norm_forward, norm_backward, 0}},
     {.op = {"rmsnorm of long rows", {{20, 2051}}, {{{20, 2051}}, {{2051}}}, norm_forward, norm_backward, 0}},
@@ -1597,6 +1621,14 @@ static const struct { op_case op; int head; span spans[SPANS]; } large_cases[] =
             {3 * BLOCK + 1, 2 * BLOCK + 1, 3 * BLOCK + 1, 2 * BLOCK + 1}}},
     {.op = {"attention, earlier keys", {{194, 32}}, {{{194, 32}}, {{441, 16}}, {{441, 16}}}, att_forward, att_backward, 0},
         .head = 8, .spans = {{0, BLOCK + 1, 0, 90}, {BLOCK + 1, 130, 90, 331}, {BLOCK + 131, 3, 421, 20}}},
+    {.op = {"attention, a window of 2", {{130, 32}}, {{{130, 32}}, {{130, 16}}, {{130, 16}}}, att_forward, att_backward, WINDOW(2)},
+        .head = 8, .spans = {{0, 130, 0, 130}}},
+    {.op = {"attention, a window within a block", {{194, 32}}, {{{194, 32}}, {{441, 16}}, {{441, 16}}}, att_forward, att_backward,
+        WINDOW(BLOCK - 1)},
+        .head = 8, .spans = {{0, BLOCK + 1, 0, 90}, {BLOCK + 1, 130, 90, 331}, {BLOCK + 131, 3, 421, 20}}},
+    {.op = {"attention, a window of two blocks", {{400, 32}}, {{{400, 32}}, {{400, 16}}, {{400, 16}}}, att_forward, att_backward,
+        WINDOW(2 * BLOCK + 1)},
+        .head = 8, .spans = {{0, 400, 0, 400}}},
     {.op = {"swiglu of short rows", {{333, 61}}, {{{333, 61}}, {{333, 61}}}, glu_forward, glu_backward, 0}},
     {.op = {"swiglu of long rows", {{20, 2051}}, {{{20, 2051}}, {{20, 2051}}}, glu_forward, glu_backward, 0}},
     {.op = {"cross_entropy of few", {{333, 1}}, {{{333, 61}}}, ce_forward, ce_backward, OUT}},
@@ -3311,7 +3343,7 @@ static void test_config(void)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         if (not_asked_for(cases[i].field)) continue;
         snprintf(text, sizeof text, "{%s, ", cases[i].field);
-        snprintf(text + strlen(text), sizeof text - strlen(text), small_config + 1, "false");
+        snprintf(text + strlen(text), sizeof text - strlen(text), small_config + 1, kin[0].fields);
         write_text(path, text);
         config c = config_read(path);
         check(fabs(c.theta - cases[i].theta) + fabs(c.init_range - cases[i].range), 0, "%s", cases[i].field);
@@ -3328,23 +3360,46 @@ static void test_config(void)
     free(path);
 }
 
-// What config.json and adapter_config.json leave out is what transformers' LlamaConfig() and PEFT's LoraConfig() say.
+// What config.json and adapter_config.json leave out is what transformers' LlamaConfig(), MistralConfig(), Qwen2Config(),
+// Qwen3Config() and PEFT's LoraConfig() say. What they say of windows and biases counts, too.
 static void test_defaults(void)
 {
+    static const struct { const char *fields; int max_pos, kv_heads, head_dim, window, full_layers, qkv_bias, o_bias; } cases[] = {
+        {"\"llama\"",                                           2048, 64,   4, INT_MAX, 0, 0, 0},
+        {"\"llama\", \"attention_bias\": true, \"head_dim\": null", 2048, 64, 4, INT_MAX, 0, 1, 1},
+        {"\"mistral\"",                                       131072,  8,   4,    4096, 0, 0, 0},
+        {"\"mistral\", \"sliding_window\": null, \"num_key_value_heads\": null", 131072, 64, 4, INT_MAX, 0, 0, 0},
+        {"\"qwen2\"",                                          32768, 32,   4, INT_MAX, 0, 1, 0},
+        {"\"qwen2\", \"use_sliding_window\": true",            32768, 32,   4,    4096, 28, 1, 0},
+        {"\"qwen2\", \"use_sliding_window\": true, \"sliding_window\": 7, \"layer_types\": [\"full_attention\", "
+            "\"sliding_attention\"]",                          32768, 32,   4,       7, 1, 1, 0},
+        {"\"qwen3\"",                                          32768, 32, 128, INT_MAX, 0, 0, 0},
+        {"\"qwen3\", \"attention_bias\": true",                32768, 32, 128, INT_MAX, 0, 1, 1},
+    };
     char *path = in_scratch("least.json"), *dir = in_scratch("least"), *adapter = join(dir, "adapter_config.json");
-    write_text(path, "{\"model_type\": \"llama\", \"hidden_size\": 12, \"intermediate_size\": 20, "
-        "\"num_hidden_layers\": 2, \"num_attention_heads\": 3, \"vocab_size\": 13}");
-    config c = config_read(path);
-    expect(c.eps == 1e-6, "rms_norm_eps is %g", c.eps);
-    expect(c.theta == 10000 && c.max_pos == 2048 && !c.tied && c.init_range == 0.02,
-        "rope_theta %g, max_position_embeddings %d", c.theta, c.max_pos);
-    expect(c.kv_heads == 3 && c.head_dim == 4, "%d key-value heads of %d", c.kv_heads, c.head_dim);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char text[600];
+        snprintf(text, sizeof text, "{\"model_type\": %s, \"hidden_size\": 256, \"intermediate_size\": 20, "
+            "\"num_hidden_layers\": 2, \"num_attention_heads\": 64, \"vocab_size\": 13}", cases[i].fields);
+        write_text(path, text);
+        config c = config_read(path);
+        expect(c.eps == 1e-6 && c.theta == 10000 && !c.tied && c.init_range == 0.02,
+            "%s: rms_norm_eps is %g, rope_theta %g", cases[i].fields, c.eps, c.theta);
+        expect(c.max_pos == cases[i].max_pos, "%s: max_position_embeddings %d", cases[i].fields, c.max_pos);
+        expect(c.kv_heads == cases[i].kv_heads && c.head_dim == cases[i].head_dim, "%s: %d key-value heads of %d",
+            cases[i].fields, c.kv_heads, c.head_dim);
+        expect(c.window == cases[i].window && c.full_layers == cases[i].full_layers, "%s: a window of %d from layer %d on",
+            cases[i].fields, c.window, c.full_layers);
+        expect(c.qkv_bias == cases[i].qkv_bias && c.o_bias == cases[i].o_bias && !c.mlp_bias, "%s: biases %d, %d",
+            cases[i].fields, c.qkv_bias, c.o_bias);
+        free(c.text);
+    }
     if (mkdir(dir, 0700)) die("%s: %s", dir, strerror(errno));
     write_text(adapter, "{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": [\"q_proj\"]}");
     plan p = plan_from_options();
     peft_read_config(&p, dir);
     expect(p.alpha == 8 && !strcmp(p.method->name, "lora"), "lora_alpha is %g", p.alpha);
-    free(c.text), free(path), free(adapter), free(dir);
+    free(path), free(adapter), free(dir);
 }
 
 // Sequences of different length answered together say what each says alone.
@@ -3885,8 +3940,26 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"config lacks a field", "sed -i '/hidden_size/d' $D/model/config.json",                     "",
         "\"hidden_size\" is missing"},
     {"config is not JSON",  "echo '{' > $D/model/config.json", "", "not valid JSON"},
-    {"another model",       "sed -i 's/\"llama\"/\"mistral\"/' $D/model/config.json",           "", "only \"llama\""},
-    {"scaled RoPE",         "sed -i 's/^{/{\"rope_scaling\": {\"rope_type\": \"llama3\"},/' $D/model/config.json", "", "llama3"},
+    {"another model",       "sed -i 's/\"llama\"/\"phi3\"/' $D/model/config.json",              "",
+        "\"model_type\" is phi3; these are built: llama, mistral, qwen2, qwen3"},
+    {"RoPE by yarn",        "sed -i 's/^{/{\"rope_scaling\": {\"rope_type\": \"yarn\"},/' $D/model/config.json", "",
+        "of type \"yarn\" is not built"},
+    {"RoPE by dynamic",     "sed -i 's/^{/{\"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 2},/' $D/model/config.json", "",
+        "of type \"dynamic\" is not built"},
+    {"RoPE in part",        "sed -i 's/^{/{\"partial_rotary_factor\": 0.5,/' $D/model/config.json", "",
+        "\"partial_rotary_factor\" is 0.5, only 1 is built"},
+    {"llama3's RoPE without its numbers", "sed -i 's/^{/{\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8},/' "
+        "$D/model/config.json", "", "field \"low_freq_factor\" is missing"},
+    {"llama3's RoPE upside down", "sed -i 's/^{/{\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8, "
+        "\"low_freq_factor\": 4, \"high_freq_factor\": 4},/' $D/model/config.json", "",
+        "\"low_freq_factor\" 4 must be less than \"high_freq_factor\" 4"},
+    {"windows before full layers", "sed -i 's/\"llama\"/\"qwen2\"/; s/^{/{\"use_sliding_window\": true, "
+        "\"layer_types\": [\"sliding_attention\", \"full_attention\"],/' $D/model/config.json", "",
+        "full_attention behind sliding_attention"},
+    {"windows of no width", "sed -i 's/\"llama\"/\"qwen3\"/; s/^{/{\"layer_types\": [\"sliding_attention\"],/' "
+        "$D/model/config.json", "", "\"layer_types\" must be a list of"},
+    {"biases of another family", "sed -i 's/\"llama\"/\"mistral\"/; s/^{/{\"attention_bias\": true,/' $D/model/config.json", "",
+        "which model_type mistral does not have"},
     {"no tokenizer",        "rm $D/model/tokenizer.model", "", "tokenizer.model"},
     {"another tokenizer",   "echo '{\"version\": \"1.0\"}' > $D/model/tokenizer.model",         "", "tokenizer.model"},
     {"truncated tokenizer", "truncate -s 3000 $D/model/tokenizer.model", "", "tokenizer.model"},
@@ -4065,7 +4138,7 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"a switch that is null", "sed -i 's/\"tie_word_embeddings\":[^,]*/\"tie_word_embeddings\": null/' "
         "$D/model/config.json", "", "\"tie_word_embeddings\" must be true or false"},
     {"biases",              "sed -i 's/^{/{\"attention_bias\": true,/' $D/model/config.json", "",
-        "\"attention_bias\" is true, which is not built"},
+        "model.layers.0.self_attn.q_proj.bias"},
     {"dropout in training", "sed -i 's/^{/{\"attention_dropout\": 0.1,/' $D/model/config.json", "",
         "\"attention_dropout\" 0.1, which is not built"},
     {"a field of another RoPE", "sed -i 's/^{/{\"rope_scaling\": {\"rope_theta\": 10000, \"factor\": 8},/' "
@@ -4745,6 +4818,11 @@ static void test_gpu_methods(void)
 {
     for (int i = 0; i < METHODS; i++)
         for (int recompute = 0; recompute < 3 && !left_out(i); recompute += 2) compare_halves(methods[i].name, recompute);
+    for (int which = 1; which < KIN; which++) {
+        char what[60];
+        snprintf(what, sizeof what, "full on %s", kin[which].name);
+        if (!not_asked_for(what)) compare_halves(what, which % 2 ? 2 : 0);
+    }
 }
 
 // bf16 is as good as PyTorch's: of each gradient of the bundled model at most 1.5 times its error (dev/golden.py

@@ -232,7 +232,7 @@ static void training_loop(run *r)
 
 // ---- 2  the commands --------------------------------------------------------------------------------------
 
-// --init: Hugging Face's start, normal with σ = initializer_range (0.02) for matrices, ones for norms.
+// --init: Hugging Face's start, normal with σ = initializer_range (0.02) for matrices, ones for norms, zeros for biases.
 static void random_weights(model *m)
 {
     for (int i = 0; i < arrlen(m->tensors); i++) {
@@ -241,7 +241,8 @@ static void random_weights(model *m)
         rng g = rng_named(m->p.seed, t->name);
         size_t n = elements(*t->value);
         wide *x = alloc(n, sizeof *x);
-        for (size_t j = 0; j < n; j++) x[j] = t->shape.n[1] ? (wide)(m->c.init_range * rng_normal(&g)) : 1;
+        int bias = t->of && t->value == &t->of->bias;
+        for (size_t j = 0; j < n; j++) x[j] = t->shape.n[1] ? (wide)(m->c.init_range * rng_normal(&g)) : !bias;
         put(*t->value, x, TYPE_OF(wide));
         free(x);
     }
@@ -316,8 +317,8 @@ static void print_plan(const run *r)
     const config *c = &m->c;
     double base = base_parameters(m), trained = (double)m->trainable, state = megabytes(m, PARAM);
     printf("device     %s\n", dev_name());
-    printf("model      %s: Llama, %.2fM parameters, %d layers of %d, vocabulary %d\n",
-           shown(opt.init ? opt.init : opt.model), base / 1e6, c->layers, c->dim, c->vocab);
+    printf("model      %s: %s, %.2fM parameters, %d layers of %d, vocabulary %d\n",
+           shown(opt.init ? opt.init : opt.model), c->family->name, base / 1e6, c->layers, c->dim, c->vocab);
     printf("method     %s: %s", m->p.method->name, m->p.method->equation);
     if (!full_training(m)) {
         printf(", rank %d on", m->p.rank);

@@ -382,6 +382,33 @@ extern "C" void matmul_tn(mat y, mat x, mat w, double scale, enum mode mode)
 
 // ---- 4  Llama2 --------------------------------------------------------------------------------------------
 
+// y[n] += b.  One block: 256 columns of a row, an element a thread.
+__global__ static void bias_kernel(mat y, mat b)
+{
+    FOR_EACH_ELEMENT(y, row, col) {
+        real *element = row_of(y, row) + col;
+        down(element, up(*element) + load(b.p, b.type, col));
+    }
+}
+
+extern "C" void bias_forward(mat y, mat b)
+{
+    if (b.p) RUN(bias_kernel, element_grid(y), THREADS, y, b);
+}
+
+//  db += Σ_n dy[n].  One block: 32 columns, of which each of the 8 warps adds up every eighth row.
+__global__ static void bias_backward_kernel(mat db, mat dy)
+{
+    int c = blockIdx.x * WARP + threadIdx.x % WARP;
+    wide sum = column_sum(dy.rows, c < dy.cols, [&](int n) { return up(row_of(dy, n)[c]); });
+    if (c < dy.cols && threadIdx.x < WARP) ((wide *)db.p)[c] += sum;
+}
+
+extern "C" void bias_backward(mat db, mat dy)
+{
+    if (db.p) RUN(bias_backward_kernel, (dy.cols + WARP - 1) / WARP, THREADS, db, dy);
+}
+
 // out[n] = table[ids[n]].  One block: 256 columns of a token's row, an element a thread.
 __global__ static void embedding_kernel(mat out, mat table, const int *ids)
 {
@@ -503,21 +530,27 @@ extern "C" void rope(mat x, dev_ints pos, mat table, int sign)
 
 // Attention, by batched products: tensor cores do the work. A batch is QUERIES query rows of a span, in one
 // query head of each head of keys. Only its scores (heads of keys, QUERIES, keys) are in memory.
-//   S = q kᵀ/√d (causal),  P = softmax(S),  out = P v
+//   S = q kᵀ/√d,  P = softmax(S) over the keys that a row sees,  out = P v
 // Kept for the backward: lse = log Σ exp(S), a number a row and head.
 // Scores are wide: in 16 bits a score of 20 would be off by 0.06. `group` query heads share a head of keys
 // and values, so there are `group` batches, one after the other: batch g has every group-th query head from g
 // on. With 4 query heads and 2 key heads, batch 0 has query heads 0 and 2, batch 1 has 1 and 3.
 enum { QUERIES = 512 };
 
-// Query rows row … row+n-1. Their span has `before` keys in front of the first query's own; the last query
-// sees `keys` keys.
-typedef struct { int row, n, before, keys; } query_block;
+// Query rows row … row+n-1, and the keys key … key+keys-1 that some of them see. Among these are `before` keys
+// in front of the first query's own. Row r sees block keys seen_from … seen_to − 1, at most `window` of them.
+struct query_block {
+    int row, n, key, keys, before, window;
+    __device__ int seen_to(int r) const { return before + r + 1; }
+    __device__ int seen_from(int r) const { return seen_to(r) > window ? seen_to(r) - window : 0; }
+};
 
-static query_block queries_at(span s, int q0)
+static query_block queries_at(span s, int q0, int window)
 {
-    int n = s.nq - q0 < QUERIES ? s.nq - q0 : QUERIES, before = s.nk - s.nq + q0;
-    return {s.q + q0, n, before, before + n};
+    int n = s.nq - q0 < QUERIES ? s.nq - q0 : QUERIES;
+    int own = s.nk - s.nq + q0;                         // the first query's own key, in the span
+    int first = own + 1 > window ? own + 1 - window : 0;
+    return {s.q + q0, n, s.k + first, own + n - first, own - first, window};
 }
 
 // The given rows of heads first, first + step, first + 2 step, …, as a batch of matrices (heads, rows, d).
@@ -541,38 +574,39 @@ static mat scores(int which, enum dtype type, int heads, int n, int keys)
     return {scratch(which, heads * stride * size_of[type]), type, n, keys, ld, heads, stride, heads * stride};
 }
 
-// One block a row of scores of one head: P = softmax over the keys that this query sees, P = 0 for later
-// keys, and lse.
-__global__ static void softmax_kernel(mat P, mat S, mat lse, int row, int before, int head, int step)
+// One block a row of scores of one head: P = softmax over the keys that this query sees, P = 0 for others, and
+// lse.
+__global__ static void softmax_kernel(mat P, mat S, mat lse, query_block b, int head, int step)
 {
-    int r = blockIdx.x, h = blockIdx.y, seen = before + r + 1;
+    int r = blockIdx.x, h = blockIdx.y, from = b.seen_from(r), to = b.seen_to(r);
     const wide *s = (const wide *)S.p + index_of(S, h, r, 0);
     real *p = (real *)P.p + index_of(P, h, r, 0);
     wide most = -INFINITY, sum = 0;
-    for (int c = threadIdx.x; c < seen; c += blockDim.x) most = s[c] > most ? s[c] : most;
+    for (int c = from + threadIdx.x; c < to; c += blockDim.x) most = s[c] > most ? s[c] : most;
     most = block_reduce(most, larger());
-    for (int c = threadIdx.x; c < seen; c += blockDim.x) sum += exp(s[c] - most);
+    for (int c = from + threadIdx.x; c < to; c += blockDim.x) sum += exp(s[c] - most);
     sum = block_sum(sum);
-    for (int c = threadIdx.x; c < P.cols; c += blockDim.x) down(&p[c], c < seen ? exp(s[c] - most) / sum : 0);
-    if (threadIdx.x == 0) ((wide *)lse.p)[index_of(lse, 0, row + r, head + h * step)] = most + log(sum);
+    for (int c = threadIdx.x; c < P.cols; c += blockDim.x)
+        down(&p[c], c >= from && c < to ? exp(s[c] - most) / sum : 0);
+    if (threadIdx.x == 0) ((wide *)lse.p)[index_of(lse, 0, b.row + r, head + h * step)] = most + log(sum);
 }
 
 // out = softmax(q kᵀ/√d) v: for each block of query rows and each batch of heads two products, with the
 // softmax between.
-extern "C" void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, const span *spans, int count)
+extern "C" void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, int window,
+                                  const span *spans, int count)
 {
     int group = q.cols / k.cols;
     for (int i = 0; i < count; i++)
         for (int q0 = 0; q0 < spans[i].nq; q0 += QUERIES) {
-            query_block b = queries_at(spans[i], q0);
-            mat K = heads_of(k, spans[i].k, b.keys, 0, 1, d), V = heads_of(v, spans[i].k, b.keys, 0, 1, d);
+            query_block b = queries_at(spans[i], q0, window);
+            mat K = heads_of(k, b.key, b.keys, 0, 1, d), V = heads_of(v, b.key, b.keys, 0, 1, d);
             mat S = scores(SCORES, TYPE_OF(wide), K.batch, b.n, b.keys);
             mat P = scores(SOFTMAX, TYPE_OF(real), K.batch, b.n, b.keys);
             for (int g = 0; g < group; g++) {
                 mat Q = heads_of(q, b.row, b.n, g, group, d), O = heads_of(out, b.row, b.n, g, group, d);
                 matmul_nt(S, Q, K, 1 / sqrt((double)d), SET);                   // S = q kᵀ/√d
-                RUN(softmax_kernel, dim3(b.n, K.batch), THREADS,
-                    P, S, lse, b.row, b.before, g, group);                      // P = softmax(S)
+                RUN(softmax_kernel, dim3(b.n, K.batch), THREADS, P, S, lse, b, g, group);   // P = softmax(S)
                 matmul_nn(O, P, V, 1, SET);                                     // out = P v
             }
         }
@@ -585,37 +619,37 @@ extern "C" void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, 
 // One block a row of scores of one head. It computes P = exp(S − lse) anew, and dS. The subtraction dP − Δ is
 // done in wide; only its product with P is rounded to real.
 __global__ static void softmax_backward_kernel(mat P, mat dS, mat S, mat dP, mat out, mat dout, mat lse,
-                                               int row, int before, int head, int step)
+                                               query_block b, int head, int step)
 {
-    int r = blockIdx.x, h = blockIdx.y, seen = before + r + 1;
+    int r = blockIdx.x, h = blockIdx.y, from = b.seen_from(r), to = b.seen_to(r);
     const wide *s = (const wide *)S.p + index_of(S, h, r, 0);
     const wide *dp = (const wide *)dP.p + index_of(dP, h, r, 0);
     const real *o = (const real *)out.p + index_of(out, h, r, 0);
     const real *g = (const real *)dout.p + index_of(dout, h, r, 0);
     real *p = (real *)P.p + index_of(P, h, r, 0);
     real *ds = (real *)dS.p + index_of(dS, h, r, 0);
-    wide l = ((const wide *)lse.p)[index_of(lse, 0, row + r, head + h * step)], delta = 0;
+    wide l = ((const wide *)lse.p)[index_of(lse, 0, b.row + r, head + h * step)], delta = 0;
     for (int c = threadIdx.x; c < out.cols; c += blockDim.x) delta += up(o[c]) * up(g[c]);
     delta = block_sum(delta);
     for (int c = threadIdx.x; c < P.cols; c += blockDim.x) {
-        wide pc = c < seen ? exp(s[c] - l) : 0;
+        bool seen = c >= from && c < to;
+        wide pc = seen ? exp(s[c] - l) : 0;
         down(&p[c], pc);
-        down(&ds[c], c < seen ? pc * (dp[c] - delta) : 0);
+        down(&ds[c], seen ? pc * (dp[c] - delta) : 0);
     }
 }
 
 // The equations above, for each block of query rows and each batch of heads, from S and dP on.
 extern "C" void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse,
-                                   int d, const span *spans, int count)
+                                   int d, int window, const span *spans, int count)
 {
     int group = q.cols / k.cols;
     double scale = 1 / sqrt((double)d);
     for (int i = 0; i < count; i++)
         for (int q0 = 0; q0 < spans[i].nq; q0 += QUERIES) {
-            query_block b = queries_at(spans[i], q0);
-            mat K = heads_of(k, spans[i].k, b.keys, 0, 1, d), V = heads_of(v, spans[i].k, b.keys, 0, 1, d);
-            mat dK = heads_of(dk, spans[i].k, b.keys, 0, 1, d);
-            mat dV = heads_of(dv, spans[i].k, b.keys, 0, 1, d);
+            query_block b = queries_at(spans[i], q0, window);
+            mat K = heads_of(k, b.key, b.keys, 0, 1, d), V = heads_of(v, b.key, b.keys, 0, 1, d);
+            mat dK = heads_of(dk, b.key, b.keys, 0, 1, d), dV = heads_of(dv, b.key, b.keys, 0, 1, d);
             mat S = scores(SCORES, TYPE_OF(wide), K.batch, b.n, b.keys);
             mat P = scores(SOFTMAX, TYPE_OF(real), K.batch, b.n, b.keys);
             mat dP = scores(DSOFTMAX, TYPE_OF(wide), K.batch, b.n, b.keys);
@@ -626,7 +660,7 @@ extern "C" void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat 
                 matmul_nt(S, Q, K, scale, SET);                                 // S = q kᵀ/√d
                 matmul_nt(dP, dO, V, 1, SET);                                   // dP = dout vᵀ
                 RUN(softmax_backward_kernel, dim3(b.n, K.batch), THREADS,
-                    P, dS, S, dP, O, dO, lse, b.row, b.before, g, group);       // dS = P ⊙ (dP − Δ)
+                    P, dS, S, dP, O, dO, lse, b, g, group);                     // dS = P ⊙ (dP − Δ)
                 matmul_tn(dV, P, dO, 1, ADD);                                   // dv += Pᵀ dout
                 matmul_nn(dQ, dS, K, scale, ADD);                               // dq += dS k/√d
                 matmul_tn(dK, dS, Q, scale, ADD);                               // dk += dSᵀ q/√d
@@ -895,16 +929,18 @@ extern "C" size_t dev_reserve(needs n, int take)
     bytes[FACTOR_A] = converted * sizeof(real);
     bytes[FACTOR_B] = converted * sizeof(real);
     bytes[HOST] = n.fetched * sizeof(wide);
-    size_t score = (size_t)n.heads * (n.keys < QUERIES ? n.keys : QUERIES) * score_row(n.keys);
+    int queries = n.keys < QUERIES ? n.keys : QUERIES;
+    int keys = n.keys - queries < n.window ? n.keys : n.window - 1 + queries;
+    size_t score = (size_t)n.heads * queries * score_row(keys);
     bytes[SCORES] = score * sizeof(wide);
     bytes[SOFTMAX] = score * sizeof(real);
     if (n.train) {
         bytes[DSOFTMAX] = score * sizeof(wide);
         bytes[DSCORES] = score * sizeof(real);
     }
-    size_t rhos = n.tokens * sizeof(wide);                      // rmsnorm_backward's
+    size_t rhos = n.normed * sizeof(wide);                      // rmsnorm_backward's
     size_t sums = (SUMS + 1) * sizeof(double);                  // sum_of_squares'
-    if (n.tokens) bytes[SUMS_OF_ROWS] = rhos > sums ? rhos : sums;
+    if (n.normed) bytes[SUMS_OF_ROWS] = rhos > sums ? rhos : sums;
     for (int i = 0; i < BUFFERS; i++) {
         all += bytes[i];
         if (take) resize(i, bytes[i]);

@@ -67,9 +67,11 @@ static double now(void)
 TIMED(matmul_nt, (mat y, mat x, mat w, double scale, enum mode mode), (y, x, w, scale, mode), of_product(y, x, 0), product_flops(y, x, 0), product_bytes(y, x, w, mode))
 TIMED(matmul_nn, (mat y, mat x, mat w, double scale, enum mode mode), (y, x, w, scale, mode), of_product(y, x, 0), product_flops(y, x, 0), product_bytes(y, x, w, mode))
 TIMED(matmul_tn, (mat y, mat x, mat w, double scale, enum mode mode), (y, x, w, scale, mode), of_product(y, x, 1), product_flops(y, x, 1), product_bytes(y, x, w, mode))
-TIMED(attention_forward, (mat out, mat lse, mat q, mat k, mat v, int d, const span *s, int n), (out, lse, q, k, v, d, s, n),
+TIMED(attention_forward, (mat out, mat lse, mat q, mat k, mat v, int d, int w, const span *s, int n),
+      (out, lse, q, k, v, d, w, s, n),
       ATTENTION, 2 * attention_flops(s, n, q), size_of(out) + size_of(q) + size_of(k) + size_of(v))
-TIMED(attention_backward, (mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse, int d, const span *s, int n), (dq, dk, dv, dout, q, k, v, out, lse, d, s, n),
+TIMED(attention_backward, (mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse, int d, int w, const span *s, int n),
+      (dq, dk, dv, dout, q, k, v, out, lse, d, w, s, n),
       ATTENTION, 5 * attention_flops(s, n, q), 3 * (size_of(dq) + size_of(dk) + size_of(dv)) + size_of(dout) + size_of(out))
 TIMED(rmsnorm_forward, (mat out, mat residual, mat x, mat w, double eps), (out, residual, x, w, eps), ROWWISE, 0, size_of(out) + size_of(residual) + size_of(x))
 TIMED(rmsnorm_backward, (mat dx, mat dw, mat dout, mat x, mat w, double eps), (dx, dw, dout, x, w, eps), ROWWISE, 0, 2 * size_of(dx) + size_of(dout) + size_of(x))

@@ -43,7 +43,7 @@ static double matmul_rate(int n)
 static config config_of(const struct shape_row *s)
 {
     return (config){.dim = s->dim, .hidden = s->hidden, .layers = s->layers, .heads = s->heads, .kv_heads = s->kv_heads, .head_dim = s->dim / s->heads,
-        .vocab = s->vocab, .max_pos = 4096, .eps = 1e-5, .theta = 10000};
+        .vocab = s->vocab, .max_pos = 4096, .eps = 1e-5, .theta = 10000, .window = INT_MAX, .rope_factor = 1};
 }
 
 // Every weight takes its numbers from one pool of random bf16: a seven-billion model is there in seconds.

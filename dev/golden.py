@@ -18,6 +18,7 @@ so those are replaced here while the float64 goldens are made. The float32 ones 
 """
 import argparse
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -29,7 +30,6 @@ import torch
 import transformers
 from peft.tuners.lora.config import LoraGAConfig
 from peft.tuners.lora.loraga import preprocess_loraga
-from transformers.models.llama import modeling_llama
 
 from make_data import PROMPT
 
@@ -41,6 +41,15 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 BASES = {
     "base-mha": dict(num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=False, rope_parameters={"rope_type": "default", "rope_theta": 500.0}),
     "base-gqa": dict(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 300.0}),
+    "base-llama3": dict(num_attention_heads=4, num_key_value_heads=2, attention_bias=True, mlp_bias=True, tie_word_embeddings=False,
+                        rope_parameters={"rope_type": "llama3", "rope_theta": 50.0, "factor": 8.0, "low_freq_factor": 0.25, "high_freq_factor": 2.0,
+                                         "original_max_position_embeddings": 8}),
+    "base-mistral": dict(model_type="mistral", num_attention_heads=4, num_key_value_heads=2, head_dim=6, sliding_window=4, tie_word_embeddings=False,
+                         rope_parameters={"rope_type": "default", "rope_theta": 400.0}),
+    "base-qwen2": dict(model_type="qwen2", num_attention_heads=4, num_key_value_heads=2, use_sliding_window=True, sliding_window=3, max_window_layers=1,
+                       tie_word_embeddings=True, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 200.0}),
+    "base-qwen3": dict(model_type="qwen3", num_attention_heads=4, num_key_value_heads=2, head_dim=6, tie_word_embeddings=True,
+                       rope_parameters={"rope_type": "default", "rope_theta": 1000.0}),
     "base-bf16": dict(num_attention_heads=4, num_key_value_heads=1, tie_word_embeddings=False, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}),
 }
 
@@ -56,6 +65,14 @@ def miss(**options):
 CASES = {
     "full-gqa": ("base-gqa", None),
     "full-bf16": ("base-bf16", None),
+    "full-llama3": ("base-llama3", None),
+    "full-mistral": ("base-mistral", None),
+    "full-qwen2": ("base-qwen2", None),
+    "full-qwen3": ("base-qwen3", None),
+    "lora-qwen2": ("base-qwen2", lora(lora_alpha=6)),
+    "dora-llama3": ("base-llama3", lora(lora_alpha=6, use_dora=True)),
+    "miss-qwen3": ("base-qwen3", miss(r=5)),
+    "bat-qwen2": ("base-qwen2", miss(init_weights="bat")),
     "lora-mha": ("base-mha", lora()),
     "lora-alpha": ("base-gqa", lora(r=3, lora_alpha=7)),
     "lora-bf16": ("base-bf16", lora(lora_alpha=6)),
@@ -87,8 +104,18 @@ class Norm64(torch.nn.Module):
 class Rotary64(torch.nn.Module):
     def __init__(self, config):
         super().__init__()
-        dim = config.hidden_size // config.num_attention_heads
-        self.frequency = config.rope_parameters["rope_theta"] ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        rope = config.rope_parameters
+        frequency = rope["rope_theta"] ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+        if rope["rope_type"] == "linear":
+            frequency = frequency / rope["factor"]
+        if rope["rope_type"] == "llama3":           # transformers' _compute_llama3_parameters
+            old, low, high = (rope[n] for n in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"))
+            length = 2 * math.pi / frequency
+            smooth = (old / length - low) / (high - low)
+            between = (1 - smooth) * frequency / rope["factor"] + smooth * frequency
+            frequency = torch.where(length > old / low, frequency / rope["factor"], torch.where(length < old / high, frequency, between))
+        self.frequency = frequency
 
     def forward(self, x, position_ids):
         angle = position_ids[..., None].double() * self.frequency
@@ -98,7 +125,7 @@ class Rotary64(torch.nn.Module):
 
 def in_float64(model):
     for name, module in list(model.named_modules()):
-        if isinstance(module, modeling_llama.LlamaRMSNorm):
+        if type(module).__name__.endswith("RMSNorm"):
             parent = model.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], Norm64(module))
     model.model.rotary_emb = Rotary64(model.config)
@@ -120,13 +147,13 @@ def batch():
 
 def make_base(name, options):
     folder = os.path.join(HERE, name)
-    config = transformers.LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, rms_norm_eps=1e-5, max_position_embeddings=64,
-                                      initializer_range=0.3, bos_token_id=1, eos_token_id=2, **options)
+    config = transformers.AutoConfig.for_model(**{"model_type": "llama", **options}, vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, rms_norm_eps=1e-5, max_position_embeddings=64,
+                                      initializer_range=0.3, bos_token_id=1, eos_token_id=2)
     torch.manual_seed(len(name) * 1000 + sum(map(ord, name)))
-    model = transformers.LlamaForCausalLM(config)
+    model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() == 1:
+            if parameter.dim() == 1:                # norms and biases
                 parameter += 0.2 * torch.randn_like(parameter)
     model.to(torch.bfloat16 if "bf16" in name else torch.float32).save_pretrained(folder, **({"max_shard_size": "4KB"} if "bf16" in name else {}))
     path = os.path.join(folder, "config.json")

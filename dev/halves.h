@@ -52,12 +52,26 @@ static void write_text(const char *path, const char *text)
 }
 
 static const char small_config[] =
-    "{\"model_type\": \"llama\", \"hidden_size\": 12, \"intermediate_size\": 20, \"num_hidden_layers\": 2, "
+    "{\"hidden_size\": 12, \"intermediate_size\": 20, \"num_hidden_layers\": 2, "
     "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 4, \"vocab_size\": 13, "
-    "\"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": %s}";
+    "\"rms_norm_eps\": 1e-5, %s}";
 
-// Writes a model of this config.json as a Hugging Face directory, in dtype `type`. Its matrices are normal
-// noise of standard deviation `size`, its norms of 1.
+// Its kin: each has something that the first has not.
+static const struct { const char *name, *fields; } kin[] = {
+    {"untied", "\"model_type\": \"llama\", \"tie_word_embeddings\": false"},
+    {"tied", "\"model_type\": \"llama\", \"tie_word_embeddings\": true"},
+    {"biases", "\"model_type\": \"llama\", \"attention_bias\": true, \"mlp_bias\": true, \"rope_scaling\": "
+        "{\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 0.01, \"high_freq_factor\": 4, "
+        "\"original_max_position_embeddings\": 16}"},
+    {"mistral", "\"model_type\": \"mistral\", \"sliding_window\": 3"},
+    {"qwen2", "\"model_type\": \"qwen2\", \"tie_word_embeddings\": true, \"use_sliding_window\": true, "
+        "\"sliding_window\": 4, \"max_window_layers\": 1, \"rope_scaling\": {\"type\": \"linear\", \"factor\": 2}"},
+    {"qwen3", "\"model_type\": \"qwen3\", \"attention_bias\": true"},
+};
+enum { KIN = sizeof kin / sizeof *kin };
+
+// Writes a model of this config.json as a Hugging Face directory, in dtype `type`. Its matrices and biases are
+// normal noise of standard deviation `size`, its norms of 1.
 static void write_model(char *dir, const char *config_path, double size, enum dtype type)
 {
     model m = {0};
@@ -66,24 +80,25 @@ static void write_model(char *dir, const char *config_path, double size, enum dt
     p.tokens = p.positions = 8;
     model_measure(&m, config_read(config_path), p);
     model_allocate(&m);
-    for (int i = 0; i < arrlen(m.tensors); i++)
-        if (m.tensors[i].kind == PARAM) randomise(*m.tensors[i].value, m.tensors[i].shape.n[1] ? size : 1);
+    for (int i = 0; i < arrlen(m.tensors); i++) {
+        const tensor *t = &m.tensors[i];
+        int norm = !t->shape.n[1] && !strstr(t->name, ".bias");
+        if (t->kind == PARAM) randomise(*t->value, norm ? 1 : size);
+    }
     stage_begin(dir);
     stage_model(&m, staged, type);                    // no other files are to be copied
     stage_publish(&(place_of_result){.path = dir});
     model_free(&m);
 }
 
-static char *small_model(int tied)      // in this build's own precision
+static char *small_model(int which)     // in this build's own precision
 {
-    char *dir = in_scratch(tied ? "tied" : "untied");
-    char *config_path = in_scratch(tied ? "tied.json" : "untied.json");
-    char text[400];
-    if (!access(dir, F_OK)) {
-        free(config_path);
-        return dir;
-    }
-    snprintf(text, sizeof text, small_config, tied ? "true" : "false");
+    char *dir = in_scratch(kin[which].name);
+    char name[40], text[600];
+    if (!access(dir, F_OK)) return dir;
+    snprintf(name, sizeof name, "%s.json", kin[which].name);
+    snprintf(text, sizeof text, small_config, kin[which].fields);
+    char *config_path = in_scratch(name);
     write_text(config_path, text);
     write_model(dir, config_path, 0.4, TYPE_OF(wide));
     free(config_path);
@@ -114,10 +129,10 @@ static batch small_batch(int from, int to)      // rows from … to-1 of three, 
 }
 
 // The small model, loaded, with the adapter of this plan at its start.
-static model *open_small(plan p, int tied)
+static model *open_small(plan p, int which)
 {
     model *m = alloc(1, sizeof *m);
-    char *dir = small_model(tied);
+    char *dir = small_model(which);
     opt.model = dir;
     model_measure(m, open_config(), p);
     batch b = small_batch(0, 3);
@@ -155,6 +170,7 @@ static dev_ints op_pos, op_ids;
 static span op_spans[SPANS];            // attention's
 static int op_span_count;
 static int op_head;                     // head_dim of attention and RoPE, which grows with the shape
+static int op_window;                   // how many keys a query sees
 static int op_pad;                      // the op's matrices are parts of matrices with so many columns more
 static mat op_lse, op_table, op_kept;
 
@@ -205,13 +221,25 @@ static void rope_backward(void)
 
 static void att_forward(void)
 {
-    attention_forward(op.out, op_lse, op.in[0], op.in[1], op.in[2], op_head, op_spans, op_span_count);
+    attention_forward(op.out, op_lse, op.in[0], op.in[1], op.in[2], op_head, op_window, op_spans, op_span_count);
 }
 
 static void att_backward(void)
 {
     attention_backward(op.grad[0], op.grad[1], op.grad[2], op.cot, op.in[0], op.in[1], op.in[2],
-                       op.out, op_lse, op_head, op_spans, op_span_count);
+                       op.out, op_lse, op_head, op_window, op_spans, op_span_count);
+}
+
+static void add_bias_forward(void)
+{
+    copy(op.out, op.in[0]);
+    bias_forward(op.out, op.in[1]);
+}
+
+static void add_bias_backward(void)
+{
+    add(op.grad[0], op.cot, 1);
+    bias_backward(op.grad[1], op.cot);
 }
 
 static void glu_forward(void) { swiglu_forward(op.out, op.in[0], op.in[1]); }
@@ -266,7 +294,9 @@ static void mag_backward(void) { magnitude_backward(op.grad[0], op.grad[1], op.c
 
 // Flags of a case. OUT, IN0, IN1: this matrix is wide, not real. FROZEN0, FROZEN1: this input gets no
 // gradient. FRONT_TO_BACK: no columns beside those of the op.
-enum { OUT = 1, IN0 = 2, IN1 = 4, FROZEN0 = 8, FROZEN1 = 16, FRONT_TO_BACK = 32 };
+// WINDOW(n): a query sees n keys, and more as the shape grows.
+enum { OUT = 1, IN0 = 2, IN1 = 4, FROZEN0 = 8, FROZEN1 = 16, FRONT_TO_BACK = 32, FLAGS = 64 };
+#define WINDOW(n) ((n) * FLAGS)
 
 typedef struct {
     const char *name;
@@ -280,6 +310,8 @@ static const op_case op_cases[] = {
     {"matmul_nn", {{6, 7}}, {{{6, 5}}, {{5, 7}}}, nn_forward, nn_backward, IN1},
     {"matmul_tn", {{5, 7}}, {{{6, 5}}, {{6, 7}}}, tn_forward, tn_backward, OUT},
     {"batched matmul_nt", {{3, 6, 5}}, {{{3, 6, 7}}, {{3, 5, 7}}}, nt_forward, nt_backward, 0},
+    {"bias", {{6, 5}}, {{{6, 5}}, {{5}}}, add_bias_forward, add_bias_backward, IN1},
+    {"bias, frozen", {{6, 5}}, {{{6, 5}}, {{5}}}, add_bias_forward, add_bias_backward, FROZEN1},
     {"embedding", {{6, 5}}, {{{4, 5}}}, embed_forward, embed_backward, IN0},
     {"rows of activations", {{6, 5}}, {{{4, 5}}}, embed_forward, embed_backward, 0},
     {"rmsnorm", {{6, 9}}, {{{6, 9}}, {{9}}}, norm_forward, norm_backward, IN1},
@@ -287,6 +319,8 @@ static const op_case op_cases[] = {
     {"rmsnorm, frozen input", {{6, 9}}, {{{6, 9}}, {{9}}}, norm_forward, norm_backward, IN1 | FROZEN0},
     {"rope", {{6, 12}}, {{{6, 12}}}, rope_forward, rope_backward, 0},
     {"attention", {{6, 16}}, {{{6, 16}}, {{6, 8}}, {{6, 8}}}, att_forward, att_backward, 0},
+    {"attention in a window", {{6, 16}}, {{{6, 16}}, {{6, 8}}, {{6, 8}}}, att_forward, att_backward,
+        WINDOW(2)},
     {"swiglu", {{6, 9}}, {{{6, 9}}, {{6, 9}}}, glu_forward, glu_backward, 0},
     {"cross_entropy", {{6, 1}}, {{{6, 9}}}, ce_forward, ce_backward, OUT},
     {"shard_sum", {{6, 4}}, {{{6, 11}}}, sum_forward, sum_backward, 0},
@@ -375,6 +409,7 @@ static void op_open(const op_case *c, int f, int head, const span *spans)
         op_spans[op_span_count] = (span){s.q * f, s.nq * f, s.k * f, s.nk * f};
     }
     op_head = head * f;
+    op_window = c->flags / FLAGS ? c->flags / FLAGS * f : INT_MAX;
     op_lse = typed_mat(SHAPE(n, ceil_div(op.in[0].cols, op_head)), TYPE_OF(wide));
     op_table = random_mat(SHAPE(POSITIONS, op_head));
     op_kept = op_mat(c->in[0], f, 0);
@@ -564,19 +599,19 @@ static void unwanted(void)
 }
 
 // More query rows than one block takes, grouped heads, and keys of an earlier pass.
-static snapshot *attention_results(snapshot *list)
+static snapshot *attention_results(snapshot *list, const char *what, int window)
 {
     static const span s[2] = {{0, 700, 0, 700}, {700, 3, 700, 20}};
     mat q = random_mat(SHAPE(703, 32)), k = random_mat(SHAPE(720, 16)), v = random_mat(SHAPE(720, 16));
     mat out = like(q), lse = typed_mat(SHAPE(703, 4), TYPE_OF(wide));
     mat dq = like(q), dk = like(k), dv = like(v), dout = random_mat(SHAPE(703, 32));
-    attention_forward(out, lse, q, k, v, 8, s, 2);
-    attention_backward(dq, dk, dv, dout, q, k, v, out, lse, 8, s, 2);
-    list = give_away(list, "long attention, ", "out", out);
-    list = give_away(list, "long attention, ", "lse", lse);
-    list = give_away(list, "long attention, ", "dq", dq);
-    list = give_away(list, "long attention, ", "dk", dk);
-    list = give_away(list, "long attention, ", "dv", dv);
+    attention_forward(out, lse, q, k, v, 8, window, s, 2);
+    attention_backward(dq, dk, dv, dout, q, k, v, out, lse, 8, window, s, 2);
+    list = give_away(list, what, "out", out);
+    list = give_away(list, what, "lse", lse);
+    list = give_away(list, what, "dq", dq);
+    list = give_away(list, what, "dk", dk);
+    list = give_away(list, what, "dv", dv);
     for (mat *m = (mat[]){q, k, v, dout, {0}}; m->p; m++) dev_free(m->p);
     return list;
 }
@@ -638,7 +673,8 @@ static snapshot *op_results(void)
     list = matmul_results(list);
     list = block_results(list);
     list = weight_results(list);
-    list = attention_results(list);
+    list = attention_results(list, "long attention, ", INT_MAX);
+    list = attention_results(list, "long attention in a window, ", 11);
     list = residual_results(list);
     return training_results(list);
 }
@@ -654,15 +690,20 @@ static snapshot *bundled_results(const snapshot *other)
     return list;
 }
 
-// "ops", "bundled", or a step of one method on the small model.
+// "ops", "bundled", or a step of one method on the small model, "METHOD" or "METHOD on KIN".
 static snapshot *results_of(const char *what, int recompute, const snapshot *other)
 {
     dice = (rng){42};
     if (!strcmp(what, "ops")) return op_results();
     if (!strcmp(what, "bundled")) return bundled_results(other);
-    plan p = small_plan(what);
+    char name[40];
+    const char *on = strstr(what, " on ");
+    int which = 0;
+    snprintf(name, sizeof name, "%.*s", (int)(on ? on - what : 39), what);
+    while (on && strcmp(kin[which].name, on + 4)) which++;
+    plan p = small_plan(name);
     p.recompute = recompute;
-    model *m = open_small(p, 0);
+    model *m = open_small(p, which);
     dice = (rng){42};
     // Twice as far off, dora's gradients amplify an error in the last place 200 times: too much for floats.
     shake(m, 0.1, &dice);

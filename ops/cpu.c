@@ -168,6 +168,25 @@ static inline real exp_real(real x)
     return (real)(p * power);
 }
 
+// y[n] += b
+void bias_forward(mat y, mat b)
+{
+    if (!b.p) return;
+    #pragma omp parallel for if (BIG(y))
+    for (int n = 0; n < y.rows; n++)
+        for (int c = 0; c < y.cols; c++) ROW(y, n)[c] += ROW(b, 0)[c];
+}
+
+//  db += Σ_n dy[n].  Threads share the columns.
+void bias_backward(mat db, mat dy)
+{
+    if (!db.p) return;
+    #pragma omp parallel for if (BIG(dy))
+    for (int c0 = 0; c0 < dy.cols; c0 += 32)
+        for (int n = 0; n < dy.rows; n++)
+            for (int c = c0; c < dy.cols && c < c0 + 32; c++) ROW(db, 0)[c] += ROW(dy, n)[c];
+}
+
 void embedding_forward(mat out, mat table, dev_ints ids)
 {
     #pragma omp parallel for if (BIG(out))
@@ -243,7 +262,7 @@ void rope(mat x, dev_ints pos, mat table, int sign)
     }
 }
 
-// Attention, in each head:  S = q kᵀ/√d (causal),  P = softmax(S),  out = P v.
+// Attention, in each head:  S = q kᵀ/√d,  P = softmax(S) over the keys that a row sees,  out = P v.
 // Kept for the backward pass: lse = log Σ exp(S), a number a row and head.
 //
 // Softmax needs only one row of S at a time, so S is made in blocks of QUERIES query rows, each used up
@@ -264,19 +283,36 @@ static mat part_of(mat m, int row, int rows, int col, int cols)
 
 static inline real *lse_at(mat lse, int row, int head) { return (real *)at(lse, row, head); }
 
-// One block: query rows q0 … q0+n-1 of a span, in head h.
+// One block: query rows q0 … q0+n-1 of a span, in head h. A window is a band along the diagonal: of all keys
+// the block multiplies only those that some row of it sees. With a window of 3, and 2 rows in the block:
+//
+//      keys    0 1 2 3 4 5 6
+//      row 4       x x x               the block's keys: 2 … 5
+//      row 5         x x x
 typedef struct {
     int row, n;                 // its first row in q and out, and how many it has
-    int keys;                   // that its last row may look at; the rows above it see fewer
+    int key, keys;              // its first key in k and v, and how many it has
     int kv_col, q_col;          // where the head begins in a row of k and v, and in a row of q and out
-    int before;                 // keys before the block's first row: its row r sees before + r + 1
+    int before, window;         // keys of the block before the first row's own; how many a row sees at most
 } attention_part;
 
-static attention_part attention_at(span s, int q0, int h, int group, int d)
+static attention_part attention_at(span s, int q0, int h, int group, int d, int window)
 {
     int n = s.nq - q0 < QUERIES ? s.nq - q0 : QUERIES;
-    int before = s.nk - s.nq + q0;
-    return (attention_part){s.q + q0, n, before + n, h / group * d, h * d, before};
+    int own = s.nk - s.nq + q0;                         // the first row's own key, in the span
+    int first = own + 1 > window ? own + 1 - window : 0;
+    return (attention_part){s.q + q0, n, s.k + first, own + n - first, h / group * d, h * d, own - first, window};
+}
+
+// Row r of a block sees its keys seen_from … seen_to − 1.
+static int seen_to(attention_part a, int r) { return a.before + r + 1; }
+static int seen_from(attention_part a, int r) { return seen_to(a, r) > a.window ? seen_to(a, r) - a.window : 0; }
+
+// The columns of a row that it does not see become 0.
+static void hide_unseen(real *s, attention_part a, int r)
+{
+    for (int c = 0; c < seen_from(a, r); c++) s[c] = 0;
+    for (int c = seen_to(a, r); c < a.keys; c++) s[c] = 0;
 }
 
 // Room for a block's scores, in one of this thread's buffers.
@@ -287,7 +323,7 @@ static mat scores_in(int buffer, attention_part a)
 
 // d is the numbers of a head. The largest score of a row, `most`, is subtracted before exp, which then cannot
 // overflow, and added to lse again.
-void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, const span *spans, int count)
+void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, int window, const span *spans, int count)
 {
     int heads = q.cols / d;
     int group = q.cols / k.cols;
@@ -295,20 +331,20 @@ void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, const span 
     for (int i = 0; i < count; i++)
         for (int h = 0; h < heads; h++)
             for (int q0 = 0; q0 < spans[i].nq; q0 += QUERIES) {
-                attention_part a = attention_at(spans[i], q0, h, group, d);
-                mat K = part_of(k, spans[i].k, a.keys, a.kv_col, d);
-                mat V = part_of(v, spans[i].k, a.keys, a.kv_col, d);
+                attention_part a = attention_at(spans[i], q0, h, group, d, window);
+                mat K = part_of(k, a.key, a.keys, a.kv_col, d);
+                mat V = part_of(v, a.key, a.keys, a.kv_col, d);
                 mat S = scores_in(2, a);
                 matmul_nt(S, part_of(q, a.row, a.n, a.q_col, d), K, 1 / sqrt(d), SET);      // S = q kᵀ/√d
                 for (int r = 0; r < a.n; r++) {
-                    real *s = ROW(S, r), most = s[0], sum = 0;
-                    int seen = a.before + r + 1;
+                    int from = seen_from(a, r), to = seen_to(a, r);
+                    real *s = ROW(S, r), most = s[from], sum = 0;
                     #pragma omp simd reduction(max : most)
-                    for (int c = 1; c < seen; c++) most = s[c] > most ? s[c] : most;
+                    for (int c = from; c < to; c++) most = s[c] > most ? s[c] : most;
                     #pragma omp simd reduction(+ : sum)
-                    for (int c = 0; c < seen; c++) sum += s[c] = exp_real(s[c] - most);
-                    for (int c = 0; c < seen; c++) s[c] /= sum;                             // P = softmax(S)
-                    for (int c = seen; c < a.keys; c++) s[c] = 0;
+                    for (int c = from; c < to; c++) sum += s[c] = exp_real(s[c] - most);
+                    for (int c = from; c < to; c++) s[c] /= sum;                            // P = softmax(S)
+                    hide_unseen(s, a, r);
                     *lse_at(lse, a.row + r, h) = most + (real)log((double)sum);
                 }
                 matmul_nn(part_of(out, a.row, a.n, a.q_col, d), S, V, 1, SET);              // out = P v
@@ -325,12 +361,12 @@ void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, const span 
 //
 //  P is not kept from the forward pass but made again, as exp(S − lse).
 static void attention_backward_head(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse,
-                                    int d, span s, int h)
+                                    int d, int window, span s, int h)
 {
     for (int q0 = 0; q0 < s.nq; q0 += QUERIES) {
-        attention_part a = attention_at(s, q0, h, q.cols / k.cols, d);
-        mat K = part_of(k, s.k, a.keys, a.kv_col, d);
-        mat V = part_of(v, s.k, a.keys, a.kv_col, d);
+        attention_part a = attention_at(s, q0, h, q.cols / k.cols, d, window);
+        mat K = part_of(k, a.key, a.keys, a.kv_col, d);
+        mat V = part_of(v, a.key, a.keys, a.kv_col, d);
         mat Q = part_of(q, a.row, a.n, a.q_col, d);
         mat dO = part_of(dout, a.row, a.n, a.q_col, d);
         mat P = scores_in(2, a);
@@ -341,23 +377,23 @@ static void attention_backward_head(mat dq, mat dk, mat dv, mat dout, mat q, mat
             real *p = ROW(P, r), *ds = ROW(dS, r);
             real l = *lse_at(lse, a.row + r, h), delta = 0;
             const real *o = ROW(out, a.row + r) + a.q_col, *g = ROW(dO, r);
-            int seen = a.before + r + 1;
             for (int c = 0; c < d; c++) delta += o[c] * g[c];               // Δ = dout · out
-            for (int c = 0; c < seen; c++) {
+            for (int c = seen_from(a, r); c < seen_to(a, r); c++) {
                 p[c] = exp_real(p[c] - l);                                  // P = exp(S − lse)
                 ds[c] = p[c] * (ds[c] - delta);                             // dS = P ⊙ (dP − Δ)
             }
-            for (int c = seen; c < a.keys; c++) p[c] = ds[c] = 0;
+            hide_unseen(p, a, r);
+            hide_unseen(ds, a, r);
         }
-        matmul_tn(part_of(dv, s.k, a.keys, a.kv_col, d), P, dO, 1, ADD);
+        matmul_tn(part_of(dv, a.key, a.keys, a.kv_col, d), P, dO, 1, ADD);
         matmul_nn(part_of(dq, a.row, a.n, a.q_col, d), dS, K, 1 / sqrt(d), ADD);
-        matmul_tn(part_of(dk, s.k, a.keys, a.kv_col, d), dS, Q, 1 / sqrt(d), ADD);
+        matmul_tn(part_of(dk, a.key, a.keys, a.kv_col, d), dS, Q, 1 / sqrt(d), ADD);
     }
 }
 
 // The heads that share a kv head all add to its dk and dv: one thread does them, one after the other.
 void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse,
-                        int d, const span *spans, int count)
+                        int d, int window, const span *spans, int count)
 {
     int group = q.cols / k.cols;
     int kv_heads = k.cols / d;
@@ -365,7 +401,7 @@ void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, m
     for (int i = 0; i < count; i++)
         for (int g = 0; g < kv_heads; g++)
             for (int h = g * group; h < (g + 1) * group; h++)
-                attention_backward_head(dq, dk, dv, dout, q, k, v, out, lse, d, spans[i], h);
+                attention_backward_head(dq, dk, dv, dout, q, k, v, out, lse, d, window, spans[i], h);
 }
 
 // out = silu(g) u,  silu(g) = g σ(g),  σ(g) = 1/(1 + e^−g)

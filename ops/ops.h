@@ -54,8 +54,8 @@ typedef struct {
     size_t room;                // elements from p to the end of its memory, which no view may leave
 } mat;
 
-/* One sequence: query rows q … q+nq-1 look at key rows k … k+nk-1, causally; the last query sees every key.
-   Training: nq = nk = the row's length. Decoding: nq = 1 and nk = what the cache holds. */
+/* One sequence: query rows q … q+nq-1 look at key rows k … k+nk-1, causally: the last query's own key is the
+   last one. Training: nq = nk = the row's length. Decoding: nq = 1 and nk = what the cache holds. */
 typedef struct { int q, nq, k, nk; } span;
 
 enum mode { SET, ADD };         // out = …  or  out += …
@@ -64,7 +64,8 @@ enum mode { SET, ADD };         // out = …  or  out += …
 typedef struct {
     size_t weight, trained;     // numbers in the largest matrix of the base, and in the largest that trains:
                                 // room for a product that converts one
-    int heads, keys, tokens;    // heads of k and v; keys of the longest sequence; tokens of a micro-batch
+    int heads, keys, window;    // heads of k and v; keys of the longest sequence; how many a query sees
+    int normed;                 // the most rows that RMSNorm gets
     int train;                  // there is a backward pass
     size_t fetched;             // the most logits that leave the device at once
 } needs;
@@ -103,7 +104,9 @@ void     matmul_nt(mat y, mat x, mat w, double scale, enum mode m);
 void     matmul_nn(mat y, mat x, mat w, double scale, enum mode m);
 void     matmul_tn(mat y, mat x, mat w, double scale, enum mode m);
 
-// Llama2
+// Llama2 and its kin
+void     bias_forward(mat y, mat b);                                  // y[n] += b, where b has memory
+void     bias_backward(mat db, mat dy);                               // db += Σ_n dy[n]
 void     embedding_forward(mat out, mat table, dev_ints ids);         // out[n] = table[ids[n]]
 void     embedding_backward(mat dtable, mat dout, dev_ints ids);      // dtable[ids[n]] += dout[n]
 // out = w x / rms(x). Where `residual` has memory, it becomes a copy of x, made while the row is in cache.
@@ -114,9 +117,11 @@ void     rmsnorm_backward(mat dx, mat dw, mat dout, mat x, mat w, double eps);
 // Rotates the halves of each head by the angles of the row's position, table[pos[n]] = (cos, sin); sign = -1
 // rotates back, which is the backward pass.
 void     rope(mat x, dev_ints pos, mat table, int sign);
-void     attention_forward(mat out, mat lse, mat q, mat k, mat v, int head_dim, const span *s, int spans);
+// A query sees its own key and those before it, `window` keys at most (Mistral); INT_MAX: all of them.
+void     attention_forward(mat out, mat lse, mat q, mat k, mat v, int head_dim, int window,
+                           const span *s, int spans);
 void     attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse,
-                            int head_dim, const span *s, int spans);
+                            int head_dim, int window, const span *s, int spans);
 void     swiglu_forward(mat out, mat gate, mat up);                   // out = silu(gate) up
 void     swiglu_backward(mat dgate, mat dup, mat dout, mat gate, mat up);
 // losses[n] = −log softmax(logits[n])[labels[n]]. With scale ≠ 0 the logits are then overwritten by their
