@@ -80,8 +80,8 @@ bat-row: row j for column j  | adapters.h | /^static void bat_row_forward/,/^}/s
 rmsnorm: dropped term        | ops/cpu.c  | s/rho \* (wc\[c\] \* dn\[c\] - factor \* xn\[c\])/rho * wc[c] * dn[c]/ | ops     |
 rope: sign                   | ops/cpu.c  | s/s = (real)sign \* sine\[i\]/s = sine[i]/                        | ops         |
 attention: dropped Δ         | ops/cpu.c  | s/p\[c\] \* (ds\[c\] - delta)/p[c] * ds[c]/                       | ops         |
-attention: wrong head        | ops/cpu.c  | s/h \/ group \* d, h \* d, before/h % group * d, h * d, before/   | attention   |
-attention: sees the future   | ops/cpu.c  | /^void attention_forward/,/^}/s/seen = a.before + r + 1/seen = a.keys/ | attention   |
+attention: wrong head        | ops/cpu.c  | s/h \/ group \* d, h \* d, own/h % group * d, h * d, own/   | attention   |
+attention: sees the future   | ops/cpu.c  | s/return a.before + r + 1;/return a.keys;/ | attention   |
 rmsnorm: no residual         | ops/cpu.c  | /if (residual.p)/d                                                | residual-copy |
 swiglu: sign                 | ops/cpu.c  | s/(1 + g\[c\] \* (1 - sigma))/(1 - g[c] * (1 - sigma))/           | ops         |
 cross-entropy: no label      | ops/cpu.c  | /z\[labels\[n\]\] -= (real)scale/d                                | ops         |
@@ -99,9 +99,9 @@ beyond: attention, lse of the first block | ops/cpu.c  | s/l = \*lse_at(lse, a.r
 beyond: attention, Δ of the first block | ops/cpu.c  | s/\*o = ROW(out, a.row + r) + a.q_col/*o = ROW(out, s.q + r) + a.q_col/ | beyond-blocks | attention
 beyond: attention, a last block of one row | ops/cpu.c  | /^static void attention_backward_head/,/^}/s/q0 < s.nq; q0/q0 + 1 < s.nq; q0/ | beyond-blocks | attention
 beyond: attention, wrong from the 61st query | ops/cpu.c  | /^static void attention_backward_head/,/^}/s/ds\[c\] = p\[c\] \* (ds\[c\] - delta)/ds[c] = p[c] * (ds[c] - (q0 ? 0 : delta))/ | beyond-rows | lora
-beyond: attention, keys of the first span | ops/cpu.c  | /^static void attention_backward_head/,/^}/s/mat K = part_of(k, s.k,/mat K = part_of(k, 0,/ | beyond-blocks | attention
+beyond: attention, keys of the first span | ops/cpu.c  | /^static void attention_backward_head/,/^}/s/mat K = part_of(k, a.key,/mat K = part_of(k, 0,/ | beyond-blocks | attention
 beyond: attention, out into the first block | ops/cpu.c  | s/matmul_nn(part_of(out, a.row,/matmul_nn(part_of(out, spans[i].q,/ | beyond-blocks | attention
-beyond: attention, keys before the first block | ops/cpu.c  | s/before = s.nk - s.nq + q0;/before = s.nk - s.nq;/     | beyond-blocks | attention
+beyond: attention, keys before the first block | ops/cpu.c  | s/own = s.nk - s.nq + q0;/own = s.nk - s.nq;/     | beyond-blocks | attention
 beyond: product, first part of K copied | ops/gemm.h | s/widened(at(m, first + i, k0), m.type/widened(at(m, first + i, 0), m.type/ | beyond-panels |
 beyond: product, first part of K copied across | ops/gemm.h | s/widened(at(m, k0 + k, first)/widened(at(m, k, first)/ | beyond-panels |
 beyond: product, first part of K of b | ops/gemm.h | s/sliver = (real \*)at(p->b, k0, j)/sliver = (real *)at(p->b, 0, j)/ | beyond-panels |
@@ -157,8 +157,8 @@ GPU softmax: sees one less   | train.cu   | /softmax_kernel(mat P, mat S/,/^}/s/
 GPU softmax: sees the future | train.cu   | /softmax_backward_kernel/,/^}/s/before + r + 1/before + r + 2/    | gpu-ops     | forward
 GPU attention: dropped Δ     | train.cu   | s/pc \* (dp\[c\] - delta)/pc * dp[c]/                             | gpu-ops     | forward
 GPU attention: wrong head of a group | train.cu | s/head + h \* step/head * step + h/                          | gpu-ops     | forward
-GPU attention: keys of the first block | train.cu   | s/before = s.nk - s.nq + q0/before = s.nk - s.nq/                 | gpu-ops     | forward
-GPU attention: last rows     | train.cu   | s/s.nq - q0 < QUERIES ? s.nq - q0 : QUERIES, before/s.nq < QUERIES ? s.nq : QUERIES, before/ | gpu-ops | forward
+GPU attention: keys of the first block | train.cu   | s/own = s.nk - s.nq + q0;/own = s.nk - s.nq;/                 | gpu-ops     | forward
+GPU attention: last rows     | train.cu   | s/s.nq - q0 < QUERIES ? s.nq - q0 : QUERIES;/s.nq < QUERIES ? s.nq : QUERIES;/ | gpu-ops | forward
 GPU attention: scores twice in one slot | train.cu | s/dP = scores(DSOFTMAX,/dP = scores(SCORES,/                           | gpu-ops     | forward
 GPU cross-entropy: no label  | train.cu   | s/ - (c == label)//                                               | gpu-ops     | forward
 GPU cross-entropy: sum not corrected | train.cu | s/sum \*= exp(mine - x);// | gpu-ops | forward
@@ -235,6 +235,25 @@ pieces: a field of number 0  | tokenizer.c | s/f->key >> 3 == 0/0/              
 pieces: an empty one         | tokenizer.c | s/if (!p->text.n /if (0 /                                         | refused-tokenizers |
 top-p: one more on the edge  | run/generate.h | s/reached < opt.top_p \* sum/reached <= opt.top_p * sum/       | sampling    |
 greedy: the last of equals   | run/generate.h | s/logits\[i\] > logits\[best\]/logits[i] >= logits[best]/      | sampling    |
+window: one key less         | ops/cpu.c  | s/own + 1 - window : 0;/own + 2 - window : 0;/                    | cache       |
+window: a row sees one more  | ops/cpu.c  | s/seen_to(a, r) - a.window : 0/seen_to(a, r) - a.window + 1 : 0/  | beyond-blocks | attention
+window: unseen keys learn    | ops/cpu.c  | /hide_unseen(ds, a, r);/d                                         | ops         |
+window: from one layer later | model.h    | s/i < m->c.full_layers/i <= m->c.full_layers/                     | goldens     |
+bias: no gradient            | model.h    | /bias_backward(l->dbias, dy);/d                                   | gradients   | full
+bias: the last token alone   | ops/cpu.c  | /^void bias_backward/,/^}/s/ += ROW(dy/ = ROW(dy/                 | ops         |
+qwen3: k by the norm of q    | model.h    | s/L->k_raw), L->k_norm/L->k_raw), L->q_norm/                      | goldens     |
+qwen3: k without its norm    | model.h    | s/rmsnorm_forward(heads_of(m, L->k), none.*/copy(L->k, L->k_raw);/ | goldens    |
+qwen3: no gradient of k      | model.h    | /rmsnorm_backward(heads_of(m, dk)/d                               | gradients   | full
+llama3: fast or slow, no blend | model.h  | s/often = fmin(fmax(often, 0), 1);/often = often > 0;/            | goldens     |
+llama3: turns in radians     | model.h    | s/ \/ (2 \* acos(-1));/;/                                         | goldens     |
+linear: as it was            | model.h    | /c->rope == ROPE_LINEAR/d                                         | goldens     |
+family: as many heads of keys | lib/config.h | s/.kv_heads = 8, .window/.window/                              | defaults    |
+family: Qwen2 always in a window | lib/config.h | s/.window_switch = 1, .qkv_bias/.qkv_bias/                  | defaults    |
+family: layer_types not read | lib/config.h | s/if (c->window != INT_MAX) c->full_layers = full;//           | defaults    |
+GPU window: one key less     | train.cu   | s/own + 1 - window : 0;/own + 2 - window : 0;/                    | gpu-ops     | forward
+GPU window: no lower edge    | train.cu   | s/return seen_to(r) > window ? seen_to(r) - window : 0;/return 0;/ | gpu-ops    | forward
+GPU bias: subtracted         | train.cu   | s/up(\*element) + load(b.p/up(*element) - load(b.p/               | gpu-ops     | forward
+GPU bias: every eighth row   | train.cu   | /^__global__ static void bias_backward_kernel/,/^}/s/dy.rows, c/dy.rows \/ 8, c/ | gpu-ops | forward
 '
 
 # By rule: how many of a thousand of a file's small faults (dev/mutate.awk), and the tests of which one must turn red. All are in
