@@ -154,6 +154,15 @@ static inline void kernel(vec tile[MR][2], const real *a, size_t ai, size_t ak,
     memcpy(tile, t, sizeof t);
 }
 
+// old + scale t, rounded twice wherever it stands: the product is in a register before it is added, so that no
+// compiler makes one instruction of it here and two there.
+static inline vec scaled_sum(vec old, real scale, vec t)
+{
+    t *= scale;
+    IN_REGISTERS(t, old);
+    return old + t;
+}
+
 // y = scale · tile, or y += it, for the rows and columns of the tile that y has; `row` and `col` are the
 // elements of y from one row, one column to the next. A whole tile is read from y before any of it is
 // written: where rows are a multiple of 4096 bytes apart, a CPU takes a read for one of what was just
@@ -161,21 +170,22 @@ static inline void kernel(vec tile[MR][2], const real *a, size_t ai, size_t ak,
 static inline void store(real *y, size_t row, size_t col, vec tile[MR][2], int rows, int cols,
                          real scale, enum mode mode)
 {
-    if (rows == MR && cols == NR && col == 1) {
+    vec old[MR][2] = {0};
+    int whole = rows == MR && cols == NR && col == 1;
+    if (mode == ADD && whole)
         for (int i = 0; i < MR; i++)
-            for (int j = 0; j < 2; j++) {
-                tile[i][j] *= scale;
-                if (mode == ADD) tile[i][j] += ((loose_vec *)(y + (size_t)i * row))[j];
-            }
+            for (int j = 0; j < 2; j++) old[i][j] = ((loose_vec *)(y + (size_t)i * row))[j];
+    if (mode == ADD && !whole)
+        for (int j = 0; j < cols; j++)
+            for (int i = 0; i < rows; i++) ((real *)old[i])[j] = y[(size_t)i * row + (size_t)j * col];
+    for (int i = 0; i < MR; i++)
+        for (int j = 0; j < 2; j++) tile[i][j] = scaled_sum(old[i][j], scale, tile[i][j]);
+    if (whole)
         for (int i = 0; i < MR; i++)
             for (int j = 0; j < 2; j++) ((loose_vec *)(y + (size_t)i * row))[j] = tile[i][j];
-        return;
-    }
-    for (int j = 0; j < cols; j++)
-        for (int i = 0; i < rows; i++) {
-            real *out = y + (size_t)i * row + (size_t)j * col;
-            *out = (mode == ADD ? *out : 0) + scale * ((real *)tile[i])[j];
-        }
+    else
+        for (int j = 0; j < cols; j++)
+            for (int i = 0; i < rows; i++) y[(size_t)i * row + (size_t)j * col] = ((real *)tile[i])[j];
 }
 
 // m[i][j] ↔ m[j][i] for a square of LANES rows, by halves. A step h cuts the square into blocks of 2h × 2h
@@ -191,24 +201,30 @@ static inline void store(real *y, size_t row, size_t col, vec tile[MR][2], int r
 // changes places with lane l of the second, for every l where l & h is 0. In the example h = 2 does so with
 // rows a and c, which become a0 a1 c0 c1 and a2 a3 c2 c3. `lower` names the lanes of the first result for
 // pick_lanes, 0 1 4 5 here, and `upper` those of the second, 2 3 6 7.
-static inline void transpose(vec m[LANES])
+// h must be known when this is compiled: lanes that are constants become one or two instructions a row.
+static inline __attribute__((always_inline)) void swap_blocks(vec m[LANES], const int h)
 {
-    #pragma GCC unroll 4
-    for (int h = LANES / 2; h; h /= 2) {
-        lanes lower, upper;
-        #pragma GCC unroll 16
-        for (int l = 0; l < LANES; l++) {
-            lower[l] = l & h ? LANES + l - h : l;
-            upper[l] = l & h ? LANES + l : l + h;
-        }
-        #pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) {
-            if (i & h) continue;
-            vec a = m[i], b = m[i + h];
-            m[i] = pick_lanes(a, b, lower);
-            m[i + h] = pick_lanes(a, b, upper);
-        }
+    lanes lower, upper;
+    #pragma GCC unroll 16
+    for (int l = 0; l < LANES; l++) {
+        lower[l] = l & h ? LANES + l - h : l;
+        upper[l] = l & h ? LANES + l : l + h;
     }
+    #pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) {
+        if (i & h) continue;
+        vec a = m[i], b = m[i + h];
+        m[i] = pick_lanes(a, b, lower);
+        m[i + h] = pick_lanes(a, b, upper);
+    }
+}
+
+static inline __attribute__((always_inline)) void transpose(vec m[LANES])
+{
+    if (LANES > 8) swap_blocks(m, 8);
+    if (LANES > 4) swap_blocks(m, 4);
+    if (LANES > 2) swap_blocks(m, 2);
+    swap_blocks(m, 1);
 }
 
 // Copies one panel or sliver, `width` numbers for each k: out[k·width + i] = m[first + i, k0 + k], or across:
@@ -374,6 +390,91 @@ static void gemm_thread(const product *p, int thread, int threads)
         }
 }
 
+// ---- few rows of y ----------------------------------------------------------------------------------------
+//
+//  A token that is generated has one row of x for all of W: a number of W is used once, and the time is that of
+//  reading it. So W is not copied first. LANES of its rows are read side by side, LANES steps of k at a time,
+//  and turned in registers: then a vector holds one k of LANES columns of y, as half a sliver does.
+//
+//      b[j]    k k k k               b[j] b[j+1] b[j+2] b[j+3]
+//      b[j+1]  k k k k   transpose    k    k      k      k         each of these vectors times a[i, k]
+//      b[j+2]  k k k k      →         k    k      k      k         is added to t[i], M rows i at once
+//      b[j+3]  k k k k                …
+//
+//  Sums have the order of the tiles, and so the same bits.
+
+enum { THIN = 4 };                      // rows of y at most
+
+// t[i] += a[i][k] column, for M rows of a: one instruction each, as in the kernel.
+static inline __attribute__((always_inline)) void few_steps(vec t[THIN][2], int half, const real *const a[THIN],
+                                                            const int M, int k, vec column)
+{
+    #pragma GCC unroll 4
+    for (int i = 0; i < M; i++) {
+        t[i][half] += a[i][k] * column;
+        IN_REGISTERS(t[i][half], column);
+    }
+}
+
+// t[i][l] = Σ_k a[i][k] line[l][k]  for M rows of a, known when this is compiled, and NR lines of b. While the
+// processor waits for the sums of one half of them, it turns the other half.
+static inline __attribute__((always_inline)) void few_sums(vec t[THIN][2], const real *const a[THIN],
+                                                           const real *const line[NR], const int M, int K)
+{
+    int k = 0;
+    for (; k + LANES <= K; k += LANES)
+        #pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            vec square[LANES];
+            #pragma GCC unroll 16
+            for (int l = 0; l < LANES; l++) square[l] = *(const loose_vec *)(line[half * LANES + l] + k);
+            transpose(square);
+            #pragma GCC unroll 16
+            for (int l = 0; l < LANES; l++) few_steps(t, half, a, M, k + l, square[l]);
+        }
+    for (; k < K; k++)
+        for (int half = 0; half < 2; half++) {
+            vec column;
+            for (int l = 0; l < LANES; l++) column[l] = line[half * LANES + l][k];
+            few_steps(t, half, a, M, k, column);
+        }
+}
+
+// Columns j … j+NR-1 of y, or as many as it has.
+static void few_columns(mat y, mat a, mat b, int j, real scale, enum mode mode)
+{
+    real of_a[THIN][KC], of_b[NR][KC];
+    const real *rows[THIN], *line[NR];
+    int cols = y.cols - j < NR ? y.cols - j : NR;
+    for (int k0 = 0; k0 < a.cols; k0 += KC, mode = ADD) {
+        int K = a.cols - k0 < KC ? a.cols - k0 : KC;
+        vec t[THIN][2] = {0};
+        for (int i = 0; i < y.rows; i++) rows[i] = widened(at(a, i, k0), a.type, (size_t)K, of_a[i]);
+        for (int l = 0; l < NR; l++)                            // beyond the last column: that one again
+            line[l] = l < cols ? widened(at(b, j + l, k0), b.type, (size_t)K, of_b[l]) : line[cols - 1];
+        if (y.rows == 1) few_sums(t, rows, line, 1, K);
+        if (y.rows == 2) few_sums(t, rows, line, 2, K);
+        if (y.rows == 3) few_sums(t, rows, line, 3, K);
+        if (y.rows == 4) few_sums(t, rows, line, 4, K);
+        for (int i = 0; i < y.rows; i++) {
+            real *out = (real *)at(y, i, j);
+            vec old[2] = {0};
+            if (mode == ADD) memcpy(old, out, (size_t)cols * sizeof *out);
+            for (int half = 0; half < 2; half++) t[i][half] = scaled_sum(old[half], scale, t[i][half]);
+            memcpy(out, t[i], (size_t)cols * sizeof *out);
+        }
+    }
+}
+
+// y (M, N) = scale a (M, K) b (N, K)ᵀ, M ≤ THIN. Threads share the columns.
+static void gemm_few(mat y, mat a, mat b, real scale, enum mode mode, int threads)
+{
+    #pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int j = 0; j < y.cols; j += NR) few_columns(y, a, b, j, scale, mode);
+}
+
+// ---- any product ------------------------------------------------------------------------------------------
+
 // The numbers that are computed for (M, N), which is cut into whole tiles.
 static double padded(int M, int N) { return (double)(ceil_div(M, MR) * MR) * (ceil_div(N, NR) * NR); }
 
@@ -384,6 +485,10 @@ static double padded(int M, int N) { return (double)(ceil_div(M, MR) * MR) * (ce
 static void gemm(mat y, mat a, int a_across, mat b, int b_across, int K, real scale, enum mode mode)
 {
     int threads = omp_in_parallel() || (double)y.rows * y.cols * K < 1e6 ? 1 : omp_get_max_threads();
+    if (y.rows <= THIN && !a_across && !b_across) {
+        gemm_few(y, a, b, scale, mode, threads);
+        return;
+    }
     product p = {
         .y = y.p, .row = y.ld, .col = 1,                        // y[i,j] lies at i·ld + j
         .M = y.rows, .a = a, .a_across = a_across,
