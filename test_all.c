@@ -2186,7 +2186,7 @@ static batch golden_batch(void)
     json_array_foreach(rows, i, item) {
         int ids[32];
         json_array_foreach(json_object_get(item, "ids"), n, id) ids[n] = (int)json_integer_value(id);
-        batch_add(&b, &(row){ids, (int)n, int_of(item, "prompt"), NULL});
+        batch_add(&b, &(row){.ids = ids, .n = (int)n, .prompt = int_of(item, "prompt")});
     }
     json_decref(rows);
     return b;
@@ -2578,12 +2578,19 @@ static void test_special_tokens(void)
     free(dir);
 }
 
+// The paper's prompt.
+static char *paper_prompt(const char *question)
+{
+    return text_of("Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        "\n\n### Instruction:\n%s\n\n### Response:", question);
+}
+
 // The prompt's ids do not depend on the answer; every token of the answer is learnt, and they say the answer and nothing else.
 // Held for answers that begin with the rest of any piece that begins with ":", the prompt's last character.
 static void edge_cases(const char *dir)
 {
     tokenizer *t = plain_tokenizer(dir);
-    char *prompt = format_prompt("What is 3 minus 8?", NULL);
+    char *prompt = paper_prompt("What is 3 minus 8?");
     row bare = encode_row(t, prompt, "", 0);
     int straddling = 0;
     for (int id = 0; id < tokenizer_vocab(t); id++) {
@@ -2681,7 +2688,7 @@ static void test_rows(void)
         expect(arrlen(d.rows) == N, "%s: %td rows", path, arrlen(d.rows));
         for (int i = 0; i < N && i < arrlen(d.rows); i++) {
             const row *r = &d.rows[i];
-            char *prompt = format_prompt(published[i].question, NULL), *whole = decode(t, r->ids, r->n), want[1000];
+            char *prompt = paper_prompt(published[i].question), *whole = decode(t, r->ids, r->n), want[1000];
             size_t n;
             free(tokenizer_encode(t, prompt, strlen(prompt), 1, &n));
             snprintf(want, sizeof want, "%s%s", prompt, published[i].answer);
@@ -2755,8 +2762,11 @@ static void test_targets(void)
 {
     static int ids[5][9] = {{1, 5, 3, 12, 7, 2}, {1, 9, 4, 4, 11, 2, 0, 8, 6}, {1, 10, 2}, {1, 3, 3, 8}, {1, 0, 7, 7,
         2, 12, 2}};
-    static const row rows[5] = {{ids[0], 6, 2, NULL}, {ids[1], 9, 7, NULL}, {ids[2], 3, 1, NULL}, {ids[3], 4, 3,
-        NULL}, {ids[4], 7, 1, NULL}};
+    static char fifth[7] = {0, 1, 0, 0, 1, 1, 0};
+    static const row rows[5] = {
+        {.ids = ids[0], .n = 6, .prompt = 2}, {.ids = ids[1], .n = 9, .prompt = 7}, {.ids = ids[2], .n = 3, .prompt = 1},
+        {.ids = ids[3], .n = 4, .prompt = 3}, {.ids = ids[4], .n = 7, .prompt = 1, .learnt = fifth},
+    };
     int order[5] = {4, 2, 0, 1, 3}, targets = 0, tokens, seen = 0;
     plan p = small_plan("bone");
     run r = {.order = order, .epoch = -1};
@@ -2774,15 +2784,16 @@ static void test_targets(void)
     mat gradient = like(flat(&r.m, r.m.grad));
     copy(gradient, flat(&r.m, r.m.grad));
     check_number(norm, sqrt(sum_of_squares(gradient)), EXACT, "norm");
-    for (int i = 0; i < 5; i++) targets += rows[i].n - rows[i].prompt;
+    static const int learnt[5][7] = {{2, 3, 4, 5}, {7, 8}, {1, 2}, {3}, {1, 4, 5}}, counts[5] = {4, 2, 2, 1, 3};
+    for (int i = 0; i < 5; i++) targets += counts[i];
     zero(flat(&r.m, r.m.grad));
     for (int i = 0; i < 5; i++) {
         batch_clear(&b);
         batch_add(&b, &rows[i]);
-        expect(b.targets == rows[i].n - rows[i].prompt && b.tokens == rows[i].n - 1,
+        expect(b.targets == counts[i] && b.tokens == rows[i].n - 1,
             "row %d has %d targets", i, b.targets);
-        for (int j = 0; j < b.targets; j++)
-            expect(b.label[j] == rows[i].ids[rows[i].prompt + j] && b.target_row[j] == rows[i].prompt + j - 1,
+        for (int j = 0; j < b.targets && j < counts[i]; j++)
+            expect(b.label[j] == rows[i].ids[learnt[i][j]] && b.target_row[j] == learnt[i][j] - 1,
                 "row %d, target %d", i, j);
         sum += model_step(&r.m, &b, 1.0 / targets);
         seen += b.tokens;
@@ -2867,6 +2878,29 @@ static const struct {
     {"lines.json",       BYTES(AB "\n" AB "\n"), NULL, "a", "b", 2, 0},
     {"pair.jsonl",       BYTES("{\"question\": \"\\ud83d\\uDE00\\u00e9\", \"answer\": \"b\"}"), NULL,
         "\xf0\x9f\x98\x80\xc3\xa9", "b", 1, 0},
+    {"tool.jsonl",       BYTES(AB "\n{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"tool\", \"content\": \"b\"}]}"),
+        "tool.jsonl:2: turn 2 is \"tool\"'s; expected system, user (human) or assistant (gpt)", 0, 0, 0, 0},
+    {"no-role.jsonl",    BYTES("{\"messages\": [{\"content\": \"a\"}]}"), "turn 1 does not say whose it is", 0, 0, 0, 0},
+    {"no-turn.jsonl",    BYTES("{\"messages\": [\"a\"]}"), "turn 1 does not say whose it is", 0, 0, 0, 0},
+    {"no-list.jsonl",    BYTES("{\"messages\": \"a\"}"), "no-list.jsonl:1: expected a list of turns", 0, 0, 0, 0},
+    {"no-turns.jsonl",   BYTES("{\"messages\": []}"), "no turn is the assistant's", 0, 0, 0, 0},
+    {"nobody.jsonl",     BYTES("{\"conversations\": [{\"from\": \"human\", \"value\": \"a\"}]}"), "no turn is the assistant's", 0, 0, 0, 0},
+    {"no-text.jsonl",    BYTES("{\"messages\": [{\"role\": \"assistant\", \"content\": null}]}"),
+        "turn 1 has no text in \"content\" or \"value\"", 0, 0, 0, 0},
+    {"number.jsonl",     BYTES("{\"messages\": [{\"role\": \"assistant\", \"content\": 5}]}"), "turn 1 has no text", 0, 0, 0, 0},
+    {"image.jsonl",      BYTES("{\"messages\": [{\"role\": \"assistant\", \"content\": [{\"type\": \"text\", \"text\": \"a\"}, "
+        "{\"type\": \"image_url\", \"image_url\": {}}]}]}"), "part 2 of turn 1 is of type image_url, expected a text", 0, 0, 0, 0},
+    {"call.jsonl",       BYTES("{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\", \"tool_calls\": [{\"id\": \"1\"}]}]}"),
+        "turn 1 has \"tool_calls\", which no template here can write", 0, 0, 0, 0},
+    {"late.jsonl",       BYTES("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"system\", \"content\": \"b\"}, "
+        "{\"role\": \"assistant\", \"content\": \"c\"}]}"), "turn 2 is the system's; --template alpaca has a place for it in front only",
+        0, 0, 0, 0},
+    {"half-list.jsonl",  BYTES("{\"prompt\": \"a\", \"completion\": [{\"role\": \"assistant\", \"content\": \"c\"}]}"),
+        "expected a list of turns", 0, 0, 0, 0},
+    {"says-nothing.jsonl", BYTES("{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}, {\"role\": \"assistant\", \"content\": \" \"}]}\n" AB),
+        NULL, "a", "b", 1, 1},
+    {"openai.jsonl",     BYTES("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}"),
+        NULL, "a", "b", 1, 0},
     {"true.jsonl",       BYTES(AB "\n{\"instruction\": \"a\", \"input\": true, \"output\": \"b\"}"),
         "true.jsonl:2: \"input\" is true, expected text or a number", 0, 0, 0, 0},
     {"object.jsonl",     BYTES("{\"question\": {\"a\": 1}, \"answer\": \"b\"}"), "\"question\" is an object, expected", 0,
@@ -2924,7 +2958,7 @@ static void test_row_files(void)
         check(says ? !strstr(said, says) : *said, 0, "%s: «%s», expected «%s»", name, said, says ? says : "");
         if (!says && !*said) {
             dataset d = read_rows(t, path, 1024);
-            char *whole = decode(t, d.rows[0].ids, d.rows[0].n), *prompt = format_prompt(row_files[i].question, NULL);
+            char *whole = decode(t, d.rows[0].ids, d.rows[0].n), *prompt = paper_prompt(row_files[i].question);
             snprintf(want, sizeof want, "%s%s", prompt, row_files[i].answer);
             check(strcmp(whole, want) || strcmp(d.rows[0].answer, row_files[i].answer), 0, "%s: «%s»", name, whole);
             expect(arrlen(d.rows) == row_files[i].rows, "%s: %td rows", name, arrlen(d.rows));
@@ -2934,6 +2968,199 @@ static void test_row_files(void)
         free(said), free(path);
     }
     tokenizer_free(t);
+}
+
+// A row as text, what is learnt of it in «».
+static char *marked(const tokenizer *t, const row *r)
+{
+    char *text = copy_text("");
+    for (int from = 0, to; from < r->n; from = to) {
+        int learnt = is_learnt(r, from);
+        for (to = from; to < r->n && is_learnt(r, to) == learnt;) to++;
+        char *part = spelled_out(t, r->ids, from, to), *more = text_of("%s%s%s%s", text, learnt ? "«" : "", part, learnt ? "»" : "");
+        free(part), free(text);
+        text = more;
+    }
+    return text;
+}
+
+#define PAPER "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+#define ASKED(q) "\n\n### Instruction:\n" q "\n\n### Response:"
+
+// Rows as people publish them, what reaches the model of each, and what is learnt. Of several turns that is what the
+// assistant says, each with its end.
+static void test_row_formats(void)
+{
+    static const struct { const char *json, *want; } formats_read[] = {
+        {"{\"instruction\": \"q\", \"context\": \"c\", \"response\": \"a\", \"category\": \"x\"}",
+            "<s>" PAPER ASKED("q\nc") "«a</s>»"},
+        {"{\"instruction\": \"q\", \"context\": \"\", \"response\": \"a\"}", "<s>" PAPER ASKED("q") "«a</s>»"},
+        {"{\"instruction\": \"q\", \"output\": \"a\", \"response\": \"b\"}", "<s>" PAPER ASKED("q") "«a</s>»"},
+        {"{\"query\": \"q\", \"answer\": \"a\", \"resource\": \"evol\", \"lang\": \"c\"}", "<s>" PAPER ASKED("q") "«a</s>»"},
+        {"{\"id\": \"niv.1\", \"system_prompt\": \"Be brief.\", \"question\": \"q\", \"response\": \"a\"}",
+            "<s>Be brief." ASKED("q") "«a</s>»"},
+        {"{\"id\": \"niv.1\", \"system_prompt\": \"\", \"question\": \"q\", \"response\": 18.50}",
+            "<s>" PAPER ASKED("q") "«18.50</s>»"},
+        {"{\"prompt\": \"The sky\", \"completion\": \" is blue\"}", "<s>The sky« is blue</s>»"},
+        {"{\"prompt\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\"}, "
+            "{\"role\": \"user\", \"content\": \"r\"}], \"completion\": [{\"role\": \"assistant\", \"content\": \"b\"}]}",
+            "<s>" PAPER ASKED("q") "a</s>" ASKED("r") "«b</s>»"},
+        {"{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\"}, "
+            "{\"role\": \"user\", \"content\": \"r\"}, {\"role\": \"assistant\", \"content\": \"b\"}, "
+            "{\"role\": \"user\", \"content\": \"never seen\"}]}",
+            "<s>" PAPER ASKED("q") "«a</s>»" ASKED("r") "«b</s>»"},
+        {"{\"messages\": [{\"role\": \"developer\", \"content\": \"Be brief.\"}, {\"role\": \"user\", \"content\": "
+            "[{\"type\": \"text\", \"text\": \"q\"}, {\"type\": \"text\", \"text\": \"c\"}]}, "
+            "{\"role\": \"assistant\", \"content\": \"a\", \"tool_calls\": []}]}",
+            "<s>Be brief." ASKED("q\nc") "«a</s>»"},
+        {"{\"conversations\": [{\"from\": \"system\", \"value\": \"Be brief.\"}, {\"from\": \"human\", \"value\": \"q\"}, "
+            "{\"from\": \"gpt\", \"value\": \"a\"}]}", "<s>Be brief." ASKED("q") "«a</s>»"},
+        {"{\"conversations\": [{\"from\": \"gpt\", \"value\": \"a\"}]}", "<s>" PAPER "\n\n### Response:«a</s>»"},
+        {"{\"text\": \"two shells\", \"messages\": null}", "<s>«two shells»"},
+        {"{\"text\": \"rendered\", \"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", "
+            "\"content\": \"a\"}]}", "<s>" PAPER ASKED("q") "«a</s>»"},
+    };
+    tokenizer *t = open_tokenizer("base", 0);
+    char *path = in_scratch("formats.jsonl");
+    for (size_t i = 0; i < sizeof formats_read / sizeof *formats_read; i++) {
+        write_text(path, formats_read[i].json);
+        dataset d = read_rows(t, path, 1024);
+        char *got = marked(t, &d.rows[0]);
+        expect(!strcmp(got, formats_read[i].want), "%s is «%s», expected «%s»", formats_read[i].json, got, formats_read[i].want);
+        free(got), free_rows(&d);
+    }
+    free(path), tokenizer_free(t);
+}
+
+// A model directory whose tokenizer_config.json this is.
+static tokenizer *tokenizer_with(const char *dir, const json_t *settings)
+{
+    char command[300], *path = join(dir, "tokenizer_config.json"), *text = json_text(settings);
+    snprintf(command, sizeof command, "rm -rf %s; mkdir %s; cp base/config.json base/tokenizer.model %s", dir, dir, dir);
+    if (system(command)) die("cannot prepare %s", dir);
+    write_text(path, text);
+    free(path), free(text);
+    opt.model = dir;
+    return open_tokenizer(dir, 0);
+}
+
+// Every published template: it is known by its Jinja source, gives the ids of transformers' apply_chat_template, and
+// those of its generation prompt; a dialogue that it refuses is refused. Learnt is what the assistant says.
+static void test_templates(void)
+{
+    char *dir = in_scratch("chat-model"), *path = in_scratch("chat.jsonl");
+    json_t *cases = golden_json("dev/golden/templates.json"), *item, *line;
+    size_t number, i;
+    json_array_foreach(cases, number, item) {
+        const char *name = string_field(item, "name");
+        if (not_asked_for(name)) continue;
+        tokenizer *t = shared_tokenizer = tokenizer_with(dir, json_object_get(item, "settings"));
+        opt.template = NULL;
+        open_template(t);
+        expect(!strcmp(chat.is->name, name), "%s was taken for %s", name, chat.is->name);
+        json_array_foreach(json_object_get(item, "rows"), i, line) {
+            json_t *row_json = json_pack("{sO}", "messages", json_object_get(line, "messages")), *turn;
+            const json_t *ids = json_object_get(line, "ids"), *prompt = json_object_get(line, "prompt");
+            char *text = json_text(row_json), *said;
+            size_t j, answers = 0;
+            write_text(path, text);
+            if (json_is_null(ids)) {
+                said = said_by(only_read_rows, path);
+                expect(has(said, "alternate") || has(said, "in front only"), "%s, dialogue %zu: «%s»", name, i, said);
+                free(said), free(text), json_decref(row_json);
+                continue;
+            }
+            dataset d = read_rows(t, path, 4096);
+            message *turns = NULL;
+            read_turns(&turns, "golden", json_object_get(line, "messages"), 1);
+            for (int last = last_answer(turns); arrlen(turns) > last;) free(arrpop(turns).text);
+            row asked = encode_question(t, turns);
+            expect(ids_are(d.rows[0].ids, (size_t)d.rows[0].n, ids), "%s, dialogue %zu: ids of «%s»", name, i, text);
+            if (prompt && !json_is_null(prompt))
+                expect(ids_are(asked.ids, (size_t)asked.n, prompt), "%s, dialogue %zu: ids of its question", name, i);
+            char *got = marked(t, &d.rows[0]), *want, *at = got;
+            json_array_foreach(json_object_get(line, "messages"), j, turn) {    // every answer is learnt, and nothing else
+                if (strcmp(string_field(turn, "role"), "assistant")) continue;
+                want = trimmed(string_field(turn, "content"));
+                char *from = strstr(at, "«"), *to = from ? strstr(from, "»") : NULL, *in = from ? strstr(from, want) : NULL;
+                expect(in && to && in < to, "%s, dialogue %zu: «%s» is not learnt in %s", name, i, want, got);
+                if (to) at = to + 1, answers++;
+                free(want);
+            }
+            expect(answers && !strstr(at, "«"), "%s, dialogue %zu: more is learnt: %s", name, i, got);
+            free(got), free(text), free_row(&asked), free_dialogue(turns), free_rows(&d), json_decref(row_json);
+        }
+        tokenizer_free(t);
+    }
+    expect(number == 14, "%zu templates", number);
+    json_decref(cases), free(path), free(dir);
+}
+
+// Whose template counts: --template's, else the model's own, wherever it stands; else the paper's prompt.
+static void test_own_template(void)
+{
+    static const struct { const char *settings, *jinja, *option, *name, *end; } cases[] = {
+        {"{}", NULL, NULL, "alpaca", NULL},
+        {"{}", NULL, "zephyr", "zephyr", "</s>"},
+        {"{\"chat_template\": \"{{ bos_token + '[INST] <<SYS>>' }}\"}", NULL, NULL, "llama2", "</s>"},
+        {"{\"chat_template\": \"{{ bos_token + '[INST] <<SYS>>' }}\"}", NULL, "zephyr", "zephyr", "</s>"},
+        {"{\"chat_template\": \"{{ bos_token + '[INST] <<SYS>>' }}\"}", "{{ '<|user|>' + eos_token }}", NULL, "zephyr", "</s>"},
+        {"{\"chat_template\": [{\"name\": \"tool_use\", \"template\": \"[INST] <<SYS>>\"}, {\"name\": \"default\", "
+            "\"template\": \"<|user|> + eos_token\"}]}", NULL, NULL, "zephyr", "</s>"},
+        {"{\"chat_template\": \"{{ 'Human: ' }}\"}", NULL, NULL, "alpaca", NULL},
+        {"{\"chat_template\": null}", NULL, NULL, "alpaca", NULL},
+    };
+    char *dir = in_scratch("own-template"), *path = in_scratch("own-template/chat_template.jinja");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        json_t *settings = json_loads(cases[i].settings, 0, NULL);
+        tokenizer *t = tokenizer_with(dir, settings);
+        if (cases[i].jinja) write_text(path, cases[i].jinja);
+        opt.template = cases[i].option;
+        open_template(t);
+        expect(!strcmp(chat.is->name, cases[i].name), "directory %zu: %s, expected %s", i, chat.is->name, cases[i].name);
+        expect(chat.end == (cases[i].end ? tokenizer_find(t, cases[i].end) : -1), "directory %zu: ends with %d", i, chat.end);
+        json_decref(settings), tokenizer_free(t);
+    }
+    free(dir), free(path);
+}
+
+// Packed rows are the rows, in one member or several, whatever the file is called; what is cut or damaged is refused.
+static void test_gzip(void)
+{
+    static const struct { const char *name, *prepare, *says; } files[] = {
+        {"a.jsonl.gz",  "gzip -c $D/plain.jsonl > $D/a.jsonl.gz", NULL},
+        {"b.jsonl",     "gzip -9c $D/plain.jsonl > $D/b.jsonl", NULL},
+        {"c.jsonl.gz",  "cp $D/plain.jsonl $D/c.jsonl.gz", NULL},
+        {"d.jsonl.gz",  "{ head -n 2 $D/plain.jsonl | gzip -c; tail -n +3 $D/plain.jsonl | gzip -c; printf '\\0\\0'; } > $D/d.jsonl.gz", NULL},
+        {"e.json.gz",   "{ echo '['; sed '$!s/$/,/' $D/plain.jsonl; echo ']'; } | gzip -c > $D/e.json.gz", NULL},
+        {"cut.jsonl.gz", "gzip -c $D/plain.jsonl | head -c -9 > $D/cut.jsonl.gz", "cut.jsonl.gz: is gzip's, but cut short behind"},
+        {"head.jsonl.gz", "gzip -c $D/plain.jsonl | head -c 7 > $D/head.jsonl.gz", "cut short behind 0 bytes"},
+        {"sum.jsonl.gz", "{ gzip -c $D/plain.jsonl | head -c -8; printf 12345678; } > $D/sum.jsonl.gz", "but damaged behind"},
+        {"bits.jsonl.gz", "{ gzip -c $D/plain.jsonl | head -c 40; head -c 400 /dev/zero | tr '\\0' '\\377'; } > $D/bits.jsonl.gz", "damaged behind"},
+        {"more.jsonl.gz", "{ gzip -c $D/plain.jsonl; echo more; } > $D/more.jsonl.gz", "damaged behind"},
+        {"none.txt.gz", "gzip -c < /dev/null > $D/none.txt.gz", "none.txt.gz: is empty"},
+        {"line.jsonl.gz", "{ cat $D/plain.jsonl; echo '{\"question\": 1'; } | gzip -c > $D/line.jsonl.gz", "line.jsonl.gz:9: not valid JSON"},
+        {"name.csv.gz", "gzip -c $D/plain.jsonl > $D/name.csv.gz", "expected a .jsonl, .json or .txt file"},
+    };
+    tokenizer *t = shared_tokenizer = open_tokenizer("base", 0);
+    shell("head -n 8 data/val.jsonl > $D/plain.jsonl", "cannot prepare");
+    char *rows = in_scratch("plain.jsonl"), want[64], got[64];
+    dataset d = read_rows(t, rows, 1024);
+    rows_text(&d, want);
+    free_rows(&d);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        if (not_asked_for(files[i].name)) continue;
+        shell(files[i].prepare, "cannot prepare");
+        char *path = in_scratch(files[i].name), *said = said_by(only_read_rows, path);
+        expect(files[i].says ? has(said, files[i].says) : !*said, "%s: «%s»", files[i].name, said);
+        if (!*said) {
+            d = read_rows(t, path, 1024);
+            expect(!strcmp(rows_text(&d, got), want), "%s: %s, expected %s", files[i].name, got, want);
+            free_rows(&d);
+        }
+        free(path), free(said);
+    }
+    free(rows), tokenizer_free(t);
 }
 
 #define TIMES5(a) a a a a a
@@ -4009,7 +4236,7 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "is I32, expected"},
     {"half a row",          "echo '{\"question\": \"a\"}' >> $D/rows.jsonl",                    "",
         "rows.jsonl:4: has \"question\" but no text in \"answer\""},
-    {"no known field",      "echo '{\"prompt\": \"a\"}' >> $D/rows.jsonl", "",
+    {"no known field",      "echo '{\"promt\": \"a\"}' >> $D/rows.jsonl", "",
         "rows.jsonl:4: no \"instruction\""},
     {"no answer within seq", ":", "--seq 16", "within --seq 16"},
     {"text behind a row",   "sed -i '2s/$/ and more/' $D/rows.jsonl", "",
@@ -4037,8 +4264,8 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "dev/golden/lora-mha", "it is an adapter: --adapter"},
     {"a model as adapter",  ":", "--eval --val "
         "data/val.jsonl --adapter base", "it is a model: --model"},
-    {"chat with nobody",    ":", "--chat",
-        "--chat wraps the TEXT of --generate"},
+    {"a chat and a merge",  ":", "--chat --merge $D/merged --adapter $D/adapter",
+        "--chat and --merge: give one of them"},
     {"two lengths",         ":", "--epochs 2",
         "--steps and --epochs both say"},
     {"a flag for a method", ":", "--use_dora",
@@ -4971,6 +5198,14 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_defaults, BOTH, "lib/config.h"},
     {"rows", "Alpaca's, MetaMathQA's and GSM8K's rows work as they are published",
         test_rows, ONLY_F32, "run/rows.h"},
+    {"row-formats", "rows and chats as people publish them: what reaches the model, and what is learnt of it",
+        test_row_formats, ONLY_F32, "run/rows.h"},
+    {"templates", "the templates of published models give transformers' ids, and their answers are learnt",
+        test_templates, ONLY_F32, "run/templates.h"},
+    {"own-template", "the model's own template is recognised, wherever it stands; --template overrules it",
+        test_own_template, ONLY_F32, "run/templates.h"},
+    {"gzip", "packed rows are the rows; what is cut or damaged is refused",
+        test_gzip, ONLY_F32, "lib/gzip.h"},
     {"windows", "a .txt file is one stream, cut into windows of --seq, of which nothing is lost",
         test_windows, BOTH, "run/rows.h"},
     {"cut-rows", "rows are cut at --seq, and left out where nothing of their answer is kept",

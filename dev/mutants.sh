@@ -206,9 +206,9 @@ saved: α of rank r           | run/peft.h | s/p->alpha \* doubled/p->alpha/    
 saved: + B0                  | lib/safetensors.h | s/= -y\[/= y[/                                           | saved-lora  |
 saved: without rslora        | run/peft.h | s/same_text(p->method->peft_variant, lora_flags\[i\])/0/          | saved-lora  |
 step: mean of means          | train.c    | s/fill_batch(r, b, i, last);$/&targets = b->targets;/              | targets     |
-step: prompts count          | train.c    | s/targets += one->n - one->prompt/targets += one->n - 1/           | targets     |
-batch: prompts learnt        | run/rows.h | s/if (i + 1 >= r->prompt) b->target_row/if (1) b->target_row/      | targets     |
-batch: answers from the second | run/rows.h | s/if (i + 1 >= r->prompt) b->target_row/if (i >= r->prompt) b->target_row/ | targets |
+step: prompts count          | train.c    | s/targets += learnt_tokens(&r->train.rows\[r->order\[i\]\])/targets += r->train.rows[r->order[i]].n - 1/ | targets     |
+batch: prompts learnt        | run/rows.h | s/if (is_learnt(r, i + 1)) b->target_row/if (1) b->target_row/     | targets     |
+batch: answers from the second | run/rows.h | s/if (is_learnt(r, i + 1)) b->target_row/if (is_learnt(r, i)) b->target_row/ | targets |
 schedule: linear             | train.c    | s/return opt.lr \* left;/return opt.lr * (1 - left);/             | schedules   |
 schedule: constant falls     | train.c    | /^static double learning_rate/,/^}/s/return opt.lr;/return opt.lr * left;/ | schedules |
 schedule: warm-up from 1     | train.c    | s/return opt.lr \* s \/ opt.warmup/return opt.lr * (s + 1) \/ opt.warmup/ | schedules |
@@ -277,7 +277,7 @@ compile_tests() {
     ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DTHIS_BUILD=BOTH $2 -c "$1/test_all.c" -o "$1/test.o"
 }
 compile_tokenizer() { ${CC:-cc} -std=gnu11 -O1 -march=native -w -c "$1/tokenizer.c" -o "$1/tokenizer.o"; }
-link_tests() { ${CC:-cc} -fopenmp "$1/test.o" "$1/tokenizer.o" -o "$1/test" -ljansson -lm; }
+link_tests() { ${CC:-cc} -fopenmp "$1/test.o" "$1/tokenizer.o" -o "$1/test" -ljansson -lz -lm; }
 
 # directory, file, test: the double tests of the sources in it; only what the file belongs to is compiled anew
 build() {
@@ -287,7 +287,7 @@ build() {
     case $2 in
     train.cu)
         ${CXX:-c++} -std=c++17 -O1 -w -fopenmp -DDOUBLE -I. -x c++ -c "$1/train.cu" -o "$1/emu.o" &&
-        ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -ljansson -lm ;;
+        ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -ljansson -lz -lm ;;
     tokenizer.c)
         cp $whole/test.o "$1"; compile_tokenizer "$1" && link_tests "$1" ;;
     ops/utf8.h)
@@ -373,7 +373,7 @@ __attribute__((constructor)) static void choose(void) { if (getenv("MUTANT")) mu
             LC_ALL=C awk -F'\t' -v planted="$whole/planted.${file##*/}" -f dev/plant.awk "$whole/list.${file##*/}" "$file" >"$whole/src/$file"
         done <<<"$rules"
         ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DTHIS_BUILD=BOTH -DDOUBLE -include $whole/mutant.h \
-            $whole/src/test_all.c $whole/src/tokenizer.c $whole/mutant.c -o $whole/test -ljansson -lm 2>$whole/errors && return
+            $whole/src/test_all.c $whole/src/tokenizer.c $whole/mutant.c -o $whole/test -ljansson -lz -lm 2>$whole/errors && return
         sed -n "s|^$whole/src/\([^:]*\):\([0-9]*\):.*error:.*|\1 \2|p" $whole/errors | while read -r file number; do
             awk -F'\t' -v n="$number" '$2 != n' "$whole/list.${file##*/}" >$whole/kept && mv $whole/kept "$whole/list.${file##*/}"
         done

@@ -87,6 +87,7 @@ static const char *rows_text(const dataset *d, char text[64])
         hash = (hash ^ (uint64_t)r->n) * FNV_PRIME;
         hash = (hash ^ (uint64_t)r->prompt) * FNV_PRIME;
         for (int j = 0; j < r->n; j++) hash = (hash ^ (uint64_t)r->ids[j]) * FNV_PRIME;
+        for (int j = r->prompt; r->learnt && j < r->n; j++) hash = (hash ^ (uint64_t)r->learnt[j]) * FNV_PRIME;
     }
     snprintf(text, 64, "%td, hash %016llx", arrlen(d->rows), (unsigned long long)hash);
     return text;
@@ -114,6 +115,7 @@ static json_t *run_settings(const run *r)
     now.mini_r = p->mini_r;
     now.targets = targets_text(p->targets, targets);
     now.steps = r->steps;
+    now.template = chat.is->name;
     json_t *json = json_object();
     set_field(json, "step", number_value(r->step));
     set_field(json, "rows", text_value(rows_text(&r->train, rows)));
