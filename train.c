@@ -8,7 +8,7 @@
 #define _GNU_SOURCE
 #define STB_DS_IMPLEMENTATION
 #include "adapters.h"
-#include "run/checkpoint.h"
+#include "run/plot.h"
 #include "run/signals.h"
 #include "paper/compare.h"
 
@@ -177,9 +177,9 @@ static void show_line(const char *label, const char *text)
 }
 
 // Validation loss; with `answers`, and if the run scores any, exact match and the first row's answer too.
-static void report_eval(run *r, const char *when, int answers)
+static double report_eval(run *r, const char *when, int answers)
 {
-    if (!r->val.rows) return;
+    if (!r->val.rows) return NAN;
     long targets;
     double loss = evaluate(&r->m, &r->val, &targets);
     if (!isfinite(loss) && !r->step) {
@@ -201,16 +201,27 @@ static void report_eval(run *r, const char *when, int answers)
     }
     putchar('\n');
     fflush(stdout);
+    return loss;
 }
 
-// Steps until --steps, or until Ctrl-C: gradients, AdamW, a report; --eval-every and --save-every in between.
+// One of the evaluations in between; --keep-best saves what it finds to be the best so far.
+static void evaluate_between(run *r)
+{
+    double loss = report_eval(r, "", 0);
+    if (opt.keep_best && note_best(r, loss)) save_run(r);
+}
+
+static int out_of_patience(const run *r) { return opt.patience && r->waited >= opt.patience; }
+
+// Steps until --steps, or until Ctrl-C or --patience ends them: gradients, AdamW, a report; --eval-every and
+// --save-every in between.
 static void training_loop(run *r)
 {
     batch b = batch_new(r->m.p.tokens, opt.batch);
     r->started = seconds();
     r->first = r->step;
     in_loop = 1;
-    while (r->step < r->steps) {
+    while (r->step < r->steps && !out_of_patience(r)) {
         double norm, start = seconds(), lr = learning_rate(r->step, r->steps);
         int tokens;
         double loss = train_step(r, &b, &norm, &tokens);
@@ -218,7 +229,7 @@ static void training_loop(run *r)
         r->step++;
         report_step(r, loss, norm, lr, tokens, seconds() - start);
         if (interrupted || r->step == r->steps) break;
-        if (opt.eval_every && r->step % opt.eval_every == 0) report_eval(r, "", 0);
+        if (opt.eval_every && r->step % opt.eval_every == 0) evaluate_between(r);
         if (opt.save_every && r->step % opt.save_every == 0) save_run(r);
     }
     batch_free(&b);
@@ -363,7 +374,12 @@ static void finish_training(run *r)
                r->step, opt.out);
         exit(128 + interrupted);
     }
-    report_eval(r, "after", 1);
+    if (out_of_patience(r))
+        printf("stopped    after step %d: %d evaluations without a lower loss\n", r->step, r->waited);
+    double loss = report_eval(r, "after", 1);
+    if (opt.keep_best && note_best(r, loss)) save_run(r);
+    if (opt.keep_best)
+        printf("best       eval loss %.4f after step %d, which is what %s holds\n", r->best, r->best_step, shown(opt.out));
     const char *template = opt.template ? text_of(" --template %s", chat.is->name) : "";
     if (full_training(&r->m)) {
         printf("\nmodel in %s. Next:\n", shown(opt.out));
@@ -375,9 +391,37 @@ static void finish_training(run *r)
     printf("  ./train --merge merged --model %s --adapter %s\n", shown(opt.model), shown(opt.out));
 }
 
+// --dry-run: what a run would be, by two of its steps, of which the second is timed. Nothing is written.
+static void try_steps(run *r)
+{
+    batch b = batch_new(r->m.p.tokens, opt.batch);
+    double norm, loss = 0, start = 0, fed = 0, learnt = 0;
+    int tokens, n = (int)arrlen(r->train.rows), per_epoch = ceil_div(n, opt.batch * opt.accum);
+    struct rusage usage;
+    for (int i = 0; i < 2; i++) {
+        start = seconds();
+        double mean = train_step(r, &b, &norm, &tokens);
+        if (!i) loss = mean;
+        update(&r->m, i + 1, learning_rate(r->step, r->steps), norm);
+    }
+    double time = seconds() - start, epochs = (double)r->steps / per_epoch;
+    for (int i = 0; i < n; i++) fed += r->train.rows[i].n - 1, learnt += learnt_tokens(&r->train.rows[i]);
+    int left = (int)ceil(time / tokens * fed * epochs * (r->steps - r->step) / r->steps);
+    getrusage(RUSAGE_SELF, &usage);
+    printf("rows       %.1f tokens each, %.1f of them learnt; the longest has %d\n",
+           fed / n, learnt / n, longest_row(&r->train));
+    printf("tokens     %.0f in %g epochs\n", fed * epochs, epochs);
+    printf("one step   loss %.4f; %d tokens in %.2f s, %.0f tok/s\n", loss, tokens, time, tokens / time);
+    printf("time       about %d:%02d:%02d, without evaluations\n", left / 3600, left / 60 % 60, left % 60);
+    printf("memory     %.0f MB at most so far\n", (double)usage.ru_maxrss / 1e3);
+    printf("\nA dry run: nothing was written.\n");
+    batch_free(&b);
+}
+
 // A log that could not be written to its end makes the run a failure, but only once all else is saved.
 static void close_log(run *r)
 {
+    if (opt.plot && !r->log_failed) draw_plot(r);
     if (r->log && fclose(r->log)) r->log_failed = 1;
     if (r->log_failed) die("--log %s: could not be written to its end; all else is saved", opt.log);
 }
@@ -470,11 +514,18 @@ static void fine_tune(void)
     print_plan(&r);
     destination = check_out("--out", opt.out, opt.model, 1);
     if (opt.log) check_log();
+    if (opt.plot) check_plot();
     r.step = fill_run(&r);
     print_base(&r.m);
     if (r.step > r.steps)
         die("--resume %s: has %d steps behind it, --steps asks for %d", opt.resume, r.step, r.steps);
+    if (opt.dry_run) {
+        try_steps(&r);
+        close_run(&r);
+        return;
+    }
     if (opt.log) r.log = open_log(opt.log, r.step);
+    else if (opt.plot) r.log = temporary_file();
     if (!r.step) report_eval(&r, "before", 1);
     training_loop(&r);
     finish_training(&r);

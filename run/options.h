@@ -383,6 +383,11 @@ static void parse_options(int argc, char **argv)
         die("--batch %d times --accum %d is too much; at most %d rows a step", opt.batch, opt.accum, 1 << 24);
     if (opt.model && !opt.help && !opt.version) expect_directory("--model", opt.model, "config.json");
     if (opt.adapter) expect_directory("--adapter", opt.adapter, "adapter_config.json");
+    if (opt.keep_best && !(opt.val && opt.eval_every))
+        die("--keep-best compares evaluations; give %s, too", opt.val ? "--eval-every N" : "--val FILE");
+    if (opt.patience && !opt.keep_best) die("--patience counts evaluations without a better result; give --keep-best, too");
+    if (opt.compare && (opt.dry_run || opt.plot))
+        die("%s is for one run, and --compare makes many", opt.plot ? "--plot" : "--dry-run");
     if (opt.steps && opt.epochs != 1) die("--steps and --epochs both say how long to train; give one of them");
     if (opt.threads) omp_set_num_threads(opt.threads);
     else if (!getenv("OMP_NUM_THREADS")) omp_set_num_threads(usable_cpus(""));
