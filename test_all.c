@@ -3093,6 +3093,8 @@ static void test_templates(void)
         tokenizer_free(t);
     }
     expect(number == 14, "%zu templates", number);
+    chat.is = templates;
+    chat.end = -1;
     json_decref(cases), free(path), free(dir);
 }
 
@@ -3957,6 +3959,7 @@ static void change_option(const struct option *o)
     else if (!strcmp(o->name, "--mini-r")) p->mini_r++;
     else if (!strcmp(o->name, "--alpha")) p->alpha++;
     else if (!strcmp(o->name, "--steps")) shared_run.steps++;
+    else if (!strcmp(o->name, "--template")) chat.is = &templates[1];
     else if (o->kind == 's') *(const char **)at = "another";
     else if (o->kind == 'd') *(double *)at += 0.5;
     else *(int *)at += 1;
@@ -3969,7 +3972,7 @@ static void test_same_options(void)
         "--model", "--data", "--method", "--rank", "--alpha", "--mini-r", "--targets", "--lora-plus-ratio",
             "--dora-detach", "--steps", "--batch",
         "--accum", "--seq", "--lr", "--schedule", "--warmup", "--weight-decay", "--clip", "--seed", "--no-shuffle",
-            NULL};
+            "--template", NULL};
     model *m = open_small(small_plan("lora"), 0);
     shared_run = (run){.m = *m, .step = 3, .steps = 5};
     opt.model = "base", opt.data = "rows.jsonl";
@@ -3993,6 +3996,7 @@ static void test_same_options(void)
         opt = then;
         shared_run.m.p = m->p;
         shared_run.steps = 5;
+        chat.is = templates;
     }
     free(dir), close_small(m);
 }
@@ -4264,6 +4268,20 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "dev/golden/lora-mha", "it is an adapter: --adapter"},
     {"a model as adapter",  ":", "--eval --val "
         "data/val.jsonl --adapter base", "it is a model: --model"},
+    {"a template of no name", ":", "--template vicuna", "--template vicuna: there is no such template; choose from alpaca, llama2"},
+    {"a template's end that is no token", ":", "--template chatml", "ends an answer with <|im_end|>, which is no token of this model"},
+    {"a template without its BOS", "echo '{\"add_bos_token\": false}' > $D/model/tokenizer_config.json", "--template llama2",
+        "has {bos} in it, which this model's tokenizer does not put"},
+    {"turns that do not alternate", "echo '{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}]}' >> $D/rows.jsonl", "--template llama2",
+        "rows.jsonl:4: turn 1 is the assistant's and the user's is due"},
+    {"the best of no rows", ":", "--keep-best", "--keep-best compares evaluations"},
+    {"the best of no evaluations", ":", "--keep-best --val $D/rows.jsonl --eval-every 0", "give --eval-every N, too"},
+    {"patience for nothing", ":", "--patience 3", "--patience counts evaluations"},
+    {"a plot of no kind",   ":", "--plot $D/plot.pdf", "expected a name that ends in .png or .svg"},
+    {"a plot in no folder", ":", "--plot $D/nowhere/plot.svg", "nowhere/: No such file"},
+    {"a plot of many runs", ":", "--compare --plot $D/plot.svg", "--plot is for one run"},
+    {"a dry run of many",   ":", "--compare --dry-run", "--dry-run is for one run"},
+    {"rows that are cut short", "gzip $D/rows.jsonl; truncate -s -9 $D/rows.jsonl.gz", "--data $D/rows.jsonl.gz", "cut short behind"},
     {"a chat and a merge",  ":", "--chat --merge $D/merged --adapter $D/adapter",
         "--chat and --merge: give one of them"},
     {"two lengths",         ":", "--epochs 2",
@@ -5004,6 +5022,151 @@ static void test_epochs(void)
     }
 }
 
+#define OVERFITS "--data $D/two.jsonl --val $D/held.jsonl --batch 2 --schedule constant --max-new 2 --eval-every 2"
+
+// The eval losses of a log behind step 0: the lowest, and its step.
+static int best_logged(const char *log, double *lowest)
+{
+    char *text = output_of(log);
+    int best = 0, step;
+    double loss;
+    *lowest = INFINITY;
+    for (char *line = text; *line; line = next_line_of(line))
+        if (!strncmp(line, "{\"step\":", 8) && sscanf(line, "{\"step\":%d,\"eval_loss\":%lf", &step, &loss) == 2 && step && loss < *lowest)
+            *lowest = loss, best = step;
+    free(text);
+    return best;
+}
+
+// --keep-best: --out holds what had the lowest eval loss, the bytes of a run that ended there; --patience ends a run so
+// many evaluations later; and a run that was stopped behind its best step goes on knowing it.
+static void test_keep_best(void)
+{
+    double lowest;
+    shell("tail -n 6 data/val.jsonl > $D/held.jsonl; head -n 2 data/val.jsonl > $D/two.jsonl", "cannot prepare");
+    for (int full = 0; full < 2; full++) {
+        const char *how = full ? "--method full --lr 0.003" : "--lr 0.01";
+        const char *file = full ? "model.safetensors" : "adapter_model.safetensors";
+        char kept[64], ended[64];
+        train_well(OVERFITS " %s --steps 24 --keep-best --log $D/whole.log --out $D/whole", how);
+        int best = best_logged("whole.log", &lowest);
+        expect(best > 0 && best < 24, "the best step is %d of 24, in the middle of nothing", best);
+        char *printed = output_of("stdout"), want[100], *state = output_of("whole/state.json");
+        snprintf(want, sizeof want, "best       eval loss %.4f after step %d, which is what", lowest, best);
+        expect(has(printed, want), "%s does not say «%s»: %s", how, want, printed);
+        snprintf(want, sizeof want, "\"best_step\":\t%d,", best);
+        expect(has(state, want), "%s: state.json has no %s", how, want);
+        train_well(OVERFITS " %s --steps %d --out $D/ended", how, best);
+        snprintf(kept, sizeof kept, "whole/%s", file);
+        snprintf(ended, sizeof ended, "ended/%s", file);
+        expect(same_files(kept, ended), "%s: what is kept is not that of step %d", how, best);
+        train_well(OVERFITS " %s --steps 24 --log $D/last.log --out $D/last", how);
+        expect(same_files("whole/state.safetensors", "last/state.safetensors"), "%s: the state is not the last step's", how);
+        expect(same_logs("whole.log", "last.log"), "%s: another log", how);
+        free(printed), free(state);
+    }
+    train_well(OVERFITS " --lr 0.01 --steps 24 --keep-best --patience 2 --log $D/patient.log --out $D/patient");
+    train_well(OVERFITS " --lr 0.01 --steps 24 --keep-best --log $D/whole.log --out $D/whole");
+    char *text = output_of("patient.log"), *all = output_of("whole.log"), key[64];
+    int waited = 0, stop = 0, step;
+    double loss, least = INFINITY;
+    for (char *line = all; *line && !stop; line = next_line_of(line))
+        if (sscanf(line, "{\"step\":%d,\"eval_loss\":%lf", &step, &loss) == 2 && step) {
+            waited = loss < least ? 0 : waited + 1;
+            if (loss < least) least = loss;
+            if (waited == 2) stop = step;
+        }
+    snprintf(key, sizeof key, "{\"step\":%d,\"loss\"", stop + 1);
+    expect(stop && stop < 24 && !has(text, key), "patience of 2 goes on behind step %d", stop);
+    snprintf(key, sizeof key, "{\"step\":%d,\"loss\"", stop);
+    expect(has(text, key), "patience of 2 ends before step %d", stop);
+    int best = best_logged("whole.log", &lowest);
+    int status = stopped_run("INT", best + 1, "%s", OVERFITS " --lr 0.01 --steps 24 --keep-best");
+    expect(status == 130, "stopped with status %d", status);
+    train_well(OVERFITS " --lr 0.01 --steps 24 --keep-best --resume $D/part --log $D/part.log --out $D/other");
+    shell("rm -r $D/part; mv $D/other $D/part", "cannot move");
+    compare_runs("bone", "adapter_model.safetensors", "a stop behind the best step");
+    free(text), free(all);
+}
+
+// --dry-run says what a run would be, and leaves nothing; its loss and steps are those of the run.
+static void test_dry_run(void)
+{
+    shell("cd $D; rm -rf dry*; touch before after changed stdout stderr; ls -A > before", "cannot list");
+    train_well(SHORT_RUN " --dry-run --log $D/dry.log --plot $D/dry.svg --out $D/dry");
+    char *said = output_of("stdout"), want[100];
+    shell("cd $D; ls -A > after; diff before after > changed; true", "cannot list");
+    char *changed = output_of("changed");
+    expect(!*changed, "something was left: %s", changed);
+    train_well(SHORT_RUN " --log $D/wet.log --out $D/wet");
+    snprintf(want, sizeof want, "one step   loss %.4f; %.0f tokens", logged("wet.log", 1, "\"loss\":"), logged("wet.log", 1, "\"tokens\":"));
+    expect(has(said, want), "says no «%s»: %s", want, said);
+    expect(has(said, "steps      6 of 8 rows") && has(said, "time       about 0:0") && has(said, "nothing was written"), "the plan: %s", said);
+    free(said), free(changed);
+}
+
+// --plot draws what --log holds, those of an earlier run included; without gnuplot the run does not begin.
+static void test_plot(void)
+{
+    if (system("gnuplot --version >$D/stdout 2>&1")) {
+        snprintf(skipped, sizeof skipped, "gnuplot is not here");
+        return;
+    }
+    shell("mkdir -p \"$D/a 'b\"", "cannot prepare");
+    train_well(SHORT_RUN " --eval-every 2 --plot \"$D/a 'b/p.svg\" --out $D/drawn");
+    char *plot = output_of("a 'b/p.svg");
+    expect(has(plot, ">training loss<") && has(plot, ">eval loss<") && has(plot, ">gradient norm<") && has(plot, "</svg>"), "the plot");
+    expect(has(plot, "bone on data/train.jsonl"), "the plot does not say what was run");
+    int points = 0;
+    for (const char *at = plot; (at = strstr(at, "xlink:href='#gpPt6'")); at++) points++;
+    expect(points == 5, "%d points for four evaluations and the key", points);
+    train_well(SHORT_RUN " --log $D/drawn.log --plot $D/p.png --out $D/drawn");
+    free(plot);
+    plot = output_of("p.png");
+    expect(!strncmp(plot, "\x89PNG", 4), "p.png is none");
+    free(plot);
+    char *left = (shell("ls -A $D \"$D/a 'b\" | grep 'tmp-' > $D/left; true", "cannot list"), output_of("left"));
+    expect(!*left, "left behind: %s", left);
+    free(left);
+    shell("rm -rf $D/none; ! PATH=/none $TRAIN --steps 1 --data $D/few.jsonl --plot $D/none.svg --out $D/none >$D/stdout 2>$D/stderr", "status");
+    char *said = output_of("stderr");
+    expect(has(said, "error: --plot") && has(said, "gnuplot is not here"), "without gnuplot: «%s»", said);
+    free(said);
+}
+
+// A dialogue goes on from all that was said: its second answer is that of the model which is fed both turns at once.
+static void test_dialogue(void)
+{
+    static const char first[] = "How many cups?", second[] = "And now?";
+    char rows[2000];
+    for (int i = 0; i < 2; i++) {
+        opt = (options){.model = "base", .targets = opt.targets, .schedule = "cosine", .method = "bone", .rank = 32, .mini_r = 8,
+            .epochs = 1, .batch = 1, .accum = 1, .seq = 256, .max_new = 24, .plus_ratio = 16, .top_p = 1};
+        opt.template = i ? "llama2" : "alpaca";
+        shell(i ? "printf 'How many cups?\\n\\n  \\nAnd now?\\r\\n' | $TRAIN --chat --template llama2 --max-new 24 > $D/said 2>$D/stderr"
+                : "printf 'How many cups?\\nAnd now?' | $TRAIN --chat --max-new 24 > $D/said 2>$D/stderr", "status");
+        char *said = output_of("said"), *end = strchr(said, '\n');
+        if (!end) { expect(0, "says «%s»", said); free(said); continue; }
+        *end = 0;
+        tokenizer *t = open_tokenizer("base", 0);
+        open_template(t);
+        json_t *row_json = json_pack("{s[{ssss}{ssss}{ssss}]s[{ssss}]}",
+            "prompt", "role", "user", "content", first, "role", "assistant", "content", said, "role", "user", "content", second,
+            "completion", "role", "assistant", "content", "x");
+        char *line = json_text(row_json), *answer;
+        snprintf(rows, sizeof rows, "%s\n", line);
+        scores got;
+        answer = first_answer(rows, &got);
+        char *shown_answer = trimmed(answer), *second_said = trimmed(end + 1);
+        expect(!strcmp(shown_answer, second_said), "%s: answers «%s» and, fed at once, «%s»", opt.template, second_said, shown_answer);
+        free(shown_answer), free(second_said), free(answer), free(line), free(said);
+        json_decref(row_json), tokenizer_free(t);
+    }
+    opt.template = NULL;
+    chat.is = templates;
+    chat.end = -1;
+}
+
 // ---- the GPU -----------------------------------------------------------------------------------------------------------
 
 // absent where there is no GPU half
@@ -5268,6 +5431,14 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_option_tables, ONLY_F32, "run/options.h"},
     {"epochs", "half an epoch is half its steps, rounded up",
         test_epochs, ONLY_F32, "train.c"},
+    {"keep-best", "--out holds what had the lowest eval loss; --patience ends a run; a resumed run knows both",
+        test_keep_best, ONLY_F32, "run/checkpoint.h, train.c"},
+    {"dry-run", "a dry run says the plan and the time of a step, and writes nothing",
+        test_dry_run, ONLY_F32, "train.c"},
+    {"plot", "--plot draws losses and gradient norm; without gnuplot the run does not begin",
+        test_plot, ONLY_F32, "run/plot.h"},
+    {"dialogue", "a dialogue's next answer is that of the model which is fed all turns at once",
+        test_dialogue, ONLY_F32, "train.c"},
     {"full-disk", "a full disk is said, and the older result stays",
         test_full_disk, ONLY_F32, "lib/directory.h"},
     {"output", "links and slashes lead to the same place; a full standard output is an error",

@@ -204,9 +204,12 @@ static double report_eval(run *r, const char *when, int answers)
     return loss;
 }
 
-// One of the evaluations in between; --keep-best saves what it finds to be the best so far.
+// The evaluation that --eval-every asks for at this step, if it has not been made: a run that was stopped here has it
+// made when it is resumed. --keep-best saves what it finds to be the best so far.
 static void evaluate_between(run *r)
 {
+    if (!opt.eval_every || r->step % opt.eval_every || r->evaluated == r->step) return;
+    r->evaluated = r->step;
     double loss = report_eval(r, "", 0);
     if (opt.keep_best && note_best(r, loss)) save_run(r);
 }
@@ -229,7 +232,7 @@ static void training_loop(run *r)
         r->step++;
         report_step(r, loss, norm, lr, tokens, seconds() - start);
         if (interrupted || r->step == r->steps) break;
-        if (opt.eval_every && r->step % opt.eval_every == 0) evaluate_between(r);
+        evaluate_between(r);
         if (opt.save_every && r->step % opt.save_every == 0) save_run(r);
     }
     batch_free(&b);
@@ -413,7 +416,7 @@ static void try_steps(run *r)
     printf("tokens     %.0f in %g epochs\n", fed * epochs, epochs);
     printf("one step   loss %.4f; %d tokens in %.2f s, %.0f tok/s\n", loss, tokens, time, tokens / time);
     printf("time       about %d:%02d:%02d, without evaluations\n", left / 3600, left / 60 % 60, left % 60);
-    printf("memory     %.0f MB at most so far\n", (double)usage.ru_maxrss / 1e3);
+    printf("peak       %.0f MB of memory so far\n", (double)usage.ru_maxrss / 1e3);
     printf("\nA dry run: nothing was written.\n");
     batch_free(&b);
 }
@@ -527,6 +530,7 @@ static void fine_tune(void)
     if (opt.log) r.log = open_log(opt.log, r.step);
     else if (opt.plot) r.log = temporary_file();
     if (!r.step) report_eval(&r, "before", 1);
+    else if (r.step < r.steps) evaluate_between(&r);
     training_loop(&r);
     finish_training(&r);
     close_log(&r);

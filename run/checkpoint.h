@@ -78,6 +78,7 @@ typedef struct {
     double best;                        // --keep-best: the lowest eval loss so far,
     int best_step, waited;              //   the step it belongs to (0: none yet), the evaluations since then,
     const char *best_dir;               //   and the directory that holds what had it
+    int evaluated;                      // the step of the last evaluation that --eval-every asked for
 } run;
 
 // The rows that a run trains on, as a text: how many, and FNV-1a over their tokens.
@@ -194,6 +195,7 @@ static void save_run(run *r)
     else if (full_training(m)) stage_model(m, opt.model, F32);
     else peft_write(m, opt.model);
     state_write(m);
+    if (opt.eval_every) set_field(state, "evaluated", number_value(r->evaluated));
     if (r->best_step) {
         set_field(state, "best_step", number_value(r->best_step));
         set_field(state, "best_eval_loss", number_value(r->best));
@@ -250,6 +252,8 @@ static int read_state_json(run *r, const char *dir)
         }
     }
     int step = (int)number_field(then, path, &(struct config_field){"step", WHOLE, NOWHERE, REQUIRED, 1, 1e9, NULL});
+    const json_t *evaluated = json_object_get(then, "evaluated");
+    r->evaluated = evaluated ? (int)json_number_value(evaluated) : step;
     read_best(r, then, dir);
     json_decref(then), json_decref(now);
     free(text), free(path);
