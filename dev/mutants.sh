@@ -254,6 +254,21 @@ GPU window: one key less     | train.cu   | s/own + 1 - window : 0;/own + 2 - wi
 GPU window: no lower edge    | train.cu   | s/return seen_to(r) > window ? seen_to(r) - window : 0;/return 0;/ | gpu-ops    | forward
 GPU bias: subtracted         | train.cu   | s/up(\*element) + load(b.p/up(*element) - load(b.p/               | gpu-ops     | forward
 GPU bias: every eighth row   | train.cu   | /^__global__ static void bias_backward_kernel/,/^}/s/dy.rows, c/dy.rows \/ 8, c/ | gpu-ops | forward
+chat: the end is not learnt   | run/rows.h | s/if (end_learnt \&\& r.n > from) r.learnt\[from\] = 1;//          | row-formats |
+chat: earlier answers learnt  | run/rows.h | s/read_turns(\&list, where, asked, 0)/read_turns(\&list, where, asked, 1)/ | row-formats |
+chat: the user is learnt      | run/rows.h | s/add_tokens(\&r, t, text, begins, 0);/add_tokens(\&r, t, text, begins, 1);/ | templates |
+chat: a space of its own      | run/rows.h | s/begins = begins \&\& !\*text;/begins = 1;/                      | templates   |
+chat: system in the wrong turn | run/rows.h | s/chat.is->place == WITHIN_LAST ? last - 1 : /0 ? 0 : /          | templates   |
+rows: Dolly without context   | run/rows.h | s/"instruction", "context", /"instruction", NULL, /              | row-formats |
+rows: a tool call is nothing  | run/rows.h | s/if (has_field(turn, calls\[j\]) /if (0 /                       | row-files   |
+template: nothing trimmed    | run/templates.h | s/.trimmed = BIT(SYSTEM) . BIT(USER) . BIT(ASSISTANT)/.trimmed = 0/ | templates |
+template: wide spaces stay    | run/templates.h | s/"\\u3000"}/"\\u2028"}/                                    | templates   |
+template: the file is not read | run/templates.h | s/if (!source \&\& text) source/if (text) source/            | own-template |
+gzip: the first member alone  | lib/gzip.h | s/for (; at < \*bytes; at += used)/for (; !at; at += used)/      | gzip        |
+gzip: cut short is the end    | lib/gzip.h | s/if (said == Z_OK .. said == Z_BUF_ERROR)$/if (0)/              | gzip        |
+best: the last of equals      | run/checkpoint.h | s/loss >= r->best)/loss > 1.2 * r->best)/                 | keep-best   |
+best: what came last          | run/checkpoint.h | s/if (r->best_step \&\& r->best_step != r->step) stage_best/if (0) stage_best/ | keep-best |
+best: patience never ends     | train.c    | s/r->waited >= opt.patience; }/r->waited > opt.patience + 99; }/ | keep-best   |
 '
 
 # By rule: how many of a thousand of a file's small faults (dev/mutate.awk), and the tests of which one must turn red. All are in
@@ -265,7 +280,9 @@ ops/cpu.c        | 15 | residual-copy attention adamw exp ops goldens zero-rows 
 ops/gemm.h       | 15 | in-place same-bits exp goldens matmul beyond-panels
 train.c          | 15 | targets epoch-rows schedules config together goldens update escapes splits epochs spellings
 tokenizer.c      | 15 | pieces refused-tokenizers added-twice own-ids special-tokens expected-ids prompt-edge any-bytes row-files
-run/rows.h       | 15 | windows cut-rows targets row-files prompt-edge answers rows room
+run/rows.h       | 15 | windows cut-rows targets row-files prompt-edge answers rows room row-formats templates
+run/templates.h  | 15 | templates own-template row-formats
+lib/gzip.h       | 15 | gzip
 run/checkpoint.h | 15 | same-options nan-saved saved-lora odd-merges bf16-start resume kept-files
 run/generate.h   | 15 | sampling together stops prompt-edge room splits
 '
