@@ -204,8 +204,8 @@ static double report_eval(run *r, const char *when, int answers)
     return loss;
 }
 
-// The evaluation that --eval-every asks for at this step, if it has not been made: a run that was stopped here has it
-// made when it is resumed. --keep-best saves what it finds to be the best so far.
+// The evaluation that --eval-every asks for at this step, if it has not been made: a run that was stopped
+// here has it made when it is resumed. --keep-best saves what it finds to be the best so far.
 static void evaluate_between(run *r)
 {
     if (!opt.eval_every || r->step % opt.eval_every || r->evaluated == r->step) return;
@@ -382,7 +382,8 @@ static void finish_training(run *r)
     double loss = report_eval(r, "after", 1);
     if (opt.keep_best && note_best(r, loss)) save_run(r);
     if (opt.keep_best)
-        printf("best       eval loss %.4f after step %d, which is what %s holds\n", r->best, r->best_step, shown(opt.out));
+        printf("best       eval loss %.4f after step %d, which is what %s holds\n",
+               r->best, r->best_step, shown(opt.out));
     const char *template = opt.template ? text_of(" --template %s", chat.is->name) : "";
     if (full_training(&r->m)) {
         printf("\nmodel in %s. Next:\n", shown(opt.out));
@@ -390,7 +391,8 @@ static void finish_training(run *r)
         return;
     }
     printf("\nadapter in %s. Next:\n", shown(opt.out));
-    printf("  ./train --generate \"...\" --chat%s --model %s --adapter %s\n", template, shown(opt.model), shown(opt.out));
+    printf("  ./train --generate \"...\" --chat%s --model %s --adapter %s\n",
+           template, shown(opt.model), shown(opt.out));
     printf("  ./train --merge merged --model %s --adapter %s\n", shown(opt.model), shown(opt.out));
 }
 
@@ -574,8 +576,8 @@ static void run_eval(void)
     free_rows(&val);
 }
 
-// Goes on with a sequence to its end and prints the tokens behind the first `from` as they come. The first pass feeds
-// all that is not in the cache of keys and values, each later one the token before.
+// Goes on with a sequence to its end and prints the tokens behind the first `from` as they come. The first
+// pass feeds all that is not in the cache of keys and values, each later one the token before.
 static void continue_sequence(model *m, const tokenizer *t, sequence *s, batch *b, rng *g, int from)
 {
     size_t printed = 0;
@@ -615,7 +617,8 @@ static void run_generate(void)
     open_for_text(&m, c, prompt.n, s.room);
     batch b = batch_new(prompt.n, 1);
     rng g = rng_named((uint64_t)opt.seed, "generate");
-    continue_sequence(&m, t, &s, &b, &g, opt.chat ? prompt.n : tokenizer_bos(t) >= 0);  // neither BOS nor a chat's prompt
+    int from = opt.chat ? prompt.n : tokenizer_bos(t) >= 0;     // prints neither BOS nor a chat's prompt
+    continue_sequence(&m, t, &s, &b, &g, from);
     batch_free(&b);
     model_free(&m);
     tokenizer_free(t);
@@ -641,8 +644,8 @@ static char *read_turn(void)
     return NULL;
 }
 
-// --chat alone: a dialogue, a line of standard input a turn. Each turn is encoded with all those before, as a row of
-// several turns is; what the cache has of it already is not fed again.
+// --chat alone: a dialogue, a line of standard input a turn. Each turn is encoded with all those before, as a
+// row of several turns is; what the cache has of it already is not fed again.
 static void run_chat(void)
 {
     enum { MOST = 4096 };
@@ -659,7 +662,8 @@ static void run_chat(void)
     for (char *line; (line = read_turn());) {
         say(&turns, USER, line, 0);
         row asked = encode_question(t, turns);
-        if (asked.n >= room) die("this dialogue has %d tokens, more than the %d of this model; begin a new one", asked.n, room);
+        if (asked.n >= room)
+            die("this dialogue has %d tokens, which leave no room of %d; begin a new one", asked.n, room);
         int known = 0;
         while (known < s.cached && known < asked.n - 1 && s.ids[known] == asked.ids[known]) known++;
         memcpy(s.ids, asked.ids, (size_t)asked.n * sizeof(int));

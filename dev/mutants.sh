@@ -57,8 +57,8 @@ bat: sign                    | adapters.h | s/matmul_tn(dW, dy, x, 1, SET)/matmu
 bat: scale                   | adapters.h | s/matmul_nn(dS, dy, stacked(l->B), 1,/matmul_nn(dS, dy, stacked(l->B), 2,/ | gradients | bat
 bat: S(x) of the forward pass | adapters.h | /^static void bat_backward/,/^}/{/shard_sum(S, x)/d}             | gradients   | bat
 bat: dropped term            | adapters.h | /matmul_tn(stacked(l->dB), dy, S, 1, ADD)/d                       | gradients   | bat
-rows: answer with a space of its own | run/rows.h | s/strlen(answer), !\*prompt, &na/strlen(answer), 1, \&na/      | prompt-edge |
-rows: first token of the answer not learnt | run/rows.h | s/^    r.prompt = r.n;/    r.prompt = r.n + 1;/                  | prompt-edge |
+rows: answer with a space of its own | run/dialogue.h | s/strlen(answer), !\*prompt, &na/strlen(answer), 1, \&na/      | prompt-edge |
+rows: first token of the answer not learnt | run/dialogue.h | s/^    r.prompt = r.n;/    r.prompt = r.n + 1;/                  | prompt-edge |
 special tokens: always a space | tokenizer.c | s/t->behind != NEVER \&\&/1 \&\&/                                     | special-tokens |
 special tokens: two spaces   | tokenizer.c | s/t->behind == UNLESS_SPACE \&\&/0 \&\&/                                | special-tokens |
 special tokens: the shorter  | tokenizer.c | s/a->text.n > found->text.n/a->text.n < found->text.n/                  | special-tokens |
@@ -254,11 +254,11 @@ GPU window: one key less     | train.cu   | s/own + 1 - window : 0;/own + 2 - wi
 GPU window: no lower edge    | train.cu   | s/return seen_to(r) > window ? seen_to(r) - window : 0;/return 0;/ | gpu-ops    | forward
 GPU bias: subtracted         | train.cu   | s/up(\*element) + load(b.p/up(*element) - load(b.p/               | gpu-ops     | forward
 GPU bias: every eighth row   | train.cu   | /^__global__ static void bias_backward_kernel/,/^}/s/dy.rows, c/dy.rows \/ 8, c/ | gpu-ops | forward
-chat: the end is not learnt   | run/rows.h | s/if (end_learnt \&\& r.n > from) r.learnt\[from\] = 1;//          | row-formats |
+chat: the end is not learnt   | run/dialogue.h | s/if (end_learnt \&\& r.n > from) r.learnt\[from\] = 1;//          | row-formats |
 chat: earlier answers learnt  | run/rows.h | s/read_turns(\&list, where, asked, 0)/read_turns(\&list, where, asked, 1)/ | row-formats |
-chat: the user is learnt      | run/rows.h | s/add_tokens(\&r, t, text, begins, 0);/add_tokens(\&r, t, text, begins, 1);/ | templates |
-chat: a space of its own      | run/rows.h | s/begins = begins \&\& !\*text;/begins = 1;/                      | templates   |
-chat: system in the wrong turn | run/rows.h | s/chat.is->place == WITHIN_LAST ? last - 1 : /0 ? 0 : /          | templates   |
+chat: the user is learnt      | run/dialogue.h | s/add_tokens(\&r, t, text, begins, 0);/add_tokens(\&r, t, text, begins, 1);/ | templates |
+chat: a space of its own      | run/dialogue.h | s/begins = begins \&\& !\*text;/begins = 1;/                      | templates   |
+chat: system in the wrong turn | run/dialogue.h | s/chat.is->place == WITHIN_LAST ? last - 1 : /0 ? 0 : /          | templates   |
 rows: Dolly without context   | run/rows.h | s/"instruction", "context", /"instruction", NULL, /              | row-formats |
 rows: a tool call is nothing  | run/rows.h | s/if (has_field(turn, calls\[j\]) /if (0 /                       | row-files   |
 template: nothing trimmed    | run/templates.h | s/.trimmed = BIT(SYSTEM) . BIT(USER) . BIT(ASSISTANT)/.trimmed = 0/ | templates |
@@ -282,6 +282,7 @@ train.c          | 15 | targets epoch-rows schedules config together goldens upd
 tokenizer.c      | 15 | pieces refused-tokenizers added-twice own-ids special-tokens expected-ids prompt-edge any-bytes row-files
 run/rows.h       | 15 | windows cut-rows targets row-files prompt-edge answers rows room row-formats templates
 run/templates.h  | 15 | templates own-template row-formats
+run/dialogue.h   | 15 | row-formats templates prompt-edge rows cut-rows targets
 lib/gzip.h       | 15 | gzip
 run/checkpoint.h | 15 | same-options nan-saved saved-lora odd-merges bf16-start resume kept-files
 run/generate.h   | 15 | sampling together stops prompt-edge room splits

@@ -10,8 +10,8 @@ static void zlib_free(void *unused, void *p) { (void)unused; free(p); }
 
 static int is_gzip(const char *file, size_t bytes) { return bytes >= 2 && !memcmp(file, "\x1f\x8b", 2); }
 
-// Unpacks one member of the file into *text, behind the *n bytes that are there. Returns what zlib said last, and
-// in *used how many bytes the member has. zlib counts in 32 bits, so a large file goes through in pieces.
+// Unpacks one member of the file into *text, behind the *n bytes that are there. Returns what zlib said last,
+// and in *used how many bytes the member has. zlib counts in 32 bits, so a large file goes through in pieces.
 static int unpack_member(const char *file, size_t bytes, size_t *used, char **text, size_t *n, size_t *room)
 {
     z_stream z = {.zalloc = zlib_memory, .zfree = zlib_free};
@@ -34,8 +34,8 @@ static int unpack_member(const char *file, size_t bytes, size_t *used, char **te
     return said;
 }
 
-// What gzip has packed, unpacked, with a NUL behind it; any other file as it is. A file may have several members, one
-// behind the other, and zeros behind the last. `file` is freed where it is not what comes back.
+// What gzip has packed, unpacked, with a NUL behind it; any other file as it is. A file may have several
+// members, one behind the other, and zeros behind the last. `file` is freed where it is not what comes back.
 static char *unpacked(const char *path, char *file, size_t *bytes)
 {
     char *text = NULL;

@@ -5,8 +5,8 @@
 #include <sys/wait.h>
 #include "checkpoint.h"
 
-// The upper picture has the loss of every step and the eval losses, the lower one the norm of the gradient. Missing
-// points are NaN, which gnuplot leaves out.
+// The upper picture has the loss of every step and the eval losses, the lower one the norm of the gradient.
+// Missing points are NaN, which gnuplot leaves out.
 static const char plot_script[] =
     "set border 3 lc rgb '#444444'\n"
     "set grid lc rgb '#cccccc' lw 1 dt solid\n"
@@ -27,7 +27,8 @@ static const char plot_script[] =
 
 static const char *plot_terminal(void)
 {
-    if (ends_with(opt.plot, ".svg")) return "set terminal svg size 850,700 font 'sans-serif,13' background '#ffffff'\n";
+    if (ends_with(opt.plot, ".svg"))
+        return "set terminal svg size 850,700 font 'sans-serif,13' background '#ffffff'\n";
     if (ends_with(opt.plot, ".png")) return "set terminal pngcairo size 850,700 font 'sans-serif,11'\n";
     die("--plot %s: expected a name that ends in .png or .svg", opt.plot);
 }
@@ -39,7 +40,8 @@ static FILE *temporary_file(void)
     return f;
 }
 
-// gnuplot, with three files for what it reads, draws and says. Returns its exit status, 127 where it is not here.
+// gnuplot, with three files for what it reads, draws and says. Returns its exit status, 127 where it is not
+// here.
 static int run_gnuplot(FILE *script, FILE *drawn, FILE *said)
 {
     int status;
@@ -71,8 +73,10 @@ static void check_plot(void)
         die("--plot is drawn from --log, and %s is not a file that could be read again", opt.log);
     int status = run_gnuplot(script, drawn, said);
     if (status == 127)
-        die("--plot %s: gnuplot is not here; sudo apt-get install -y gnuplot-nox, or leave --plot out", opt.plot);
-    if (status) die("--plot %s: this gnuplot cannot draw such a file; try the other of .png and .svg", opt.plot);
+        die("--plot %s: gnuplot is not here; sudo apt-get install -y gnuplot-nox, or leave --plot out",
+            opt.plot);
+    if (status)
+        die("--plot %s: this gnuplot cannot draw such a file; try the other of .png and .svg", opt.plot);
     fclose(script);
     fclose(drawn);
     fclose(said);
@@ -104,11 +108,13 @@ static void keep_drawn(FILE *drawn, const char *path)
     name_beside(name, path, "tmp");
     rewind(drawn);
     FILE *f = fopen(name, "wb");
-    if (!f) die("--plot %s: %s; all else is saved", path, strerror(errno));
-    for (size_t n; (n = fread(piece, 1, sizeof piece, drawn));)
-        if (fwrite(piece, 1, n, f) != n) unlink(name), die("--plot %s: %s; all else is saved", path, strerror(errno));
-    if (ferror(drawn) || fclose(f) || rename(name, path))
-        unlink(name), die("--plot %s: %s; all else is saved", path, strerror(errno));
+    int whole = f != NULL;
+    for (size_t n; whole && (n = fread(piece, 1, sizeof piece, drawn));) whole = fwrite(piece, 1, n, f) == n;
+    if (f && fclose(f)) whole = 0;
+    if (whole && !ferror(drawn) && !rename(name, path)) return;
+    int error = errno;
+    unlink(name);
+    die("--plot %s: %s; all else is saved", path, strerror(error));
 }
 
 // After the run: draws its log.
@@ -118,8 +124,9 @@ static void draw_plot(const run *r)
     FILE *log = opt.log ? fopen(opt.log, "r") : r->log;
     if (!log) die("--plot %s: %s: %s; all else is saved", opt.plot, opt.log, strerror(errno));
     rewind(log);
-    char *title = text_of("%s on %s, learning rate %g, %s, seed %d", r->m.p.method->name, opt.data, opt.lr, opt.schedule,
-                          opt.seed), *safe = printable(title, "");
+    char *title = text_of("%s on %s, learning rate %g, %s, seed %d",
+                          r->m.p.method->name, opt.data, opt.lr, opt.schedule, opt.seed);
+    char *safe = printable(title, "");
     for (char *c = safe; *c; c++) if (*c == '\'') *c = ' ';                  // it stands in quotes
     fprintf(script, "%stitle_text = '%s'\n", plot_terminal(), safe);
     write_points(script, log);

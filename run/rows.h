@@ -4,24 +4,13 @@
 #define ROWS_H
 #include <ctype.h>
 #include "../lib/gzip.h"
-#include "templates.h"
-
-typedef struct {
-    int *ids, n;                // BOS, prompt, answer, EOS; in a dialogue more of them
-    int prompt;                 // the first so many are not learnt: BOS and the prompt
-    char *answer;               // the first one, which scoring compares with; NULL for plain text
-    char *learnt;               // a byte a token: is it learnt? NULL: all behind the prompt are
-    char *asked;                // what the user says first; the first row of a file keeps it
-} row;
+#include "dialogue.h"
 
 typedef struct { row *rows; const char *path; int cut, dropped, empty; } dataset;
 
-// What one turn of a dialogue says. Of the assistant's turns those that are learnt.
-typedef struct { enum role role; char *text; int learnt; } message;
-
-/* What a row may be, and who says which of its fields. A PROMPT becomes a dialogue of one turn: `asked`, `more` on a
-   line of its own below it, and the answer. RAW is a text and what follows it, as they are, or two parts of a
-   dialogue. A DIALOGUE is a list of turns. Where a row has the fields of several, the first one counts.       */
+/* What a row may be, and who says which of its fields. A PROMPT becomes a dialogue of one turn: `asked`, `more`
+   on a line of its own below it, and the answer. RAW is a text and what follows it, as they are, or two parts
+   of a dialogue. A DIALOGUE is a list of turns. Where a row has the fields of several, the first one counts. */
 enum row_kind { PROMPT, RAW, DIALOGUE, TEXT };
 static const struct format { enum row_kind kind; const char *asked, *more, *answer, *system; } formats[] = {
     {PROMPT,   "instruction", "input",   "output",        NULL},            // Alpaca, WizardLM
@@ -43,15 +32,6 @@ static const struct { const char *name; enum role role; } roles[] = {
     {"gpt", ASSISTANT},
 };
 enum { ROLES = sizeof roles / sizeof *roles };
-
-static int is_learnt(const row *r, int i) { return i >= r->prompt && (!r->learnt || r->learnt[i]); }
-
-static int learnt_tokens(const row *r)
-{
-    int n = 0;
-    for (int i = r->prompt; i < r->n; i++) n += is_learnt(r, i);
-    return n;
-}
 
 // A number counts as the text that the file spells, 18.50 as well as 18.5: makes texts of an object's
 // numbers. `at` is its {, in the file.
@@ -77,183 +57,6 @@ static const char *text_field(const char *where, const json_t *json, const char 
     die("%s: \"%s\" is %s, expected text or a number", where, name, kind);
 }
 
-// BOS (where the model has one) + prompt + answer (+ EOS) as ids. The prompt's are those that generation
-// begins with, whatever follows; the answer continues them, and every token that holds a character of it is
-// learnt. Were both one text to the tokenizer, a piece such as ":-" could hide an answer's first character in
-// the prompt.
-static row encode_row(const tokenizer *t, const char *prompt, const char *answer, int eos)
-{
-    size_t np, na;
-    int *ids = tokenizer_encode(t, prompt, strlen(prompt), 1, &np);
-    int *more = tokenizer_encode(t, answer, strlen(answer), !*prompt, &na);
-    if (!ids || !more) die("out of memory while tokenising");
-    row r = {.ids = alloc(np + na + 2, sizeof(int))};
-    if (tokenizer_bos(t) >= 0) r.ids[r.n++] = tokenizer_bos(t);
-    memcpy(r.ids + r.n, ids, np * sizeof(int));
-    r.n += (int)np;
-    r.prompt = r.n;
-    memcpy(r.ids + r.n, more, na * sizeof(int));
-    r.n += (int)na;
-    if (eos) r.ids[r.n++] = tokenizer_eos(t);
-    free(ids);
-    free(more);
-    return r;
-}
-
-// ---- dialogues --------------------------------------------------------------------------------------------
-
-static void say(message **list, enum role role, char *text, int learnt)
-{
-    message m = {role, text, learnt};
-    arrput(*list, m);
-}
-
-static void free_dialogue(message *list)
-{
-    for (int i = 0; i < arrlen(list); i++) free(list[i].text);
-    arrfree(list);
-}
-
-static int last_answer(const message *list)                 // its place, -1 where there is none
-{
-    int i = (int)arrlen(list) - 1;
-    while (i >= 0 && list[i].role != ASSISTANT) i--;
-    return i;
-}
-
-static int first_answer_learnt(const message *list)
-{
-    int i = 0;
-    while (i < arrlen(list) && !(list[i].role == ASSISTANT && list[i].learnt)) i++;
-    return i;
-}
-
-static int is_blank(const char *text) { return !text[strspn(text, " \t\r\n")]; }
-
-// Stops where a dialogue has no answer, or where the template has no place for one of its turns.
-static void expect_written(const char *where, const message *list)
-{
-    static const char *const names[] = {"system", "user", "assistant"};
-    int system = arrlen(list) && list[0].role == SYSTEM;
-    for (int i = system; i < arrlen(list); i++) {
-        enum role role = list[i].role, due = (i - system) % 2 ? ASSISTANT : USER;
-        if (role == SYSTEM && chat.is->place != ANYWHERE)
-            die("%s: turn %d is the system's; --template %s has a place for it in front only", where, i + 1, chat.is->name);
-        if (role != due && within_a_turn(chat.is))
-            die("%s: turn %d is the %s's and the %s's is due: with --template %s they alternate",
-                where, i + 1, names[role], names[due], chat.is->name);
-        if (chat.is->thought && role == ASSISTANT && list[i].text && strstr(list[i].text, "</think>"))
-            die("%s: turn %d has thoughts in it, which --template %s leaves out; --template chatml learns them, too",
-                where, i + 1, chat.is->name);
-    }
-    if (last_answer(list) < 0) die("%s: no turn is the assistant's, so there is nothing to learn", where);
-}
-
-// Appends a text's tokens to a row.
-static void add_tokens(row *r, const tokenizer *t, const char *text, int begins, int learnt)
-{
-    size_t n;
-    int *ids = tokenizer_encode(t, text, strlen(text), begins, &n);
-    if (!ids) die("out of memory while tokenising");
-    r->ids = resize(r->ids, ((size_t)r->n + n) * sizeof(int));
-    r->learnt = resize(r->learnt, (size_t)r->n + n);
-    memcpy(r->ids + r->n, ids, n * sizeof(int));
-    memset(r->learnt + r->n, learnt, n);
-    r->n += (int)n;
-    free(ids);
-}
-
-static void add_token_id(row *r, int id, int learnt)
-{
-    r->ids = resize(r->ids, ((size_t)r->n + 1) * sizeof(int));
-    r->learnt = resize(r->learnt, (size_t)r->n + 1);
-    r->ids[r->n] = id;
-    r->learnt[r->n++] = (char)learnt;
-}
-
-// Appends a turn in the template's words. `lead` stands in front of what is said.
-static void add_turn(char **text, enum role role, const char *lead, const char *said)
-{
-    const char *const pieces[] = {chat.is->system, chat.is->user, chat.is->answer};
-    char *whole = text_of("%s%s", lead, said), *bare = trimmed(whole);
-    add_piece(text, pieces[role], chat.is->trimmed & BIT(role) ? bare : whole);
-    free(whole);
-    free(bare);
-}
-
-// What stands in front of the first turn. Where the system's text belongs within a user's, it becomes *lead.
-static void begin_dialogue(row *r, const tokenizer *t, const message *first, char **text, char **lead)
-{
-    const char *system = first->role == SYSTEM ? first->text : chat.is->default_system;
-    if (chat.is->start) add_piece(text, chat.is->start, "");
-    else if (tokenizer_bos(t) >= 0) add_token_id(r, tokenizer_bos(t), 0);
-    if (system) add_turn(within_a_turn(chat.is) ? lead : text, SYSTEM, "", system);
-}
-
-// Where learning begins; and of a row that is learnt from there to its end no more than that is kept.
-static void note_learnt(row *r)
-{
-    while (r->prompt < r->n && !r->learnt[r->prompt]) r->prompt++;
-    if (r->prompt < 1) r->prompt = 1;                           // nothing predicts the first token
-    if (learnt_tokens(r) < r->n - r->prompt) return;
-    free(r->learnt);
-    r->learnt = NULL;
-}
-
-/* A dialogue as tokens, to the end of its last answer. It is encoded in stretches: all that stands in front of an
-   answer, the answer, all that stands in front of the next one. So the tokens in front of an answer are those that
-   generation begins with, whatever the answer is. The token that ends an answer is encoded with the stretch behind
-   it, whose spaces depend on it, and learnt with the answer. Where the last answer has no text yet, the tokens in
-   front of it come back.                                                                                        */
-static row encode_dialogue(const tokenizer *t, const message *list)
-{
-    row r = {0};
-    char *text = copy_text(""), *lead = copy_text("");
-    int last = last_answer(list), led = chat.is->place == WITHIN_LAST ? last - 1 : list->role == SYSTEM;
-    int end = chat.end >= 0 ? chat.end : tokenizer_eos(t), end_learnt = 0, begins = 1;
-    begin_dialogue(&r, t, list, &text, &lead);
-    for (int i = list->role == SYSTEM; i <= last; i++) {
-        const message *m = &list[i];
-        if (m->role != ASSISTANT) {
-            add_turn(&text, m->role, i == led ? lead : "", m->text);
-            continue;
-        }
-        add_piece(&text, chat.is->before, "");
-        if (i == last && chat.is->thought) add_piece(&text, chat.is->thought, "");
-        int from = r.n;
-        add_tokens(&r, t, text, begins, 0);
-        if (end_learnt && r.n > from) r.learnt[from] = 1;
-        begins = begins && !*text;
-        *text = 0;
-        if (!m->text) break;
-        add_turn(&text, ASSISTANT, "", m->text);
-        add_tokens(&r, t, text, begins, m->learnt);
-        *text = 0;
-        end_learnt = m->learnt && chat.is->end;
-        if (i < last && chat.is->end) add_piece(&text, chat.is->end, "");
-        else add_token_id(&r, end, m->learnt);
-        add_piece(&text, chat.is->after, "");
-    }
-    free(text);
-    free(lead);
-    note_learnt(&r);
-    return r;
-}
-
-// The tokens that generation begins with, so that the assistant answers these turns.
-static row encode_question(const tokenizer *t, const message *turns)
-{
-    message *list = NULL;
-    for (int i = 0; i < arrlen(turns); i++) arrput(list, turns[i]);
-    say(&list, ASSISTANT, NULL, 1);
-    row r = encode_dialogue(t, list);
-    r.prompt = r.n;
-    free(r.learnt);
-    r.learnt = NULL;
-    arrfree(list);
-    return r;
-}
-
 // ---- a row of a file --------------------------------------------------------------------------------------
 
 static int has_field(const json_t *json, const char *name)
@@ -265,13 +68,15 @@ static int has_field(const json_t *json, const char *name)
 // The first format all of whose fields a row has.
 static const struct format *format_of(const char *where, const json_t *json)
 {
-    if (!json_is_object(json)) die("%s: expected a JSON object, e.g. {\"question\": …, \"answer\": …}", where);
+    if (!json_is_object(json))
+        die("%s: expected a JSON object, e.g. {\"question\": …, \"answer\": …}", where);
     for (const struct format *f = formats; f < formats + FORMATS; f++)
         if (has_field(json, f->answer) && (!f->asked || has_field(json, f->asked))) return f;
     for (const struct format *f = formats; f < formats + FORMATS; f++) {
         int answer = has_field(json, f->answer);
         if (answer || (f->asked && has_field(json, f->asked)))
-            die("%s: has \"%s\" but no text in \"%s\"", where, answer ? f->answer : f->asked, answer ? f->asked : f->answer);
+            die("%s: has \"%s\" but no text in \"%s\"",
+                where, answer ? f->answer : f->asked, answer ? f->asked : f->answer);
     }
     char *names = NULL;
     for (const struct format *f = formats; f < formats + FORMATS; f++) {
@@ -293,10 +98,13 @@ static const json_t *either_field(const json_t *turn, const char *openai, const 
 static enum role role_of(const char *where, int number, const json_t *turn)
 {
     const char *name = json_string_value(either_field(turn, "role", "from"));
-    if (!name) die("%s: turn %d does not say whose it is: expected an object with \"role\" or \"from\"", where, number);
+    if (!name)
+        die("%s: turn %d does not say whose it is: expected an object with \"role\" or \"from\"", where, number);
     for (int i = 0; i < ROLES; i++) if (!strcasecmp(name, roles[i].name)) return roles[i].role;
     die("%s: turn %d is \"%s\"'s; expected system, user (human) or assistant (gpt)", where, number, name);
 }
+
+static int is_empty_list(const json_t *item) { return json_is_array(item) && !json_array_size(item); }
 
 // What a turn says: a text, or a list of parts that are texts, a line each. Anything else would be lost.
 static char *said_in(const char *where, int number, const json_t *turn)
@@ -306,15 +114,15 @@ static char *said_in(const char *where, int number, const json_t *turn)
     char *text = NULL;
     size_t i;
     for (int j = 0; j < 2; j++)
-        if (has_field(turn, calls[j]) && json_array_size(json_object_get(turn, calls[j])) + !json_is_array(json_object_get(turn, calls[j])))
+        if (has_field(turn, calls[j]) && !is_empty_list(json_object_get(turn, calls[j])))
             die("%s: turn %d has \"%s\", which no template here can write", where, number, calls[j]);
     if (json_is_string(content)) return copy_text(json_string_value(content));
     if (!json_is_array(content)) die("%s: turn %d has no text in \"content\" or \"value\"", where, number);
     json_array_foreach(content, i, part) {
         const char *type = string_field(part, "type"), *said = string_field(part, "text");
         if (!type || strcmp(type, "text") || !said)
-            die("%s: part %zu of turn %d is %s%s, expected a text", where, i + 1, number, type ? "of type " : "no text",
-                type ? type : "");
+            die("%s: part %zu of turn %d is %s%s, expected a text",
+                where, i + 1, number, type ? "of type " : "no text", type ? type : "");
         if (text) add_text(&text, "\n", 1);
         add_text(&text, said, strlen(said));
     }
@@ -374,24 +182,30 @@ static row raw_row(const tokenizer *t, const char *prompt, const char *completio
     return r;
 }
 
-// One object in any of the formats. What is wrong with it is said with file and line, or with its number in an array.
-// A row whose answer or text is empty has nothing to learn: it comes back without ids.
+// A text that is learnt whole.
+static row text_row(const tokenizer *t, const char *text)
+{
+    row r = {0};
+    if (*text) r = encode_row(t, "", text, !!opt.init);         // --init: where a text ends must be learnt, too
+    if (r.prompt < 1) r.prompt = 1;                             // nothing predicts the first token
+    return r;
+}
+
+// One object in any of the formats. What is wrong with it is said with file and line, or with its number in
+// an array. A row whose answer or text is empty has nothing to learn: it comes back without ids.
 static row read_row(const tokenizer *t, const char *where, const json_t *json)
 {
     row r = {0};
     message *list = NULL;
     const struct format *f = format_of(where, json);
-    const json_t *asked = f->asked ? json_object_get(json, f->asked) : NULL, *answer = json_object_get(json, f->answer);
-    if (f->kind == TEXT) {
-        const char *text = text_field(where, json, "text");
-        if (*text) r = encode_row(t, "", text, !!opt.init);     // --init: where a text ends must be learnt, too
-        if (r.prompt < 1) r.prompt = 1;                         // nothing predicts the first token
-        return r;
-    }
-    int turns = f->kind == DIALOGUE || (f->kind == RAW && (json_is_array(asked) || json_is_array(answer)));
-    if (f->kind == RAW && !turns) return raw_row(t, text_field(where, json, f->asked), text_field(where, json, f->answer));
-    if (turns && asked) read_turns(&list, where, asked, 0);
-    if (turns) read_turns(&list, where, answer, 1);
+    const json_t *asked = f->asked ? json_object_get(json, f->asked) : NULL;
+    const json_t *answer = json_object_get(json, f->answer);
+    int lists = f->kind == DIALOGUE || (f->kind == RAW && (json_is_array(asked) || json_is_array(answer)));
+    if (f->kind == TEXT) return text_row(t, text_field(where, json, f->answer));
+    if (f->kind == RAW && !lists)
+        return raw_row(t, text_field(where, json, f->asked), text_field(where, json, f->answer));
+    if (lists && asked) read_turns(&list, where, asked, 0);
+    if (lists) read_turns(&list, where, answer, 1);
     else read_prompt(&list, where, json, f);
     r = row_of_dialogue(t, where, list);
     free_dialogue(list);
@@ -404,14 +218,6 @@ static int ends_with(const char *name, const char *end)
     size_t n = strlen(name), m = strlen(end);
     if (n > 3 && !strcmp(name + n - 3, ".gz")) n -= 3;
     return n >= m && !strncmp(name + n - m, end, m);
-}
-
-static void free_row(row *r)
-{
-    free(r->ids);
-    free(r->answer);
-    free(r->learnt);
-    free(r->asked);
 }
 
 // A row as long as --seq allows; one without a token left to learn is dropped. Both are counted and said.
@@ -527,7 +333,8 @@ static dataset read_rows(const tokenizer *t, const char *path, int seq)
     const char *text = read_utf8(path, &whole, &bytes);
     int json = ends_with(path, ".jsonl") || ends_with(path, ".json");
     row_reader r = read_json_rows(path, text, bytes);
-    if (!json && !ends_with(path, ".txt")) die("%s: expected a .jsonl, .json or .txt file, or one of them with .gz", path);
+    if (!json && !ends_with(path, ".txt"))
+        die("%s: expected a .jsonl, .json or .txt file, or one of them with .gz", path);
     if (!json) read_text(&d, t, text, seq);
     for (json_t *object; json && (object = next_row(&r)); json_decref(object))
         keep_row(&d, read_row(t, r.where, object), seq);
@@ -640,8 +447,8 @@ static char *decode(const tokenizer *t, const int *ids, int n)
     return text;
 }
 
-// The text of tokens from … to-1 of a row as it stands behind those before, special tokens spelled out. Decoding leaves
-// these out.
+// The text of tokens from … to-1 of a row as it stands behind those before, special tokens spelled out.
+// Decoding leaves these out.
 static char *spelled_out(const tokenizer *t, const int *ids, int from, int to)
 {
     char *before = decode(t, ids, from), *text = copy_text("");
@@ -676,7 +483,8 @@ static void print_shortened(const char *label, const char *text)
         for (head = HALF; (line[head] & 0xc0) == 0x80;) head--;
         for (tail = n - HALF; (line[tail] & 0xc0) == 0x80;) tail++;
     }
-    char *whole = text_of("%.*s%s%s", (int)head, line, tail > head ? " … " : "", line + tail), *safe = printable(whole, "");
+    char *whole = text_of("%.*s%s%s", (int)head, line, tail > head ? " … " : "", line + tail);
+    char *safe = printable(whole, "");
     printf("%s%s\n", label, safe);
     free(line);
     free(whole);

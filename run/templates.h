@@ -1,5 +1,5 @@
-//  run/templates.h: how a dialogue is written for a model: the paper's prompt, and the chat templates of published
-//  models, piece by piece.
+//  run/templates.h: how a dialogue is written for a model: the paper's prompt, and the chat templates of
+// published  models, piece by piece.
 
 #ifndef TEMPLATES_H
 #define TEMPLATES_H
@@ -7,16 +7,17 @@
 #include "special_tokens.h"
 
 enum role { SYSTEM, USER, ASSISTANT };
-// Where the system may speak. WITHIN: in the first user's turn, or in the last one's; the turns must alternate then.
+// Where the system may speak. WITHIN: in the first user's turn, or in the last one's; the turns must
+// alternate then.
 enum place { ANYWHERE, IN_FRONT, WITHIN_FIRST, WITHIN_LAST };
 
 /* {text} is what is said, {bos} and {eos} are the model's own tokens. A dialogue is written as
 
        start  system  user  before answer end after  user  before answer end after  …
-                                   └── learnt ┘
+                                   └─ learnt ─┘
 
-   and the answer to a new question goes on behind `before`. Where start is NULL, BOS is put as in front of plain
-   text, if the model has one; where end is NULL, it is the model's EOS.                                      */
+   and the answer to a new question goes on behind `before`. Where start is NULL, BOS is put as in front of
+   plain text, if the model has one; where end is NULL, it is the model's EOS.                             */
 typedef struct {
     const char *name;
     const char *start, *system, *user, *before, *answer, *end, *after;
@@ -41,8 +42,8 @@ typedef struct {
     .before = HEADER("assistant"), .answer = "{text}", .end = "<|eot_id|>", .after = "", \
     .trimmed = BIT(SYSTEM) | BIT(USER) | BIT(ASSISTANT)
 
-// The first row is the paper's prompt. The others are the templates that come with these models; of those by which a
-// model's own is known the first one counts.
+// The first row is the paper's prompt. The others are the templates that come with these models; of those by
+// which a model's own is known the first one counts.
 static const chat_template templates[] = {
     {"alpaca",
      .system = "{text}", .user = "\n\n### Instruction:\n{text}",
@@ -82,10 +83,13 @@ static const chat_template templates[] = {
 };
 enum { TEMPLATES = sizeof templates / sizeof *templates };
 
-static int within_a_turn(const chat_template *c) { return c->place == WITHIN_FIRST || c->place == WITHIN_LAST; }
+static int within_a_turn(const chat_template *c)
+{
+    return c->place == WITHIN_FIRST || c->place == WITHIN_LAST;
+}
 
-// The template in use, and what it needs of the tokenizer: BOS and EOS as texts, and the token that ends an answer,
-// -1 for EOS.
+// The template in use, and what it needs of the tokenizer: BOS and EOS as texts, and the token that ends an
+// answer, -1 for EOS.
 static struct { const chat_template *is; char *bos, *eos; int end; } chat = {.is = templates, .end = -1};
 
 // Appends to a fresh string.
@@ -100,7 +104,9 @@ static void add_text(char **text, const char *more, size_t bytes)
 // Appends a piece of the template with what it names filled in.
 static void add_piece(char **text, const char *piece, const char *said)
 {
-    const struct { const char *name, *text; } names[] = {{"{text}", said}, {"{bos}", chat.bos}, {"{eos}", chat.eos}};
+    const struct { const char *name, *text; } names[] = {
+        {"{text}", said}, {"{bos}", chat.bos}, {"{eos}", chat.eos},
+    };
     while (*piece) {
         size_t n = strcspn(piece + 1, "{") + 1;
         for (int i = 0; i < 3; i++)
@@ -117,11 +123,11 @@ static void add_piece(char **text, const char *piece, const char *said)
 // Bytes of the space that a text begins with, 0 if it begins with none: what Python's str.strip() takes away.
 static size_t space_in_front(const char *text)
 {
-    static const char *const wide_spaces[] = {"\xc2\x85", "\u00a0", "\u1680", "\u2028", "\u2029", "\u202f", "\u205f",
-                                              "\u3000"};
+    static const char *const wide_spaces[] = {
+        "\xc2\x85", "\u00a0", "\u1680", "\u2028", "\u2029", "\u202f", "\u205f", "\u3000"};
     unsigned char c = (unsigned char)*text;
     if (c == ' ' || (c >= 9 && c <= 13) || (c >= 0x1c && c <= 0x1f)) return 1;
-    if (!strncmp(text, "\xe2\x80", 2) && (unsigned char)text[2] >= 0x80 && (unsigned char)text[2] <= 0x8a) return 3;
+    if (!strncmp(text, "\xe2\x80", 2) && (text[2] & 0xff) >= 0x80 && (text[2] & 0xff) <= 0x8a) return 3;
     for (size_t i = 0; i < sizeof wide_spaces / sizeof *wide_spaces; i++)
         if (!strncmp(text, wide_spaces[i], strlen(wide_spaces[i]))) return strlen(wide_spaces[i]);
     return 0;
@@ -140,8 +146,8 @@ static char *trimmed(const char *text)
     return copy_bytes(text, (size_t)(end - text));
 }
 
-// The Jinja source of the model's own template in a fresh string, NULL where it has none. A list of several has one
-// that is called "default".
+// The Jinja source of the model's own template in a fresh string, NULL where it has none. A list of several
+// has one that is called "default".
 static char *own_template(const char *dir)
 {
     char *path = join(dir, "chat_template.jinja"), *settings_path;
@@ -186,7 +192,8 @@ static const chat_template *template_named(const char *name)
     die("--template %s: there is no such template; choose from %s", name, template_names());
 }
 
-// BOS or EOS as the text that the tokenizer reads as this token. `piece`: one of the template that asks for it.
+// BOS or EOS as the text that the tokenizer reads as this token. `piece`: one of the template that asks for
+// it.
 static char *token_as_text(const tokenizer *t, int id, const char *which, const char *piece)
 {
     size_t bytes;
@@ -221,8 +228,8 @@ static void open_template(const tokenizer *t)
     const chat_template *own = source ? template_known_by(source) : NULL;
     chat.is = opt.template ? template_named(opt.template) : own ? own : templates;
     if (source && !own)
-        fprintf(stderr, "note: the chat_template of %s is none that this program knows; the paper's prompt is used, "
-                        "--template takes another of %s\n", shown(opt.model), template_names());
+        fprintf(stderr, "note: the chat_template of %s is none that this program knows; the paper's prompt is "
+                        "used, --template takes another of %s\n", shown(opt.model), template_names());
     free(source);
     free(chat.bos);
     free(chat.eos);
