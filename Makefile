@@ -17,7 +17,7 @@ WARNINGS  = -Wall -Wextra -Wshadow
 # No -ffast-math: a NaN must stay a NaN. errno and traps are not used by anyone here.
 CFLAGS   ?= -O3 -march=native -g
 FLAGS     = -std=gnu11 $(WARNINGS) $(CFLAGS) -fopenmp -fno-math-errno -fno-trapping-math
-LDLIBS    = -ljansson -lm
+LDLIBS    = -ljansson -lz -lm
 HEADERS   = model.h adapters.h $(wildcard ops/*.h lib/*.h run/*.h paper/*.h)
 PYTHON   ?= python3
 
@@ -42,6 +42,7 @@ found:
 	line "compiler with OpenMP ($(CC))" $$(have omp.h && echo 1 || echo 0) gcc; \
 	line "stb_ds.h"  $$(have stb/stb_ds.h && echo 1 || echo 0) libstb-dev; \
 	line "jansson.h" $$(have jansson.h && echo 1 || echo 0) libjansson-dev; \
+	line "zlib.h"    $$(have zlib.h && echo 1 || echo 0) zlib1g-dev; \
 	command -v $(CXX) >/dev/null && echo "✓ C++ compiler ($(CXX))" \
 	    || echo "- no C++ compiler: train_emu and make test need one (g++)"; \
 	echo "$(if $(NVCC),✓,-) nvcc $(if $(NVCC),(train_cuda),not here: no train_cuda)"; \

@@ -2205,7 +2205,7 @@ static batch golden_batch(void)
     json_array_foreach(rows, i, item) {
         int ids[32];
         json_array_foreach(json_object_get(item, "ids"), n, id) ids[n] = (int)json_integer_value(id);
-        batch_add(&b, &(row){ids, (int)n, int_of(item, "prompt"), NULL});
+        batch_add(&b, &(row){.ids = ids, .n = (int)n, .prompt = int_of(item, "prompt")});
     }
     json_decref(rows);
     return b;
@@ -2597,12 +2597,19 @@ static void test_special_tokens(void)
     free(dir);
 }
 
+// The paper's prompt.
+static char *paper_prompt(const char *question)
+{
+    return text_of("Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        "\n\n### Instruction:\n%s\n\n### Response:", question);
+}
+
 // The prompt's ids do not depend on the answer; every token of the answer is learnt, and they say the answer and nothing else.
 // Held for answers that begin with the rest of any piece that begins with ":", the prompt's last character.
 static void edge_cases(const char *dir)
 {
     tokenizer *t = plain_tokenizer(dir);
-    char *prompt = format_prompt("What is 3 minus 8?", NULL);
+    char *prompt = paper_prompt("What is 3 minus 8?");
     row bare = encode_row(t, prompt, "", 0);
     int straddling = 0;
     for (int id = 0; id < tokenizer_vocab(t); id++) {
@@ -2700,7 +2707,7 @@ static void test_rows(void)
         expect(arrlen(d.rows) == N, "%s: %td rows", path, arrlen(d.rows));
         for (int i = 0; i < N && i < arrlen(d.rows); i++) {
             const row *r = &d.rows[i];
-            char *prompt = format_prompt(published[i].question, NULL), *whole = decode(t, r->ids, r->n), want[1000];
+            char *prompt = paper_prompt(published[i].question), *whole = decode(t, r->ids, r->n), want[1000];
             size_t n;
             free(tokenizer_encode(t, prompt, strlen(prompt), 1, &n));
             snprintf(want, sizeof want, "%s%s", prompt, published[i].answer);
@@ -2774,8 +2781,11 @@ static void test_targets(void)
 {
     static int ids[5][9] = {{1, 5, 3, 12, 7, 2}, {1, 9, 4, 4, 11, 2, 0, 8, 6}, {1, 10, 2}, {1, 3, 3, 8}, {1, 0, 7, 7,
         2, 12, 2}};
-    static const row rows[5] = {{ids[0], 6, 2, NULL}, {ids[1], 9, 7, NULL}, {ids[2], 3, 1, NULL}, {ids[3], 4, 3,
-        NULL}, {ids[4], 7, 1, NULL}};
+    static char fifth[7] = {0, 1, 0, 0, 1, 1, 0};
+    static const row rows[5] = {
+        {.ids = ids[0], .n = 6, .prompt = 2}, {.ids = ids[1], .n = 9, .prompt = 7}, {.ids = ids[2], .n = 3, .prompt = 1},
+        {.ids = ids[3], .n = 4, .prompt = 3}, {.ids = ids[4], .n = 7, .prompt = 1, .learnt = fifth},
+    };
     int order[5] = {4, 2, 0, 1, 3}, targets = 0, tokens, seen = 0;
     plan p = small_plan("bone");
     run r = {.order = order, .epoch = -1};
@@ -2793,15 +2803,16 @@ static void test_targets(void)
     mat gradient = like(flat(&r.m, r.m.grad));
     copy(gradient, flat(&r.m, r.m.grad));
     check_number(norm, sqrt(sum_of_squares(gradient)), EXACT, "norm");
-    for (int i = 0; i < 5; i++) targets += rows[i].n - rows[i].prompt;
+    static const int learnt[5][7] = {{2, 3, 4, 5}, {7, 8}, {1, 2}, {3}, {1, 4, 5}}, counts[5] = {4, 2, 2, 1, 3};
+    for (int i = 0; i < 5; i++) targets += counts[i];
     zero(flat(&r.m, r.m.grad));
     for (int i = 0; i < 5; i++) {
         batch_clear(&b);
         batch_add(&b, &rows[i]);
-        expect(b.targets == rows[i].n - rows[i].prompt && b.tokens == rows[i].n - 1,
+        expect(b.targets == counts[i] && b.tokens == rows[i].n - 1,
             "row %d has %d targets", i, b.targets);
-        for (int j = 0; j < b.targets; j++)
-            expect(b.label[j] == rows[i].ids[rows[i].prompt + j] && b.target_row[j] == rows[i].prompt + j - 1,
+        for (int j = 0; j < b.targets && j < counts[i]; j++)
+            expect(b.label[j] == rows[i].ids[learnt[i][j]] && b.target_row[j] == learnt[i][j] - 1,
                 "row %d, target %d", i, j);
         sum += model_step(&r.m, &b, 1.0 / targets);
         seen += b.tokens;
@@ -2886,6 +2897,29 @@ static const struct {
     {"lines.json",       BYTES(AB "\n" AB "\n"), NULL, "a", "b", 2, 0},
     {"pair.jsonl",       BYTES("{\"question\": \"\\ud83d\\uDE00\\u00e9\", \"answer\": \"b\"}"), NULL,
         "\xf0\x9f\x98\x80\xc3\xa9", "b", 1, 0},
+    {"tool.jsonl",       BYTES(AB "\n{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"tool\", \"content\": \"b\"}]}"),
+        "tool.jsonl:2: turn 2 is \"tool\"'s; expected system, user (human) or assistant (gpt)", 0, 0, 0, 0},
+    {"no-role.jsonl",    BYTES("{\"messages\": [{\"content\": \"a\"}]}"), "turn 1 does not say whose it is", 0, 0, 0, 0},
+    {"no-turn.jsonl",    BYTES("{\"messages\": [\"a\"]}"), "turn 1 does not say whose it is", 0, 0, 0, 0},
+    {"no-list.jsonl",    BYTES("{\"messages\": \"a\"}"), "no-list.jsonl:1: expected a list of turns", 0, 0, 0, 0},
+    {"no-turns.jsonl",   BYTES("{\"messages\": []}"), "no turn is the assistant's", 0, 0, 0, 0},
+    {"nobody.jsonl",     BYTES("{\"conversations\": [{\"from\": \"human\", \"value\": \"a\"}]}"), "no turn is the assistant's", 0, 0, 0, 0},
+    {"no-text.jsonl",    BYTES("{\"messages\": [{\"role\": \"assistant\", \"content\": null}]}"),
+        "turn 1 has no text in \"content\" or \"value\"", 0, 0, 0, 0},
+    {"number.jsonl",     BYTES("{\"messages\": [{\"role\": \"assistant\", \"content\": 5}]}"), "turn 1 has no text", 0, 0, 0, 0},
+    {"image.jsonl",      BYTES("{\"messages\": [{\"role\": \"assistant\", \"content\": [{\"type\": \"text\", \"text\": \"a\"}, "
+        "{\"type\": \"image_url\", \"image_url\": {}}]}]}"), "part 2 of turn 1 is of type image_url, expected a text", 0, 0, 0, 0},
+    {"call.jsonl",       BYTES("{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\", \"tool_calls\": [{\"id\": \"1\"}]}]}"),
+        "turn 1 has \"tool_calls\", which no template here can write", 0, 0, 0, 0},
+    {"late.jsonl",       BYTES("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"system\", \"content\": \"b\"}, "
+        "{\"role\": \"assistant\", \"content\": \"c\"}]}"), "turn 2 is the system's; --template alpaca has a place for it in front only",
+        0, 0, 0, 0},
+    {"half-list.jsonl",  BYTES("{\"prompt\": \"a\", \"completion\": [{\"role\": \"assistant\", \"content\": \"c\"}]}"),
+        "expected a list of turns", 0, 0, 0, 0},
+    {"says-nothing.jsonl", BYTES("{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}, {\"role\": \"assistant\", \"content\": \" \"}]}\n" AB),
+        NULL, "a", "b", 1, 1},
+    {"openai.jsonl",     BYTES("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}"),
+        NULL, "a", "b", 1, 0},
     {"true.jsonl",       BYTES(AB "\n{\"instruction\": \"a\", \"input\": true, \"output\": \"b\"}"),
         "true.jsonl:2: \"input\" is true, expected text or a number", 0, 0, 0, 0},
     {"object.jsonl",     BYTES("{\"question\": {\"a\": 1}, \"answer\": \"b\"}"), "\"question\" is an object, expected", 0,
@@ -2943,7 +2977,7 @@ static void test_row_files(void)
         check(says ? !strstr(said, says) : *said, 0, "%s: «%s», expected «%s»", name, said, says ? says : "");
         if (!says && !*said) {
             dataset d = read_rows(t, path, 1024);
-            char *whole = decode(t, d.rows[0].ids, d.rows[0].n), *prompt = format_prompt(row_files[i].question, NULL);
+            char *whole = decode(t, d.rows[0].ids, d.rows[0].n), *prompt = paper_prompt(row_files[i].question);
             snprintf(want, sizeof want, "%s%s", prompt, row_files[i].answer);
             check(strcmp(whole, want) || strcmp(d.rows[0].answer, row_files[i].answer), 0, "%s: «%s»", name, whole);
             expect(arrlen(d.rows) == row_files[i].rows, "%s: %td rows", name, arrlen(d.rows));
@@ -2953,6 +2987,201 @@ static void test_row_files(void)
         free(said), free(path);
     }
     tokenizer_free(t);
+}
+
+// A row as text, what is learnt of it in «».
+static char *marked(const tokenizer *t, const row *r)
+{
+    char *text = copy_text("");
+    for (int from = 0, to; from < r->n; from = to) {
+        int learnt = is_learnt(r, from);
+        for (to = from; to < r->n && is_learnt(r, to) == learnt;) to++;
+        char *part = spelled_out(t, r->ids, from, to), *more = text_of("%s%s%s%s", text, learnt ? "«" : "", part, learnt ? "»" : "");
+        free(part), free(text);
+        text = more;
+    }
+    return text;
+}
+
+#define PAPER "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+#define ASKED(q) "\n\n### Instruction:\n" q "\n\n### Response:"
+
+// Rows as people publish them, what reaches the model of each, and what is learnt. Of several turns that is what the
+// assistant says, each with its end.
+static void test_row_formats(void)
+{
+    static const struct { const char *json, *want; } formats_read[] = {
+        {"{\"instruction\": \"q\", \"context\": \"c\", \"response\": \"a\", \"category\": \"x\"}",
+            "<s>" PAPER ASKED("q\nc") "«a</s>»"},
+        {"{\"instruction\": \"q\", \"context\": \"\", \"response\": \"a\"}", "<s>" PAPER ASKED("q") "«a</s>»"},
+        {"{\"instruction\": \"q\", \"output\": \"a\", \"response\": \"b\"}", "<s>" PAPER ASKED("q") "«a</s>»"},
+        {"{\"query\": \"q\", \"answer\": \"a\", \"resource\": \"evol\", \"lang\": \"c\"}", "<s>" PAPER ASKED("q") "«a</s>»"},
+        {"{\"id\": \"niv.1\", \"system_prompt\": \"Be brief.\", \"question\": \"q\", \"response\": \"a\"}",
+            "<s>Be brief." ASKED("q") "«a</s>»"},
+        {"{\"id\": \"niv.1\", \"system_prompt\": \"\", \"question\": \"q\", \"response\": 18.50}",
+            "<s>" PAPER ASKED("q") "«18.50</s>»"},
+        {"{\"prompt\": \"The sky\", \"completion\": \" is blue\"}", "<s>The sky« is blue</s>»"},
+        {"{\"prompt\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\"}, "
+            "{\"role\": \"user\", \"content\": \"r\"}], \"completion\": [{\"role\": \"assistant\", \"content\": \"b\"}]}",
+            "<s>" PAPER ASKED("q") "a</s>" ASKED("r") "«b</s>»"},
+        {"{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\"}, "
+            "{\"role\": \"user\", \"content\": \"r\"}, {\"role\": \"assistant\", \"content\": \"b\"}, "
+            "{\"role\": \"user\", \"content\": \"never seen\"}]}",
+            "<s>" PAPER ASKED("q") "«a</s>»" ASKED("r") "«b</s>»"},
+        {"{\"messages\": [{\"role\": \"developer\", \"content\": \"Be brief.\"}, {\"role\": \"user\", \"content\": "
+            "[{\"type\": \"text\", \"text\": \"q\"}, {\"type\": \"text\", \"text\": \"c\"}]}, "
+            "{\"role\": \"assistant\", \"content\": \"a\", \"tool_calls\": []}]}",
+            "<s>Be brief." ASKED("q\nc") "«a</s>»"},
+        {"{\"conversations\": [{\"from\": \"system\", \"value\": \"Be brief.\"}, {\"from\": \"human\", \"value\": \"q\"}, "
+            "{\"from\": \"gpt\", \"value\": \"a\"}]}", "<s>Be brief." ASKED("q") "«a</s>»"},
+        {"{\"conversations\": [{\"from\": \"gpt\", \"value\": \"a\"}]}", "<s>" PAPER "\n\n### Response:«a</s>»"},
+        {"{\"text\": \"two shells\", \"messages\": null}", "<s>«two shells»"},
+        {"{\"text\": \"rendered\", \"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", "
+            "\"content\": \"a\"}]}", "<s>" PAPER ASKED("q") "«a</s>»"},
+    };
+    tokenizer *t = open_tokenizer("base", 0);
+    char *path = in_scratch("formats.jsonl");
+    for (size_t i = 0; i < sizeof formats_read / sizeof *formats_read; i++) {
+        write_text(path, formats_read[i].json);
+        dataset d = read_rows(t, path, 1024);
+        char *got = marked(t, &d.rows[0]);
+        expect(!strcmp(got, formats_read[i].want), "%s is «%s», expected «%s»", formats_read[i].json, got, formats_read[i].want);
+        free(got), free_rows(&d);
+    }
+    free(path), tokenizer_free(t);
+}
+
+// A model directory whose tokenizer_config.json this is.
+static tokenizer *tokenizer_with(const char *dir, const json_t *settings)
+{
+    char command[300], *path = join(dir, "tokenizer_config.json"), *text = json_text(settings);
+    snprintf(command, sizeof command, "rm -rf %s; mkdir %s; cp base/config.json base/tokenizer.model %s", dir, dir, dir);
+    if (system(command)) die("cannot prepare %s", dir);
+    write_text(path, text);
+    free(path), free(text);
+    opt.model = dir;
+    return open_tokenizer(dir, 0);
+}
+
+// Every published template: it is known by its Jinja source, gives the ids of transformers' apply_chat_template, and
+// those of its generation prompt; a dialogue that it refuses is refused. Learnt is what the assistant says.
+static void test_templates(void)
+{
+    char *dir = in_scratch("chat-model"), *path = in_scratch("chat.jsonl");
+    json_t *cases = golden_json("dev/golden/templates.json"), *item, *line;
+    size_t number, i;
+    json_array_foreach(cases, number, item) {
+        const char *name = string_field(item, "name");
+        if (not_asked_for(name)) continue;
+        tokenizer *t = shared_tokenizer = tokenizer_with(dir, json_object_get(item, "settings"));
+        opt.template = NULL;
+        open_template(t);
+        expect(!strcmp(chat.is->name, name), "%s was taken for %s", name, chat.is->name);
+        json_array_foreach(json_object_get(item, "rows"), i, line) {
+            json_t *row_json = json_pack("{sO}", "messages", json_object_get(line, "messages")), *turn;
+            const json_t *ids = json_object_get(line, "ids"), *prompt = json_object_get(line, "prompt");
+            char *text = json_text(row_json), *said;
+            size_t j, answers = 0;
+            write_text(path, text);
+            if (json_is_null(ids)) {
+                said = said_by(only_read_rows, path);
+                expect(has(said, "alternate") || has(said, "in front only"), "%s, dialogue %zu: «%s»", name, i, said);
+                free(said), free(text), json_decref(row_json);
+                continue;
+            }
+            dataset d = read_rows(t, path, 4096);
+            message *turns = NULL;
+            read_turns(&turns, "golden", json_object_get(line, "messages"), 1);
+            for (int last = last_answer(turns); arrlen(turns) > last;) free(arrpop(turns).text);
+            row asked = encode_question(t, turns);
+            expect(ids_are(d.rows[0].ids, (size_t)d.rows[0].n, ids), "%s, dialogue %zu: ids of «%s»", name, i, text);
+            if (prompt && !json_is_null(prompt))
+                expect(ids_are(asked.ids, (size_t)asked.n, prompt), "%s, dialogue %zu: ids of its question", name, i);
+            char *got = marked(t, &d.rows[0]), *want, *at = got;
+            json_array_foreach(json_object_get(line, "messages"), j, turn) {    // every answer is learnt, and nothing else
+                if (strcmp(string_field(turn, "role"), "assistant")) continue;
+                want = trimmed(string_field(turn, "content"));
+                char *from = strstr(at, "«"), *to = from ? strstr(from, "»") : NULL, *in = from ? strstr(from, want) : NULL;
+                expect(in && to && in < to, "%s, dialogue %zu: «%s» is not learnt in %s", name, i, want, got);
+                if (to) at = to + 1, answers++;
+                free(want);
+            }
+            expect(answers && !strstr(at, "«"), "%s, dialogue %zu: more is learnt: %s", name, i, got);
+            free(got), free(text), free_row(&asked), free_dialogue(turns), free_rows(&d), json_decref(row_json);
+        }
+        tokenizer_free(t);
+    }
+    expect(number == 14, "%zu templates", number);
+    chat.is = templates;
+    chat.end = -1;
+    json_decref(cases), free(path), free(dir);
+}
+
+// Whose template counts: --template's, else the model's own, wherever it stands; else the paper's prompt.
+static void test_own_template(void)
+{
+    static const struct { const char *settings, *jinja, *option, *name, *end; } cases[] = {
+        {"{}", NULL, NULL, "alpaca", NULL},
+        {"{}", NULL, "zephyr", "zephyr", "</s>"},
+        {"{\"chat_template\": \"{{ bos_token + '[INST] <<SYS>>' }}\"}", NULL, NULL, "llama2", "</s>"},
+        {"{\"chat_template\": \"{{ bos_token + '[INST] <<SYS>>' }}\"}", NULL, "zephyr", "zephyr", "</s>"},
+        {"{\"chat_template\": \"{{ bos_token + '[INST] <<SYS>>' }}\"}", "{{ '<|user|>' + eos_token }}", NULL, "zephyr", "</s>"},
+        {"{\"chat_template\": [{\"name\": \"tool_use\", \"template\": \"[INST] <<SYS>>\"}, {\"name\": \"default\", "
+            "\"template\": \"<|user|> + eos_token\"}]}", NULL, NULL, "zephyr", "</s>"},
+        {"{\"chat_template\": \"{{ 'Human: ' }}\"}", NULL, NULL, "alpaca", NULL},
+        {"{\"chat_template\": null}", NULL, NULL, "alpaca", NULL},
+    };
+    char *dir = in_scratch("own-template"), *path = in_scratch("own-template/chat_template.jinja");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        json_t *settings = json_loads(cases[i].settings, 0, NULL);
+        tokenizer *t = tokenizer_with(dir, settings);
+        if (cases[i].jinja) write_text(path, cases[i].jinja);
+        opt.template = cases[i].option;
+        open_template(t);
+        expect(!strcmp(chat.is->name, cases[i].name), "directory %zu: %s, expected %s", i, chat.is->name, cases[i].name);
+        expect(chat.end == (cases[i].end ? tokenizer_find(t, cases[i].end) : -1), "directory %zu: ends with %d", i, chat.end);
+        json_decref(settings), tokenizer_free(t);
+    }
+    free(dir), free(path);
+}
+
+// Packed rows are the rows, in one member or several, whatever the file is called; what is cut or damaged is refused.
+static void test_gzip(void)
+{
+    static const struct { const char *name, *prepare, *says; } files[] = {
+        {"a.jsonl.gz",  "gzip -c $D/plain.jsonl > $D/a.jsonl.gz", NULL},
+        {"b.jsonl",     "gzip -9c $D/plain.jsonl > $D/b.jsonl", NULL},
+        {"c.jsonl.gz",  "cp $D/plain.jsonl $D/c.jsonl.gz", NULL},
+        {"d.jsonl.gz",  "{ head -n 2 $D/plain.jsonl | gzip -c; tail -n +3 $D/plain.jsonl | gzip -c; printf '\\0\\0'; } > $D/d.jsonl.gz", NULL},
+        {"e.json.gz",   "{ echo '['; sed '$!s/$/,/' $D/plain.jsonl; echo ']'; } | gzip -c > $D/e.json.gz", NULL},
+        {"cut.jsonl.gz", "gzip -c $D/plain.jsonl | head -c -9 > $D/cut.jsonl.gz", "cut.jsonl.gz: is gzip's, but cut short behind"},
+        {"head.jsonl.gz", "gzip -c $D/plain.jsonl | head -c 7 > $D/head.jsonl.gz", "cut short behind 0 bytes"},
+        {"sum.jsonl.gz", "{ gzip -c $D/plain.jsonl | head -c -8; printf 12345678; } > $D/sum.jsonl.gz", "but damaged behind"},
+        {"bits.jsonl.gz", "{ gzip -c $D/plain.jsonl | head -c 40; head -c 400 /dev/zero | tr '\\0' '\\377'; } > $D/bits.jsonl.gz", "damaged behind"},
+        {"more.jsonl.gz", "{ gzip -c $D/plain.jsonl; echo more; } > $D/more.jsonl.gz", "damaged behind"},
+        {"none.txt.gz", "gzip -c < /dev/null > $D/none.txt.gz", "none.txt.gz: is empty"},
+        {"line.jsonl.gz", "{ cat $D/plain.jsonl; echo '{\"question\": 1'; } | gzip -c > $D/line.jsonl.gz", "line.jsonl.gz:9: not valid JSON"},
+        {"name.csv.gz", "gzip -c $D/plain.jsonl > $D/name.csv.gz", "expected a .jsonl, .json or .txt file"},
+    };
+    tokenizer *t = shared_tokenizer = open_tokenizer("base", 0);
+    shell("head -n 8 data/val.jsonl > $D/plain.jsonl", "cannot prepare");
+    char *rows = in_scratch("plain.jsonl"), want[64], got[64];
+    dataset d = read_rows(t, rows, 1024);
+    rows_text(&d, want);
+    free_rows(&d);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        if (not_asked_for(files[i].name)) continue;
+        shell(files[i].prepare, "cannot prepare");
+        char *path = in_scratch(files[i].name), *said = said_by(only_read_rows, path);
+        expect(files[i].says ? has(said, files[i].says) : !*said, "%s: «%s»", files[i].name, said);
+        if (!*said) {
+            d = read_rows(t, path, 1024);
+            expect(!strcmp(rows_text(&d, got), want), "%s: %s, expected %s", files[i].name, got, want);
+            free_rows(&d);
+        }
+        free(path), free(said);
+    }
+    free(rows), tokenizer_free(t);
 }
 
 #define TIMES5(a) a a a a a
@@ -3749,6 +3978,7 @@ static void change_option(const struct option *o)
     else if (!strcmp(o->name, "--mini-r")) p->mini_r++;
     else if (!strcmp(o->name, "--alpha")) p->alpha++;
     else if (!strcmp(o->name, "--steps")) shared_run.steps++;
+    else if (!strcmp(o->name, "--template")) chat.is = &templates[1];
     else if (o->kind == 's') *(const char **)at = "another";
     else if (o->kind == 'd') *(double *)at += 0.5;
     else *(int *)at += 1;
@@ -3761,7 +3991,7 @@ static void test_same_options(void)
         "--model", "--data", "--method", "--rank", "--alpha", "--mini-r", "--targets", "--lora-plus-ratio",
             "--dora-detach", "--steps", "--batch",
         "--accum", "--seq", "--lr", "--schedule", "--warmup", "--weight-decay", "--clip", "--seed", "--no-shuffle",
-            NULL};
+            "--template", NULL};
     model *m = open_small(small_plan("lora"), 0);
     shared_run = (run){.m = *m, .step = 3, .steps = 5};
     opt.model = "base", opt.data = "rows.jsonl";
@@ -3785,6 +4015,7 @@ static void test_same_options(void)
         opt = then;
         shared_run.m.p = m->p;
         shared_run.steps = 5;
+        chat.is = templates;
     }
     free(dir), close_small(m);
 }
@@ -4028,7 +4259,7 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "is I32, expected"},
     {"half a row",          "echo '{\"question\": \"a\"}' >> $D/rows.jsonl",                    "",
         "rows.jsonl:4: has \"question\" but no text in \"answer\""},
-    {"no known field",      "echo '{\"prompt\": \"a\"}' >> $D/rows.jsonl", "",
+    {"no known field",      "echo '{\"promt\": \"a\"}' >> $D/rows.jsonl", "",
         "rows.jsonl:4: no \"instruction\""},
     {"no answer within seq", ":", "--seq 16", "within --seq 16"},
     {"text behind a row",   "sed -i '2s/$/ and more/' $D/rows.jsonl", "",
@@ -4056,8 +4287,22 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "dev/golden/lora-mha", "it is an adapter: --adapter"},
     {"a model as adapter",  ":", "--eval --val "
         "data/val.jsonl --adapter base", "it is a model: --model"},
-    {"chat with nobody",    ":", "--chat",
-        "--chat wraps the TEXT of --generate"},
+    {"a template of no name", ":", "--template vicuna", "--template vicuna: there is no such template; choose from alpaca, llama2"},
+    {"a template's end that is no token", ":", "--template chatml", "ends an answer with <|im_end|>, which is no token of this model"},
+    {"a template without its BOS", "echo '{\"add_bos_token\": false}' > $D/model/tokenizer_config.json", "--template llama2",
+        "has {bos} in it, which this model's tokenizer does not put"},
+    {"turns that do not alternate", "echo '{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}]}' >> $D/rows.jsonl", "--template llama2",
+        "rows.jsonl:4: turn 1 is the assistant's and the user's is due"},
+    {"the best of no rows", ":", "--keep-best", "--keep-best compares evaluations"},
+    {"the best of no evaluations", ":", "--keep-best --val $D/rows.jsonl --eval-every 0", "give --eval-every N, too"},
+    {"patience for nothing", ":", "--patience 3", "--patience counts evaluations"},
+    {"a plot of no kind",   ":", "--plot $D/plot.pdf", "expected a name that ends in .png or .svg"},
+    {"a plot in no folder", ":", "--plot $D/nowhere/plot.svg", "nowhere/: No such file"},
+    {"a plot of many runs", ":", "--compare --plot $D/plot.svg", "--plot is for one run"},
+    {"a dry run of many",   ":", "--compare --dry-run", "--dry-run is for one run"},
+    {"rows that are cut short", "gzip $D/rows.jsonl; truncate -s -9 $D/rows.jsonl.gz", "--data $D/rows.jsonl.gz", "cut short behind"},
+    {"a chat and a merge",  ":", "--chat --merge $D/merged --adapter $D/adapter",
+        "--chat and --merge: give one of them"},
     {"two lengths",         ":", "--epochs 2",
         "--steps and --epochs both say"},
     {"a flag for a method", ":", "--use_dora",
@@ -4796,6 +5041,151 @@ static void test_epochs(void)
     }
 }
 
+#define OVERFITS "--data $D/two.jsonl --val $D/held.jsonl --batch 2 --schedule constant --max-new 2 --eval-every 2"
+
+// The eval losses of a log behind step 0: the lowest, and its step.
+static int best_logged(const char *log, double *lowest)
+{
+    char *text = output_of(log);
+    int best = 0, step;
+    double loss;
+    *lowest = INFINITY;
+    for (char *line = text; *line; line = next_line_of(line))
+        if (!strncmp(line, "{\"step\":", 8) && sscanf(line, "{\"step\":%d,\"eval_loss\":%lf", &step, &loss) == 2 && step && loss < *lowest)
+            *lowest = loss, best = step;
+    free(text);
+    return best;
+}
+
+// --keep-best: --out holds what had the lowest eval loss, the bytes of a run that ended there; --patience ends a run so
+// many evaluations later; and a run that was stopped behind its best step goes on knowing it.
+static void test_keep_best(void)
+{
+    double lowest;
+    shell("tail -n 6 data/val.jsonl > $D/held.jsonl; head -n 2 data/val.jsonl > $D/two.jsonl", "cannot prepare");
+    for (int full = 0; full < 2; full++) {
+        const char *how = full ? "--method full --lr 0.003" : "--lr 0.01";
+        const char *file = full ? "model.safetensors" : "adapter_model.safetensors";
+        char kept[64], ended[64];
+        train_well(OVERFITS " %s --steps 24 --keep-best --log $D/whole.log --out $D/whole", how);
+        int best = best_logged("whole.log", &lowest);
+        expect(best > 0 && best < 24, "the best step is %d of 24, in the middle of nothing", best);
+        char *printed = output_of("stdout"), want[100], *state = output_of("whole/state.json");
+        snprintf(want, sizeof want, "best       eval loss %.4f after step %d, which is what", lowest, best);
+        expect(has(printed, want), "%s does not say «%s»: %s", how, want, printed);
+        snprintf(want, sizeof want, "\"best_step\":\t%d,", best);
+        expect(has(state, want), "%s: state.json has no %s", how, want);
+        train_well(OVERFITS " %s --steps %d --out $D/ended", how, best);
+        snprintf(kept, sizeof kept, "whole/%s", file);
+        snprintf(ended, sizeof ended, "ended/%s", file);
+        expect(same_files(kept, ended), "%s: what is kept is not that of step %d", how, best);
+        train_well(OVERFITS " %s --steps 24 --log $D/last.log --out $D/last", how);
+        expect(same_files("whole/state.safetensors", "last/state.safetensors"), "%s: the state is not the last step's", how);
+        expect(same_logs("whole.log", "last.log"), "%s: another log", how);
+        free(printed), free(state);
+    }
+    train_well(OVERFITS " --lr 0.01 --steps 24 --keep-best --patience 2 --log $D/patient.log --out $D/patient");
+    train_well(OVERFITS " --lr 0.01 --steps 24 --keep-best --log $D/whole.log --out $D/whole");
+    char *text = output_of("patient.log"), *all = output_of("whole.log"), key[64];
+    int waited = 0, stop = 0, step;
+    double loss, least = INFINITY;
+    for (char *line = all; *line && !stop; line = next_line_of(line))
+        if (sscanf(line, "{\"step\":%d,\"eval_loss\":%lf", &step, &loss) == 2 && step) {
+            waited = loss < least ? 0 : waited + 1;
+            if (loss < least) least = loss;
+            if (waited == 2) stop = step;
+        }
+    snprintf(key, sizeof key, "{\"step\":%d,\"loss\"", stop + 1);
+    expect(stop && stop < 24 && !has(text, key), "patience of 2 goes on behind step %d", stop);
+    snprintf(key, sizeof key, "{\"step\":%d,\"loss\"", stop);
+    expect(has(text, key), "patience of 2 ends before step %d", stop);
+    int best = best_logged("whole.log", &lowest);
+    int status = stopped_run("INT", best + 1, "%s", OVERFITS " --lr 0.01 --steps 24 --keep-best");
+    expect(status == 130, "stopped with status %d", status);
+    train_well(OVERFITS " --lr 0.01 --steps 24 --keep-best --resume $D/part --log $D/part.log --out $D/other");
+    shell("rm -r $D/part; mv $D/other $D/part", "cannot move");
+    compare_runs("bone", "adapter_model.safetensors", "a stop behind the best step");
+    free(text), free(all);
+}
+
+// --dry-run says what a run would be, and leaves nothing; its loss and steps are those of the run.
+static void test_dry_run(void)
+{
+    shell("cd $D; rm -rf dry*; touch before after changed stdout stderr; ls -A > before", "cannot list");
+    train_well(SHORT_RUN " --dry-run --log $D/dry.log --plot $D/dry.svg --out $D/dry");
+    char *said = output_of("stdout"), want[100];
+    shell("cd $D; ls -A > after; diff before after > changed; true", "cannot list");
+    char *changed = output_of("changed");
+    expect(!*changed, "something was left: %s", changed);
+    train_well(SHORT_RUN " --log $D/wet.log --out $D/wet");
+    snprintf(want, sizeof want, "one step   loss %.4f; %.0f tokens", logged("wet.log", 1, "\"loss\":"), logged("wet.log", 1, "\"tokens\":"));
+    expect(has(said, want), "says no «%s»: %s", want, said);
+    expect(has(said, "steps      6 of 8 rows") && has(said, "time       about 0:0") && has(said, "nothing was written"), "the plan: %s", said);
+    free(said), free(changed);
+}
+
+// --plot draws what --log holds, those of an earlier run included; without gnuplot the run does not begin.
+static void test_plot(void)
+{
+    if (system("gnuplot --version >$D/stdout 2>&1")) {
+        snprintf(skipped, sizeof skipped, "gnuplot is not here");
+        return;
+    }
+    shell("mkdir -p \"$D/a 'b\"", "cannot prepare");
+    train_well(SHORT_RUN " --eval-every 2 --plot \"$D/a 'b/p.svg\" --out $D/drawn");
+    char *plot = output_of("a 'b/p.svg");
+    expect(has(plot, ">training loss<") && has(plot, ">eval loss<") && has(plot, ">gradient norm<") && has(plot, "</svg>"), "the plot");
+    expect(has(plot, "bone on data/train.jsonl"), "the plot does not say what was run");
+    int points = 0;
+    for (const char *at = plot; (at = strstr(at, "xlink:href='#gpPt6'")); at++) points++;
+    expect(points == 5, "%d points for four evaluations and the key", points);
+    train_well(SHORT_RUN " --log $D/drawn.log --plot $D/p.png --out $D/drawn");
+    free(plot);
+    plot = output_of("p.png");
+    expect(!strncmp(plot, "\x89PNG", 4), "p.png is none");
+    free(plot);
+    char *left = (shell("ls -A $D \"$D/a 'b\" | grep 'tmp-' > $D/left; true", "cannot list"), output_of("left"));
+    expect(!*left, "left behind: %s", left);
+    free(left);
+    shell("rm -rf $D/none; ! PATH=/none $TRAIN --steps 1 --data $D/few.jsonl --plot $D/none.svg --out $D/none >$D/stdout 2>$D/stderr", "status");
+    char *said = output_of("stderr");
+    expect(has(said, "error: --plot") && has(said, "gnuplot is not here"), "without gnuplot: «%s»", said);
+    free(said);
+}
+
+// A dialogue goes on from all that was said: its second answer is that of the model which is fed both turns at once.
+static void test_dialogue(void)
+{
+    static const char first[] = "How many cups?", second[] = "And now?";
+    char rows[2000];
+    for (int i = 0; i < 2; i++) {
+        opt = (options){.model = "base", .targets = opt.targets, .schedule = "cosine", .method = "bone", .rank = 32, .mini_r = 8,
+            .epochs = 1, .batch = 1, .accum = 1, .seq = 256, .max_new = 24, .plus_ratio = 16, .top_p = 1};
+        opt.template = i ? "llama2" : "alpaca";
+        shell(i ? "printf 'How many cups?\\n\\n  \\nAnd now?\\r\\n' | $TRAIN --chat --template llama2 --max-new 24 > $D/said 2>$D/stderr"
+                : "printf 'How many cups?\\nAnd now?' | $TRAIN --chat --max-new 24 > $D/said 2>$D/stderr", "status");
+        char *said = output_of("said"), *end = strchr(said, '\n');
+        if (!end) { expect(0, "says «%s»", said); free(said); continue; }
+        *end = 0;
+        tokenizer *t = open_tokenizer("base", 0);
+        open_template(t);
+        json_t *row_json = json_pack("{s[{ssss}{ssss}{ssss}]s[{ssss}]}",
+            "prompt", "role", "user", "content", first, "role", "assistant", "content", said, "role", "user", "content", second,
+            "completion", "role", "assistant", "content", "x");
+        char *line = json_text(row_json), *answer;
+        snprintf(rows, sizeof rows, "%s\n", line);
+        scores got;
+        answer = first_answer(rows, &got);
+        char *shown_answer = trimmed(answer), *second_said = trimmed(end + 1);
+        expect(!strcmp(shown_answer, second_said), "%s: answers «%s» and, fed at once, «%s»", opt.template, second_said, shown_answer);
+        free(shown_answer), free(second_said), free(answer), free(line), free(said);
+        json_decref(row_json), tokenizer_free(t);
+    }
+    opt.template = NULL;
+    chat.is = templates;
+    chat.end = -1;
+}
+
 // ---- the GPU -----------------------------------------------------------------------------------------------------------
 
 // absent where there is no GPU half
@@ -4992,6 +5382,14 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_defaults, BOTH, "lib/config.h"},
     {"rows", "Alpaca's, MetaMathQA's and GSM8K's rows work as they are published",
         test_rows, ONLY_F32, "run/rows.h"},
+    {"row-formats", "rows and chats as people publish them: what reaches the model, and what is learnt of it",
+        test_row_formats, ONLY_F32, "run/rows.h"},
+    {"templates", "the templates of published models give transformers' ids, and their answers are learnt",
+        test_templates, ONLY_F32, "run/templates.h"},
+    {"own-template", "the model's own template is recognised, wherever it stands; --template overrules it",
+        test_own_template, ONLY_F32, "run/templates.h"},
+    {"gzip", "packed rows are the rows; what is cut or damaged is refused",
+        test_gzip, ONLY_F32, "lib/gzip.h"},
     {"windows", "a .txt file is one stream, cut into windows of --seq, of which nothing is lost",
         test_windows, BOTH, "run/rows.h"},
     {"cut-rows", "rows are cut at --seq, and left out where nothing of their answer is kept",
@@ -5054,6 +5452,14 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_option_tables, ONLY_F32, "run/options.h"},
     {"epochs", "half an epoch is half its steps, rounded up",
         test_epochs, ONLY_F32, "train.c"},
+    {"keep-best", "--out holds what had the lowest eval loss; --patience ends a run; a resumed run knows both",
+        test_keep_best, ONLY_F32, "run/checkpoint.h, train.c"},
+    {"dry-run", "a dry run says the plan and the time of a step, and writes nothing",
+        test_dry_run, ONLY_F32, "train.c"},
+    {"plot", "--plot draws losses and gradient norm; without gnuplot the run does not begin",
+        test_plot, ONLY_F32, "run/plot.h"},
+    {"dialogue", "a dialogue's next answer is that of the model which is fed all turns at once",
+        test_dialogue, ONLY_F32, "train.c"},
     {"full-disk", "a full disk is said, and the older result stays",
         test_full_disk, ONLY_F32, "lib/directory.h"},
     {"output", "links and slashes lead to the same place; a full standard output is an error",

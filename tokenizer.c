@@ -66,6 +66,9 @@ void tokenizer_ends(tokenizer *t, int bos, int eos);    // ids other than the fi
 // The id of this piece or added token, -1 if there is none.
 int tokenizer_find(const tokenizer *t, const char *text);
 
+// The text of the added token with this id, without a NUL behind its *bytes bytes. NULL if there is none.
+const char *tokenizer_added(const tokenizer *t, int id, size_t *bytes);
+
 // Text to ids, without BOS and EOS. The text may hold NUL bytes; each byte that is not UTF-8 is read as
 // U+FFFD. begins: the text begins a sequence. If not, it continues one, and no space of its own is put in
 // front. Returns malloc'ed memory and its length in *n (an empty text has none), NULL if out of memory or
@@ -871,6 +874,13 @@ static const added *added_of(const tokenizer *t, int id)        // with this id,
     for (size_t i = 0; i < t->added_count; i++)
         if (t->added[i].id == id) return t->added + i;
     return NULL;
+}
+
+const char *tokenizer_added(const tokenizer *t, int id, size_t *bytes)
+{
+    const added *a = added_of(t, id);
+    *bytes = a ? a->text.n : 0;
+    return a ? a->text.p : NULL;
 }
 
 static size_t most_bytes(const tokenizer *t, int id)            // of what an id may decode to

@@ -8,7 +8,7 @@
 #define _GNU_SOURCE
 #define STB_DS_IMPLEMENTATION
 #include "adapters.h"
-#include "run/checkpoint.h"
+#include "run/plot.h"
 #include "run/signals.h"
 #include "paper/compare.h"
 
@@ -127,10 +127,7 @@ static double train_step(run *r, batch *b, double *norm, int *tokens)
 {
     int first, last, targets = 0;
     step_rows(r, &first, &last);
-    for (int i = first; i < last; i++) {
-        const row *one = &r->train.rows[r->order[i]];
-        targets += one->n - one->prompt;
-    }
+    for (int i = first; i < last; i++) targets += learnt_tokens(&r->train.rows[r->order[i]]);
 
     double sum = 0;
     *tokens = 0;
@@ -168,19 +165,21 @@ static void print_cut(scores got)
 }
 
 // Prints a text from a row or a model on one line.
-static void show_line(const char *label, char *text)
+static void show_line(const char *label, const char *text)
 {
-    for (char *c = text; *c; c++)
+    char *line = copy_text(text);
+    for (char *c = line; *c; c++)
         if (*c == '\n') *c = ' ';
-    char *safe = printable(text, "\t");
+    char *safe = printable(line, "\t");
     printf("%s%s", label, safe);
     free(safe);
+    free(line);
 }
 
 // Validation loss; with `answers`, and if the run scores any, exact match and the first row's answer too.
-static void report_eval(run *r, const char *when, int answers)
+static double report_eval(run *r, const char *when, int answers)
 {
-    if (!r->val.rows) return;
+    if (!r->val.rows) return NAN;
     long targets;
     double loss = evaluate(&r->m, &r->val, &targets);
     if (!isfinite(loss) && !r->step) {
@@ -195,28 +194,37 @@ static void report_eval(run *r, const char *when, int answers)
         scores got = exact_match(&r->m, r->t, &r->val, r->scored, &sample, show_answers);
         printf(",  exact match %d of %d", got.hits, r->scored);
         print_cut(got);
-        char *question = decode(r->t, r->val.rows[0].ids, r->val.rows[0].prompt);
-        char *instruction = strstr(question, "### Instruction:\n");
-        char *end = instruction ? strstr(instruction, "\n\n### Response:") : NULL;
-        if (end) *end = 0;
-        show_line("           asked:    ", end ? instruction + 17 : "");
+        show_line("           asked:    ", r->val.rows[0].asked);
         putchar('\n');
         show_line("           answered: ", sample);
         free(sample);
-        free(question);
     }
     putchar('\n');
     fflush(stdout);
+    return loss;
 }
 
-// Steps until --steps, or until Ctrl-C: gradients, AdamW, a report; --eval-every and --save-every in between.
+// The evaluation that --eval-every asks for at this step, if it has not been made: a run that was stopped
+// here has it made when it is resumed. --keep-best saves what it finds to be the best so far.
+static void evaluate_between(run *r)
+{
+    if (!opt.eval_every || r->step % opt.eval_every || r->evaluated == r->step) return;
+    r->evaluated = r->step;
+    double loss = report_eval(r, "", 0);
+    if (opt.keep_best && note_best(r, loss)) save_run(r);
+}
+
+static int out_of_patience(const run *r) { return opt.patience && r->waited >= opt.patience; }
+
+// Steps until --steps, or until Ctrl-C or --patience ends them: gradients, AdamW, a report; --eval-every and
+// --save-every in between.
 static void training_loop(run *r)
 {
     batch b = batch_new(r->m.p.tokens, opt.batch);
     r->started = seconds();
     r->first = r->step;
     in_loop = 1;
-    while (r->step < r->steps) {
+    while (r->step < r->steps && !out_of_patience(r)) {
         double norm, start = seconds(), lr = learning_rate(r->step, r->steps);
         int tokens;
         double loss = train_step(r, &b, &norm, &tokens);
@@ -224,7 +232,7 @@ static void training_loop(run *r)
         r->step++;
         report_step(r, loss, norm, lr, tokens, seconds() - start);
         if (interrupted || r->step == r->steps) break;
-        if (opt.eval_every && r->step % opt.eval_every == 0) report_eval(r, "", 0);
+        evaluate_between(r);
         if (opt.save_every && r->step % opt.save_every == 0) save_run(r);
     }
     batch_free(&b);
@@ -329,6 +337,7 @@ static void print_plan(const run *r)
     printf("\ntrains     %.0f parameters, %.2f %% of the model\n", trained, 100 * trained / base);
     print_rows("data", &r->train);
     if (r->val.rows) print_rows("validation", &r->val);
+    print_first_row(r->t, &r->train);
     print_positions(m);
     printf("steps      %d of %d rows, at most %d tokens at a time; lr %g, %s\n",
            r->steps, opt.batch * opt.accum, m->p.tokens, opt.lr, opt.schedule);
@@ -368,20 +377,56 @@ static void finish_training(run *r)
                r->step, opt.out);
         exit(128 + interrupted);
     }
-    report_eval(r, "after", 1);
+    if (out_of_patience(r))
+        printf("stopped    after step %d: %d evaluations without a lower loss\n", r->step, r->waited);
+    double loss = report_eval(r, "after", 1);
+    if (opt.keep_best && note_best(r, loss)) save_run(r);
+    if (opt.keep_best)
+        printf("best       eval loss %.4f after step %d, which is what %s holds\n",
+               r->best, r->best_step, shown(opt.out));
+    const char *template = opt.template ? text_of(" --template %s", chat.is->name) : "";
     if (full_training(&r->m)) {
         printf("\nmodel in %s. Next:\n", shown(opt.out));
         printf("  ./train --generate TEXT --model %s\n", shown(opt.out));
         return;
     }
     printf("\nadapter in %s. Next:\n", shown(opt.out));
-    printf("  ./train --generate \"...\" --chat --model %s --adapter %s\n", shown(opt.model), shown(opt.out));
+    printf("  ./train --generate \"...\" --chat%s --model %s --adapter %s\n",
+           template, shown(opt.model), shown(opt.out));
     printf("  ./train --merge merged --model %s --adapter %s\n", shown(opt.model), shown(opt.out));
+}
+
+// --dry-run: what a run would be, by two of its steps, of which the second is timed. Nothing is written.
+static void try_steps(run *r)
+{
+    batch b = batch_new(r->m.p.tokens, opt.batch);
+    double norm, loss = 0, start = 0, fed = 0, learnt = 0;
+    int tokens, n = (int)arrlen(r->train.rows), per_epoch = ceil_div(n, opt.batch * opt.accum);
+    struct rusage usage;
+    for (int i = 0; i < 2; i++) {
+        start = seconds();
+        double mean = train_step(r, &b, &norm, &tokens);
+        if (!i) loss = mean;
+        update(&r->m, i + 1, learning_rate(r->step, r->steps), norm);
+    }
+    double time = seconds() - start, epochs = (double)r->steps / per_epoch;
+    for (int i = 0; i < n; i++) fed += r->train.rows[i].n - 1, learnt += learnt_tokens(&r->train.rows[i]);
+    int left = (int)ceil(time / tokens * fed * epochs * (r->steps - r->step) / r->steps);
+    getrusage(RUSAGE_SELF, &usage);
+    printf("rows       %.1f tokens each, %.1f of them learnt; the longest has %d\n",
+           fed / n, learnt / n, longest_row(&r->train));
+    printf("tokens     %.0f in %g epochs\n", fed * epochs, epochs);
+    printf("one step   loss %.4f; %d tokens in %.2f s, %.0f tok/s\n", loss, tokens, time, tokens / time);
+    printf("time       about %d:%02d:%02d, without evaluations\n", left / 3600, left / 60 % 60, left % 60);
+    printf("peak       %.0f MB of memory so far\n", (double)usage.ru_maxrss / 1e3);
+    printf("\nA dry run: nothing was written.\n");
+    batch_free(&b);
 }
 
 // A log that could not be written to its end makes the run a failure, but only once all else is saved.
 static void close_log(run *r)
 {
+    if (opt.plot && !r->log_failed) draw_plot(r);
     if (r->log && fclose(r->log)) r->log_failed = 1;
     if (r->log_failed) die("--log %s: could not be written to its end; all else is saved", opt.log);
 }
@@ -436,6 +481,7 @@ static void open_run(run *r)
         die("--model %s: config.json has \"attention_dropout\" %g, which is not built; to train without it, "
             "set it to 0", opt.model, c.dropout);
     r->t = open_tokenizer(opt.model, c.vocab);
+    open_template(r->t);
     r->train = read_rows(r->t, opt.data, opt.seq);
     check_ids(&r->train, c.vocab);
     if (opt.val) r->val = read_rows(r->t, opt.val, opt.seq);
@@ -473,12 +519,20 @@ static void fine_tune(void)
     print_plan(&r);
     destination = check_out("--out", opt.out, opt.model, 1);
     if (opt.log) check_log();
+    if (opt.plot) check_plot();
     r.step = fill_run(&r);
     print_base(&r.m);
     if (r.step > r.steps)
         die("--resume %s: has %d steps behind it, --steps asks for %d", opt.resume, r.step, r.steps);
+    if (opt.dry_run) {
+        try_steps(&r);
+        close_run(&r);
+        return;
+    }
     if (opt.log) r.log = open_log(opt.log, r.step);
+    else if (opt.plot) r.log = temporary_file();
     if (!r.step) report_eval(&r, "before", 1);
+    else if (r.step < r.steps) evaluate_between(&r);
     training_loop(&r);
     finish_training(&r);
     close_log(&r);
@@ -493,6 +547,7 @@ static void run_eval(void)
     model m = {0};
     config c = open_config();
     tokenizer *t = open_tokenizer(opt.model, c.vocab);
+    open_template(t);
     dataset none = {0}, val = read_rows(t, opt.val, opt.seq);
     check_ids(&val, c.vocab);
     plan p = plan_for_use();
@@ -502,6 +557,7 @@ static void run_eval(void)
     model_measure(&m, c, p);
     fill_model(&m, NULL, 0);
     print_rows("rows", &val);
+    print_first_row(t, &val);
     print_positions(&m);
     if (rows) {
         scores got = exact_match(&m, t, &val, rows, NULL, show_answers);
@@ -520,40 +576,107 @@ static void run_eval(void)
     free_rows(&val);
 }
 
-// --generate: goes on with a text, or with --chat answers it, and prints the tokens as they come. The first
-// pass feeds the whole prompt, each later one the token before; keys and values of the earlier tokens stay in
-// the cache.
+// Goes on with a sequence to its end and prints the tokens behind the first `from` as they come. The first
+// pass feeds all that is not in the cache of keys and values, each later one the token before.
+static void continue_sequence(model *m, const tokenizer *t, sequence *s, batch *b, rng *g, int from)
+{
+    size_t printed = 0;
+    int who;
+    do {
+        print_more(t, s->ids + from, s->n - from, 0, &printed);
+    } while (generate_pass(m, t, s, 1, b, &who, g));
+    print_more(t, s->ids + from, s->n - from, 1, &printed);
+    putchar('\n');
+}
+
+// A model for sequences of up to so many tokens, of which that many are fed at once.
+static void open_for_text(model *m, config c, int fed, int room)
+{
+    plan p = plan_for_use();
+    p.tokens = fed;
+    p.positions = room;
+    p.cache_rows = room;
+    model_measure(m, c, p);
+    fill_model(m, NULL, 0);
+}
+
+// --generate: goes on with a text, or with --chat answers it.
 static void run_generate(void)
 {
     model m = {0};
     config c = open_config();
     tokenizer *t = open_tokenizer(opt.model, c.vocab);
-    char *text = opt.chat ? format_prompt(opt.generate, NULL) : copy_text(opt.generate);
-    row prompt = encode_row(t, text, "", 0);
+    message *turns = NULL;
+    say(&turns, USER, copy_text(opt.generate), 0);
+    if (opt.chat) open_template(t);
+    row prompt = opt.chat ? encode_question(t, turns) : encode_row(t, opt.generate, "", 0);
     if (!prompt.n) die("--generate: an empty TEXT, and this model has no BOS to begin with");
     sequence s = {.n = prompt.n, .room = prompt.n + opt.max_new};
-    s.ids = alloc((size_t)prompt.n + (size_t)opt.max_new, sizeof(int));
+    s.ids = alloc((size_t)s.room, sizeof(int));
     memcpy(s.ids, prompt.ids, (size_t)prompt.n * sizeof(int));
-    plan p = plan_for_use();
-    p.tokens = prompt.n;
-    p.positions = s.room;
-    p.cache_rows = s.room;
-    model_measure(&m, c, p);
-    fill_model(&m, NULL, 0);
-    batch b = batch_new(p.tokens, 1);
+    open_for_text(&m, c, prompt.n, s.room);
+    batch b = batch_new(prompt.n, 1);
     rng g = rng_named((uint64_t)opt.seed, "generate");
-    size_t printed = 0;
-    int who, from = opt.chat ? prompt.n : tokenizer_bos(t) >= 0;    // prints neither BOS nor a chat's prompt
-    do {
-        print_more(t, s.ids + from, s.n - from, 0, &printed);
-    } while (generate_pass(&m, t, &s, 1, &b, &who, &g));
-    print_more(t, s.ids + from, s.n - from, 1, &printed);
-    putchar('\n');
+    int from = opt.chat ? prompt.n : tokenizer_bos(t) >= 0;     // prints neither BOS nor a chat's prompt
+    continue_sequence(&m, t, &s, &b, &g, from);
     batch_free(&b);
     model_free(&m);
     tokenizer_free(t);
-    free(text);
-    free(prompt.ids);
+    free_dialogue(turns);
+    free_row(&prompt);
+    free(s.ids);
+}
+
+// The next line of standard input that is not blank, in a fresh string; NULL at its end.
+static char *read_turn(void)
+{
+    char *line = NULL;
+    size_t room = 0;
+    for (;;) {
+        if (isatty(STDIN_FILENO)) fputs("> ", stdout), fflush(stdout);
+        ssize_t n = getline(&line, &room, stdin);
+        if (n < 0) break;
+        while (n && strchr("\r\n", line[n - 1])) line[--n] = 0;
+        if (!is_blank(line)) return line;
+    }
+    if (ferror(stdin)) die("cannot read standard input: %s", strerror(errno));
+    free(line);
+    return NULL;
+}
+
+// --chat alone: a dialogue, a line of standard input a turn. Each turn is encoded with all those before, as a
+// row of several turns is; what the cache has of it already is not fed again.
+static void run_chat(void)
+{
+    enum { MOST = 4096 };
+    model m = {0};
+    config c = open_config();
+    tokenizer *t = open_tokenizer(opt.model, c.vocab);
+    int room = c.max_pos < MOST ? c.max_pos : MOST;
+    sequence s = {.ids = alloc((size_t)room, sizeof(int))};
+    message *turns = NULL;
+    open_template(t);
+    open_for_text(&m, c, room, room);
+    batch b = batch_new(room, 1);
+    rng g = rng_named((uint64_t)opt.seed, "generate");
+    for (char *line; (line = read_turn());) {
+        say(&turns, USER, line, 0);
+        row asked = encode_question(t, turns);
+        if (asked.n >= room)
+            die("this dialogue has %d tokens, which leave no room of %d; begin a new one", asked.n, room);
+        int known = 0;
+        while (known < s.cached && known < asked.n - 1 && s.ids[known] == asked.ids[known]) known++;
+        memcpy(s.ids, asked.ids, (size_t)asked.n * sizeof(int));
+        s = (sequence){.ids = s.ids, .n = asked.n, .cached = known,
+                       .room = asked.n + opt.max_new < room ? asked.n + opt.max_new : room};
+        continue_sequence(&m, t, &s, &b, &g, asked.n);
+        say(&turns, ASSISTANT, spelled_out(t, s.ids, asked.n, s.n - s.ended), 1);
+        free_row(&asked);
+    }
+    batch_free(&b);
+    model_free(&m);
+    tokenizer_free(t);
+    free_dialogue(turns);
     free(s.ids);
 }
 
@@ -844,6 +967,7 @@ int main(int argc, char **argv)
     else if (opt.tokenize) run_tokenize();
     else if (opt.merge) run_merge();
     else if (opt.generate) run_generate();
+    else if (opt.chat) run_chat();
     else if (opt.eval) run_eval();
     else if (opt.check) status = run_check(argc, argv);
     else if (opt.compare) run_compare();

@@ -122,7 +122,9 @@ static plan small_plan(const char *method_name)
 static batch small_batch(int from, int to)      // rows from … to-1 of three, with their prompts masked
 {
     static int ids[3][9] = {{1, 5, 3, 12, 7}, {1, 9, 4, 4, 11, 2, 0, 8, 6}, {1, 10, 2}};
-    static const row rows[3] = {{ids[0], 5, 2, NULL}, {ids[1], 9, 4, NULL}, {ids[2], 3, 1, NULL}};
+    static const row rows[3] = {
+        {.ids = ids[0], .n = 5, .prompt = 2}, {.ids = ids[1], .n = 9, .prompt = 4}, {.ids = ids[2], .n = 3, .prompt = 1},
+    };
     batch b = batch_new(32, 3);
     for (int i = from; i < to; i++) batch_add(&b, &rows[i]);
     return b;

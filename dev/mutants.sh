@@ -57,8 +57,8 @@ bat: sign                    | adapters.h | s/matmul_tn(dW, dy, x, 1, SET)/matmu
 bat: scale                   | adapters.h | s/matmul_nn(dS, dy, stacked(l->B), 1,/matmul_nn(dS, dy, stacked(l->B), 2,/ | gradients | bat
 bat: S(x) of the forward pass | adapters.h | /^static void bat_backward/,/^}/{/shard_sum(S, x)/d}             | gradients   | bat
 bat: dropped term            | adapters.h | /matmul_tn(stacked(l->dB), dy, S, 1, ADD)/d                       | gradients   | bat
-rows: answer with a space of its own | run/rows.h | s/strlen(answer), !\*prompt, &na/strlen(answer), 1, \&na/      | prompt-edge |
-rows: first token of the answer not learnt | run/rows.h | s/^    r.prompt = r.n;/    r.prompt = r.n + 1;/                  | prompt-edge |
+rows: answer with a space of its own | run/dialogue.h | s/strlen(answer), !\*prompt, &na/strlen(answer), 1, \&na/      | prompt-edge |
+rows: first token of the answer not learnt | run/dialogue.h | s/^    r.prompt = r.n;/    r.prompt = r.n + 1;/                  | prompt-edge |
 special tokens: always a space | tokenizer.c | s/t->behind != NEVER \&\&/1 \&\&/                                     | special-tokens |
 special tokens: two spaces   | tokenizer.c | s/t->behind == UNLESS_SPACE \&\&/0 \&\&/                                | special-tokens |
 special tokens: the shorter  | tokenizer.c | s/a->text.n > found->text.n/a->text.n < found->text.n/                  | special-tokens |
@@ -206,9 +206,9 @@ saved: α of rank r           | run/peft.h | s/p->alpha \* doubled/p->alpha/    
 saved: + B0                  | lib/safetensors.h | s/= -y\[/= y[/                                           | saved-lora  |
 saved: without rslora        | run/peft.h | s/same_text(p->method->peft_variant, lora_flags\[i\])/0/          | saved-lora  |
 step: mean of means          | train.c    | s/fill_batch(r, b, i, last);$/&targets = b->targets;/              | targets     |
-step: prompts count          | train.c    | s/targets += one->n - one->prompt/targets += one->n - 1/           | targets     |
-batch: prompts learnt        | run/rows.h | s/if (i + 1 >= r->prompt) b->target_row/if (1) b->target_row/      | targets     |
-batch: answers from the second | run/rows.h | s/if (i + 1 >= r->prompt) b->target_row/if (i >= r->prompt) b->target_row/ | targets |
+step: prompts count          | train.c    | s/targets += learnt_tokens(&r->train.rows\[r->order\[i\]\])/targets += r->train.rows[r->order[i]].n - 1/ | targets     |
+batch: prompts learnt        | run/rows.h | s/if (is_learnt(r, i + 1)) b->target_row/if (1) b->target_row/     | targets     |
+batch: answers from the second | run/rows.h | s/if (is_learnt(r, i + 1)) b->target_row/if (is_learnt(r, i)) b->target_row/ | targets |
 schedule: linear             | train.c    | s/return opt.lr \* left;/return opt.lr * (1 - left);/             | schedules   |
 schedule: constant falls     | train.c    | /^static double learning_rate/,/^}/s/return opt.lr;/return opt.lr * left;/ | schedules |
 schedule: warm-up from 1     | train.c    | s/return opt.lr \* s \/ opt.warmup/return opt.lr * (s + 1) \/ opt.warmup/ | schedules |
@@ -254,6 +254,21 @@ GPU window: one key less     | train.cu   | s/own + 1 - window : 0;/own + 2 - wi
 GPU window: no lower edge    | train.cu   | s/return seen_to(r) > window ? seen_to(r) - window : 0;/return 0;/ | gpu-ops    | forward
 GPU bias: subtracted         | train.cu   | s/up(\*element) + load(b.p/up(*element) - load(b.p/               | gpu-ops     | forward
 GPU bias: every eighth row   | train.cu   | /^__global__ static void bias_backward_kernel/,/^}/s/dy.rows, c/dy.rows \/ 8, c/ | gpu-ops | forward
+chat: the end is not learnt   | run/dialogue.h | s/if (end_learnt \&\& r.n > from) r.learnt\[from\] = 1;//          | row-formats |
+chat: earlier answers learnt  | run/rows.h | s/read_turns(\&list, where, asked, 0)/read_turns(\&list, where, asked, 1)/ | row-formats |
+chat: the user is learnt      | run/dialogue.h | s/add_tokens(\&r, t, text, begins, 0);/add_tokens(\&r, t, text, begins, 1);/ | templates |
+chat: a space of its own      | run/dialogue.h | s/begins = begins \&\& !\*text;/begins = 1;/                      | templates   |
+chat: system in the wrong turn | run/dialogue.h | s/chat.is->place == WITHIN_LAST ? last - 1 : /0 ? 0 : /          | templates   |
+rows: Dolly without context   | run/rows.h | s/"instruction", "context", /"instruction", NULL, /              | row-formats |
+rows: a tool call is nothing  | run/rows.h | s/if (has_field(turn, calls\[j\]) /if (0 /                       | row-files   |
+template: nothing trimmed    | run/templates.h | s/.trimmed = BIT(SYSTEM) . BIT(USER) . BIT(ASSISTANT)/.trimmed = 0/ | templates |
+template: wide spaces stay    | run/templates.h | s/"\\u3000"}/"\\u2028"}/                                    | templates   |
+template: the file is not read | run/templates.h | s/if (!source \&\& text) source/if (text) source/            | own-template |
+gzip: the first member alone  | lib/gzip.h | s/for (; at < \*bytes; at += used)/for (; !at; at += used)/      | gzip        |
+gzip: cut short is the end    | lib/gzip.h | s/if (said == Z_OK .. said == Z_BUF_ERROR)$/if (0)/              | gzip        |
+best: the last of equals      | run/checkpoint.h | s/loss >= r->best)/loss > 1.2 * r->best)/                 | keep-best   |
+best: what came last          | run/checkpoint.h | s/if (r->best_step \&\& r->best_step != r->step) stage_best/if (0) stage_best/ | keep-best |
+best: patience never ends     | train.c    | s/r->waited >= opt.patience; }/r->waited > opt.patience + 99; }/ | keep-best   |
 '
 
 # By rule: how many of a thousand of a file's small faults (dev/mutate.awk), and the tests of which one must turn red. All are in
@@ -265,7 +280,10 @@ ops/cpu.c        | 15 | residual-copy attention adamw exp ops goldens zero-rows 
 ops/gemm.h       | 15 | in-place same-bits exp goldens matmul beyond-panels
 train.c          | 15 | targets epoch-rows schedules config together goldens update escapes splits epochs spellings
 tokenizer.c      | 15 | pieces refused-tokenizers added-twice own-ids special-tokens expected-ids prompt-edge any-bytes row-files
-run/rows.h       | 15 | windows cut-rows targets row-files prompt-edge answers rows room
+run/rows.h       | 15 | windows cut-rows targets row-files prompt-edge answers rows room row-formats templates
+run/templates.h  | 15 | templates own-template row-formats
+run/dialogue.h   | 15 | row-formats templates prompt-edge rows cut-rows targets
+lib/gzip.h       | 15 | gzip
 run/checkpoint.h | 15 | same-options nan-saved saved-lora odd-merges bf16-start resume kept-files
 run/generate.h   | 15 | sampling together stops prompt-edge room splits
 '
@@ -277,7 +295,7 @@ compile_tests() {
     ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DTHIS_BUILD=BOTH $2 -c "$1/test_all.c" -o "$1/test.o"
 }
 compile_tokenizer() { ${CC:-cc} -std=gnu11 -O1 -march=native -w -c "$1/tokenizer.c" -o "$1/tokenizer.o"; }
-link_tests() { ${CC:-cc} -fopenmp "$1/test.o" "$1/tokenizer.o" -o "$1/test" -ljansson -lm; }
+link_tests() { ${CC:-cc} -fopenmp "$1/test.o" "$1/tokenizer.o" -o "$1/test" -ljansson -lz -lm; }
 
 # directory, file, test: the double tests of the sources in it; only what the file belongs to is compiled anew
 build() {
@@ -287,7 +305,7 @@ build() {
     case $2 in
     train.cu)
         ${CXX:-c++} -std=c++17 -O1 -w -fopenmp -DDOUBLE -I. -x c++ -c "$1/train.cu" -o "$1/emu.o" &&
-        ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -ljansson -lm ;;
+        ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -ljansson -lz -lm ;;
     tokenizer.c)
         cp $whole/test.o "$1"; compile_tokenizer "$1" && link_tests "$1" ;;
     ops/utf8.h)
@@ -373,7 +391,7 @@ __attribute__((constructor)) static void choose(void) { if (getenv("MUTANT")) mu
             LC_ALL=C awk -F'\t' -v planted="$whole/planted.${file##*/}" -f dev/plant.awk "$whole/list.${file##*/}" "$file" >"$whole/src/$file"
         done <<<"$rules"
         ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DTHIS_BUILD=BOTH -DDOUBLE -include $whole/mutant.h \
-            $whole/src/test_all.c $whole/src/tokenizer.c $whole/mutant.c -o $whole/test -ljansson -lm 2>$whole/errors && return
+            $whole/src/test_all.c $whole/src/tokenizer.c $whole/mutant.c -o $whole/test -ljansson -lz -lm 2>$whole/errors && return
         sed -n "s|^$whole/src/\([^:]*\):\([0-9]*\):.*error:.*|\1 \2|p" $whole/errors | while read -r file number; do
             awk -F'\t' -v n="$number" '$2 != n' "$whole/list.${file##*/}" >$whole/kept && mv $whole/kept "$whole/list.${file##*/}"
         done

@@ -75,6 +75,10 @@ typedef struct {
     int log_failed;                     // it could not be written to its end
     int first;                          // the step this run began with
     double started;
+    double best;                        // --keep-best: the lowest eval loss so far,
+    int best_step, waited;              //   the step it belongs to (0: none yet), the evaluations since then,
+    const char *best_dir;               //   and the directory that holds what had it
+    int evaluated;                      // the step of the last evaluation that --eval-every asked for
 } run;
 
 // The rows that a run trains on, as a text: how many, and FNV-1a over their tokens.
@@ -87,6 +91,7 @@ static const char *rows_text(const dataset *d, char text[64])
         hash = (hash ^ (uint64_t)r->n) * FNV_PRIME;
         hash = (hash ^ (uint64_t)r->prompt) * FNV_PRIME;
         for (int j = 0; j < r->n; j++) hash = (hash ^ (uint64_t)r->ids[j]) * FNV_PRIME;
+        for (int j = r->prompt; r->learnt && j < r->n; j++) hash = (hash ^ (uint64_t)r->learnt[j]) * FNV_PRIME;
     }
     snprintf(text, 64, "%td, hash %016llx", arrlen(d->rows), (unsigned long long)hash);
     return text;
@@ -114,6 +119,7 @@ static json_t *run_settings(const run *r)
     now.mini_r = p->mini_r;
     now.targets = targets_text(p->targets, targets);
     now.steps = r->steps;
+    now.template = chat.is->name;
     json_t *json = json_object();
     set_field(json, "step", number_value(r->step));
     set_field(json, "rows", text_value(rows_text(&r->train, rows)));
@@ -168,22 +174,70 @@ static void stage_state(json_t *settings)
     stage_json("state.json", settings);
 }
 
+// What had the lowest eval loss, from where it was saved.
+static void stage_best(const char *dir)
+{
+    char **names = run_files(dir);
+    for (int i = 0; i < arrlen(names); i++) if (strncmp(names[i], "state.", 6)) stage_copy(dir, names[i]);
+    free_names(names);
+}
+
+// Saves the adapter or model, with --keep-best that of the best step, and what --resume needs of this one.
 static void save_run(run *r)
 {
     model *m = &r->m;
     for (int i = 0; i < arrlen(m->tensors); i++)
         if (m->tensors[i].kind == PARAM && !isfinite(sum_of_squares(*m->tensors[i].value)))
             die("step %d: %s is not finite and is not saved; a smaller --lr may help", r->step, m->tensors[i].name);
+    json_t *state = run_settings(r);
     stage_begin(destination.path);
-    if (full_training(m)) stage_model(m, opt.model, F32);
+    if (r->best_step && r->best_step != r->step) stage_best(r->best_dir);
+    else if (full_training(m)) stage_model(m, opt.model, F32);
     else peft_write(m, opt.model);
     state_write(m);
-    stage_state(run_settings(r));
+    if (opt.eval_every) set_field(state, "evaluated", number_value(r->evaluated));
+    if (r->best_step) {
+        set_field(state, "best_step", number_value(r->best_step));
+        set_field(state, "best_eval_loss", number_value(r->best));
+        set_field(state, "evaluations_since", number_value(r->waited));
+        set_field(state, "best_on", text_value(opt.val));
+    }
+    stage_state(state);
     stage_publish(&destination);
+    r->best_dir = destination.path;
+}
+
+// --keep-best: notes an evaluation. Returns whether its loss is the lowest so far.
+static int note_best(run *r, double loss)
+{
+    if (r->best_step && loss >= r->best) {
+        r->waited++;
+        return 0;
+    }
+    r->best = loss;
+    r->best_step = r->step;
+    r->waited = 0;
+    return 1;
+}
+
+// What an earlier run with --keep-best had found.
+static void read_best(run *r, const json_t *then, const char *dir)
+{
+    const char *on = string_field(then, "best_on");
+    json_t *now = on && opt.keep_best ? text_value(opt.val) : NULL;
+    if (!now) return;
+    if (strcmp(on, json_string_value(now)))
+        die("--resume %s: its best loss is one on %s, this run has --val %s; give the same, or leave --keep-best out",
+            dir, on, opt.val);
+    r->best_step = (int)json_number_value(json_object_get(then, "best_step"));
+    r->best = json_number_value(json_object_get(then, "best_eval_loss"));
+    r->waited = (int)json_number_value(json_object_get(then, "evaluations_since"));
+    r->best_dir = dir;
+    json_decref(now);
 }
 
 // The step an earlier run had done; its settings must be those of this run.
-static int read_state_json(const run *r, const char *dir)
+static int read_state_json(run *r, const char *dir)
 {
     size_t bytes;
     char *path = join(dir, "state.json"), *text = read_file(path, &bytes);
@@ -198,6 +252,9 @@ static int read_state_json(const run *r, const char *dir)
         }
     }
     int step = (int)number_field(then, path, &(struct config_field){"step", WHOLE, NOWHERE, REQUIRED, 1, 1e9, NULL});
+    const json_t *evaluated = json_object_get(then, "evaluated");
+    r->evaluated = evaluated ? (int)json_number_value(evaluated) : step;
+    read_best(r, then, dir);
     json_decref(then), json_decref(now);
     free(text), free(path);
     return step;

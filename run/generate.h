@@ -41,10 +41,11 @@ static int pick(const wide *logits, int vocab, rng *g)
     return id;
 }
 
-// Generation stops at EOS, and at every eos_token_id of config.json and generation_config.json.
+// Generation stops at EOS, at the template's end of an answer, and at every eos_token_id of config.json and
+// generation_config.json.
 static int ends_answer(const model *m, const tokenizer *t, int id)
 {
-    int stop = id == tokenizer_eos(t);
+    int stop = id == tokenizer_eos(t) || id == chat.end;
     for (int i = 0; i < m->c.stops; i++) stop |= id == m->c.stop[i];
     return stop;
 }

@@ -10,10 +10,11 @@
 
 typedef struct {
     const char *model, *init, *adapter, *data, *val, *out, *log, *resume, *method, *targets, *schedule;
+    const char *template, *plot;
     const char *generate, *merge, *tokenize;
     int eval, list, help, version, check, compare, quick, sweep_lr, seeds, tf32, chat, exact_match, no_shuffle;
     int rank, mini_r, dora_detach, steps, batch, accum, recompute, seq, warmup, seed, threads, eval_every, save_every;
-    int max_new;
+    int max_new, keep_best, patience, dry_run;
     double epochs, alpha, plus_ratio, lr, weight_decay, clip, temperature, top_p;
 } options;
 
@@ -57,10 +58,14 @@ static const struct option {
      "rows to train on: .jsonl, .json or .txt (default data/train.jsonl)"},
     {"--val",             "FILE",   's', ANY,  AT(val),          0, 0,
      "rows to evaluate on (default data/val.jsonl, with the default --data)"},
+    {"--template",        "NAME",   's', SAME, AT(template),     0, 0,
+     "how rows and chats are written: alpaca, llama2, llama3, chatml, … (default: the model's own, else alpaca)"},
     {"--out",             "DIR",    's', ANY,  AT(out),          0, 0,
      "where the result goes (default out; with --compare, compare)"},
     {"--log",             "FILE",   's', ANY,  AT(log),          0, 0, "one JSON object a step"},
     {"--resume",          "DIR",    's', ANY,  AT(resume),       0, 0, "go on from what an earlier run left in DIR"},
+    {"--plot",            "FILE",   's', ANY,  AT(plot),         0, 0,
+     "draw loss, eval loss and gradient norm when the run is over, as .png or .svg (by gnuplot)"},
     {"--save-every",      "N",      'i', ANY,  AT(save_every),   0, 1e9, "also save every N steps (0: at the end only)"},
 
     {"the adapter", "", 'h', ANY, 0, 0, 0, ""},
@@ -88,11 +93,18 @@ static const struct option {
     {"--no-shuffle",      "",       'f', SAME, AT(no_shuffle),   0, 0, "rows in the order of the file"},
     {"--eval-every",      "N",      'i', ANY,  AT(eval_every),   0, 1e9,
      "evaluate every N steps (0: never); always before the first and after the last"},
+    {"--keep-best",       "",       'f', ANY,  AT(keep_best),    0, 0,
+     "--out holds what had the lowest eval loss, not what came last"},
+    {"--patience",        "N",      'i', ANY,  AT(patience),     1, 1e9,
+     "with --keep-best: stop after N evaluations without a lower loss"},
+    {"--dry-run",         "",       'f', ANY,  AT(dry_run),      0, 0,
+     "print the plan, time one step, write nothing"},
     {"--exact-match",     "",       'f', ANY,  AT(exact_match),  0, 0,
      "score answers to --val, too (training does so by itself with small models)"},
 
     {"generation", "", 'h', ANY, 0, 0, 0, ""},
-    {"--chat",            "",       'f', ANY,  AT(chat),         0, 0, "wrap --generate's TEXT in the prompt of fine-tuning"},
+    {"--chat",            "",       'f', ANY,  AT(chat),         0, 0,
+     "answer --generate's TEXT; without it, a dialogue: a line of standard input a turn"},
     {"--max-new",         "N",      'i', ANY,  AT(max_new),      1, 1 << 20, "tokens to generate at most"},
     {"--temperature",     "X",      'd', ANY,  AT(temperature),  0, 1e6, "sample with this temperature (0: the likeliest token)"},
     {"--top-p",           "X",      'd', ANY,  AT(top_p),        1e-9, 1,
@@ -360,6 +372,9 @@ static void expect_directory(const char *option, const char *name, const char *h
 static void parse_options(int argc, char **argv)
 {
     read_options(argc, argv);
+    for (int i = 1; i <= COMMANDS && opt.chat; i++)
+        if (given_values[i] && option_table[i].at != AT(generate))
+            die("--chat and %s: give one of them; --chat goes with --generate, or alone", option_table[i].name);
     if (!opt.val && !opt.data) opt.val = "data/val.jsonl";
     if (!opt.data) opt.data = "data/train.jsonl";
     if (!opt.out) opt.out = opt.compare ? "compare" : "out";
@@ -368,7 +383,11 @@ static void parse_options(int argc, char **argv)
         die("--batch %d times --accum %d is too much; at most %d rows a step", opt.batch, opt.accum, 1 << 24);
     if (opt.model && !opt.help && !opt.version) expect_directory("--model", opt.model, "config.json");
     if (opt.adapter) expect_directory("--adapter", opt.adapter, "adapter_config.json");
-    if (opt.chat && !opt.generate) die("--chat wraps the TEXT of --generate; give both");
+    if (opt.keep_best && !(opt.val && opt.eval_every))
+        die("--keep-best compares evaluations; give %s, too", opt.val ? "--eval-every N" : "--val FILE");
+    if (opt.patience && !opt.keep_best) die("--patience counts evaluations without a better result; give --keep-best, too");
+    if (opt.compare && (opt.dry_run || opt.plot))
+        die("%s is for one run, and --compare makes many", opt.plot ? "--plot" : "--dry-run");
     if (opt.steps && opt.epochs != 1) die("--steps and --epochs both say how long to train; give one of them");
     if (opt.threads) omp_set_num_threads(opt.threads);
     else if (!getenv("OMP_NUM_THREADS")) omp_set_num_threads(usable_cpus(""));

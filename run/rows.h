@@ -3,21 +3,35 @@
 #ifndef ROWS_H
 #define ROWS_H
 #include <ctype.h>
-#include "options.h"
-#include "special_tokens.h"
-
-typedef struct {
-    int *ids, n;                // BOS, prompt, answer, EOS
-    int prompt;                 // the first so many are not learnt: BOS and the prompt
-    char *answer;               // what scoring compares with, NULL for plain text
-} row;
+#include "../lib/gzip.h"
+#include "dialogue.h"
 
 typedef struct { row *rows; const char *path; int cut, dropped, empty; } dataset;
 
-static const char prompt_format[] =
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request."
-    "\n\n### Instruction:\n%s\n\n### Response:";
+/* What a row may be, and who says which of its fields. A PROMPT becomes a dialogue of one turn: `asked`, `more`
+   on a line of its own below it, and the answer. RAW is a text and what follows it, as they are, or two parts
+   of a dialogue. A DIALOGUE is a list of turns. Where a row has the fields of several, the first one counts. */
+enum row_kind { PROMPT, RAW, DIALOGUE, TEXT };
+static const struct format { enum row_kind kind; const char *asked, *more, *answer, *system; } formats[] = {
+    {PROMPT,   "instruction", "input",   "output",        NULL},            // Alpaca, WizardLM
+    {PROMPT,   "instruction", "context", "response",      NULL},            // Dolly
+    {PROMPT,   "query",       NULL,      "response",      NULL},            // MetaMathQA
+    {PROMPT,   "query",       NULL,      "answer",        NULL},            // CodeFeedback
+    {PROMPT,   "question",    NULL,      "answer",        NULL},            // GSM8K
+    {PROMPT,   "question",    NULL,      "response",      "system_prompt"}, // OpenOrca
+    {RAW,      "prompt",      NULL,      "completion",    NULL},            // TRL
+    {DIALOGUE, NULL,          NULL,      "messages",      NULL},            // OpenAI
+    {DIALOGUE, NULL,          NULL,      "conversations", NULL},            // ShareGPT, WizardLM
+    {TEXT,     NULL,          NULL,      "text",          NULL},
+};
+enum { FORMATS = sizeof formats / sizeof *formats };
+
+// Who speaks, as OpenAI and as ShareGPT call them.
+static const struct { const char *name; enum role role; } roles[] = {
+    {"system", SYSTEM}, {"developer", SYSTEM}, {"user", USER}, {"human", USER}, {"assistant", ASSISTANT},
+    {"gpt", ASSISTANT},
+};
+enum { ROLES = sizeof roles / sizeof *roles };
 
 // A number counts as the text that the file spells, 18.50 as well as 18.5: makes texts of an object's
 // numbers. `at` is its {, in the file.
@@ -43,75 +57,167 @@ static const char *text_field(const char *where, const json_t *json, const char 
     die("%s: \"%s\" is %s, expected text or a number", where, name, kind);
 }
 
-static char *format_prompt(const char *question, const char *input)
+// ---- a row of a file --------------------------------------------------------------------------------------
+
+static int has_field(const json_t *json, const char *name)
 {
-    size_t n = sizeof prompt_format + strlen(question) + (input ? strlen(input) : 0) + 2;
-    char *both = alloc(n, 1), *prompt = alloc(n, 1);
-    snprintf(both, n, "%s%s%s", question, input && *input ? "\n" : "", input ? input : "");
-    snprintf(prompt, n, prompt_format, both);
-    free(both);
-    return prompt;
+    const json_t *item = json_object_get(json, name);
+    return item && !json_is_null(item);
 }
 
-// BOS (where the model has one) + prompt + answer (+ EOS) as ids. The prompt's are those that generation
-// begins with, whatever follows; the answer continues them, and every token that holds a character of it is
-// learnt. Were both one text to the tokenizer, a piece such as ":-" could hide an answer's first character in
-// the prompt.
-static row encode_row(const tokenizer *t, const char *prompt, const char *answer, int eos)
+// The first format all of whose fields a row has.
+static const struct format *format_of(const char *where, const json_t *json)
 {
-    size_t np, na;
-    int *ids = tokenizer_encode(t, prompt, strlen(prompt), 1, &np);
-    int *more = tokenizer_encode(t, answer, strlen(answer), !*prompt, &na);
-    if (!ids || !more) die("out of memory while tokenising");
-    row r = {.ids = alloc(np + na + 2, sizeof(int))};
-    if (tokenizer_bos(t) >= 0) r.ids[r.n++] = tokenizer_bos(t);
-    memcpy(r.ids + r.n, ids, np * sizeof(int));
-    r.n += (int)np;
-    r.prompt = r.n;
-    memcpy(r.ids + r.n, more, na * sizeof(int));
-    r.n += (int)na;
-    if (eos) r.ids[r.n++] = tokenizer_eos(t);
-    free(ids);
-    free(more);
+    if (!json_is_object(json))
+        die("%s: expected a JSON object, e.g. {\"question\": …, \"answer\": …}", where);
+    for (const struct format *f = formats; f < formats + FORMATS; f++)
+        if (has_field(json, f->answer) && (!f->asked || has_field(json, f->asked))) return f;
+    for (const struct format *f = formats; f < formats + FORMATS; f++) {
+        int answer = has_field(json, f->answer);
+        if (answer || (f->asked && has_field(json, f->asked)))
+            die("%s: has \"%s\" but no text in \"%s\"",
+                where, answer ? f->answer : f->asked, answer ? f->asked : f->answer);
+    }
+    char *names = NULL;
+    for (const struct format *f = formats; f < formats + FORMATS; f++) {
+        char *name = text_of("%s\"%s%s%s\"", f == formats ? "" : f == formats + FORMATS - 1 ? " or " : ", ",
+                             f->asked ? f->asked : "", f->asked ? "\"/\"" : "", f->answer);
+        add_text(&names, name, strlen(name));
+        free(name);
+    }
+    die("%s: no %s here", where, names);
+}
+
+// OpenAI's name of a field of a turn, or ShareGPT's.
+static const json_t *either_field(const json_t *turn, const char *openai, const char *sharegpt)
+{
+    const json_t *item = json_object_get(turn, openai);
+    return item ? item : json_object_get(turn, sharegpt);
+}
+
+static enum role role_of(const char *where, int number, const json_t *turn)
+{
+    const char *name = json_string_value(either_field(turn, "role", "from"));
+    if (!name)
+        die("%s: turn %d does not say whose it is: expected an object with \"role\" or \"from\"", where, number);
+    for (int i = 0; i < ROLES; i++) if (!strcasecmp(name, roles[i].name)) return roles[i].role;
+    die("%s: turn %d is \"%s\"'s; expected system, user (human) or assistant (gpt)", where, number, name);
+}
+
+static int is_empty_list(const json_t *item) { return json_is_array(item) && !json_array_size(item); }
+
+// What a turn says: a text, or a list of parts that are texts, a line each. Anything else would be lost.
+static char *said_in(const char *where, int number, const json_t *turn)
+{
+    static const char *const calls[] = {"tool_calls", "function_call"};
+    const json_t *content = either_field(turn, "content", "value"), *part;
+    char *text = NULL;
+    size_t i;
+    for (int j = 0; j < 2; j++)
+        if (has_field(turn, calls[j]) && !is_empty_list(json_object_get(turn, calls[j])))
+            die("%s: turn %d has \"%s\", which no template here can write", where, number, calls[j]);
+    if (json_is_string(content)) return copy_text(json_string_value(content));
+    if (!json_is_array(content)) die("%s: turn %d has no text in \"content\" or \"value\"", where, number);
+    json_array_foreach(content, i, part) {
+        const char *type = string_field(part, "type"), *said = string_field(part, "text");
+        if (!type || strcmp(type, "text") || !said)
+            die("%s: part %zu of turn %d is %s%s, expected a text",
+                where, i + 1, number, type ? "of type " : "no text", type ? type : "");
+        if (text) add_text(&text, "\n", 1);
+        add_text(&text, said, strlen(said));
+    }
+    return text ? text : copy_text("");
+}
+
+// Appends a list of turns.
+static void read_turns(message **list, const char *where, const json_t *turns, int learnt)
+{
+    const json_t *turn;
+    size_t i;
+    if (!json_is_array(turns)) die("%s: expected a list of turns, [{\"role\": …, \"content\": …}, …]", where);
+    json_array_foreach(turns, i, turn) {
+        int number = (int)arrlen(*list) + 1;
+        enum role role = role_of(where, number, turn);
+        say(list, role, said_in(where, number, turn), learnt && role == ASSISTANT);
+    }
+}
+
+// One question and its answer as a dialogue.
+static void read_prompt(message **list, const char *where, const json_t *json, const struct format *f)
+{
+    const char *system = f->system ? text_field(where, json, f->system) : NULL;
+    const char *asked = text_field(where, json, f->asked), *answer = text_field(where, json, f->answer);
+    const char *more = f->more ? text_field(where, json, f->more) : NULL;
+    if (!*asked) die("%s: \"%s\" is empty", where, f->asked);
+    if (system && *system) say(list, SYSTEM, copy_text(system), 0);
+    say(list, USER, text_of("%s%s%s", asked, more && *more ? "\n" : "", more ? more : ""), 0);
+    say(list, ASSISTANT, copy_text(answer), 1);
+}
+
+// A dialogue as a row. Without an answer that says something it has nothing to learn, and no ids.
+static row row_of_dialogue(const tokenizer *t, const char *where, const message *list)
+{
+    row r = {0};
+    int says = 0, first = first_answer_learnt(list), asked = first;
+    expect_written(where, list);
+    for (int i = first; i < arrlen(list); i++)
+        says |= list[i].role == ASSISTANT && list[i].learnt && !is_blank(list[i].text);
+    if (!says) return r;
+    r = encode_dialogue(t, list);
+    while (asked > 0 && list[asked].role != USER) asked--;
+    r.answer = copy_text(list[first].text);
+    r.asked = copy_text(list[asked].role == USER ? list[asked].text : "");
     return r;
 }
 
-// One object in any of the four shapes. What is wrong with it is said with file and line, or with its number
-// in an array. A row whose answer or text is empty has nothing to learn: it comes back without ids.
-static row read_row(const tokenizer *t, const char *where, const json_t *json)
+// A text, and what follows it, as they are.
+static row raw_row(const tokenizer *t, const char *prompt, const char *completion)
 {
-    static const char *const shapes[][2] = {
-        {"instruction", "output"}, {"query", "response"}, {"question", "answer"},
-    };
-    if (!json_is_object(json)) die("%s: expected a JSON object, e.g. {\"question\": …, \"answer\": …}", where);
     row r = {0};
-    for (int i = 0; i < 3; i++) {
-        const char *question = text_field(where, json, shapes[i][0]);
-        const char *answer = text_field(where, json, shapes[i][1]);
-        if (!question && !answer) continue;
-        if (!question || !answer)
-            die("%s: has \"%s\" but no text in \"%s\"", where, shapes[i][!question], shapes[i][!!question]);
-        if (!*question) die("%s: \"%s\" is empty", where, shapes[i][0]);
-        if (!answer[strspn(answer, " \t\r\n")]) return r;
-        char *prompt = format_prompt(question, i == 0 ? text_field(where, json, "input") : NULL);
-        r = encode_row(t, prompt, answer, 1);
-        r.answer = copy_text(answer);
-        free(prompt);
-        return r;
-    }
-    const char *text = text_field(where, json, "text");
-    if (!text)
-        die("%s: no \"instruction\"/\"output\", \"query\"/\"response\", \"question\"/\"answer\" "
-            "or \"text\" here", where);
-    if (*text) r = encode_row(t, "", text, !!opt.init);      // --init: where a text ends must be learnt, too
+    if (is_blank(completion)) return r;
+    r = encode_row(t, prompt, completion, 1);
+    if (r.prompt < 1) r.prompt = 1;
+    r.answer = copy_text(completion);
+    r.asked = copy_text(prompt);
+    return r;
+}
+
+// A text that is learnt whole.
+static row text_row(const tokenizer *t, const char *text)
+{
+    row r = {0};
+    if (*text) r = encode_row(t, "", text, !!opt.init);         // --init: where a text ends must be learnt, too
     if (r.prompt < 1) r.prompt = 1;                             // nothing predicts the first token
     return r;
 }
 
-static int ends_with(const char *s, const char *end)
+// One object in any of the formats. What is wrong with it is said with file and line, or with its number in
+// an array. A row whose answer or text is empty has nothing to learn: it comes back without ids.
+static row read_row(const tokenizer *t, const char *where, const json_t *json)
 {
-    size_t n = strlen(s), m = strlen(end);
-    return n >= m && !strcmp(s + n - m, end);
+    row r = {0};
+    message *list = NULL;
+    const struct format *f = format_of(where, json);
+    const json_t *asked = f->asked ? json_object_get(json, f->asked) : NULL;
+    const json_t *answer = json_object_get(json, f->answer);
+    int lists = f->kind == DIALOGUE || (f->kind == RAW && (json_is_array(asked) || json_is_array(answer)));
+    if (f->kind == TEXT) return text_row(t, text_field(where, json, f->answer));
+    if (f->kind == RAW && !lists)
+        return raw_row(t, text_field(where, json, f->asked), text_field(where, json, f->answer));
+    if (lists && asked) read_turns(&list, where, asked, 0);
+    if (lists) read_turns(&list, where, answer, 1);
+    else read_prompt(&list, where, json, f);
+    r = row_of_dialogue(t, where, list);
+    free_dialogue(list);
+    return r;
+}
+
+// Whether a file's name ends so, or so and with .gz.
+static int ends_with(const char *name, const char *end)
+{
+    size_t n = strlen(name), m = strlen(end);
+    if (n > 3 && !strcmp(name + n - 3, ".gz")) n -= 3;
+    return n >= m && !strncmp(name + n - m, end, m);
 }
 
 // A row as long as --seq allows; one without a token left to learn is dropped. Both are counted and said.
@@ -119,9 +225,10 @@ static void keep_row(dataset *d, row r, int seq)
 {
     if (!r.ids) { d->empty++; return; }
     if (r.n > seq) r.n = seq, d->cut++;
+    if (arrlen(d->rows)) free(r.asked), r.asked = NULL;
     if (r.n > r.prompt) { arrput(d->rows, r); return; }
     d->dropped++;
-    free(r.ids), free(r.answer);
+    free_row(&r);
 }
 
 // A .txt file is one stream of tokens, cut into windows.
@@ -211,7 +318,7 @@ static json_t *next_row(row_reader *r)
 // The text of a file of rows, without the mark that some editors put in front of UTF-8. *whole is for free().
 static const char *read_utf8(const char *path, char **whole, size_t *bytes)
 {
-    *whole = read_file(path, bytes);
+    *whole = unpacked(path, read_file(path, bytes), bytes);
     expect_utf8(path, *whole, *bytes);
     int mark = *bytes >= 3 && !memcmp(*whole, "\xef\xbb\xbf", 3) ? 3 : 0;
     *bytes -= (size_t)mark;
@@ -226,7 +333,8 @@ static dataset read_rows(const tokenizer *t, const char *path, int seq)
     const char *text = read_utf8(path, &whole, &bytes);
     int json = ends_with(path, ".jsonl") || ends_with(path, ".json");
     row_reader r = read_json_rows(path, text, bytes);
-    if (!json && !ends_with(path, ".txt")) die("%s: expected a .jsonl, .json or .txt file", path);
+    if (!json && !ends_with(path, ".txt"))
+        die("%s: expected a .jsonl, .json or .txt file, or one of them with .gz", path);
     if (!json) read_text(&d, t, text, seq);
     for (json_t *object; json && (object = next_row(&r)); json_decref(object))
         keep_row(&d, read_row(t, r.where, object), seq);
@@ -240,7 +348,7 @@ static dataset read_rows(const tokenizer *t, const char *path, int seq)
 
 static void free_rows(dataset *d)
 {
-    for (int i = 0; i < arrlen(d->rows); i++) free(d->rows[i].ids), free(d->rows[i].answer);
+    for (int i = 0; i < arrlen(d->rows); i++) free_row(&d->rows[i]);
     arrfree(d->rows);
 }
 
@@ -273,7 +381,7 @@ static void batch_add(batch *b, const row *r)
     b->spans[b->rows++] = (span){b->tokens, r->n - 1, b->tokens, r->n - 1};
     for (int i = 0; i + 1 < r->n; i++) {
         b->ids[b->tokens] = r->ids[i], b->pos[b->tokens] = i;
-        if (i + 1 >= r->prompt) b->target_row[b->targets] = b->tokens, b->label[b->targets++] = r->ids[i + 1];
+        if (is_learnt(r, i + 1)) b->target_row[b->targets] = b->tokens, b->label[b->targets++] = r->ids[i + 1];
         b->tokens++;
     }
 }
@@ -337,6 +445,69 @@ static char *decode(const tokenizer *t, const int *ids, int n)
     char *text = tokenizer_decode(t, ids, (size_t)n, &bytes);
     if (!text) die("out of memory while decoding");
     return text;
+}
+
+// The text of tokens from … to-1 of a row as it stands behind those before, special tokens spelled out.
+// Decoding leaves these out.
+static char *spelled_out(const tokenizer *t, const int *ids, int from, int to)
+{
+    char *before = decode(t, ids, from), *text = copy_text("");
+    size_t said = strlen(before), bytes;
+    free(before);
+    for (int i = from; i < to; i++) {
+        const char *name = tokenizer_added(t, ids[i], &bytes);
+        if (!name && i + 1 < to) continue;
+        char *behind = decode(t, ids, i + 1);
+        size_t n = strlen(behind);
+        if (name) {                                             // what stands in front of it is said first
+            char *front = decode(t, ids, i);
+            size_t m = strlen(front);
+            if (m > said) add_text(&text, front + said, m - said), said = m;
+            if (n == m) add_text(&text, name, bytes);
+            free(front);
+        }
+        if (n > said) add_text(&text, behind + said, n - said), said = n;
+        free(behind);
+    }
+    return text;
+}
+
+// A text on one line, of which a long one loses its middle.
+static void print_shortened(const char *label, const char *text)
+{
+    enum { HALF = 100 };
+    char *line = copy_text("");
+    for (const char *c = text; *c; c++) add_text(&line, *c == '\n' ? "\\n" : c, *c == '\n' ? 2 : 1);
+    size_t n = strlen(line), head = n, tail = n;
+    if (n > 2 * HALF + 10) {
+        for (head = HALF; (line[head] & 0xc0) == 0x80;) head--;
+        for (tail = n - HALF; (line[tail] & 0xc0) == 0x80;) tail++;
+    }
+    char *whole = text_of("%.*s%s%s", (int)head, line, tail > head ? " … " : "", line + tail);
+    char *safe = printable(whole, "");
+    printf("%s%s\n", label, safe);
+    free(line);
+    free(whole);
+    free(safe);
+}
+
+// What reaches the model of the first row: what is not learnt and what is, by turns.
+static void print_first_row(const tokenizer *t, const dataset *d)
+{
+    enum { STRETCHES = 6 };
+    const row *r = &d->rows[0];
+    if (r->asked) printf("template   %s\n", chat.is->name);
+    printf("first row  ");
+    for (int from = 0, to, shown = 0; from < r->n; from = to, shown++) {
+        int learnt = is_learnt(r, from);
+        for (to = from; to < r->n && is_learnt(r, to) == learnt;) to++;
+        if (shown) printf("           ");
+        if (shown == STRETCHES) to = r->n, puts("…");
+        if (shown == STRETCHES) break;
+        char *text = spelled_out(t, r->ids, from, to);
+        print_shortened(learnt ? "learnt:      " : "not learnt:  ", text);
+        free(text);
+    }
 }
 
 // ---- when is an answer right? -----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ enum behind_special { ALWAYS, UNLESS_SPACE, NEVER };
 void tokenizer_spaces(tokenizer *t, _Bool in_front, enum behind_special behind);
 void tokenizer_ends(tokenizer *t, int bos, int eos);
 int tokenizer_find(const tokenizer *t, const char *text);
+const char *tokenizer_added(const tokenizer *t, int id, size_t *bytes);
 int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, _Bool begins, size_t *n);
 char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *bytes);
 
