@@ -211,7 +211,7 @@ struct tokenizer {
     bool has_unused;
 
     // byte-level BPE
-    bool byte_level, nfc, whole_words;
+    bool byte_level, nfc, whole_words, lacks_bytes;
     merge *merges;              // hash table of the pairs that join
     size_t last_merge;          // the number of slots, a power of two, minus 1
     cut *cuts;
@@ -574,7 +574,10 @@ static bool take_tokens(tokenizer *t, const report *r, const bpe *b)
         index_text(t, id);
         if (end - start == 1) t->byte_id[(unsigned char)*start] = id;
     }
-    for (int byte = 0; byte < 256; byte++) if (t->byte_id[byte] < 0) t->byte_id[byte] = b->unknown;
+    for (int byte = 0; byte < 256; byte++) {
+        if (t->byte_id[byte] < 0) t->byte_id[byte] = b->unknown;
+        t->lacks_bytes |= t->byte_id[byte] < 0;
+    }
     return true;
 }
 
@@ -667,29 +670,36 @@ int tokenizer_eos(const tokenizer *t)   { return t->eos; }
 // ---- 7  special tokens ------------------------------------------------------------------------------------
 
 // Takes the place of the added token with the same text, if there is one, and stands behind the others if
-// not.
-bool tokenizer_add(tokenizer *t, added_token a)
+// not. Keeps own, malloc'ed memory with its n bytes.
+static bool add_own_text(tokenizer *t, added_token a, char *own, size_t n)
 {
-    slice text = {a.text, strlen(a.text)};
     size_t i = 0;
-    if (!text.n) return true;
-    while (i < t->added_count && (t->added[i].text.n != text.n || memcmp(t->added[i].text.p, text.p, text.n)))
-        i++;
+    while (i < t->added_count && (t->added[i].text.n != n || memcmp(t->added[i].text.p, own, n))) i++;
     if (i == t->added_count) {
         added *more = realloc(t->added, (i + 1) * sizeof *more);
         if (!more) return false;
         t->added = more;
-        char *own = malloc(text.n);
-        if (!own) return false;
-        memcpy(own, text.p, text.n);
-        t->added[i].text = (slice){own, text.n};
-        t->added_count++;
+        t->added[t->added_count++].text = (slice){own, n};
         t->starts_added[(unsigned char)*own] = true;
     }
     bool normalized = a.normalized && t->byte_level;
+    if (t->added[i].text.p != own) free(own);
     t->added[i] = (added){t->added[i].text, a.id, a.special, a.lstrip, a.rstrip, a.single_word, normalized};
     if (t->byte_level && a.special && a.id < t->vocab) t->pieces[a.id].type = CONTROL;
     return true;
+}
+
+bool tokenizer_add(tokenizer *t, added_token a)
+{
+    slice text = {a.text, strlen(a.text)};
+    if (!text.n) return true;
+    size_t n = text.n;
+    bool composed = t->nfc && a.normalized;
+    char *own = composed ? nfc(text, &n) : malloc(n);
+    if (own && !composed) memcpy(own, text.p, n);
+    if (own && add_own_text(t, a, own, n)) return true;
+    free(own);
+    return false;
 }
 
 // text: a piece is shorter than 8000 bytes (index_piece), and tokenizer_add wants a NUL behind it.
@@ -796,6 +806,7 @@ typedef struct {
     pair *heap;                 // (2 word.n): at most word.n - 1 at first, and a merge takes one and puts two
     size_t pairs, room;         // room: the longest word that fits
     int *left_part;             // (vocab): bytes of the left one of the two symbols that make an UNUSED piece
+    char *kept;                 // (word.n) the word without the bytes that no token stands for
     char *normal;               // a normalised section, room for the whole text
     pcre2_match_data *found;
     int *ids;
@@ -898,10 +909,7 @@ static void emit(encoder *e, slice text, int id)
 {
     int first = id >= 0 && e->left_part ? e->left_part[id] : 0;
     if (id < 0 || (e->t->pieces[id].type == UNUSED && !first)) {
-        for (size_t i = 0; i < text.n; i++) {
-            int byte = e->t->byte_id[(unsigned char)text.p[i]];
-            if (byte >= 0) e->ids[e->n++] = byte;       // one that byte-level BPE has no token for is left out
-        }
+        for (size_t i = 0; i < text.n; i++) e->ids[e->n++] = e->t->byte_id[(unsigned char)text.p[i]];
     } else if (first) {
         slice left = {text.p, (size_t)first}, right = skip(text, left.n);
         emit(e, left, find_piece(e->t, left));
@@ -929,9 +937,21 @@ static bool make_room(encoder *e, size_t bytes)
     e->room = bytes > 2 * e->room ? bytes : 2 * e->room;
     free(e->symbols);
     free(e->heap);
+    free(e->kept);
+    e->kept = malloc(e->room);
     e->symbols = malloc(e->room * sizeof *e->symbols);
     e->heap = malloc(2 * e->room * sizeof *e->heap);
-    return e->symbols && e->heap;
+    return e->symbols && e->heap && e->kept;
+}
+
+// SmolLM2 has no token for a dozen control characters: Hugging Face leaves them out, and joins what is beside
+// them.
+static slice without_missing(encoder *e, slice word)
+{
+    char *end = e->kept;
+    for (size_t i = 0; i < word.n; i++)
+        if (e->t->byte_id[(unsigned char)word.p[i]] >= 0) *end++ = word.p[i];
+    return (slice){e->kept, (size_t)(end - e->kept)};
 }
 
 // One word to ids. False if out of memory.
@@ -942,20 +962,22 @@ static bool encode_word(encoder *e, slice word)
         e->ids[e->n++] = whole;
         return true;
     }
-    e->word = word;
     if (!make_room(e, word.n)) return false;
+    e->word = e->t->lacks_bytes ? without_missing(e, word) : word;
     split_into_symbols(e);
     merge_symbols(e);
-    for (int at = 0; at < (int)word.n; at += e->symbols[at].bytes)
-        emit(e, (slice){word.p + at, (size_t)e->symbols[at].bytes}, e->symbols[at].id);
+    for (int at = 0; at < (int)e->word.n; at += e->symbols[at].bytes)
+        emit(e, (slice){e->word.p + at, (size_t)e->symbols[at].bytes}, e->symbols[at].id);
     return true;
 }
 
 // A text that SentencePiece has normalised, word by word, to ids.
 static bool encode_words(encoder *e, slice text)
 {
-    for (; text.n; text = skip(text, e->word.n))
-        if (!encode_word(e, (slice){text.p, word_length(e->t, text)})) return false;
+    for (size_t n; text.n; text = skip(text, n)) {
+        n = word_length(e->t, text);
+        if (!encode_word(e, (slice){text.p, n})) return false;
+    }
     return true;
 }
 
@@ -1079,6 +1101,7 @@ int *tokenizer_encode(const tokenizer *t, const char *bytes_of_text, size_t byte
     free(e.left_part);
     free(e.symbols);
     free(e.heap);
+    free(e.kept);
     return e.ids;
 }
 
