@@ -2546,7 +2546,7 @@ static void test_special_tokens(void)
     free(dir);
 }
 
-// ---- byte-level BPE -------------------------------------------------------------------------------------------------------
+// ---- tokenizer.json -------------------------------------------------------------------------------------------------------
 
 enum spelling { PAIRS, TEXTS, GPT2_FILES };     // of merges: ["a", "b"], "a b", or vocab.json and merges.txt
 
@@ -2575,9 +2575,9 @@ static json_t *whole_tokenizer(const json_t *golden, const json_t *item, enum sp
 }
 
 // A directory of this case, in the scratch folder.
-static char *byte_level_directory(const json_t *golden, const json_t *item, enum spelling spelled)
+static char *merges_directory(const json_t *golden, const json_t *item, enum spelling spelled)
 {
-    char *dir = in_scratch("byte_level"), command[300], merge[100];
+    char *dir = in_scratch("merges"), command[300], merge[100];
     json_t *whole = whole_tokenizer(golden, item, spelled), *line;
     json_t *settings = json_pack("{s:s}", "eos_token", string_field(item, "eos"));
     size_t i;
@@ -2603,9 +2603,9 @@ static char *byte_level_directory(const json_t *golden, const json_t *item, enum
 }
 
 // Ids and texts of one case are those of Hugging Face's tokenizers.
-static void byte_level_case(const json_t *golden, const json_t *item, enum spelling spelled)
+static void merges_case(const json_t *golden, const json_t *item, enum spelling spelled)
 {
-    char *dir = byte_level_directory(golden, item, spelled);
+    char *dir = merges_directory(golden, item, spelled);
     const char *name = string_field(item, "name");
     tokenizer *t = open_tokenizer(dir, 0);
     json_t *text;
@@ -2629,41 +2629,57 @@ static void byte_level_case(const json_t *golden, const json_t *item, enum spell
         expect(!turned || !strcmp(said, turned), "%s, backwards: «%s», not «%s»", name, said, turned);
         free(said), free(ids);
     }
-    expect(i == 24, "%s: %zu texts", name, i);
+    expect(i > 10, "%s: %zu texts", name, i);
     tokenizer_free(t), free(dir);
 }
 
-static void test_byte_level(void)
+static void test_merges(void)
 {
-    json_t *golden = golden_json("dev/golden/byte_level.json"), *item;
-    size_t i;
-    json_array_foreach(json_object_get(golden, "cases"), i, item) byte_level_case(golden, item, i % 2 ? TEXTS : PAIRS);
-    expect(i == 14, "%zu kinds", i);
-    byte_level_case(golden, json_array_get(json_object_get(golden, "cases"), 0), GPT2_FILES);
+    json_t *golden = golden_json("dev/golden/merges.json"), *family, *item;
+    size_t i, j, kinds = 0;
+    json_array_foreach(golden, j, family)
+        json_array_foreach(json_object_get(family, "cases"), i, item) {
+            merges_case(family, item, i % 2 ? TEXTS : PAIRS);
+            kinds++;
+        }
+    expect(kinds == 14 + 5, "%zu kinds", kinds);
+    family = json_array_get(golden, 0);
+    merges_case(family, json_array_get(json_object_get(family, "cases"), 0), GPT2_FILES);
     json_decref(golden);
 }
 
-// A directory of the golden's case of this name, opened.
-static tokenizer *byte_level_tokenizer(const char *name)
+// The golden's case of this name, and the family that it is of.
+static json_t *case_named(json_t *golden, const char *name, json_t **family)
 {
-    json_t *golden = golden_json("dev/golden/byte_level.json"), *item;
-    tokenizer *t = NULL;
-    size_t i;
-    json_array_foreach(json_object_get(golden, "cases"), i, item) {
-        if (strcmp(string_field(item, "name"), name)) continue;
-        char *dir = byte_level_directory(golden, item, PAIRS);
-        t = open_tokenizer(dir, 0);
-        free(dir);
-    }
+    json_t *item;
+    size_t i, j;
+    json_array_foreach(golden, j, *family)
+        json_array_foreach(json_object_get(*family, "cases"), i, item)
+            if (!strcmp(string_field(item, "name"), name)) return item;
+    die("no case %s", name);
+}
+
+// A directory of the golden's case of this name, and that opened.
+static char *directory_named(const char *name, enum spelling spelled)
+{
+    json_t *golden = golden_json("dev/golden/merges.json"), *family, *item = case_named(golden, name, &family);
+    char *dir = merges_directory(family, item, spelled);
     json_decref(golden);
-    if (!t) die("no case %s", name);
+    return dir;
+}
+
+static tokenizer *tokenizer_named(const char *name)
+{
+    char *dir = directory_named(name, PAIRS);
+    tokenizer *t = open_tokenizer(dir, 0);
+    free(dir);
     return t;
 }
 
 // What stands in a text of a row: the prompt, and an answer that continues it, without a space or a BOS of its own.
 static void test_byte_level_rows(void)
 {
-    tokenizer *spaced = byte_level_tokenizer("gpt2-space"), *unspaced = byte_level_tokenizer("gpt2"), *begins = byte_level_tokenizer("llama3");
+    tokenizer *spaced = tokenizer_named("gpt2-space"), *unspaced = tokenizer_named("gpt2"), *begins = tokenizer_named("llama3");
     size_t n, m;
     int *continued = tokenizer_encode(spaced, "two", 3, 0, &n), *alone = tokenizer_encode(unspaced, "two", 3, 1, &m);
     int *spaces = tokenizer_encode(spaced, "two", 3, 1, &m);
@@ -2693,7 +2709,7 @@ static size_t any_character(char *out)
 // of spaces takes n log n.
 static void test_byte_level_bytes(void)
 {
-    tokenizer *t = byte_level_tokenizer("llama3"), *composing = byte_level_tokenizer("qwen3");
+    tokenizer *t = tokenizer_named("llama3"), *composing = tokenizer_named("qwen3");
     static const struct { const char *what, *repeated; } long_ones[] = {
         {"letters", "a"}, {"spaces", " "}, {"line ends", "\n"}, {"marks", "\xcc\x81\xcc\x96"}, {"signs", "!?"}, {"Hangul", "\xe1\x84\x80\xe1\x85\xa1"},
     };
@@ -2729,75 +2745,84 @@ static void test_byte_level_bytes(void)
 #define SPLIT(regex, behavior) \
     "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" regex "\"},\"behavior\":\"" behavior \
     "\",\"invert\":false},{\"type\":\"ByteLevel\",\"use_regex\":false}]}"
-static const struct { const char *part, *json, *says; } no_byte_level[] = {
-    {"normalizer", "{\"type\":\"NFKC\"}", "its normalizer is NFKC"},
-    {"normalizer", "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Lowercase\"}]}", "its normalizer is Lowercase"},
-    {"pre_tokenizer", "null", "its pre_tokenizer is missing"},
-    {"pre_tokenizer", "{\"type\":\"Metaspace\"}", "its pre_tokenizer is Metaspace"},
-    {"pre_tokenizer", "{\"type\":\"Digits\"}", "has no ByteLevel"},
-    {"pre_tokenizer", "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\"},{\"type\":\"Digits\"}]}", "behind ByteLevel is Digits"},
-    {"pre_tokenizer", "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Digits\"},{\"type\":\"ByteLevel\",\"add_prefix_space\":true}]}",
+static const struct { const char *of, *part, *json, *says; } no_merges[] = {
+    {"qwen2.5", "normalizer", "{\"type\":\"NFKC\"}", "its normalizer is NFKC"},
+    {"qwen2.5", "normalizer", "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Lowercase\"}]}", "its normalizer is Lowercase"},
+    {"qwen2.5", "pre_tokenizer", "null", "its pre_tokenizer is missing"},
+    {"qwen2.5", "pre_tokenizer", "{\"type\":\"Metaspace\"}", "its pre_tokenizer is Metaspace"},
+    {"qwen2.5", "pre_tokenizer", "{\"type\":\"Digits\"}", "has no ByteLevel"},
+    {"qwen2.5", "pre_tokenizer", "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\"},{\"type\":\"Digits\"}]}", "behind ByteLevel is Digits"},
+    {"qwen2.5", "pre_tokenizer", "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Digits\"},{\"type\":\"ByteLevel\",\"add_prefix_space\":true}]}",
         "\"add_prefix_space\": true behind others"},
-    {"pre_tokenizer", "{\"type\":\"Split\"}", "a Split without a \"Regex\""},
-    {"pre_tokenizer", SPLIT("a", "MergedWithNext"), "behavior MergedWithNext"},
-    {"pre_tokenizer", SPLIT("\\\\w+", "Isolated"), "\\w+ has a part that is not built"},
-    {"pre_tokenizer", SPLIT("\\\\p{Han}+", "Isolated"), "has a part that is not built"},
-    {"pre_tokenizer", SPLIT("[a-z&&b]", "Isolated"), "has a part that is not built"},
-    {"pre_tokenizer", SPLIT("[a[b]]", "Isolated"), "has a part that is not built"},
-    {"pre_tokenizer", SPLIT("[]a]", "Isolated"), "has a part that is not built"},
-    {"pre_tokenizer", SPLIT("[a", "Isolated"), "has a part that is not built"},
-    {"pre_tokenizer", SPLIT("[\\\\S]", "Isolated"), "has a part that is not built"},
-    {"pre_tokenizer", SPLIT("(?m:a)", "Isolated"), "has a part that is not built"},
-    {"pre_tokenizer", SPLIT("(*UCP)a", "Isolated"), "has a part that is not built"},
-    {"pre_tokenizer", SPLIT("a{1,3}+", "Isolated"), "has a part that is not built"},
-    {"pre_tokenizer", SPLIT("a{,3}", "Isolated"), "has a part that is not built"},
-    {"pre_tokenizer", SPLIT("a\\\\", "Isolated"), "has a part that is not built"},
-    {"pre_tokenizer", SPLIT("(a", "Isolated"), "is not one that PCRE2 reads"},
-    {"pre_tokenizer", SPLIT("a*", "Isolated"), "matches the empty text"},
-    {"post_processor", "{\"type\":\"BertProcessing\"}", "its post_processor is BertProcessing"},
-    {"post_processor", "{\"type\":\"TemplateProcessing\",\"single\":[{\"Sequence\":{\"id\":\"A\"}},{\"SpecialToken\":{\"id\":\"<s>\"}}],"
+    {"qwen2.5", "pre_tokenizer", "{\"type\":\"Split\"}", "a Split without a \"Regex\""},
+    {"qwen2.5", "pre_tokenizer", SPLIT("a", "MergedWithNext"), "behavior MergedWithNext"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("\\\\w+", "Isolated"), "\\w+ has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("\\\\p{Han}+", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("[a-z&&b]", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("[a[b]]", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("[]a]", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("[a", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("[\\\\S]", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("(?m:a)", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("(*UCP)a", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("a{1,3}+", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("a{,3}", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("a\\\\", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("(a", "Isolated"), "is not one that PCRE2 reads"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("a*", "Isolated"), "matches the empty text"},
+    {"qwen2.5", "post_processor", "{\"type\":\"BertProcessing\"}", "its post_processor is BertProcessing"},
+    {"qwen2.5", "post_processor", "{\"type\":\"TemplateProcessing\",\"single\":[{\"Sequence\":{\"id\":\"A\"}},{\"SpecialToken\":{\"id\":\"<s>\"}}],"
         "\"special_tokens\":{\"<s>\":{\"ids\":[1]}}}", "puts \"<s>\" where it is not built"},
-    {"post_processor", "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\"}}]}", "and its id"},
-    {"decoder", "null", "its decoder is missing"},
-    {"decoder", "{\"type\":\"WordPiece\"}", "its decoder is WordPiece"},
-    {"model", "{\"type\":\"Unigram\"}", "its model is Unigram"},
-    {"model", "{\"type\":\"WordPiece\"}", "its model is WordPiece"},
-    {"model", "{}", "its model is of no \"type\""},
-    {"model.byte_fallback", "true", "SentencePiece's kind"},
-    {"model.dropout", "0.1", "\"dropout\""},
-    {"model.end_of_word_suffix", "\"</w>\"", "\"end_of_word_suffix\" \"</w>\""},
-    {"model.continuing_subword_prefix", "\"##\"", "\"continuing_subword_prefix\" \"##\""},
-    {"model.vocab", "{}", "expected \"vocab\""},
-    {"model.vocab", "{\"a\":0,\"b\":0}", "have the same id"},
-    {"model.vocab", "{\"a\":-1}", "expected an id"},
-    {"model.vocab", "{\"a\":10000000}", "expected an id"},
-    {"model.vocab", "{\"a\":0.5}", "expected an id"},
-    {"model.merges", "{}", "expected \"merges\""},
-    {"model.merges", "[\"a\"]", "expected two tokens with a space"},
-    {"model.merges", "[\"a b c\"]", "expected two tokens with a space"},
-    {"model.merges", "[\" b\"]", "expected two tokens with a space"},
-    {"model.merges", "[[\"a\"]]", "merge 1: expected"},
-    {"model.merges", "[[\"a\",1]]", "merge 1: expected"},
-    {"model.merges", "[[\"a\",\"b\",\"c\"]]", "merge 1: expected"},
-    {"model.merges", "[[\"a\",\"zz\"]]", "\"a zz\", joins what is no token"},
-    {"model.merges", "[[\"i\",\"n\"],[\"z\",\"q\"]]", "merge 2, \"z q\", makes what is no token"},
+    {"qwen2.5", "post_processor", "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\"}}]}", "and its id"},
+    {"qwen2.5", "decoder", "null", "its decoder is missing"},
+    {"qwen2.5", "decoder", "{\"type\":\"WordPiece\"}", "its decoder is WordPiece"},
+    {"qwen2.5", "model", "{\"type\":\"Unigram\"}", "its model is Unigram"},
+    {"qwen2.5", "model", "{\"type\":\"WordPiece\"}", "its model is WordPiece"},
+    {"qwen2.5", "model", "{}", "its model is of no \"type\""},
+    {"qwen2.5", "model.byte_fallback", "true", "its normalizer is NFC"},
+    {"qwen2.5", "model.dropout", "0.1", "\"dropout\""},
+    {"qwen2.5", "model.end_of_word_suffix", "\"</w>\"", "\"end_of_word_suffix\" \"</w>\""},
+    {"qwen2.5", "model.continuing_subword_prefix", "\"##\"", "\"continuing_subword_prefix\" \"##\""},
+    {"qwen2.5", "model.vocab", "{}", "expected \"vocab\""},
+    {"qwen2.5", "model.vocab", "{\"a\":0,\"b\":0}", "have the same id"},
+    {"qwen2.5", "model.vocab", "{\"a\":-1}", "expected an id"},
+    {"qwen2.5", "model.vocab", "{\"a\":10000000}", "expected an id"},
+    {"qwen2.5", "model.vocab", "{\"a\":0.5}", "expected an id"},
+    {"qwen2.5", "model.merges", "{}", "expected \"merges\""},
+    {"qwen2.5", "model.merges", "[\"a\"]", "expected two tokens with a space"},
+    {"qwen2.5", "model.merges", "[\"a b c\"]", "expected two tokens with a space"},
+    {"qwen2.5", "model.merges", "[\" b\"]", "expected two tokens with a space"},
+    {"qwen2.5", "model.merges", "[[\"a\"]]", "merge 1: expected"},
+    {"qwen2.5", "model.merges", "[[\"a\",1]]", "merge 1: expected"},
+    {"qwen2.5", "model.merges", "[[\"a\",\"b\",\"c\"]]", "merge 1: expected"},
+    {"qwen2.5", "model.merges", "[[\"a\",\"zz\"]]", "\"a zz\", joins what is no token"},
+    {"qwen2.5", "model.merges", "[[\"i\",\"n\"],[\"z\",\"q\"]]", "merge 2, \"z q\", makes what is no token"},
+    {"prepend", "normalizer", "{\"type\":\"NFC\"}", "its normalizer is NFC"},
+    {"prepend", "normalizer", "{\"type\":\"Prepend\",\"prepend\":\"_\"}", "its normalizer is Prepend"},
+    {"first", "pre_tokenizer", "{\"type\":\"ByteLevel\"}", "its pre_tokenizer is ByteLevel"},
+    {"first", "pre_tokenizer", "{\"type\":\"Metaspace\",\"replacement\":\"▁\",\"prepend_scheme\":\"first\"}", "Metaspace is not built without"},
+    {"first", "pre_tokenizer", "{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"first\",\"split\":false}",
+        "Metaspace is not built without"},
+    {"first", "decoder", "{\"type\":\"ByteLevel\"}", "its decoder is ByteLevel"},
+    {"first", "decoder", "{\"type\":\"Sequence\",\"decoders\":[]}", "its decoder is not built"},
+    {"first", "model.vocab", "{\"a\":0}", "has no token <0x00>"},
 };
 
 static void open_directory(const char *dir) { tokenizer_free(open_tokenizer(dir, 0)); }
 
-static void test_refused_byte_level(void)
+static void test_refused_merges(void)
 {
-    json_t *golden = golden_json("dev/golden/byte_level.json");
-    const json_t *item = json_array_get(json_object_get(golden, "cases"), 3);
-    for (size_t i = 0; i < sizeof no_byte_level / sizeof *no_byte_level; i++) {
-        const char *part = no_byte_level[i].part, *inner = strchr(part, '.');
-        char *dir = byte_level_directory(golden, item, PAIRS);
-        json_t *whole = whole_tokenizer(golden, item, PAIRS), *json = json_loads(no_byte_level[i].json, JSON_DECODE_ANY, NULL);
+    json_t *golden = golden_json("dev/golden/merges.json"), *family;
+    for (size_t i = 0; i < sizeof no_merges / sizeof *no_merges; i++) {
+        const char *part = no_merges[i].part, *inner = strchr(part, '.');
+        json_t *item = case_named(golden, no_merges[i].of, &family);
+        char *dir = merges_directory(family, item, PAIRS);
+        json_t *whole = whole_tokenizer(family, item, PAIRS), *json = json_loads(no_merges[i].json, JSON_DECODE_ANY, NULL);
         if (!json) die("case %zu is not JSON", i);
         json_object_set_new(inner ? json_object_get(whole, "model") : whole, inner ? inner + 1 : part, json);
         write_json(dir, "tokenizer.json", whole);
         char *said = said_by(open_directory, dir);
-        expect(!!strstr(said, no_byte_level[i].says), "%s %s: «%s», expected «%s»", part, no_byte_level[i].json, said, no_byte_level[i].says);
+        expect(!!strstr(said, no_merges[i].says), "%s %s: «%s», expected «%s»", part, no_merges[i].json, said, no_merges[i].says);
         free(said), free(dir), json_decref(whole);
     }
     json_decref(golden);
@@ -2806,14 +2831,13 @@ static void test_refused_byte_level(void)
 // Where a directory has both, tokenizer.model is read; without an EOS that a file names, <|endoftext|> is it, or none.
 static void test_byte_level_files(void)
 {
-    json_t *golden = golden_json("dev/golden/byte_level.json");
-    char *dir = byte_level_directory(golden, json_array_get(json_object_get(golden, "cases"), 3), PAIRS), command[600];
+    char *dir = directory_named("qwen2.5", PAIRS), command[600];
     snprintf(command, sizeof command, "rm %s/tokenizer_config.json", dir);
     if (system(command)) die("cannot prepare %s", dir);
     tokenizer *t = open_tokenizer(dir, 0);
     expect(tokenizer_eos(t) == tokenizer_find(t, "<|endoftext|>"), "EOS is %d", tokenizer_eos(t));
     tokenizer_free(t), free(dir);
-    dir = byte_level_directory(golden, json_array_get(json_object_get(golden, "cases"), 2), PAIRS);
+    dir = directory_named("llama3", PAIRS);
     snprintf(command, sizeof command, "echo '{\"add_bos_token\": false, \"eos_token\": \"<|eot_id|>\"}' > %s/tokenizer_config.json", dir);
     if (system(command)) die("cannot prepare %s", dir);
     t = open_tokenizer(dir, 0);
@@ -2824,7 +2848,7 @@ static void test_byte_level_files(void)
     char *said = said_by(open_directory, dir);
     expect(!!strstr(said, "names no \"eos_token\""), "without an EOS: «%s»", said);
     free(said), free(dir);
-    dir = byte_level_directory(golden, json_array_get(json_object_get(golden, "cases"), 3), PAIRS);
+    dir = directory_named("qwen2.5", PAIRS);
     snprintf(command, sizeof command, "echo '{\"add_bos_token\": true, \"bos_token\": \"<|im_start|>\"}' > %s/tokenizer_config.json", dir);
     if (system(command)) die("cannot prepare %s", dir);
     t = open_tokenizer(dir, 0);
@@ -2835,12 +2859,12 @@ static void test_byte_level_files(void)
     t = open_tokenizer(dir, 0);
     expect(tokenizer_vocab(t) == 768, "%d pieces, of which tokenizer.model has 768", tokenizer_vocab(t));
     tokenizer_free(t), free(dir);
-    dir = byte_level_directory(golden, json_array_get(json_object_get(golden, "cases"), 0), GPT2_FILES);
+    dir = directory_named("gpt2", GPT2_FILES);
     snprintf(command, sizeof command, "echo '{\"tokenizer_class\": \"Qwen2Tokenizer\"}' > %s/tokenizer_config.json", dir);
     if (system(command)) die("cannot prepare %s", dir);
     said = said_by(open_directory, dir);
     expect(!!strstr(said, "is of Qwen2Tokenizer"), "vocab.json of another class: «%s»", said);
-    free(said), free(dir), json_decref(golden);
+    free(said), free(dir);
 }
 
 // The prompt's ids do not depend on the answer; every token of the answer is learnt, and they say the answer and nothing else.
@@ -5178,14 +5202,14 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_added_twice, BOTH, "tokenizer.c"},
     {"special-tokens", "special and added tokens of a directory are transformers' ids, BOS and EOS",
         test_special_tokens, BOTH, "run/special_tokens.h, tokenizer.c"},
-    {"byte-level", "byte-level BPE gives tokenizers' ids and texts, under every published pre-tokenizer",
-        test_byte_level, BOTH, "run/tokenizer_json.h, lib/words.h, tokenizer.c"},
+    {"merges", "a tokenizer.json gives tokenizers' ids and texts: byte-level BPE of every published kind, and Llama2's",
+        test_merges, BOTH, "run/tokenizer_json.h, lib/words.h, tokenizer.c"},
     {"byte-level-rows", "an answer continues its prompt without a space of its own; BOS only where the files put one",
         test_byte_level_rows, BOTH, "run/special_tokens.h, tokenizer.c"},
     {"byte-level-bytes", "any text comes back from byte-level BPE; a megabyte of letters or of marks takes n log n",
         test_byte_level_bytes, ONLY_F32, "lib/words.h, tokenizer.c"},
-    {"refused-byte-level", "a tokenizer.json with a part that is not built is refused by the part's name",
-        test_refused_byte_level, BOTH, "run/tokenizer_json.h, lib/words.h"},
+    {"refused-merges", "a tokenizer.json with a part that is not built is refused by the part's name",
+        test_refused_merges, BOTH, "run/tokenizer_json.h, lib/words.h"},
     {"byte-level-files", "which of a directory's tokenizers is read, and what its BOS and EOS are",
         test_byte_level_files, BOTH, "run/special_tokens.h"},
     {"prompt-edge", "the prompt's ids do not depend on the answer, all of which is learnt",

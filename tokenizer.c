@@ -7,7 +7,7 @@
       3  protobuf               the few lines of it that tokenizer.model needs
       4  pieces by their text   a hash table
       5  loading SentencePiece  every kind of model that is not ours is refused by name
-      6  loading byte-level BPE tokens, and which two of them join
+      6  loading merges         byte-level BPE, or SentencePiece's, out of a tokenizer.json
       7  special tokens         "</s>" in a text is one id, and so is what a model directory adds
       8  normalising            SentencePiece's " a b" becomes "▁▁a▁b"
       9  merging                byte pair encoding, with a heap
@@ -47,9 +47,10 @@ typedef struct tokenizer tokenizer;     // never changes after loading: any numb
 tokenizer *tokenizer_load(const char *path, char *err, size_t err_size);
 void tokenizer_free(tokenizer *t);                      // NULL is fine
 
-// Byte-level BPE as Hugging Face's files spell it, where a token is written with a letter for each byte.
-// Likewise, SentencePiece's pieces and merges as they spell those.
+// BPE as Hugging Face's files spell it: byte-level, where a token is written with a letter for each byte; or
+// SentencePiece's pieces, with merges in place of scores.
 typedef struct {
+    bool byte_level;
     const char *const *tokens;          // (vocab) by id, NULL where no token has this id
     int vocab;
     const char *const (*merges)[2];     // (merge_count) the left token and the right one, in order of rank
@@ -57,11 +58,12 @@ typedef struct {
     const cut_rule *cuts;               // (cut_count) each one cuts the words that those before it left
     int cut_count;
     bool nfc;                           // texts are brought into Unicode's NFC
-    bool space_in_front;                // of a text that does not begin with one, and of what follows a special token
+    bool space_in_front;                // of a text, and of what follows a special token
+    bool unless_space;                  // but of none that begins with one
     bool whole_words;                   // a word that is a token is this token, whatever the merges would give
     int unknown;                        // the token of a byte that has none of its own; -1: it is left out
 } bpe;
-tokenizer *tokenizer_of_bytes(const char *path, const bpe *b, char *err, size_t err_size);
+tokenizer *tokenizer_of_merges(const char *path, const bpe *b, char *err, size_t err_size);
 
 int tokenizer_vocab(const tokenizer *t);            // how many pieces; ids are 0 … vocab-1
 int tokenizer_bos(const tokenizer *t);              // id of the piece that begins a text, -1 if there is none
@@ -186,7 +188,7 @@ typedef struct {
     bool special, lstrip, rstrip, single_word, normalized;
 } added;
 
-// Two tokens that join to the token `id`, in byte-level BPE. The one of lowest rank goes first; rank 0 says
+// Two tokens that join to the token `id`, where a file lists its merges. The one of lowest rank goes first; rank 0 says
 // that the slot is empty.
 typedef struct { int left, right, id, rank; } merge;
 
@@ -210,9 +212,9 @@ struct tokenizer {
     bool joins_space[256];      // does a piece have ▁ right behind this byte?
     bool has_unused;
 
-    // byte-level BPE
-    bool byte_level, nfc, whole_words, lacks_bytes;
-    merge *merges;              // hash table of the pairs that join
+    // of a file that lists its merges
+    bool byte_level, nfc, whole_words, lacks_bytes, unless_space;
+    merge *merges;              // hash table of the pairs that join; NULL where pieces have scores
     size_t last_merge;          // the number of slots, a power of two, minus 1
     cut *cuts;
     int cut_count;
@@ -511,7 +513,7 @@ tokenizer *tokenizer_load(const char *path, char *err, size_t err_size)
     return NULL;
 }
 
-// ---- 6  loading byte-level BPE ----------------------------------------------------------------------------
+// ---- 6  loading merges ------------------------------------------------------------------------------------
 
 /* GPT-2 writes a token with one letter for each of its bytes, so that no file holds bytes that are no text.
    The bytes that print are written as the characters of their number, ! to ~, ¡ to ¬ and ® to ÿ; the other
@@ -544,6 +546,13 @@ static char *append_bytes(char *out, slice token, bool *plain)
     return *plain ? append(out, token) : end;
 }
 
+// A token's text: as it is spelled, or in byte-level BPE the bytes.
+static char *append_token(const tokenizer *t, char *out, slice token, bool *plain)
+{
+    *plain = false;
+    return t->byte_level ? append_bytes(out, token, plain) : append(out, token);
+}
+
 // The slot of this pair, or the empty slot where it would go. At most half of the slots are in use.
 static merge *find_merge(const tokenizer *t, int left, int right)
 {
@@ -554,7 +563,21 @@ static merge *find_merge(const tokenizer *t, int left, int right)
     }
 }
 
-// Makes the tokens pieces, whose text is the bytes that they stand for.
+// Makes the token with this id a piece, whose text begins at `start`. Returns the end of the text.
+static char *take_token(tokenizer *t, const bpe *b, int id, char *start)
+{
+    const char *token = b->tokens[id] ? b->tokens[id] : "";
+    bool plain;
+    char *end = append_token(t, start, (slice){token, strlen(token)}, &plain);
+    slice text = {start, (size_t)(end - start)};
+    int byte = t->byte_level && text.n == 1 && !plain ? (unsigned char)*start : t->byte_level ? -1 : byte_of(text);
+    t->pieces[id] = (piece){.text = text, .type = NORMAL};
+    if (byte >= 0) t->byte_id[byte] = id;
+    if (!t->byte_level && (byte >= 0 || id == b->unknown)) t->pieces[id].type = byte >= 0 ? BYTE : UNKNOWN;
+    else if (text.n && !plain) index_text(t, id);       // no text of byte-level BPE is ever a plain one
+    return end;
+}
+
 static bool take_tokens(tokenizer *t, const report *r, const bpe *b)
 {
     size_t bytes = 1;
@@ -564,17 +587,10 @@ static bool take_tokens(tokenizer *t, const report *r, const bpe *b)
     char *end = t->file = malloc(bytes);
     if (!t->pieces || !t->file || !make_slots(t)) return wrong(r, "out of memory: it has %d tokens", b->vocab);
     for (int byte = 0; byte < 256; byte++) t->byte_id[byte] = -1;
-    for (int id = 0; id < b->vocab; id++) {
-        bool plain;
-        char *start = end;
-        const char *token = b->tokens[id] ? b->tokens[id] : "";
-        end = append_bytes(start, (slice){token, strlen(token)}, &plain);
-        t->pieces[id] = (piece){.text = {start, (size_t)(end - start)}, .type = NORMAL};
-        if (end == start || plain) continue;            // no text is ever a plain one
-        index_text(t, id);
-        if (end - start == 1) t->byte_id[(unsigned char)*start] = id;
-    }
+    for (int id = 0; id < b->vocab; id++) end = take_token(t, b, id, end);
     for (int byte = 0; byte < 256; byte++) {
+        if (t->byte_id[byte] < 0 && !t->byte_level)
+            return wrong(r, "has no token <0x%02X>. Expected all 256 bytes: download it again", (unsigned)byte);
         if (t->byte_id[byte] < 0) t->byte_id[byte] = b->unknown;
         t->lacks_bytes |= t->byte_id[byte] < 0;
     }
@@ -585,7 +601,7 @@ static bool take_tokens(tokenizer *t, const report *r, const bpe *b)
 static int token_id(const tokenizer *t, const char *token, char *room)
 {
     bool plain;
-    char *end = append_bytes(room, (slice){token, strlen(token)}, &plain);
+    char *end = append_token(t, room, (slice){token, strlen(token)}, &plain);
     return plain ? -1 : find_piece(t, (slice){room, (size_t)(end - room)});
 }
 
@@ -632,14 +648,17 @@ static bool take_cuts(tokenizer *t, const report *r, const bpe *b)
     return true;
 }
 
-tokenizer *tokenizer_of_bytes(const char *path, const bpe *b, char *err, size_t err_size)
+tokenizer *tokenizer_of_merges(const char *path, const bpe *b, char *err, size_t err_size)
 {
     const report r = {path, err, err_size};
     tokenizer *t = calloc(1, sizeof *t);
     if (!t) wrong(&r, "out of memory");
     else {
         t->bos = t->eos = -1;
-        t->byte_level = true;
+        t->unknown = SLICE("<unk>");
+        t->escape_spaces = true;
+        t->byte_level = b->byte_level;
+        t->unless_space = b->unless_space;
         t->nfc = b->nfc;
         t->whole_words = b->whole_words;
         t->space_in_front = b->space_in_front;
@@ -685,7 +704,7 @@ static bool add_own_text(tokenizer *t, added_token a, char *own, size_t n)
     bool normalized = a.normalized && t->byte_level;
     if (t->added[i].text.p != own) free(own);
     t->added[i] = (added){t->added[i].text, a.id, a.special, a.lstrip, a.rstrip, a.single_word, normalized};
-    if (t->byte_level && a.special && a.id < t->vocab) t->pieces[a.id].type = CONTROL;
+    if (t->merges && a.special && a.id < t->vocab) t->pieces[a.id].type = CONTROL;
     return true;
 }
 
@@ -706,6 +725,7 @@ bool tokenizer_add(tokenizer *t, added_token a)
 bool tokenizer_add_own(tokenizer *t)
 {
     char text[8000];
+    if (t->merges) return true;                         // such a file lists them
     for (int id = 0; id < t->vocab; id++) {
         const piece *p = t->pieces + id;
         if (p->type != UNKNOWN && p->type != CONTROL) continue;
@@ -853,7 +873,7 @@ static void offer(encoder *e, int at)
     const symbol *right = left + left->bytes;
     if ((size_t)(at + left->bytes) >= e->word.n) return;            // it is the last symbol
     if (!can_merge(e, at) || !can_merge(e, at + left->bytes)) return;
-    if (e->t->byte_level) {
+    if (e->t->merges) {
         const merge *m = find_merge(e->t, left->id, right->id);
         if (m->rank) push(e, (pair){(float)-m->rank, at, m->id});
         return;
@@ -1019,7 +1039,7 @@ static bool encode_bytes(encoder *e, slice text, bool space, bool normalized)
     }
     if (!normalized) ok = encode_sections(e, text, space, false, true);
     else {
-        if (space && text.p[0] != ' ') {
+        if (space) {
             if (!(fresh = malloc(text.n + 1))) return false;
             append(append(fresh, SLICE(" ")), text);
             text = (slice){fresh, text.n + 1};
@@ -1030,10 +1050,16 @@ static bool encode_bytes(encoder *e, slice text, bool space, bool normalized)
     return ok;
 }
 
+static bool starts_with_space(const tokenizer *t, slice text)
+{
+    return starts_with(text, SLICE(" ")) || (!t->byte_level && starts_with(text, SPACE));
+}
+
 // The text between two special tokens.
 static bool encode_section(encoder *e, slice text, bool space, bool trim, bool normalized)
 {
     if (!text.n) return true;
+    if (e->t->unless_space && starts_with_space(e->t, text)) space = false;
     if (e->t->byte_level) return encode_bytes(e, text, space, normalized);
     slice s = normalise(e->t, text, space, trim, e->normal);
     if (e->left_part) memset(e->left_part, 0, (size_t)e->t->vocab * sizeof *e->left_part);
@@ -1059,8 +1085,7 @@ static bool encode_sections(encoder *e, slice text, bool space, bool trim, bool 
         start = at + a->text.n;
         while (a->rstrip && start < text.n && is_space(code_behind(text, start))) start += character(skip(text, start));
         at = start;
-        bool space_next = at < text.n && (text.p[at] == ' ' || starts_with(skip(text, at), SPACE));
-        bool stands_there = t->behind == UNLESS_SPACE && space_next;
+        bool stands_there = t->behind == UNLESS_SPACE && starts_with_space(t, skip(text, at));
         space = t->space_in_front && t->behind != NEVER && !stands_there;
         trim = true;
     }
@@ -1198,7 +1223,7 @@ char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *byt
             const added *a = added_of(t, ids[i]);
             bool plain;
             if (!a || a->special) continue;
-            out = t->byte_level ? append_bytes(out, a->text, &plain) : append(out, a->text);
+            out = append_token(t, out, a->text, &plain);
             continue;
         }
         const piece *p = t->pieces + ids[i];

@@ -75,18 +75,18 @@ static int end_token(const tokenizer *t, const char *path, const json_t *setting
     return id;
 }
 
-// Which token begins a text, -1 if none does: the one that is named, unless "add_bos_token" is false. In
-// byte-level BPE many name one and do not put it there: tokenizer.json's post-processor says so, unless
+// Which token begins a text, -1 if none does: the one that is named, unless "add_bos_token" is false. Where
+// tokenizer.json lists the merges, many name one and do not put it there: its post-processor says so, unless
 // "add_bos_token" does.
 static int begin_token(const tokenizer *t, const char *dir, const char *path, const json_t *settings, const json_t *map,
-                       int byte_level)
+                       int merges)
 {
     const json_t *add_bos = json_object_get(settings, "add_bos_token");
     if (add_bos && !json_is_boolean(add_bos) && !json_is_null(add_bos)) die("%s: \"add_bos_token\" must be true or false", path);
     if (json_is_false(add_bos)) return -1;
-    if (byte_level && !json_is_true(add_bos)) return tokenizer_bos(t);
+    if (merges && !json_is_true(add_bos)) return tokenizer_bos(t);
     int bos = end_token(t, path, settings, map, "bos_token", tokenizer_bos(t));
-    if (bos < 0 && !byte_level)
+    if (bos < 0 && !merges)
         die("%s/tokenizer.model: has no BOS piece; "
             "\"add_bos_token\": false in tokenizer_config.json does without", dir);
     return bos;
@@ -95,7 +95,7 @@ static int begin_token(const tokenizer *t, const char *dir, const char *path, co
 // What Hugging Face's files beside the tokenizer say of special tokens, in the order in which they overrule
 // each other. Where there are none at all, tokenizer.model is SentencePiece's, and "</s>" in a text is the
 // text.
-static void read_special_tokens(tokenizer *t, const char *dir, const char *json_path, const json_t *json, int byte_level)
+static void read_special_tokens(tokenizer *t, const char *dir, const char *json_path, const json_t *json, int merges)
 {
     char *added_path, *map_path, *path;
     json_t *added = directory_json(dir, "added_tokens.json", &added_path);
@@ -115,12 +115,13 @@ static void read_special_tokens(tokenizer *t, const char *dir, const char *json_
         double id = strtod(key, &end);
         add_token(t, path, token_text(item), item, *end ? -1 : id);
     }
-    int bos = begin_token(t, dir, path, settings, map, byte_level);
-    int eos = end_token(t, path, settings, map, "eos_token", byte_level ? tokenizer_find(t, GPT2_END) : tokenizer_eos(t));
-    if (eos < 0 && byte_level) die("%s/tokenizer_config.json: names no \"eos_token\", which ends an answer", dir);
+    int bos = begin_token(t, dir, path, settings, map, merges);
+    int eos = end_token(t, path, settings, map, "eos_token", merges ? tokenizer_find(t, GPT2_END) : tokenizer_eos(t));
+    if (eos < 0 && merges) die("%s/tokenizer_config.json: names no \"eos_token\", which ends an answer", dir);
     if (eos < 0) die("%s/tokenizer.model: has no EOS piece", dir);
     tokenizer_ends(t, bos, eos);
-    if (!byte_level) tokenizer_spaces(t, !field_false(settings, "add_prefix_space"), space_behind(settings, json));
+    if (!merges || field_true(json_object_get(json, "model"), "byte_fallback"))
+        tokenizer_spaces(t, !field_false(settings, "add_prefix_space"), space_behind(settings, json));
     json_decref(added);
     json_decref(map);
     json_decref(settings);
@@ -152,15 +153,15 @@ static tokenizer *open_tokenizer(const char *dir, int vocab)
 {
     char *model_path = join(dir, "tokenizer.model"), *vocab_path = join(dir, "vocab.json"), *json_path, err[512];
     json_t *json = directory_json(dir, "tokenizer.json", &json_path);
-    int byte_level = !exists(model_path) && (json || exists(vocab_path));
-    const char *path = !byte_level ? model_path : json ? json_path : vocab_path;
-    if (!byte_level && exists(path)) expect_file(path);         // a link to nothing is said as what it is
-    tokenizer *t = !byte_level ? tokenizer_load(path, err, sizeof err)
+    int merges = !exists(model_path) && (json || exists(vocab_path));
+    const char *path = !merges ? model_path : json ? json_path : vocab_path;
+    if (!merges && exists(path)) expect_file(path);             // a link to nothing is said as what it is
+    tokenizer *t = !merges ? tokenizer_load(path, err, sizeof err)
                  : json ? read_tokenizer_json(path, json) : open_gpt2(dir);
     if (!t) die("%s", err);
     if (vocab && tokenizer_vocab(t) > vocab)
         die("%s: has %d pieces, but config.json says vocab_size %d", path, tokenizer_vocab(t), vocab);
-    read_special_tokens(t, dir, json_path, json, byte_level);
+    read_special_tokens(t, dir, json_path, json, merges);
     json_decref(json);
     free(model_path), free(vocab_path), free(json_path);
     return t;

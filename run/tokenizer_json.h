@@ -1,4 +1,5 @@
-//  run/tokenizer_json.h: byte-level BPE out of a tokenizer.json, or out of GPT-2's vocab.json and merges.txt.
+//  run/tokenizer_json.h: BPE out of a tokenizer.json, or out of GPT-2's vocab.json and merges.txt. It is byte-level
+//  (GPT-2, Llama 3, Qwen), or SentencePiece's with "byte_fallback" (Llama2, where tokenizer.model is missing).
 
 #ifndef TOKENIZER_JSON_H
 #define TOKENIZER_JSON_H
@@ -7,16 +8,17 @@
 typedef struct tokenizer tokenizer;     // tokenizer.c: byte pair encoding
 typedef struct { const char *regex; _Bool literal, keep_matches, keep_rest; } cut_rule;
 typedef struct {
+    _Bool byte_level;
     const char *const *tokens;
     int vocab;
     const char *const (*merges)[2];
     int merge_count;
     const cut_rule *cuts;
     int cut_count;
-    _Bool nfc, space_in_front, whole_words;
+    _Bool nfc, space_in_front, unless_space, whole_words;
     int unknown;
 } bpe;
-tokenizer *tokenizer_of_bytes(const char *path, const bpe *b, char *err, size_t err_size);
+tokenizer *tokenizer_of_merges(const char *path, const bpe *b, char *err, size_t err_size);
 void tokenizer_ends(tokenizer *t, int bos, int eos);
 
 // What the files say, as it is read. Tokens and expressions are the JSON's own texts.
@@ -27,7 +29,7 @@ typedef struct {
     const char *(*merges)[2];
     char **halves;              // of merges that stand as "a b"
     cut_rule *cuts;
-    int byte_level, bos;
+    int bos, byte_letters;      // byte_letters: ByteLevel is among the pre-tokenizers
 } bpe_file;
 
 // The regular expression of ByteLevel, which is GPT-2's.
@@ -46,6 +48,16 @@ static int is_type(const json_t *json, const char *type)
 {
     const char *own = string_field(json, "type");
     return own && !strcmp(own, type);
+}
+
+// Whether a part says this and nothing else.
+static int is_exactly(const json_t *json, const char *text)
+{
+    json_t *expected = json_loads(text, AS_DOUBLES, NULL);
+    if (!expected) die("out of memory");
+    int same = json_equal(json, expected);
+    json_decref(expected);
+    return same;
 }
 
 static int id_in(const json_t *number, int below)               // -1 if it is none
@@ -112,15 +124,13 @@ static void read_bpe(bpe_file *f, const json_t *json)
     static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
     if (!is_type(json, "BPE") && (string_field(json, "type") || !json_object_get(json, "merges")))
         not_built(f, "model", json, "BPE");
-    if (field_true(json, "byte_fallback"))
-        die("%s: its model has \"byte_fallback\": true, which is SentencePiece's kind; expected byte-level BPE, or "
-            "put the tokenizer.model beside it", f->path);
     if (json_number_value(json_object_get(json, "dropout")) != 0)
         die("%s: its model has a \"dropout\", which is not built; expected null", f->path);
     for (int i = 0; i < 2; i++) {
         const char *affix = string_field(json, affixes[i]);
         if (affix && *affix) die("%s: its model has \"%s\" \"%s\", which is not built", f->path, affixes[i], affix);
     }
+    f->is.byte_level = !field_true(json, "byte_fallback");
     f->is.whole_words = field_true(json, "ignore_merges");
     read_vocab(f, json_object_get(json, "vocab"));
     const char *unknown = string_field(json, "unk_token");
@@ -128,14 +138,18 @@ static void read_bpe(bpe_file *f, const json_t *json)
     read_merges(f, json_object_get(json, "merges"));
 }
 
+// SentencePiece's kind has two: ▁ in front, and ▁ for every space.
 static void read_normalizer(bpe_file *f, const json_t *json)
 {
     json_t *item;
     size_t i;
     if (is_type(json, "Sequence"))
         json_array_foreach(json_object_get(json, "normalizers"), i, item) read_normalizer(f, item);
-    else if (is_type(json, "NFC")) f->is.nfc = 1;
-    else if (json && !json_is_null(json)) not_built(f, "normalizer", json, "NFC or none");
+    else if (f->is.byte_level && is_type(json, "NFC")) f->is.nfc = 1;
+    else if (!f->is.byte_level && is_exactly(json, "{\"type\":\"Prepend\",\"prepend\":\"▁\"}")) f->is.space_in_front = 1;
+    else if (!f->is.byte_level &&
+             is_exactly(json, "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"▁\"}")) return;
+    else if (json && !json_is_null(json)) not_built(f, "normalizer", json, f->is.byte_level ? "NFC or none" : "▁ for spaces");
 }
 
 static void read_split(bpe_file *f, const json_t *json)
@@ -153,6 +167,19 @@ static void read_split(bpe_file *f, const json_t *json)
     arrput(f->cuts, rule);
 }
 
+// SentencePiece's kind has none, or Metaspace, which puts ▁ for spaces and in front.
+static void read_metaspace(bpe_file *f, const json_t *json)
+{
+    const char *scheme = string_field(json, "prepend_scheme"), *space = string_field(json, "replacement");
+    if (!json || json_is_null(json)) return;
+    if (!is_type(json, "Metaspace")) not_built(f, "pre_tokenizer", json, "Metaspace or none");
+    if (!field_false(json, "split") || !scheme || !space || strcmp(space, "▁"))
+        die("%s: its pre_tokenizer Metaspace is not built without \"split\": false, \"replacement\": \"▁\" and a "
+            "\"prepend_scheme\"", f->path);
+    f->is.space_in_front = strcmp(scheme, "never") != 0;
+    f->is.unless_space = 1;
+}
+
 // Every kind of pre-tokenizer is a run of cuts. ByteLevel ends it: behind it, letters stand for bytes.
 static void read_pre_tokenizer(bpe_file *f, const json_t *json)
 {
@@ -162,19 +189,32 @@ static void read_pre_tokenizer(bpe_file *f, const json_t *json)
         json_array_foreach(json_object_get(json, "pretokenizers"), i, item) read_pre_tokenizer(f, item);
         return;
     }
-    if (f->byte_level) not_built(f, "pre_tokenizer behind ByteLevel", json, "ByteLevel at the end");
+    if (f->byte_letters) not_built(f, "pre_tokenizer behind ByteLevel", json, "ByteLevel at the end");
     if (is_type(json, "Split")) read_split(f, json);
     else if (is_type(json, "Digits")) {
         int one = field_true(json, "individual_digits");
         arrput(f->cuts, ((cut_rule){one ? "\\p{N}" : "\\p{N}+", 0, 1, 1}));
     } else if (is_type(json, "ByteLevel")) {
-        f->byte_level = 1;
-        f->is.space_in_front = field_true(json, "add_prefix_space");
+        f->byte_letters = 1;
+        f->is.space_in_front = f->is.unless_space = field_true(json, "add_prefix_space");
         if (f->is.space_in_front && arrlen(f->cuts))
             die("%s: its pre_tokenizer ByteLevel has \"add_prefix_space\": true behind others, which is not built",
                 f->path);
         if (!field_false(json, "use_regex")) arrput(f->cuts, ((cut_rule){gpt2_words, 0, 1, 1}));
     } else not_built(f, "pre_tokenizer", json, "ByteLevel, Split, Digits, or a Sequence of them");
+}
+
+static void read_decoder(const bpe_file *f, const json_t *json)
+{
+    const char *kinds[] = {
+        "{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"▁\"},\"content\":\" \"},"
+            "{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"}]}",
+        "{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"▁\"},\"content\":\" \"},"
+            "{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]}",
+    };
+    if (f->is.byte_level ? is_type(json, "ByteLevel") : is_exactly(json, kinds[f->is.space_in_front])) return;
+    if (f->is.byte_level || !is_type(json, "Sequence")) not_built(f, "decoder", json, f->is.byte_level ? "ByteLevel" : "Llama2's");
+    die("%s: its decoder is not built; expected the Sequence that Llama2's tokenizer.json has", f->path);
 }
 
 // The post-processor says whether texts begin with a BOS.
@@ -206,7 +246,7 @@ static tokenizer *close_bpe_file(bpe_file *f)
     f->is.merges = (const char *const (*)[2])f->merges;
     f->is.cuts = f->cuts;
     f->is.cut_count = (int)arrlen(f->cuts);
-    tokenizer *t = tokenizer_of_bytes(f->path, &f->is, err, sizeof err);
+    tokenizer *t = tokenizer_of_merges(f->path, &f->is, err, sizeof err);
     if (!t) die("%s", err);
     tokenizer_ends(t, f->bos, -1);
     for (int i = 0; i < arrlen(f->halves); i++) free(f->halves[i]);
@@ -220,13 +260,13 @@ static tokenizer *close_bpe_file(bpe_file *f)
 static tokenizer *read_tokenizer_json(const char *path, const json_t *json)
 {
     bpe_file f = {.path = path, .is.unknown = -1, .bos = -1};
-    const json_t *decoder = json_object_get(json, "decoder");
     read_bpe(&f, json_object_get(json, "model"));
     read_normalizer(&f, json_object_get(json, "normalizer"));
-    read_pre_tokenizer(&f, json_object_get(json, "pre_tokenizer"));
-    if (!f.byte_level) die("%s: its pre_tokenizer has no ByteLevel, which is not built", path);
+    if (f.is.byte_level) read_pre_tokenizer(&f, json_object_get(json, "pre_tokenizer"));
+    else read_metaspace(&f, json_object_get(json, "pre_tokenizer"));
+    if (f.is.byte_level && !f.byte_letters) die("%s: its pre_tokenizer has no ByteLevel, which is not built", path);
     read_post_processor(&f, json_object_get(json, "post_processor"));
-    if (!is_type(decoder, "ByteLevel")) not_built(&f, "decoder", decoder, "ByteLevel");
+    read_decoder(&f, json_object_get(json, "decoder"));
     return close_bpe_file(&f);
 }
 
@@ -247,7 +287,8 @@ static tokenizer *read_gpt2(const char *vocab_path, const char *merges_path, jso
     free(text);
     f.path = vocab_path;
     read_vocab(&f, vocab);
-    f.is.space_in_front = (_Bool)space_in_front;
+    f.is.byte_level = 1;
+    f.is.space_in_front = f.is.unless_space = (_Bool)space_in_front;
     arrput(f.cuts, ((cut_rule){gpt2_words, 0, 1, 1}));
     return close_bpe_file(&f);
 }
