@@ -60,7 +60,7 @@ typedef struct {
     bool nfc;                           // texts are brought into Unicode's NFC
     bool space_in_front;                // of a text, and of what follows a special token
     bool unless_space;                  // but of none that begins with one
-    bool whole_words;                   // a word that is a token is this token, whatever the merges would give
+    bool whole_words;                   // a word that is a token is that token, whatever the merges give
     int unknown;                        // the token of a byte that has none of its own; -1: it is left out
 } bpe;
 tokenizer *tokenizer_of_merges(const char *path, const bpe *b, char *err, size_t err_size);
@@ -188,8 +188,8 @@ typedef struct {
     bool special, lstrip, rstrip, single_word, normalized;
 } added;
 
-// Two tokens that join to the token `id`, where a file lists its merges. The one of lowest rank goes first; rank 0 says
-// that the slot is empty.
+// Two tokens that join to the token `id`, where a file lists its merges. The one of lowest rank goes first;
+// rank 0 says that the slot is empty.
 typedef struct { int left, right, id, rank; } merge;
 
 struct tokenizer {
@@ -275,7 +275,7 @@ static int byte_of(slice s)                                     // "<0x0A>" is 1
     return high && low ? (int)((high - digits) * 16 + (low - digits)) : -1;
 }
 
-// ---- 5  loading SentencePiece ------------------------------------------------------------------------------
+// ---- 5  loading SentencePiece -----------------------------------------------------------------------------
 
 typedef struct { const char *path; char *text; size_t size; } report;      // where an error is told
 
@@ -570,11 +570,12 @@ static char *take_token(tokenizer *t, const bpe *b, int id, char *start)
     bool plain;
     char *end = append_token(t, start, (slice){token, strlen(token)}, &plain);
     slice text = {start, (size_t)(end - start)};
-    int byte = t->byte_level && text.n == 1 && !plain ? (unsigned char)*start : t->byte_level ? -1 : byte_of(text);
-    t->pieces[id] = (piece){.text = text, .type = NORMAL};
+    int own_byte = text.n == 1 && !plain ? (unsigned char)*start : -1;
+    int byte = t->byte_level ? own_byte : byte_of(text);
+    int type = t->byte_level || (byte < 0 && id != b->unknown) ? NORMAL : byte >= 0 ? BYTE : UNKNOWN;
+    t->pieces[id] = (piece){.text = text, .type = type};
     if (byte >= 0) t->byte_id[byte] = id;
-    if (!t->byte_level && (byte >= 0 || id == b->unknown)) t->pieces[id].type = byte >= 0 ? BYTE : UNKNOWN;
-    else if (text.n && !plain) index_text(t, id);       // no text of byte-level BPE is ever a plain one
+    if (type == NORMAL && text.n && !plain) index_text(t, id);      // no bytes of a text are ever a plain one
     return end;
 }
 
@@ -585,12 +586,14 @@ static bool take_tokens(tokenizer *t, const report *r, const bpe *b)
     t->vocab = b->vocab;
     t->pieces = calloc((size_t)b->vocab, sizeof *t->pieces);
     char *end = t->file = malloc(bytes);
-    if (!t->pieces || !t->file || !make_slots(t)) return wrong(r, "out of memory: it has %d tokens", b->vocab);
+    if (!t->pieces || !t->file || !make_slots(t))
+        return wrong(r, "out of memory: it has %d tokens", b->vocab);
     for (int byte = 0; byte < 256; byte++) t->byte_id[byte] = -1;
     for (int id = 0; id < b->vocab; id++) end = take_token(t, b, id, end);
     for (int byte = 0; byte < 256; byte++) {
         if (t->byte_id[byte] < 0 && !t->byte_level)
-            return wrong(r, "has no token <0x%02X>. Expected all 256 bytes: download it again", (unsigned)byte);
+            return wrong(r, "has no token <0x%02X>. Expected all 256 bytes: download it again",
+                         (unsigned)byte);
         if (t->byte_id[byte] < 0) t->byte_id[byte] = b->unknown;
         t->lacks_bytes |= t->byte_id[byte] < 0;
     }
@@ -638,12 +641,13 @@ static bool take_merges(tokenizer *t, const report *r, const bpe *b)
 
 static bool take_cuts(tokenizer *t, const report *r, const bpe *b)
 {
-    if (b->cut_count && !(t->cuts = calloc((size_t)b->cut_count, sizeof *t->cuts))) return wrong(r, "out of memory");
+    t->cuts = calloc((size_t)b->cut_count + 1, sizeof *t->cuts);
+    if (!t->cuts) return wrong(r, "out of memory");
     for (; t->cut_count < b->cut_count; t->cut_count++) {
         const char *problem = cut_compile(t->cuts + t->cut_count, b->cuts[t->cut_count]);
         if (problem)
-            return wrong(r, "the regular expression %s %s. Expected one of those that GPT-2, Llama 3, Qwen or "
-                            "DeepSeek publish", b->cuts[t->cut_count].regex, problem);
+            return wrong(r, "the regular expression %s %s. Expected one of those that GPT-2, Llama 3, Qwen "
+                            "or DeepSeek publish", b->cuts[t->cut_count].regex, problem);
     }
     return true;
 }
@@ -814,9 +818,9 @@ typedef struct {
     int id;                     // of the piece that the symbol is, -1 if it is none
 } symbol;
 
-// The symbol `at` and the next one, which together make the piece `id`. The highest score goes first; in
-// byte-level BPE it is the merge's rank, negative (a float holds 16 million of them). A later merge may change one of the
-// two while the pair waits on the heap. merge_symbols sees it by their lengths, and drops the pair.
+// The symbol `at` and the next one, which together make the piece `id`. The highest score goes first; where a
+// file lists its merges it is the rank, negative (a float holds 16 million of them). A later merge may change
+// one of the two while the pair waits on the heap: merge_symbols sees it by their lengths and drops the pair.
 typedef struct { float score; int at, id; } pair;
 
 typedef struct {
@@ -1083,7 +1087,7 @@ static bool encode_sections(encoder *e, slice text, bool space, bool trim, bool 
         if (!more_ids(e, 1)) return false;
         e->ids[e->n++] = a->id;
         start = at + a->text.n;
-        while (a->rstrip && start < text.n && is_space(code_behind(text, start))) start += character(skip(text, start));
+        while (a->rstrip && is_space(code_behind(text, start))) start += character(skip(text, start));
         at = start;
         bool stands_there = t->behind == UNLESS_SPACE && starts_with_space(t, skip(text, at));
         space = t->space_in_front && t->behind != NEVER && !stands_there;

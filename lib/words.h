@@ -65,8 +65,8 @@ static bool group_is_known(const char *at)
 }
 
 /* Hugging Face's tokenizers searches with Oniguruma. This writes one of its expressions as PCRE2 reads it,
-   into out, which has room for 40 bytes a byte: \s and \S are written out, since PCRE2 takes U+180E for a space.
-   False at anything that the two do not read alike.                                                       */
+   into out, which has room for 40 bytes a byte: \s and \S are written out, since PCRE2 takes U+180E for a
+   space. False at anything that the two do not read alike.                                                */
 static bool spell_for_pcre2(const char *regex, char *out)
 {
     bool in_class = false;
@@ -112,7 +112,8 @@ static const char *cut_compile(cut *c, cut_rule rule)
     if (!problem) {
         pcre2_set_newline(lines, PCRE2_NEWLINE_LF);
         uint32_t options = PCRE2_UTF | PCRE2_NO_UTF_CHECK | (rule.literal ? PCRE2_LITERAL : PCRE2_MULTILINE);
-        *c = (cut){pcre2_compile((PCRE2_SPTR)spelled, PCRE2_ZERO_TERMINATED, options, &error, &at, lines), rule};
+        c->is = rule;
+        c->code = pcre2_compile((PCRE2_SPTR)spelled, PCRE2_ZERO_TERMINATED, options, &error, &at, lines);
         if (!c->code) problem = "is not one that PCRE2 reads";
         else if (pcre2_pattern_info(c->code, PCRE2_INFO_MATCHEMPTY, &matches_nothing) || matches_nothing)
             problem = "matches the empty text, which cuts nothing";
@@ -125,7 +126,8 @@ static const char *cut_compile(cut *c, cut_rule rule)
 
 // Finds the first match at text[from] or behind it, and where it stands: start … end-1; both are text.n if
 // there is none. False if PCRE2 runs out of memory. The text is UTF-8.
-static bool cut_next(const cut *c, pcre2_match_data *found, slice text, size_t from, size_t *start, size_t *end)
+static bool cut_next(const cut *c, pcre2_match_data *found, slice text, size_t from,
+                     size_t *start, size_t *end)
 {
     int n = pcre2_match(c->code, (PCRE2_SPTR)text.p, text.n, from, PCRE2_NO_UTF_CHECK, found, NULL);
     const size_t *where = pcre2_get_ovector_pointer(found);

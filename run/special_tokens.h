@@ -1,5 +1,5 @@
-//  run/special_tokens.h: the tokenizer of a model directory, and what Hugging Face's files beside it say of special
-//  tokens, BOS and EOS.
+//  run/special_tokens.h: the tokenizer of a model directory, and what Hugging Face's files beside it say of
+//  special tokens, BOS and EOS.
 
 #ifndef SPECIAL_TOKENS_H
 #define SPECIAL_TOKENS_H
@@ -8,7 +8,11 @@
 tokenizer *tokenizer_load(const char *path, char *err, size_t err_size);
 void tokenizer_free(tokenizer *t);
 int tokenizer_vocab(const tokenizer *t), tokenizer_bos(const tokenizer *t), tokenizer_eos(const tokenizer *t);
-typedef struct { const char *text; int id; _Bool special, lstrip, rstrip, single_word, normalized; } added_token;
+typedef struct {
+    const char *text;
+    int id;
+    _Bool special, lstrip, rstrip, single_word, normalized;
+} added_token;
 _Bool tokenizer_add(tokenizer *t, added_token a), tokenizer_add_own(tokenizer *t);
 enum behind_special { ALWAYS, UNLESS_SPACE, NEVER };
 void tokenizer_spaces(tokenizer *t, _Bool in_front, enum behind_special behind);
@@ -29,7 +33,8 @@ static void add_token(tokenizer *t, const char *path, const char *text, const js
     if (!text || !(id >= 0 && id <= 1 << 24) || id != floor(id))
         die("%s: an added token without a text or an id", path);
     added_token a = {text, (int)id, field_true(token, "special"), field_true(token, "lstrip"),
-                     field_true(token, "rstrip"), field_true(token, "single_word"), field_true(token, "normalized")};
+                     field_true(token, "rstrip"), field_true(token, "single_word"),
+                     field_true(token, "normalized")};
     if (!tokenizer_add(t, a)) die("%s: out of memory", path);
 }
 
@@ -78,11 +83,12 @@ static int end_token(const tokenizer *t, const char *path, const json_t *setting
 // Which token begins a text, -1 if none does: the one that is named, unless "add_bos_token" is false. Where
 // tokenizer.json lists the merges, many name one and do not put it there: its post-processor says so, unless
 // "add_bos_token" does.
-static int begin_token(const tokenizer *t, const char *dir, const char *path, const json_t *settings, const json_t *map,
-                       int merges)
+static int begin_token(const tokenizer *t, const char *dir, const char *path, const json_t *settings,
+                       const json_t *map, int merges)
 {
     const json_t *add_bos = json_object_get(settings, "add_bos_token");
-    if (add_bos && !json_is_boolean(add_bos) && !json_is_null(add_bos)) die("%s: \"add_bos_token\" must be true or false", path);
+    if (add_bos && !json_is_boolean(add_bos) && !json_is_null(add_bos))
+        die("%s: \"add_bos_token\" must be true or false", path);
     if (json_is_false(add_bos)) return -1;
     if (merges && !json_is_true(add_bos)) return tokenizer_bos(t);
     int bos = end_token(t, path, settings, map, "bos_token", tokenizer_bos(t));
@@ -95,7 +101,8 @@ static int begin_token(const tokenizer *t, const char *dir, const char *path, co
 // What Hugging Face's files beside the tokenizer say of special tokens, in the order in which they overrule
 // each other. Where there are none at all, tokenizer.model is SentencePiece's, and "</s>" in a text is the
 // text.
-static void read_special_tokens(tokenizer *t, const char *dir, const char *json_path, const json_t *json, int merges)
+static void read_special_tokens(tokenizer *t, const char *dir, const char *json_path, const json_t *json,
+                                int merges)
 {
     char *added_path, *map_path, *path;
     json_t *added = directory_json(dir, "added_tokens.json", &added_path);
@@ -116,7 +123,8 @@ static void read_special_tokens(tokenizer *t, const char *dir, const char *json_
         add_token(t, path, token_text(item), item, *end ? -1 : id);
     }
     int bos = begin_token(t, dir, path, settings, map, merges);
-    int eos = end_token(t, path, settings, map, "eos_token", merges ? tokenizer_find(t, GPT2_END) : tokenizer_eos(t));
+    int own_end = merges ? tokenizer_find(t, GPT2_END) : tokenizer_eos(t);
+    int eos = end_token(t, path, settings, map, "eos_token", own_end);
     if (eos < 0 && merges) die("%s/tokenizer_config.json: names no \"eos_token\", which ends an answer", dir);
     if (eos < 0) die("%s/tokenizer.model: has no EOS piece", dir);
     tokenizer_ends(t, bos, eos);
@@ -138,11 +146,11 @@ static tokenizer *open_gpt2(const char *dir)
     json_t *settings = directory_json(dir, "tokenizer_config.json", &path);
     const char *class = string_field(settings, "tokenizer_class");
     if (class && strncmp(class, "GPT2Tokenizer", 13))
-        die("%s: is of %s, whose way to cut words only a tokenizer.json says; in Python: transformers.AutoTokenizer."
-            "from_pretrained(\"%s\").save_pretrained(\"%s\")", vocab_path, class, dir, dir);
+        die("%s: is of %s, whose way to cut words only a tokenizer.json says; in Python: transformers."
+            "AutoTokenizer.from_pretrained(\"%s\").save_pretrained(\"%s\")", vocab_path, class, dir, dir);
     tokenizer *t = read_gpt2(vocab_path, merges_path, vocab, field_true(settings, "add_prefix_space"));
-    int end = tokenizer_find(t, GPT2_END);
-    if (end >= 0 && !tokenizer_add(t, (added_token){.text = GPT2_END, .id = end, .special = 1})) die("out of memory");
+    added_token end = {.text = GPT2_END, .id = tokenizer_find(t, GPT2_END), .special = 1};
+    if (end.id >= 0 && !tokenizer_add(t, end)) die("out of memory");
     json_decref(vocab), json_decref(settings);
     free(vocab_path), free(merges_path), free(path);
     return t;
@@ -151,7 +159,8 @@ static tokenizer *open_gpt2(const char *dir)
 // tokenizer.model where there is one, else tokenizer.json, else GPT-2's two files.
 static tokenizer *open_tokenizer(const char *dir, int vocab)
 {
-    char *model_path = join(dir, "tokenizer.model"), *vocab_path = join(dir, "vocab.json"), *json_path, err[512];
+    char *model_path = join(dir, "tokenizer.model"), *vocab_path = join(dir, "vocab.json");
+    char *json_path, err[512];
     json_t *json = directory_json(dir, "tokenizer.json", &json_path);
     int merges = !exists(model_path) && (json || exists(vocab_path));
     const char *path = !merges ? model_path : json ? json_path : vocab_path;

@@ -1,5 +1,5 @@
-//  run/tokenizer_json.h: BPE out of a tokenizer.json, or out of GPT-2's vocab.json and merges.txt. It is byte-level
-//  (GPT-2, Llama 3, Qwen), or SentencePiece's with "byte_fallback" (Llama2, where tokenizer.model is missing).
+//  run/tokenizer_json.h: BPE out of a tokenizer.json, or out of GPT-2's vocab.json and merges.txt. It is
+//  byte-level (GPT-2, Llama 3, Qwen), or SentencePiece's (Llama2, where tokenizer.model is missing).
 
 #ifndef TOKENIZER_JSON_H
 #define TOKENIZER_JSON_H
@@ -33,7 +33,8 @@ typedef struct {
 } bpe_file;
 
 // The regular expression of ByteLevel, which is GPT-2's.
-static const char gpt2_words[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+static const char gpt2_words[] =
+    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
 // Every kind of part that is not built is refused by its name.
 __attribute__((noreturn))
@@ -93,7 +94,8 @@ static void add_merge(bpe_file *f, char *line)
     char *space = strchr(line, ' ');
     arrput(f->halves, line);
     if (!space || space == line || !space[1] || strchr(space + 1, ' '))
-        die("%s: merge %td is \"%s\", expected two tokens with a space between", f->path, arrlen(f->halves), line);
+        die("%s: merge %td is \"%s\", expected two tokens with a space between",
+            f->path, arrlen(f->halves), line);
     *space = 0;
     const char **merge = f->merges[f->is.merge_count++];
     merge[0] = line;
@@ -128,28 +130,33 @@ static void read_bpe(bpe_file *f, const json_t *json)
         die("%s: its model has a \"dropout\", which is not built; expected null", f->path);
     for (int i = 0; i < 2; i++) {
         const char *affix = string_field(json, affixes[i]);
-        if (affix && *affix) die("%s: its model has \"%s\" \"%s\", which is not built", f->path, affixes[i], affix);
+        if (affix && *affix)
+            die("%s: its model has \"%s\" \"%s\", which is not built", f->path, affixes[i], affix);
     }
     f->is.byte_level = !field_true(json, "byte_fallback");
     f->is.whole_words = field_true(json, "ignore_merges");
-    read_vocab(f, json_object_get(json, "vocab"));
+    json_t *vocab = json_object_get(json, "vocab");
     const char *unknown = string_field(json, "unk_token");
-    if (unknown && *unknown) f->is.unknown = id_in(json_object_get(json_object_get(json, "vocab"), unknown), f->is.vocab);
+    read_vocab(f, vocab);
+    if (unknown && *unknown) f->is.unknown = id_in(json_object_get(vocab, unknown), f->is.vocab);
     read_merges(f, json_object_get(json, "merges"));
 }
 
 // SentencePiece's kind has two: ▁ in front, and ▁ for every space.
+#define FRONT    "{\"type\":\"Prepend\",\"prepend\":\"▁\"}"
+#define TO_SPACE "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"▁\"}"
+
 static void read_normalizer(bpe_file *f, const json_t *json)
 {
+    const char *expected = f->is.byte_level ? "NFC or none" : "Llama2's";
     json_t *item;
     size_t i;
+    if (!json || json_is_null(json)) return;
     if (is_type(json, "Sequence"))
         json_array_foreach(json_object_get(json, "normalizers"), i, item) read_normalizer(f, item);
     else if (f->is.byte_level && is_type(json, "NFC")) f->is.nfc = 1;
-    else if (!f->is.byte_level && is_exactly(json, "{\"type\":\"Prepend\",\"prepend\":\"▁\"}")) f->is.space_in_front = 1;
-    else if (!f->is.byte_level &&
-             is_exactly(json, "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"▁\"}")) return;
-    else if (json && !json_is_null(json)) not_built(f, "normalizer", json, f->is.byte_level ? "NFC or none" : "▁ for spaces");
+    else if (!f->is.byte_level && is_exactly(json, FRONT)) f->is.space_in_front = 1;
+    else if (f->is.byte_level || !is_exactly(json, TO_SPACE)) not_built(f, "normalizer", json, expected);
 }
 
 static void read_split(bpe_file *f, const json_t *json)
@@ -157,11 +164,13 @@ static void read_split(bpe_file *f, const json_t *json)
     const json_t *pattern = json_object_get(json, "pattern");
     const char *regex = string_field(pattern, "Regex"), *text = string_field(pattern, "String");
     const char *behavior = string_field(json, "behavior");
-    int isolated = behavior && !strcmp(behavior, "Isolated"), removed = behavior && !strcmp(behavior, "Removed");
-    if ((!regex && !text) || (text && !*text)) die("%s: a Split without a \"Regex\" or a \"String\"", f->path);
+    if (!behavior) behavior = "of no name";
+    int isolated = !strcmp(behavior, "Isolated"), removed = !strcmp(behavior, "Removed");
+    if ((!regex && !text) || (text && !*text))
+        die("%s: its pre_tokenizer has a Split without a \"Regex\" or a \"String\"", f->path);
     if (!isolated && !removed)
-        die("%s: its pre_tokenizer has a Split with behavior %s, which is not built; expected Isolated or Removed",
-            f->path, behavior ? behavior : "of no name");
+        die("%s: its pre_tokenizer has a Split with behavior %s, which is not built; expected Isolated or "
+            "Removed", f->path, behavior);
     int inverted = field_true(json, "invert");          // what does not match is what it splits at
     cut_rule rule = {regex ? regex : text, !regex, isolated || inverted, isolated || !inverted};
     arrput(f->cuts, rule);
@@ -174,8 +183,8 @@ static void read_metaspace(bpe_file *f, const json_t *json)
     if (!json || json_is_null(json)) return;
     if (!is_type(json, "Metaspace")) not_built(f, "pre_tokenizer", json, "Metaspace or none");
     if (!field_false(json, "split") || !scheme || !space || strcmp(space, "▁"))
-        die("%s: its pre_tokenizer Metaspace is not built without \"split\": false, \"replacement\": \"▁\" and a "
-            "\"prepend_scheme\"", f->path);
+        die("%s: its pre_tokenizer Metaspace is not built without \"split\": false, \"replacement\": \"▁\" "
+            "and a \"prepend_scheme\"", f->path);
     f->is.space_in_front = strcmp(scheme, "never") != 0;
     f->is.unless_space = 1;
 }
@@ -198,23 +207,25 @@ static void read_pre_tokenizer(bpe_file *f, const json_t *json)
         f->byte_letters = 1;
         f->is.space_in_front = f->is.unless_space = field_true(json, "add_prefix_space");
         if (f->is.space_in_front && arrlen(f->cuts))
-            die("%s: its pre_tokenizer ByteLevel has \"add_prefix_space\": true behind others, which is not built",
-                f->path);
+            die("%s: its pre_tokenizer ByteLevel has \"add_prefix_space\": true behind others, which is not "
+                "built", f->path);
         if (!field_false(json, "use_regex")) arrput(f->cuts, ((cut_rule){gpt2_words, 0, 1, 1}));
     } else not_built(f, "pre_tokenizer", json, "ByteLevel, Split, Digits, or a Sequence of them");
 }
 
+// Byte-level BPE has one. SentencePiece's kind has a Sequence, which strips the space in front if there is one.
+#define DECODERS "{\"type\":\"Sequence\",\"decoders\":[" \
+    "{\"type\":\"Replace\",\"pattern\":{\"String\":\"▁\"},\"content\":\" \"}," \
+    "{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"}"
+
 static void read_decoder(const bpe_file *f, const json_t *json)
 {
-    const char *kinds[] = {
-        "{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"▁\"},\"content\":\" \"},"
-            "{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"}]}",
-        "{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"▁\"},\"content\":\" \"},"
-            "{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]}",
+    static const char *const known[] = {
+        DECODERS "]}", DECODERS ",{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]}",
     };
-    if (f->is.byte_level ? is_type(json, "ByteLevel") : is_exactly(json, kinds[f->is.space_in_front])) return;
-    if (f->is.byte_level || !is_type(json, "Sequence")) not_built(f, "decoder", json, f->is.byte_level ? "ByteLevel" : "Llama2's");
-    die("%s: its decoder is not built; expected the Sequence that Llama2's tokenizer.json has", f->path);
+    if (f->is.byte_level && !is_type(json, "ByteLevel")) not_built(f, "decoder", json, "ByteLevel");
+    if (!f->is.byte_level && !is_exactly(json, known[f->is.space_in_front]))
+        not_built(f, "decoder", json, "the Sequence that Llama2's tokenizer.json has");
 }
 
 // The post-processor says whether texts begin with a BOS.
@@ -232,8 +243,8 @@ static void read_post_processor(bpe_file *f, const json_t *json)
             const json_t *known = json_object_get(json_object_get(json, "special_tokens"), token);
             f->bos = id_in(json_array_get(json_object_get(known, "ids"), 0), INT_MAX);
             if (i || f->bos < 0)
-                die("%s: its post_processor puts \"%s\" where it is not built; expected one BOS in front of a text, "
-                    "and its id", f->path, token);
+                die("%s: its post_processor puts \"%s\" where it is not built; expected one BOS in front of "
+                    "a text, and its id", f->path, token);
         }
     else if (json && !json_is_null(json) && !is_type(json, "ByteLevel"))
         not_built(f, "post_processor", json, "TemplateProcessing or ByteLevel");
@@ -264,14 +275,15 @@ static tokenizer *read_tokenizer_json(const char *path, const json_t *json)
     read_normalizer(&f, json_object_get(json, "normalizer"));
     if (f.is.byte_level) read_pre_tokenizer(&f, json_object_get(json, "pre_tokenizer"));
     else read_metaspace(&f, json_object_get(json, "pre_tokenizer"));
-    if (f.is.byte_level && !f.byte_letters) die("%s: its pre_tokenizer has no ByteLevel, which is not built", path);
+    if (f.is.byte_level && !f.byte_letters)
+        die("%s: its pre_tokenizer has no ByteLevel, which is not built", path);
     read_post_processor(&f, json_object_get(json, "post_processor"));
     read_decoder(&f, json_object_get(json, "decoder"));
     return close_bpe_file(&f);
 }
 
 // GPT-2's own files: the vocabulary, and merges, one a line.
-static tokenizer *read_gpt2(const char *vocab_path, const char *merges_path, json_t *vocab, int space_in_front)
+static tokenizer *read_gpt2(const char *vocab_path, const char *merges_path, json_t *vocab, int in_front)
 {
     bpe_file f = {.path = merges_path, .is.unknown = -1, .bos = -1};
     size_t bytes, lines = 1;
@@ -288,7 +300,7 @@ static tokenizer *read_gpt2(const char *vocab_path, const char *merges_path, jso
     f.path = vocab_path;
     read_vocab(&f, vocab);
     f.is.byte_level = 1;
-    f.is.space_in_front = f.is.unless_space = (_Bool)space_in_front;
+    f.is.space_in_front = f.is.unless_space = (_Bool)in_front;
     arrput(f.cuts, ((cut_rule){gpt2_words, 0, 1, 1}));
     return close_bpe_file(&f);
 }
