@@ -2745,6 +2745,25 @@ static void test_byte_level_bytes(void)
     tokenizer_free(t), tokenizer_free(composing);
 }
 
+// A run of spaces that a letter ends, or a sign of Chinese, under every published pre-tokenizer.
+static void test_runs_of_spaces(void)
+{
+    json_t *golden = golden_json("dev/golden/merges.json"), *family, *item;
+    size_t i, j, n, length = 1 << 20;
+    char *text = alloc(length + 4, 1);
+    memset(text, ' ', length);
+    memcpy(text + length / 2, "x", 1), memcpy(text + length, "人", 3);
+    json_array_foreach(golden, j, family)
+        json_array_foreach(json_object_get(family, "cases"), i, item) {
+            tokenizer *t = tokenizer_named(string_field(item, "name"));
+            double start = seconds();
+            int *ids = tokenizer_encode(t, text, length + 3, 1, &n);
+            check(seconds() - start, 10, "%s: seconds for a megabyte of spaces", string_field(item, "name"));
+            free(ids), tokenizer_free(t);
+        }
+    json_decref(golden), free(text);
+}
+
 // What a tokenizer.json may say that is not built, or is wrong: where, what, and a part of the line that refuses it.
 #define LIST(parts) "{\"type\":\"Sequence\",\"pretokenizers\":[" parts "]}"
 #define SPLIT(regex, behavior) \
@@ -5219,6 +5238,8 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_byte_level_rows, BOTH, "run/special_tokens.h, tokenizer.c"},
     {"byte-level-bytes", "any text comes back from byte-level BPE; a megabyte of letters or of marks takes n log n",
         test_byte_level_bytes, ONLY_F32, "lib/words.h, tokenizer.c"},
+    {"runs-of-spaces", "a megabyte of spaces that a letter ends takes n log n under every published pre-tokenizer",
+        test_runs_of_spaces, ONLY_F32, "lib/words.h, tokenizer.c"},
     {"refused-merges", "a tokenizer.json with a part that is not built is refused by the part's name",
         test_refused_merges, BOTH, "run/tokenizer_json.h, lib/words.h"},
     {"byte-level-files", "which of a directory's tokenizers is read, and what its BOS and EOS are",

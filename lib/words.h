@@ -114,7 +114,8 @@ static const char *cut_compile(cut *c, cut_rule rule)
         uint32_t options = PCRE2_UTF | PCRE2_NO_UTF_CHECK | (rule.literal ? PCRE2_LITERAL : PCRE2_MULTILINE);
         c->is = rule;
         c->code = pcre2_compile((PCRE2_SPTR)spelled, PCRE2_ZERO_TERMINATED, options, &error, &at, lines);
-        if (!c->code) problem = "is not one that PCRE2 reads";
+        if (!c->code && error == PCRE2_ERROR_HEAP_FAILED) problem = "out of memory";
+        else if (!c->code) problem = "is not one that PCRE2 reads";
         else if (pcre2_pattern_info(c->code, PCRE2_INFO_MATCHEMPTY, &matches_nothing) || matches_nothing)
             problem = "matches the empty text, which cuts nothing";
         else pcre2_jit_compile(c->code, PCRE2_JIT_COMPLETE);       // where it cannot, pcre2_match interprets
