@@ -2579,7 +2579,7 @@ static char *merges_directory(const json_t *golden, const json_t *item, enum spe
 {
     char *dir = in_scratch("merges"), command[300], merge[100];
     json_t *whole = whole_tokenizer(golden, item, spelled), *line;
-    json_t *settings = json_pack("{s:s}", "eos_token", string_field(item, "eos"));
+    json_t *settings = json_pack("{s:s,s:s}", "eos_token", string_field(item, "eos"), "bos_token", string_field(item, "eos"));
     size_t i;
     snprintf(command, sizeof command, "rm -rf %s; mkdir %s", dir, dir);
     if (system(command)) die("cannot prepare %s", dir);

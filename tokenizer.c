@@ -297,7 +297,7 @@ static bool read_file(tokenizer *t, const report *r)
     int special = !stat(r->path, &st) && !S_ISREG(st.st_mode);
     FILE *f = fopen(special ? "/dev/null" : r->path, "rb");     // a named pipe would wait for its writer
     if (!f)
-        return wrong(r, "%s. Expected the tokenizer.model of the model directory: copy it there",
+        return wrong(r, "%s. Expected the directory's tokenizer.model or tokenizer.json: copy it there",
                      strerror(errno));
     const char *problem = NULL;
     if (fstat(fileno(f), &st) || !S_ISREG(st.st_mode))
