@@ -17,7 +17,7 @@ WARNINGS  = -Wall -Wextra -Wshadow
 # No -ffast-math: a NaN must stay a NaN. errno and traps are not used by anyone here.
 CFLAGS   ?= -O3 -march=native -g
 FLAGS     = -std=gnu11 $(WARNINGS) $(CFLAGS) -fopenmp -fno-math-errno -fno-trapping-math
-LDLIBS    = -ljansson -lz -lm
+LDLIBS    = -ljansson -lz -lpcre2-8 -lutf8proc -lm
 HEADERS   = model.h adapters.h $(wildcard ops/*.h lib/*.h run/*.h paper/*.h)
 PYTHON   ?= python3
 
@@ -37,12 +37,14 @@ all: found train $(if $(NVCC),train_cuda)
 
 # What is needed, and what to install where it is missing.
 found:
-	@have() { printf '#include <%s>\n' $$1 | $(CC) -fopenmp -E -x c - >/dev/null 2>&1; }; missing=; \
+	@have() { printf '#define PCRE2_CODE_UNIT_WIDTH 8\n#include <%s>\n' $$1 | $(CC) -fopenmp -E -x c - >/dev/null 2>&1; }; missing=; \
 	line() { if [ $$2 = 1 ]; then echo "✓ $$1"; else echo "✗ $$1"; missing="$$missing $$3"; fi; }; \
 	line "compiler with OpenMP ($(CC))" $$(have omp.h && echo 1 || echo 0) gcc; \
 	line "stb_ds.h"  $$(have stb/stb_ds.h && echo 1 || echo 0) libstb-dev; \
 	line "jansson.h" $$(have jansson.h && echo 1 || echo 0) libjansson-dev; \
 	line "zlib.h"    $$(have zlib.h && echo 1 || echo 0) zlib1g-dev; \
+	line "pcre2.h"   $$(have pcre2.h && echo 1 || echo 0) libpcre2-dev; \
+	line "utf8proc.h" $$(have utf8proc.h && echo 1 || echo 0) libutf8proc-dev; \
 	command -v $(CXX) >/dev/null && echo "✓ C++ compiler ($(CXX))" \
 	    || echo "- no C++ compiler: train_emu and make test need one (g++)"; \
 	echo "$(if $(NVCC),✓,-) nvcc $(if $(NVCC),(train_cuda),not here: no train_cuda)"; \
@@ -57,7 +59,7 @@ build/cpu_%.o: ops/cpu.c $(wildcard ops/*.h) Makefile
 	@mkdir -p build
 	$(CC) $(FLAGS) $(REAL_$*) -c ops/cpu.c -o $@
 
-build/tokenizer.o: tokenizer.c ops/utf8.h Makefile
+build/tokenizer.o: tokenizer.c lib/words.h ops/utf8.h Makefile
 	@mkdir -p build
 	$(CC) $(FLAGS) -c tokenizer.c -o $@
 

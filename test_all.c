@@ -2597,6 +2597,357 @@ static void test_special_tokens(void)
     free(dir);
 }
 
+// ---- tokenizer.json -------------------------------------------------------------------------------------------------------
+
+enum spelling { PAIRS, TEXTS, GPT2_FILES };     // of merges: ["a", "b"], "a b", or vocab.json and merges.txt
+
+static void write_json(const char *dir, const char *name, const json_t *json)
+{
+    char *path = join(dir, name), *text = json_text(json);
+    write_text(path, text);
+    free(path), free(text);
+}
+
+// A case's tokenizer.json whole: the golden's vocabulary, with the special tokens that stand in it, and its merges.
+static json_t *whole_tokenizer(const json_t *golden, const json_t *item, enum spelling spelled)
+{
+    json_t *whole = json_deep_copy(json_object_get(item, "tokenizer.json")), *bpe_part = json_object_get(whole, "model");
+    json_t *vocab = json_deep_copy(json_object_get(item, "more")), *merges = json_array(), *merge, *token;
+    size_t i;
+    json_array_foreach(json_object_get(golden, "tokens"), i, token)
+        json_object_set_new(vocab, json_string_value(token), json_integer((json_int_t)i));
+    json_array_foreach(json_object_get(golden, "merges"), i, merge) {
+        const char *left = json_string_value(json_array_get(merge, 0)), *right = json_string_value(json_array_get(merge, 1));
+        json_array_append_new(merges, spelled == PAIRS ? json_deep_copy(merge) : json_sprintf("%s %s", left, right));
+    }
+    json_object_set_new(bpe_part, "vocab", vocab);
+    json_object_set_new(bpe_part, "merges", merges);
+    return whole;
+}
+
+// A directory of this case, in the scratch folder.
+static char *merges_directory(const json_t *golden, const json_t *item, enum spelling spelled)
+{
+    char *dir = in_scratch("merges"), command[300], merge[100];
+    json_t *whole = whole_tokenizer(golden, item, spelled), *line;
+    json_t *settings = json_pack("{s:s,s:s}", "eos_token", string_field(item, "eos"), "bos_token", string_field(item, "eos"));
+    size_t i;
+    snprintf(command, sizeof command, "rm -rf %s; mkdir %s", dir, dir);
+    if (system(command)) die("cannot prepare %s", dir);
+    if (spelled == GPT2_FILES) {
+        char *path = join(dir, "merges.txt");
+        FILE *f = fopen(path, "w");
+        if (!f) die("%s: %s", path, strerror(errno));
+        fputs("#version: 0.2\n", f);
+        json_array_foreach(json_object_get(json_object_get(whole, "model"), "merges"), i, line) {
+            snprintf(merge, sizeof merge, "%s\n", json_string_value(line));
+            fputs(merge, f);
+        }
+        fclose(f), free(path);
+        write_json(dir, "vocab.json", json_object_get(json_object_get(whole, "model"), "vocab"));
+    } else {
+        write_json(dir, "tokenizer.json", whole);
+        write_json(dir, "tokenizer_config.json", settings);
+    }
+    json_decref(whole), json_decref(settings);
+    return dir;
+}
+
+// Ids and texts of one case are those of Hugging Face's tokenizers.
+static void merges_case(const json_t *golden, const json_t *item, enum spelling spelled)
+{
+    char *dir = merges_directory(golden, item, spelled);
+    const char *name = string_field(item, "name");
+    tokenizer *t = open_tokenizer(dir, 0);
+    json_t *text;
+    size_t i, n;
+    expect(tokenizer_bos(t) == int_of(item, "bos"), "%s: BOS %d", name, tokenizer_bos(t));
+    expect(tokenizer_eos(t) >= 0 && tokenizer_eos(t) == tokenizer_find(t, string_field(item, "eos")), "%s: EOS", name);
+    json_array_foreach(json_object_get(golden, "texts"), i, text) {
+        const json_t *ids_wanted = json_array_get(json_object_get(item, "ids"), i);
+        const char *given = json_string_value(text);
+        const char *want = json_string_value(json_array_get(json_object_get(item, "said"), i));
+        const char *turned = json_string_value(json_array_get(json_object_get(item, "backwards"), i));
+        int *ids = tokenizer_encode(t, given, strlen(given), 1, &n);
+        expect(ids_are(ids, n, ids_wanted), "%s, spelled %d: ids of «%s»", name, spelled, given);
+        char *said = decode(t, ids, (int)n);
+        expect(!strcmp(said, want), "%s: «%s» comes back as «%s», not «%s»", name, given, said, want);
+        free(said);
+        for (size_t j = 0; j < n / 2; j++) {
+            int id = ids[j];
+            ids[j] = ids[n - 1 - j];
+            ids[n - 1 - j] = id;
+        }
+        said = decode(t, ids, (int)n);
+        expect(!turned || !strcmp(said, turned), "%s, backwards: «%s», not «%s»", name, said, turned);
+        free(said), free(ids);
+    }
+    expect(i > 10, "%s: %zu texts", name, i);
+    tokenizer_free(t), free(dir);
+}
+
+static void test_merges(void)
+{
+    json_t *golden = golden_json("dev/golden/merges.json"), *relatives, *item;
+    size_t i, j, kinds = 0;
+    json_array_foreach(golden, j, relatives)
+        json_array_foreach(json_object_get(relatives, "cases"), i, item) {
+            merges_case(relatives, item, i % 2 ? TEXTS : PAIRS);
+            kinds++;
+        }
+    expect(kinds == 14 + 5, "%zu kinds", kinds);
+    relatives = json_array_get(golden, 0);
+    merges_case(relatives, json_array_get(json_object_get(relatives, "cases"), 0), GPT2_FILES);
+    json_decref(golden);
+}
+
+// The golden's case of this name, and the relatives that it is of.
+static json_t *case_named(json_t *golden, const char *name, json_t **relatives)
+{
+    json_t *item;
+    size_t i, j;
+    json_array_foreach(golden, j, *relatives)
+        json_array_foreach(json_object_get(*relatives, "cases"), i, item)
+            if (!strcmp(string_field(item, "name"), name)) return item;
+    die("no case %s", name);
+}
+
+// A directory of the golden's case of this name, and that opened.
+static char *directory_named(const char *name, enum spelling spelled)
+{
+    json_t *golden = golden_json("dev/golden/merges.json"), *relatives, *item = case_named(golden, name, &relatives);
+    char *dir = merges_directory(relatives, item, spelled);
+    json_decref(golden);
+    return dir;
+}
+
+static tokenizer *tokenizer_named(const char *name)
+{
+    char *dir = directory_named(name, PAIRS);
+    tokenizer *t = open_tokenizer(dir, 0);
+    free(dir);
+    return t;
+}
+
+// What stands in a text of a row: the prompt, and an answer that continues it, without a space or a BOS of its own.
+static void test_byte_level_rows(void)
+{
+    tokenizer *spaced = tokenizer_named("gpt2-space"), *unspaced = tokenizer_named("gpt2"), *begins = tokenizer_named("llama3");
+    size_t n, m;
+    int *continued = tokenizer_encode(spaced, "two", 3, 0, &n), *alone = tokenizer_encode(unspaced, "two", 3, 1, &m);
+    int *spaces = tokenizer_encode(spaced, "two", 3, 1, &m);
+    expect(n && memcmp(continued, alone, n * sizeof(int)) == 0, "an answer that continues begins with a space");
+    expect(n != m || memcmp(continued, spaces, n * sizeof(int)), "a text that begins has no space of its own");
+    row r = encode_row(unspaced, "Say it:", " two", 1), q = encode_row(begins, "Say it:", " two", 1);
+    char *answer = decode(unspaced, r.ids + r.prompt, r.n - r.prompt);
+    expect(!strcmp(answer, " two") && r.ids[r.n - 1] == tokenizer_eos(unspaced), "the answer is «%s»", answer);
+    expect(r.ids[0] != tokenizer_eos(unspaced), "a BOS where the post-processor has none");
+    expect(q.ids[0] == tokenizer_bos(begins) && q.prompt > 1, "no BOS where the post-processor has one");
+    free(continued), free(alone), free(spaces), free(answer), free(r.ids), free(q.ids);
+    tokenizer_free(spaced), tokenizer_free(unspaced), tokenizer_free(begins);
+}
+
+// A character of one to four bytes, of any plane.
+static size_t any_character(char *out)
+{
+    for (;;) {
+        size_t n = 1 + rng_next(&dice) % 4;
+        for (size_t i = 0; i < n; i++) out[i] = (char)(n == 1 ? rng_next(&dice) % 128 : (i ? 0x80 : 0xc0) | rng_next(&dice) % 64);
+        if (n == 4) out[0] = (char)(0xf0 | rng_next(&dice) % 5);
+        if (n == 3) out[0] = (char)(0xe0 | rng_next(&dice) % 16);
+        if (utf8_length(out, n) == n) return n;
+    }
+}
+
+// Any text comes back; the bytes that are not UTF-8 are read as U+FFFD; a megabyte of one letter, of marks on one letter,
+// of spaces takes n log n.
+static void test_byte_level_bytes(void)
+{
+    tokenizer *t = tokenizer_named("llama3"), *composing = tokenizer_named("qwen3");
+    static const struct { const char *what, *repeated; } long_ones[] = {
+        {"letters", "a"}, {"spaces", " "}, {"line ends", "\n"}, {"signs", "!?"}, {"marks", "\xcc\x81\xcc\x96"},
+        {"Hangul", "\xe1\x84\x80\xe1\x85\xa1"},
+    };
+    char text[4096];
+    size_t n, bytes;
+    for (int round = 0; round < 300; round++) {
+        size_t length = 0, room = 1 + rng_next(&dice) % (sizeof text - 5);
+        while (length < room) length += any_character(text + length);
+        for (size_t i = 0; i < length; i++) if (text[i] == 0x04 || text[i] == 0x1d) text[i] = ' ';     // no tokens for these
+        int *ids = tokenizer_encode(t, text, length, 1, &n);
+        char *back = tokenizer_decode(t, ids, n, &bytes);
+        expect(bytes == length && !memcmp(back, text, length), "round %d: %zu bytes come back as %zu", round, length, bytes);
+        free(ids), free(back);
+    }
+    int *ids = tokenizer_encode(t, "a\xff" "b\xe2\x82", 5, 1, &n);
+    char *back = tokenizer_decode(t, ids, n, &bytes);
+    expect(!strcmp(back, "a\xef\xbf\xbd" "b\xef\xbf\xbd\xef\xbf\xbd"), "bytes that are not UTF-8 come back as «%s»", back);
+    free(ids), free(back);
+    for (size_t i = 0; i < sizeof long_ones / sizeof *long_ones; i++) {
+        size_t one = strlen(long_ones[i].repeated), length = (1 << 20) / one * one;
+        char *whole = alloc(length, 1);
+        for (size_t at = 0; at < length; at++) whole[at] = long_ones[i].repeated[at % one];
+        double start = seconds();
+        ids = tokenizer_encode(composing, whole, length, 1, &n);
+        check(seconds() - start, 10, "seconds for a megabyte of %s", long_ones[i].what);
+        expect(n > 0 && n <= length, "%zu ids of %s", n, long_ones[i].what);
+        free(ids), free(whole);
+    }
+    tokenizer_free(t), tokenizer_free(composing);
+}
+
+// A run of spaces that a letter ends, or a sign of Chinese, under every published pre-tokenizer.
+static void test_runs_of_spaces(void)
+{
+    json_t *golden = golden_json("dev/golden/merges.json"), *relatives, *item;
+    size_t i, j, n, length = 1 << 20;
+    char *text = alloc(length + 4, 1);
+    memset(text, ' ', length);
+    memcpy(text + length / 2, "x", 1), memcpy(text + length, "人", 3);
+    json_array_foreach(golden, j, relatives)
+        json_array_foreach(json_object_get(relatives, "cases"), i, item) {
+            tokenizer *t = tokenizer_named(string_field(item, "name"));
+            double start = seconds();
+            int *ids = tokenizer_encode(t, text, length + 3, 1, &n);
+            check(seconds() - start, 10, "%s: seconds for a megabyte of spaces", string_field(item, "name"));
+            free(ids), tokenizer_free(t);
+        }
+    json_decref(golden), free(text);
+}
+
+// What a tokenizer.json may say that is not built, or is wrong: where, what, and a part of the line that refuses it.
+#define LIST(parts) "{\"type\":\"Sequence\",\"pretokenizers\":[" parts "]}"
+#define SPLIT(regex, behavior) \
+    LIST("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" regex "\"},\"behavior\":\"" behavior "\",\"invert\":false}," \
+         "{\"type\":\"ByteLevel\",\"use_regex\":false}")
+static const struct { const char *of, *part, *json, *says; } no_merges[] = {
+    {"qwen2.5", "normalizer", "{\"type\":\"NFKC\"}", "its normalizer is NFKC"},
+    {"qwen2.5", "normalizer", "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Lowercase\"}]}",
+        "its normalizer is Lowercase"},
+    {"qwen2.5", "pre_tokenizer", "null", "its pre_tokenizer is missing"},
+    {"qwen2.5", "pre_tokenizer", "{\"type\":\"Metaspace\"}", "its pre_tokenizer is Metaspace"},
+    {"qwen2.5", "pre_tokenizer", "{\"type\":\"Digits\"}", "has no ByteLevel"},
+    {"qwen2.5", "pre_tokenizer", LIST("{\"type\":\"ByteLevel\"},{\"type\":\"Digits\"}"), "behind ByteLevel is Digits"},
+    {"qwen2.5", "pre_tokenizer", LIST("{\"type\":\"Digits\"},{\"type\":\"ByteLevel\",\"add_prefix_space\":true}"),
+        "\"add_prefix_space\": true behind others"},
+    {"qwen2.5", "pre_tokenizer", "{\"type\":\"Split\"}", "has a Split without a \"Regex\""},
+    {"qwen2.5", "pre_tokenizer", SPLIT("a", "MergedWithNext"), "behavior MergedWithNext"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("\\\\w+", "Isolated"), "\\w+ has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("\\\\p{Han}+", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("[a-z&&b]", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("[a[b]]", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("[]a]", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("[a", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("[\\\\S]", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("(?m:a)", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("(*UCP)a", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("a{1,3}+", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("a{,3}", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("a\\\\", "Isolated"), "has a part that is not built"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("(a", "Isolated"), "is not one that PCRE2 reads"},
+    {"qwen2.5", "pre_tokenizer", SPLIT("a*", "Isolated"), "matches the empty text"},
+    {"qwen2.5", "post_processor", "{\"type\":\"BertProcessing\"}", "its post_processor is BertProcessing"},
+    {"qwen2.5", "post_processor", "{\"type\":\"TemplateProcessing\","
+        "\"single\":[{\"Sequence\":{\"id\":\"A\"}},{\"SpecialToken\":{\"id\":\"<s>\"}}],"
+        "\"special_tokens\":{\"<s>\":{\"ids\":[1]}}}", "puts \"<s>\" where it is not built"},
+    {"qwen2.5", "post_processor", "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\"}}]}",
+        "and its id"},
+    {"qwen2.5", "decoder", "null", "its decoder is missing"},
+    {"qwen2.5", "decoder", "{\"type\":\"WordPiece\"}", "its decoder is WordPiece"},
+    {"qwen2.5", "model", "{\"type\":\"Unigram\"}", "its model is Unigram"},
+    {"qwen2.5", "model", "{\"type\":\"WordPiece\"}", "its model is WordPiece"},
+    {"qwen2.5", "model", "{}", "its model is of no \"type\""},
+    {"qwen2.5", "model.byte_fallback", "true", "its normalizer is NFC"},
+    {"qwen2.5", "model.dropout", "0.1", "\"dropout\""},
+    {"qwen2.5", "model.end_of_word_suffix", "\"</w>\"", "\"end_of_word_suffix\" \"</w>\""},
+    {"qwen2.5", "model.continuing_subword_prefix", "\"##\"", "\"continuing_subword_prefix\" \"##\""},
+    {"qwen2.5", "model.vocab", "{}", "expected \"vocab\""},
+    {"qwen2.5", "model.vocab", "{\"a\":0,\"b\":0}", "have the same id"},
+    {"qwen2.5", "model.vocab", "{\"a\":-1}", "expected an id"},
+    {"qwen2.5", "model.vocab", "{\"a\":10000000}", "expected an id"},
+    {"qwen2.5", "model.vocab", "{\"a\":0.5}", "expected an id"},
+    {"qwen2.5", "model.merges", "{}", "expected \"merges\""},
+    {"qwen2.5", "model.merges", "[\"a\"]", "expected two tokens with a space"},
+    {"qwen2.5", "model.merges", "[\"a b c\"]", "expected two tokens with a space"},
+    {"qwen2.5", "model.merges", "[\" b\"]", "expected two tokens with a space"},
+    {"qwen2.5", "model.merges", "[[\"a\"]]", "merge 1: expected"},
+    {"qwen2.5", "model.merges", "[[\"a\",1]]", "merge 1: expected"},
+    {"qwen2.5", "model.merges", "[[\"a\",\"b\",\"c\"]]", "merge 1: expected"},
+    {"qwen2.5", "model.merges", "[[\"a\",\"zz\"]]", "\"a zz\", joins what is no token"},
+    {"qwen2.5", "model.merges", "[[\"i\",\"n\"],[\"z\",\"q\"]]", "merge 2, \"z q\", makes what is no token"},
+    {"prepend", "normalizer", "{\"type\":\"NFC\"}", "its normalizer is NFC"},
+    {"prepend", "normalizer", "{\"type\":\"Prepend\",\"prepend\":\"_\"}", "its normalizer is Prepend"},
+    {"first", "pre_tokenizer", "{\"type\":\"ByteLevel\"}", "its pre_tokenizer is ByteLevel"},
+    {"first", "pre_tokenizer", "{\"type\":\"Metaspace\",\"replacement\":\"▁\",\"prepend_scheme\":\"first\"}",
+        "Metaspace is not built without"},
+    {"first", "pre_tokenizer", "{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"first\",\"split\":false}",
+        "Metaspace is not built without"},
+    {"first", "decoder", "{\"type\":\"ByteLevel\"}", "its decoder is ByteLevel"},
+    {"first", "decoder", "{\"type\":\"Sequence\",\"decoders\":[]}", "its decoder is Sequence"},
+    {"first", "model.vocab", "{\"a\":0}", "has no token <0x00>"},
+};
+
+static void open_directory(const char *dir) { tokenizer_free(open_tokenizer(dir, 0)); }
+
+static void test_refused_merges(void)
+{
+    json_t *golden = golden_json("dev/golden/merges.json"), *relatives;
+    for (size_t i = 0; i < sizeof no_merges / sizeof *no_merges; i++) {
+        const char *part = no_merges[i].part, *inner = strchr(part, '.');
+        json_t *item = case_named(golden, no_merges[i].of, &relatives);
+        char *dir = merges_directory(relatives, item, PAIRS);
+        json_t *whole = whole_tokenizer(relatives, item, PAIRS), *json = json_loads(no_merges[i].json, JSON_DECODE_ANY, NULL);
+        if (!json) die("case %zu is not JSON", i);
+        json_object_set_new(inner ? json_object_get(whole, "model") : whole, inner ? inner + 1 : part, json);
+        write_json(dir, "tokenizer.json", whole);
+        char *said = said_by(open_directory, dir);
+        expect(!!strstr(said, no_merges[i].says), "%s %s: «%s», expected «%s»", part, no_merges[i].json, said, no_merges[i].says);
+        free(said), free(dir), json_decref(whole);
+    }
+    json_decref(golden);
+}
+
+// Where a directory has both, tokenizer.model is read; without an EOS that a file names, <|endoftext|> is it, or none.
+static void test_byte_level_files(void)
+{
+    char *dir = directory_named("qwen2.5", PAIRS), command[600];
+    snprintf(command, sizeof command, "rm %s/tokenizer_config.json", dir);
+    if (system(command)) die("cannot prepare %s", dir);
+    tokenizer *t = open_tokenizer(dir, 0);
+    expect(tokenizer_eos(t) == tokenizer_find(t, "<|endoftext|>"), "EOS is %d", tokenizer_eos(t));
+    tokenizer_free(t), free(dir);
+    dir = directory_named("llama3", PAIRS);
+    snprintf(command, sizeof command,
+        "echo '{\"add_bos_token\": false, \"eos_token\": \"<|eot_id|>\"}' > %s/tokenizer_config.json", dir);
+    if (system(command)) die("cannot prepare %s", dir);
+    t = open_tokenizer(dir, 0);
+    expect(tokenizer_bos(t) == -1 && tokenizer_eos(t) == tokenizer_find(t, "<|eot_id|>"), "BOS is %d", tokenizer_bos(t));
+    tokenizer_free(t);
+    snprintf(command, sizeof command, "echo '{}' > %s/tokenizer_config.json", dir);
+    if (system(command)) die("cannot prepare %s", dir);
+    char *said = said_by(open_directory, dir);
+    expect(!!strstr(said, "names no \"eos_token\""), "without an EOS: «%s»", said);
+    free(said), free(dir);
+    dir = directory_named("qwen2.5", PAIRS);
+    snprintf(command, sizeof command,
+        "echo '{\"add_bos_token\": true, \"bos_token\": \"<|im_start|>\"}' > %s/tokenizer_config.json", dir);
+    if (system(command)) die("cannot prepare %s", dir);
+    t = open_tokenizer(dir, 0);
+    expect(tokenizer_bos(t) == tokenizer_find(t, "<|im_start|>"), "BOS is %d", tokenizer_bos(t));
+    tokenizer_free(t);
+    snprintf(command, sizeof command, "rm %s/tokenizer_config.json; cp base/tokenizer.model %s", dir, dir);
+    if (system(command)) die("cannot prepare %s", dir);
+    t = open_tokenizer(dir, 0);
+    expect(tokenizer_vocab(t) == 768, "%d pieces, of which tokenizer.model has 768", tokenizer_vocab(t));
+    tokenizer_free(t), free(dir);
+    dir = directory_named("gpt2", GPT2_FILES);
+    snprintf(command, sizeof command, "echo '{\"tokenizer_class\": \"Qwen2Tokenizer\"}' > %s/tokenizer_config.json", dir);
+    if (system(command)) die("cannot prepare %s", dir);
+    said = said_by(open_directory, dir);
+    expect(!!strstr(said, "is of Qwen2Tokenizer"), "vocab.json of another class: «%s»", said);
+    free(said), free(dir);
+}
+
 // The paper's prompt.
 static char *paper_prompt(const char *question)
 {
@@ -5370,6 +5721,18 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_added_twice, BOTH, "tokenizer.c"},
     {"special-tokens", "special and added tokens of a directory are transformers' ids, BOS and EOS",
         test_special_tokens, BOTH, "run/special_tokens.h, tokenizer.c"},
+    {"merges", "a tokenizer.json gives tokenizers' ids and texts: byte-level BPE of every published kind, and Llama2's",
+        test_merges, BOTH, "run/tokenizer_json.h, lib/words.h, tokenizer.c"},
+    {"byte-level-rows", "an answer continues its prompt without a space of its own; BOS only where the files put one",
+        test_byte_level_rows, BOTH, "run/special_tokens.h, tokenizer.c"},
+    {"byte-level-bytes", "any text comes back from byte-level BPE; a megabyte of letters or of marks takes n log n",
+        test_byte_level_bytes, ONLY_F32, "lib/words.h, tokenizer.c"},
+    {"runs-of-spaces", "a megabyte of spaces that a letter ends takes n log n under every published pre-tokenizer",
+        test_runs_of_spaces, ONLY_F32, "lib/words.h, tokenizer.c"},
+    {"refused-merges", "a tokenizer.json with a part that is not built is refused by the part's name",
+        test_refused_merges, BOTH, "run/tokenizer_json.h, lib/words.h"},
+    {"byte-level-files", "which of a directory's tokenizers is read, and what its BOS and EOS are",
+        test_byte_level_files, BOTH, "run/special_tokens.h"},
     {"prompt-edge", "the prompt's ids do not depend on the answer, all of which is learnt",
         test_edge, BOTH, "run/rows.h"},
     {"minus-five", "an answer that begins with the rest of a piece is learnt and given",

@@ -1,15 +1,17 @@
-/*  tokenizer.c: SentencePiece BPE, the tokenizer of Llama2. Text to ids and back; no tensors.
+/*  tokenizer.c: byte pair encoding, of SentencePiece's kind (Llama2, Mistral) and of GPT-2's (Llama 3, Qwen).
+    Text to ids and back; no tensors.
 
     Read in this order:
       1  the contract           what the rest of the program calls
       2  slices and UTF-8
       3  protobuf               the few lines of it that tokenizer.model needs
       4  pieces by their text   a hash table
-      5  loading                every kind of model that is not ours is refused by name
-      6  special tokens         "</s>" in a text is one id, and so is what a model directory adds
-      7  normalising            " a b" becomes "▁▁a▁b"
-      8  merging                byte pair encoding, with a heap
-      9  encoding and decoding
+      5  loading SentencePiece  every kind of model that is not ours is refused by name
+      6  loading merges         byte-level BPE, or SentencePiece's, out of a tokenizer.json
+      7  special tokens         "</s>" in a text is one id, and so is what a model directory adds
+      8  normalising            SentencePiece's " a b" becomes "▁▁a▁b"
+      9  merging                byte pair encoding, with a heap
+     10  encoding and decoding
 
     BPE in five lines. At first every character is a symbol of its own. Take all adjacent pairs of symbols
     whose joined text is a piece of the vocabulary; join the pair whose piece has the highest score, the
@@ -17,7 +19,12 @@
     id. A character that is no piece becomes one id per byte. The score of a piece says how early the training
     merged it, so encoding repeats the merges of the training in their order.
 
-    It follows SentencePiece (Kudo and Richardson 2018, arXiv 1808.06226), id for id and byte for byte.     */
+    It follows SentencePiece (Kudo and Richardson 2018, arXiv 1808.06226), id for id and byte for byte.
+
+    Byte-level BPE (Radford and others 2019) differs in three ways. Its first symbols are bytes, so no
+    character is unknown. Its file lists the merges, and the earlier one goes first: a pair has a rank where
+    SentencePiece's has a score. And a text is cut into words before, by regular expressions (lib/words.h),
+    and no merge crosses words. It follows Hugging Face's tokenizers. doc/tokenizers.md shows both at work. */
 
 #include <errno.h>
 #include <limits.h>
@@ -28,6 +35,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include "lib/words.h"
 #include "ops/utf8.h"
 
 // ---- 1  the contract --------------------------------------------------------------------------------------
@@ -39,18 +47,37 @@ typedef struct tokenizer tokenizer;     // never changes after loading: any numb
 tokenizer *tokenizer_load(const char *path, char *err, size_t err_size);
 void tokenizer_free(tokenizer *t);                      // NULL is fine
 
+// BPE as Hugging Face's files spell it: byte-level, where a token is written with a letter for each byte; or
+// SentencePiece's pieces, with merges in place of scores.
+typedef struct {
+    bool byte_level;
+    const char *const *tokens;          // (vocab) by id, NULL where no token has this id
+    int vocab;
+    const char *const (*merges)[2];     // (merge_count) the left token and the right one, in order of rank
+    int merge_count;
+    const cut_rule *cuts;               // (cut_count) each one cuts the words that those before it left
+    int cut_count;
+    bool nfc;                           // texts are brought into Unicode's NFC
+    bool space_in_front;                // of a text, and of what follows a special token
+    bool unless_space;                  // but of none that begins with one
+    bool whole_words;                   // a word that is a token is that token, whatever the merges give
+    int unknown;                        // the token of a byte that has none of its own; -1: it is left out
+} bpe;
+tokenizer *tokenizer_of_merges(const char *path, const bpe *b, char *err, size_t err_size);
+
 int tokenizer_vocab(const tokenizer *t);            // how many pieces; ids are 0 … vocab-1
 int tokenizer_bos(const tokenizer *t);              // id of the piece that begins a text, -1 if there is none
 int tokenizer_eos(const tokenizer *t);              // id of the piece that ends it, -1 if there is none
 
 // A model directory may bring tokens of its own (Hugging Face's tokenizer_config.json and its kin). Wherever
 // the text of one stands in a text, encoding gives this id. lstrip and rstrip: the spaces before and behind
-// it go with it. single_word: only where no letter stands beside it. special: decoding leaves it out. Of two
-// with the same text the last counts. False if out of memory.
+// it go with it. single_word: only where no letter stands beside it. normalized: it is sought in the text's
+// NFC, and after those that are not (byte-level BPE only). special: decoding leaves it out. Of two with the
+// same text the last counts. False if out of memory.
 typedef struct {
     const char *text;
     int id;
-    bool special, lstrip, rstrip, single_word;
+    bool special, lstrip, rstrip, single_word, normalized;
 } added_token;
 bool tokenizer_add(tokenizer *t, added_token a);
 
@@ -82,20 +109,13 @@ char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *byt
 
 // ---- 2  slices and UTF-8 ----------------------------------------------------------------------------------
 
-typedef struct { const char *p; size_t n; } slice;      // n bytes inside a file or a text; no NUL behind them
-
-#define SLICE(literal) ((slice){literal, sizeof(literal) - 1})
+// A slice is n bytes inside a file or a text, with no NUL behind them (lib/words.h).
 #define SPACE          SLICE("\xe2\x96\x81")            // ▁ (U+2581) stands for a space inside pieces
 #define REPLACEMENT    SLICE("\xef\xbf\xbd")            // U+FFFD stands for a byte that is not UTF-8
 
 static bool starts_with(slice s, slice start)
 {
     return s.n >= start.n && !memcmp(s.p, start.p, start.n);
-}
-
-static slice skip(slice s, size_t n)
-{
-    return (slice){s.p + n, s.n - n};
 }
 
 static size_t character(slice s)                        // bytes of the one in front, 0 if it is not UTF-8
@@ -168,11 +188,15 @@ typedef struct { uint32_t hash; int id; } slot;                 // id + 1, so th
 typedef struct {
     slice text;                                                 // in memory of its own
     int id;
-    bool special, lstrip, rstrip, single_word;
+    bool special, lstrip, rstrip, single_word, normalized;
 } added;
 
+// Two tokens that join to the token `id`, where a file lists its merges. The one of lowest rank goes first;
+// rank 0 says that the slot is empty.
+typedef struct { int left, right, id, rank; } merge;
+
 struct tokenizer {
-    char *file;                 // the whole file; the pieces point into it
+    char *file;                 // the whole file, or the tokens' bytes; the pieces point into it
     size_t file_bytes;
     piece *pieces;              // (vocab)
     int vocab;
@@ -190,6 +214,13 @@ struct tokenizer {
     size_t longest_user[256];   // bytes of the longest USER piece that starts with this byte
     bool joins_space[256];      // does a piece have ▁ right behind this byte?
     bool has_unused;
+
+    // of a file that lists its merges
+    bool byte_level, nfc, whole_words, lacks_bytes, unless_space;
+    merge *merges;              // hash table of the pairs that join; NULL where pieces have scores
+    size_t last_merge;          // the number of slots, a power of two, minus 1
+    cut *cuts;
+    int cut_count;
 
     added *added;               // special tokens, of the file and of the model directory
     size_t added_count;
@@ -247,7 +278,7 @@ static int byte_of(slice s)                                     // "<0x0A>" is 1
     return high && low ? (int)((high - digits) * 16 + (low - digits)) : -1;
 }
 
-// ---- 5  loading -------------------------------------------------------------------------------------------
+// ---- 5  loading SentencePiece -----------------------------------------------------------------------------
 
 typedef struct { const char *path; char *text; size_t size; } report;      // where an error is told
 
@@ -269,7 +300,7 @@ static bool read_file(tokenizer *t, const report *r)
     int special = !stat(r->path, &st) && !S_ISREG(st.st_mode);
     FILE *f = fopen(special ? "/dev/null" : r->path, "rb");     // a named pipe would wait for its writer
     if (!f)
-        return wrong(r, "%s. Expected the tokenizer.model of the model directory: copy it there",
+        return wrong(r, "%s. Expected the directory's tokenizer.model or tokenizer.json: copy it there",
                      strerror(errno));
     const char *problem = NULL;
     if (fstat(fileno(f), &st) || !S_ISREG(st.st_mode))
@@ -431,14 +462,19 @@ static const char *index_piece(tokenizer *t, int id)
     return NULL;
 }
 
-// Builds the hash table and byte_id from the pieces.
-static bool index_pieces(tokenizer *t, const report *r)
+// The hash table, empty. False if out of memory.
+static bool make_slots(tokenizer *t)
 {
     size_t slots = 2;
     while (slots < 2 * (size_t)t->vocab) slots *= 2;
     t->last_slot = slots - 1;
-    if (!(t->slots = calloc(slots, sizeof *t->slots)))
-        return wrong(r, "out of memory: it has %d pieces", t->vocab);
+    return (t->slots = calloc(slots, sizeof *t->slots)) != NULL;
+}
+
+// Builds the hash table and byte_id from the pieces.
+static bool index_pieces(tokenizer *t, const report *r)
+{
+    if (!make_slots(t)) return wrong(r, "out of memory: it has %d pieces", t->vocab);
     for (int b = 0; b < 256; b++) t->byte_id[b] = -1;
     for (int id = 0; id < t->vocab; id++) {
         const char *problem = index_piece(t, id);
@@ -480,11 +516,173 @@ tokenizer *tokenizer_load(const char *path, char *err, size_t err_size)
     return NULL;
 }
 
+// ---- 6  loading merges ------------------------------------------------------------------------------------
+
+/* GPT-2 writes a token with one letter for each of its bytes, so that no file holds bytes that are no text.
+   The bytes that print are written as the characters of their number, ! to ~, ¡ to ¬ and ® to ÿ; the other
+   68, in their order, as U+0100 and on. So a space is Ġ and a line end is Ċ.                              */
+static bool prints(int byte)
+{
+    return (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
+}
+
+// The byte that the letter in front of a token stands for, -1 if it stands for none.
+static int byte_of_letter(slice token)
+{
+    int code = code_behind(token, 0);
+    if (code < 0x100) return prints(code) ? code : -1;
+    int i = code - 0x100;                               // of the 68: 0x00 … 0x20, 0x7f … 0xa0, 0xad
+    return i < 33 ? i : i < 67 ? i - 33 + 0x7f : i == 67 ? 0xad : -1;
+}
+
+// Writes the bytes that a token stands for, and returns their end. A token with a letter that stands for no
+// byte, as some special tokens have, is its own text; *plain says so.
+static char *append_bytes(char *out, slice token, bool *plain)
+{
+    char *end = out;
+    *plain = false;
+    for (slice rest = token; rest.n; rest = skip(rest, character(rest))) {
+        int byte = byte_of_letter(rest);
+        if (byte >= 0) *end++ = (char)byte;
+        else *plain = true;
+    }
+    return *plain ? append(out, token) : end;
+}
+
+// A token's text: as it is spelled, or in byte-level BPE the bytes.
+static char *append_token(const tokenizer *t, char *out, slice token, bool *plain)
+{
+    *plain = false;
+    return t->byte_level ? append_bytes(out, token, plain) : append(out, token);
+}
+
+// The slot of this pair, or the empty slot where it would go. At most half of the slots are in use.
+static merge *find_merge(const tokenizer *t, int left, int right)
+{
+    uint64_t key = (uint64_t)left << 32 | (uint32_t)right;
+    for (size_t i = key * 0x9e3779b97f4a7c15u >> 32 & t->last_merge;; i = (i + 1) & t->last_merge) {
+        merge *m = t->merges + i;
+        if (!m->rank || (m->left == left && m->right == right)) return m;
+    }
+}
+
+// Makes the token with this id a piece, whose text begins at `start`. Returns the end of the text.
+static char *take_token(tokenizer *t, const bpe *b, int id, char *start)
+{
+    const char *token = b->tokens[id] ? b->tokens[id] : "";
+    bool plain;
+    char *end = append_token(t, start, (slice){token, strlen(token)}, &plain);
+    slice text = {start, (size_t)(end - start)};
+    int own_byte = text.n == 1 && !plain ? (unsigned char)*start : -1;
+    int byte = t->byte_level ? own_byte : byte_of(text);
+    int type = t->byte_level || (byte < 0 && id != b->unknown) ? NORMAL : byte >= 0 ? BYTE : UNKNOWN;
+    t->pieces[id] = (piece){.text = text, .type = type};
+    if (byte >= 0) t->byte_id[byte] = id;
+    if (type == NORMAL && text.n && !plain) index_text(t, id);      // no bytes of a text are ever a plain one
+    return end;
+}
+
+static bool take_tokens(tokenizer *t, const report *r, const bpe *b)
+{
+    size_t bytes = 1;
+    for (int id = 0; id < b->vocab; id++) bytes += b->tokens[id] ? strlen(b->tokens[id]) : 0;
+    t->vocab = b->vocab;
+    t->pieces = calloc((size_t)b->vocab, sizeof *t->pieces);
+    char *end = t->file = malloc(bytes);
+    if (!t->pieces || !t->file || !make_slots(t))
+        return wrong(r, "out of memory: it has %d tokens", b->vocab);
+    for (int byte = 0; byte < 256; byte++) t->byte_id[byte] = -1;
+    for (int id = 0; id < b->vocab; id++) end = take_token(t, b, id, end);
+    for (int byte = 0; byte < 256; byte++) {
+        if (t->byte_id[byte] < 0 && !t->byte_level)
+            return wrong(r, "has no token <0x%02X>. Expected all 256 bytes: download it again",
+                         (unsigned)byte);
+        if (t->byte_id[byte] < 0) t->byte_id[byte] = b->unknown;
+        t->lacks_bytes |= t->byte_id[byte] < 0;
+    }
+    return true;
+}
+
+// The id of a token as the file spells it, -1 if there is none.
+static int token_id(const tokenizer *t, const char *token, char *room)
+{
+    bool plain;
+    char *end = append_token(t, room, (slice){token, strlen(token)}, &plain);
+    return plain ? -1 : find_piece(t, (slice){room, (size_t)(end - room)});
+}
+
+// Fills the table of merges. Of two with the same pair the last counts, as it does for Hugging Face.
+static bool take_merges(tokenizer *t, const report *r, const bpe *b)
+{
+    size_t slots = 2, longest = 0;
+    while (slots < 2 * (size_t)b->merge_count) slots *= 2;
+    t->last_merge = slots - 1;
+    for (int i = 0; i < b->merge_count; i++) {
+        size_t n = strlen(b->merges[i][0]) + strlen(b->merges[i][1]);
+        if (n > longest) longest = n;
+    }
+    char *room = malloc(longest + 1);
+    const char *problem = NULL;
+    int i = 0;
+    if (!room || !(t->merges = calloc(slots, sizeof *t->merges))) problem = "out of memory";
+    for (; i < b->merge_count && !problem; i++) {
+        int left = token_id(t, b->merges[i][0], room), right = token_id(t, b->merges[i][1], room);
+        if (left < 0 || right < 0) problem = "joins what is no token";
+        else {
+            slice both[] = {t->pieces[left].text, t->pieces[right].text};
+            int id = find_piece(t, (slice){room, (size_t)(append(append(room, both[0]), both[1]) - room)});
+            if (id < 0) problem = "makes what is no token";
+            else *find_merge(t, left, right) = (merge){left, right, id, i + 1};
+        }
+    }
+    free(room);
+    if (!problem) return true;
+    if (!i) return wrong(r, "%s", problem);
+    return wrong(r, "merge %d, \"%s %s\", %s. Expected tokens of the vocabulary: download it again",
+                 i, b->merges[i - 1][0], b->merges[i - 1][1], problem);
+}
+
+static bool take_cuts(tokenizer *t, const report *r, const bpe *b)
+{
+    t->cuts = calloc((size_t)b->cut_count + 1, sizeof *t->cuts);
+    if (!t->cuts) return wrong(r, "out of memory");
+    for (; t->cut_count < b->cut_count; t->cut_count++) {
+        const char *problem = cut_compile(t->cuts + t->cut_count, b->cuts[t->cut_count]);
+        if (problem)
+            return wrong(r, "the regular expression %s %s. Expected one of those that GPT-2, Llama 3, Qwen "
+                            "or DeepSeek publish", b->cuts[t->cut_count].regex, problem);
+    }
+    return true;
+}
+
+tokenizer *tokenizer_of_merges(const char *path, const bpe *b, char *err, size_t err_size)
+{
+    const report r = {path, err, err_size};
+    tokenizer *t = calloc(1, sizeof *t);
+    if (!t) wrong(&r, "out of memory");
+    else {
+        t->bos = t->eos = -1;
+        t->unknown = SLICE("<unk>");
+        t->escape_spaces = true;
+        t->byte_level = b->byte_level;
+        t->unless_space = b->unless_space;
+        t->nfc = b->nfc;
+        t->whole_words = b->whole_words;
+        t->space_in_front = b->space_in_front;
+    }
+    if (t && take_tokens(t, &r, b) && take_merges(t, &r, b) && take_cuts(t, &r, b)) return t;
+    tokenizer_free(t);
+    return NULL;
+}
+
 void tokenizer_free(tokenizer *t)
 {
     if (!t) return;
     for (size_t i = 0; i < t->added_count; i++) free((char *)t->added[i].text.p);
+    for (int i = 0; i < t->cut_count; i++) pcre2_code_free(t->cuts[i].code);
     free(t->added);
+    free(t->cuts);
+    free(t->merges);
     free(t->slots);
     free(t->pieces);
     free(t->file);
@@ -495,36 +693,46 @@ int tokenizer_vocab(const tokenizer *t) { return t->vocab; }
 int tokenizer_bos(const tokenizer *t)   { return t->bos; }
 int tokenizer_eos(const tokenizer *t)   { return t->eos; }
 
-// ---- 6  special tokens ------------------------------------------------------------------------------------
+// ---- 7  special tokens ------------------------------------------------------------------------------------
 
 // Takes the place of the added token with the same text, if there is one, and stands behind the others if
-// not.
-bool tokenizer_add(tokenizer *t, added_token a)
+// not. Keeps own, malloc'ed memory with its n bytes.
+static bool add_own_text(tokenizer *t, added_token a, char *own, size_t n)
 {
-    slice text = {a.text, strlen(a.text)};
     size_t i = 0;
-    if (!text.n) return true;
-    while (i < t->added_count && (t->added[i].text.n != text.n || memcmp(t->added[i].text.p, text.p, text.n)))
-        i++;
+    while (i < t->added_count && (t->added[i].text.n != n || memcmp(t->added[i].text.p, own, n))) i++;
     if (i == t->added_count) {
         added *more = realloc(t->added, (i + 1) * sizeof *more);
         if (!more) return false;
         t->added = more;
-        char *own = malloc(text.n);
-        if (!own) return false;
-        memcpy(own, text.p, text.n);
-        t->added[i].text = (slice){own, text.n};
-        t->added_count++;
+        t->added[t->added_count++].text = (slice){own, n};
         t->starts_added[(unsigned char)*own] = true;
     }
-    t->added[i] = (added){t->added[i].text, a.id, a.special, a.lstrip, a.rstrip, a.single_word};
+    bool normalized = a.normalized && t->byte_level;
+    if (t->added[i].text.p != own) free(own);
+    t->added[i] = (added){t->added[i].text, a.id, a.special, a.lstrip, a.rstrip, a.single_word, normalized};
+    if (t->merges && a.special && a.id < t->vocab) t->pieces[a.id].type = CONTROL;
     return true;
+}
+
+bool tokenizer_add(tokenizer *t, added_token a)
+{
+    slice text = {a.text, strlen(a.text)};
+    if (!text.n) return true;
+    size_t n = text.n;
+    bool composed = t->nfc && a.normalized;
+    char *own = composed ? nfc(text, &n) : malloc(n);
+    if (own && !composed) memcpy(own, text.p, n);
+    if (own && add_own_text(t, a, own, n)) return true;
+    free(own);
+    return false;
 }
 
 // text: a piece is shorter than 8000 bytes (index_piece), and tokenizer_add wants a NUL behind it.
 bool tokenizer_add_own(tokenizer *t)
 {
     char text[8000];
+    if (t->merges) return true;                         // such a file lists them
     for (int id = 0; id < t->vocab; id++) {
         const piece *p = t->pieces + id;
         if (p->type != UNKNOWN && p->type != CONTROL) continue;
@@ -555,37 +763,26 @@ int tokenizer_find(const tokenizer *t, const char *text)
     return find_piece(t, s);
 }
 
-static bool is_word(char c)                                     // part of a word; beyond ASCII everything is
-{
-    bool digit = c >= '0' && c <= '9';
-    bool letter = (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z');
-    return digit || letter || c == '_' || (unsigned char)c >= 0x80;
-}
-
-static bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
-
 // The longest added token that stands at text[at], NULL if there is none.
-static const added *added_at(const tokenizer *t, slice text, size_t at)
+static const added *added_at(const tokenizer *t, slice text, size_t at, bool normalized)
 {
     const added *found = NULL;
     if (!t->starts_added[(unsigned char)text.p[at]]) return NULL;
     for (const added *a = t->added; a < t->added + t->added_count; a++) {
         if (a->text.p[0] != text.p[at]) continue;                   // most are told apart by their first byte
+        if (a->normalized != normalized) continue;
         if ((!found || a->text.n > found->text.n) && starts_with(skip(text, at), a->text)) found = a;
     }
-    if (!found || !found->single_word) return found;
-    size_t end = at + found->text.n;
-    bool alone = (!at || !is_word(text.p[at - 1])) && (end == text.n || !is_word(text.p[end]));
-    return alone ? found : NULL;
+    return found;
 }
 
-// ---- 7  normalising ---------------------------------------------------------------------------------------
-
-static char *append(char *out, slice s)                         // returns the end
+// No letter and no digit stands beside text[start … end-1].
+static bool stands_alone(slice text, size_t start, size_t end)
 {
-    memcpy(out, s.p, s.n);
-    return out + s.n;
+    return !is_word(code_before(text, start)) && !is_word(code_behind(text, end));
 }
+
+// ---- 8  normalising ---------------------------------------------------------------------------------------
 
 // The text as the pieces spell it: spaces become ▁, bytes that are not UTF-8 become U+FFFD, and USER pieces
 // are copied as they are. space: one more ▁ goes in front. If the model says trim_spaces, runs of spaces
@@ -613,7 +810,7 @@ static slice normalise(const tokenizer *t, slice text, bool space, bool trim, ch
     return (slice){out, (size_t)(end - out)};
 }
 
-// ---- 8  merging -------------------------------------------------------------------------------------------
+// ---- 9  merging -------------------------------------------------------------------------------------------
 
 /* The symbols of a word. The number of a symbol is the place of its first byte: symbols[at] covers the bytes
    at … at+bytes-1, and the next symbol is symbols[at + bytes]. A symbol that has been joined to the one
@@ -624,8 +821,9 @@ typedef struct {
     int id;                     // of the piece that the symbol is, -1 if it is none
 } symbol;
 
-// The symbol `at` and the next one, which together make the piece `id`. A later merge may change one of the
-// two while the pair waits on the heap. merge_symbols sees it by their lengths, and drops the pair.
+// The symbol `at` and the next one, which together make the piece `id`. The highest score goes first; where a
+// file lists its merges it is the rank, negative (a float holds 16 million of them). A later merge may change
+// one of the two while the pair waits on the heap: merge_symbols sees it by their lengths and drops the pair.
 typedef struct { float score; int at, id; } pair;
 
 typedef struct {
@@ -635,7 +833,9 @@ typedef struct {
     pair *heap;                 // (2 word.n): at most word.n - 1 at first, and a merge takes one and puts two
     size_t pairs, room;         // room: the longest word that fits
     int *left_part;             // (vocab): bytes of the left one of the two symbols that make an UNUSED piece
+    char *kept;                 // (word.n) the word without the bytes that no token stands for
     char *normal;               // a normalised section, room for the whole text
+    pcre2_match_data *found;
     int *ids;
     size_t n, ids_room;
 } encoder;
@@ -680,6 +880,11 @@ static void offer(encoder *e, int at)
     const symbol *right = left + left->bytes;
     if ((size_t)(at + left->bytes) >= e->word.n) return;            // it is the last symbol
     if (!can_merge(e, at) || !can_merge(e, at + left->bytes)) return;
+    if (e->t->merges) {
+        const merge *m = find_merge(e->t, left->id, right->id);
+        if (m->rank) push(e, (pair){(float)-m->rank, at, m->id});
+        return;
+    }
     int id = find_piece(e->t, (slice){e->word.p + at, (size_t)(left->bytes + right->bytes)});
     if (id < 0) return;
     push(e, (pair){e->t->pieces[id].score, at, id});
@@ -691,6 +896,10 @@ static void split_into_symbols(encoder *e)
     int n = (int)e->word.n;
     for (int before = -1, at = 0; at < n; before = at, at += e->symbols[at].bytes) {
         slice rest = skip(e->word, (size_t)at);
+        if (e->t->byte_level) {
+            e->symbols[at] = (symbol){1, before, e->t->byte_id[(unsigned char)*rest.p]};
+            continue;
+        }
         size_t bytes = user_length(e->t, rest);
         if (!bytes) bytes = character(rest);
         e->symbols[at] = (symbol){(int)bytes, before, find_piece(e->t, (slice){rest.p, bytes})};
@@ -719,7 +928,7 @@ static void merge_symbols(encoder *e)
     }
 }
 
-// ---- 9  encoding and decoding -----------------------------------------------------------------------------
+// ---- 10  encoding and decoding ----------------------------------------------------------------------------
 
 // Appends the ids of one symbol: the id of its piece; of an UNUSED piece the ids of its two parts; and if it
 // is no piece, one id per byte.
@@ -755,21 +964,61 @@ static bool make_room(encoder *e, size_t bytes)
     e->room = bytes > 2 * e->room ? bytes : 2 * e->room;
     free(e->symbols);
     free(e->heap);
+    free(e->kept);
+    e->kept = malloc(e->room);
     e->symbols = malloc(e->room * sizeof *e->symbols);
     e->heap = malloc(2 * e->room * sizeof *e->heap);
-    return e->symbols && e->heap;
+    return e->symbols && e->heap && e->kept;
 }
 
-// A normalised text, word by word, to ids. False if out of memory.
+// SmolLM2 has no token for a dozen control characters: Hugging Face leaves them out, and joins what is beside
+// them.
+static slice without_missing(encoder *e, slice word)
+{
+    char *end = e->kept;
+    for (size_t i = 0; i < word.n; i++)
+        if (e->t->byte_id[(unsigned char)word.p[i]] >= 0) *end++ = word.p[i];
+    return (slice){e->kept, (size_t)(end - e->kept)};
+}
+
+// One word to ids. False if out of memory.
+static bool encode_word(encoder *e, slice word)
+{
+    int whole = e->t->whole_words ? find_piece(e->t, word) : -1;
+    if (whole >= 0) {
+        e->ids[e->n++] = whole;
+        return true;
+    }
+    if (!make_room(e, word.n)) return false;
+    e->word = e->t->lacks_bytes ? without_missing(e, word) : word;
+    split_into_symbols(e);
+    merge_symbols(e);
+    for (int at = 0; at < (int)e->word.n; at += e->symbols[at].bytes)
+        emit(e, (slice){e->word.p + at, (size_t)e->symbols[at].bytes}, e->symbols[at].id);
+    return true;
+}
+
+// A text that SentencePiece has normalised, word by word, to ids.
 static bool encode_words(encoder *e, slice text)
 {
-    for (; text.n; text = skip(text, e->word.n)) {
-        e->word = (slice){text.p, word_length(e->t, text)};
-        if (!make_room(e, e->word.n)) return false;
-        split_into_symbols(e);
-        merge_symbols(e);
-        for (int at = 0; at < (int)e->word.n; at += e->symbols[at].bytes)
-            emit(e, (slice){e->word.p + at, (size_t)e->symbols[at].bytes}, e->symbols[at].id);
+    for (size_t n; text.n; text = skip(text, n)) {
+        n = word_length(e->t, text);
+        if (!encode_word(e, (slice){text.p, n})) return false;
+    }
+    return true;
+}
+
+// What the first `cuts` cuts have left of a text, to ids: the others cut it on.
+static bool encode_part(encoder *e, slice text, int cuts)
+{
+    if (!text.n) return true;
+    if (cuts == e->t->cut_count) return encode_word(e, text);
+    const cut *c = e->t->cuts + cuts;
+    for (size_t at = 0, start, end; at < text.n; at = end) {
+        if (!cut_next(c, e->found, text, at, &start, &end)) return false;
+        slice rest = {text.p + at, start - at}, match = {text.p + start, end - start};
+        if (c->is.keep_rest && !encode_part(e, rest, cuts + 1)) return false;
+        if (c->is.keep_matches && !encode_part(e, match, cuts + 1)) return false;
     }
     return true;
 }
@@ -783,63 +1032,108 @@ static bool more_ids(encoder *e, size_t more)
     return ids != NULL;
 }
 
+static bool encode_sections(encoder *e, slice text, bool space, bool trim, bool normalized);
+
+// The text between two special tokens, in byte-level BPE: in NFC, where the model wants it, for the added
+// tokens that are sought there; then the text between those.
+static bool encode_bytes(encoder *e, slice text, bool space, bool normalized)
+{
+    char *fresh = NULL;
+    bool ok = true;
+    if (!normalized && e->t->nfc) {
+        if (!(fresh = nfc(text, &text.n))) return false;
+        text.p = fresh;
+    }
+    if (!normalized) ok = encode_sections(e, text, space, false, true);
+    else {
+        if (space) {
+            if (!(fresh = malloc(text.n + 1))) return false;
+            append(append(fresh, SLICE(" ")), text);
+            text = (slice){fresh, text.n + 1};
+        }
+        ok = more_ids(e, text.n) && encode_part(e, text, 0);
+    }
+    free(fresh);
+    return ok;
+}
+
+static bool starts_with_space(const tokenizer *t, slice text)
+{
+    return starts_with(text, SLICE(" ")) || (!t->byte_level && starts_with(text, SPACE));
+}
+
 // The text between two special tokens.
-static bool encode_section(encoder *e, slice text, bool space, bool trim)
+static bool encode_section(encoder *e, slice text, bool space, bool trim, bool normalized)
 {
     if (!text.n) return true;
+    if (e->t->unless_space && starts_with_space(e->t, text)) space = false;
+    if (e->t->byte_level) return encode_bytes(e, text, space, normalized);
     slice s = normalise(e->t, text, space, trim, e->normal);
     if (e->left_part) memset(e->left_part, 0, (size_t)e->t->vocab * sizeof *e->left_part);
     return more_ids(e, s.n) && encode_words(e, s);
 }
 
 // Sections and the special tokens between them, from the left.
-static bool encode_sections(encoder *e, slice text, bool begins)
+static bool encode_sections(encoder *e, slice text, bool space, bool trim, bool normalized)
 {
     const tokenizer *t = e->t;
-    bool space = begins && t->space_in_front;
-    bool trim = begins;
     size_t start = 0;
     for (size_t at = 0; at < text.n;) {
-        const added *a = added_at(t, text, at);
-        if (!a) {
-            at++;
+        const added *a = added_at(t, text, at, normalized);
+        if (!a || (a->single_word && !stands_alone(text, at, at + a->text.n))) {
+            at += a ? a->text.n : 1;
             continue;
         }
         size_t end = at;
-        while (a->lstrip && end > start && is_space(text.p[end - 1])) end--;
-        if (!encode_section(e, (slice){text.p + start, end - start}, space, trim)) return false;
+        while (a->lstrip && end > start && is_space(code_before(text, end))) end -= length_before(text, end);
+        if (!encode_section(e, (slice){text.p + start, end - start}, space, trim, normalized)) return false;
         if (!more_ids(e, 1)) return false;
         e->ids[e->n++] = a->id;
         start = at + a->text.n;
-        while (a->rstrip && start < text.n && is_space(text.p[start])) start++;
+        while (a->rstrip && is_space(code_behind(text, start))) start += character(skip(text, start));
         at = start;
-        bool space_next = at < text.n && (text.p[at] == ' ' || starts_with(skip(text, at), SPACE));
-        bool stands_there = t->behind == UNLESS_SPACE && space_next;
+        bool stands_there = t->behind == UNLESS_SPACE && starts_with_space(t, skip(text, at));
         space = t->space_in_front && t->behind != NEVER && !stands_there;
         trim = true;
     }
-    return encode_section(e, skip(text, start), space, trim);
+    return encode_section(e, skip(text, start), space, trim, normalized);
+}
+
+// The text with U+FFFD for each byte that is not UTF-8; out has room for it.
+static slice replace_wrong(slice text, char *out)
+{
+    char *end = out;
+    for (size_t n; text.n; text = skip(text, n ? n : 1)) {
+        n = character(text);
+        end = append(end, n ? (slice){text.p, n} : REPLACEMENT);
+    }
+    return (slice){out, (size_t)(end - out)};
 }
 
 // Makes an encoder for this one text, and keeps its ids.
-int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, bool begins, size_t *n)
+int *tokenizer_encode(const tokenizer *t, const char *bytes_of_text, size_t bytes, bool begins, size_t *n)
 {
     encoder e = {.t = t};
+    slice text = {bytes_of_text, bytes};
     *n = 0;
     if (bytes > INT_MAX / 3 - 1) return NULL;
     e.normal = malloc(3 * bytes + 3);
     if (t->has_unused) e.left_part = calloc((size_t)t->vocab, sizeof *e.left_part);
-    bool ok = e.normal && (e.left_part || !t->has_unused) && more_ids(&e, 1);
-    ok = ok && encode_sections(&e, (slice){text, bytes}, begins);
+    if (t->byte_level) e.found = pcre2_match_data_create(1, NULL);
+    bool ok = e.normal && (e.left_part || !t->has_unused) && (e.found || !t->byte_level) && more_ids(&e, 1);
+    if (ok && t->byte_level) text = replace_wrong(text, e.normal);
+    ok = ok && encode_sections(&e, text, begins && t->space_in_front, begins, false);
     if (ok) *n = e.n;
     else {
         free(e.ids);
         e.ids = NULL;
     }
+    pcre2_match_data_free(e.found);
     free(e.normal);
     free(e.left_part);
     free(e.symbols);
     free(e.heap);
+    free(e.kept);
     return e.ids;
 }
 
@@ -859,7 +1153,7 @@ static size_t decode_bytes(const tokenizer *t, const int *ids, size_t n, char **
     return length ? length : 1;
 }
 
-static char *append_text(char *out, slice piece_text)           // with spaces for ▁
+static char *append_text(char *out, slice piece_text)           // of SentencePiece, with spaces for ▁
 {
     for (size_t n; piece_text.n; piece_text = skip(piece_text, n)) {
         bool space = starts_with(piece_text, SPACE);
@@ -893,6 +1187,36 @@ static size_t most_bytes(const tokenizer *t, int id)            // of what an id
     return t->pieces[id].text.n;                                // a byte needs 3 of the 6 in its spelling
 }
 
+// Bytes of the longest start of a character that the text begins with, 1 if there is none: what one U+FFFD
+// stands for. A start is one where some bytes behind it make a character of it: either the lowest or the
+// highest ones do.
+static size_t broken_length(slice text)
+{
+    for (size_t n = text.n < 3 ? text.n : 3; n > 1; n--)
+        for (size_t whole = n + 1; whole <= 4; whole++) {
+            char low[] = "\x80\x80\x80\x80", high[] = "\xbf\xbf\xbf\xbf";
+            append(low, (slice){text.p, n});
+            append(high, (slice){text.p, n});
+            if (character((slice){low, whole}) == whole || character((slice){high, whole}) == whole) return n;
+        }
+    return 1;
+}
+
+// The bytes of byte-level BPE as text, malloc'ed: tokens may end inside of a character.
+static char *text_of_bytes(slice bytes, size_t *text_bytes)
+{
+    char *text = malloc(3 * bytes.n + 1), *out = text;
+    if (!text) return NULL;
+    for (size_t n; bytes.n; bytes = skip(bytes, n)) {
+        n = character(bytes);
+        out = append(out, n ? (slice){bytes.p, n} : REPLACEMENT);
+        if (!n) n = broken_length(bytes);
+    }
+    *out = 0;
+    *text_bytes = (size_t)(out - text);
+    return text;
+}
+
 // Adds up how many bytes the ids may need, then writes their texts one behind the other.
 char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *bytes)
 {
@@ -911,12 +1235,15 @@ char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *byt
         used = 1;
         if (ids[i] < 0 || ids[i] >= t->vocab) {
             const added *a = added_of(t, ids[i]);
-            if (a && !a->special) out = append(out, a->text);
+            bool plain;
+            if (!a || a->special) continue;
+            out = append_token(t, out, a->text, &plain);
             continue;
         }
         const piece *p = t->pieces + ids[i];
         if (p->type == UNKNOWN) out = append(out, t->unknown);
         else if (p->type == BYTE) used = decode_bytes(t, ids + i, n - i, &out);
+        else if (t->byte_level && p->type == NORMAL) out = append(out, p->text);
         else if (p->type != CONTROL) {
             bool drop = drop_space && out == text && starts_with(p->text, SPACE);
             out = append_text(out, drop ? skip(p->text, SPACE.n) : p->text);
@@ -925,5 +1252,8 @@ char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *byt
     }
     *out = 0;
     *bytes = (size_t)(out - text);
-    return text;
+    if (!t->byte_level) return text;
+    char *whole = text_of_bytes((slice){text, *bytes}, bytes);
+    free(text);
+    return whole;
 }

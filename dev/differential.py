@@ -90,7 +90,7 @@ def main():
     for kind, target in KINDS.items():
         program, rng = f"build/verdicts_{target}", random.Random(target)
         subprocess.run(["gcc", "-std=gnu11", "-O1", "-w", "-fopenmp", "-DVERDICTS", f"-DTARGET={target}", "dev/fuzz.c", "ops/cpu.c", "tokenizer.c",
-                        "-o", program, "-ljansson", "-lz", "-lm"], check=True)
+                        "-o", program, "-ljansson", "-lz", "-lpcre2-8", "-lutf8proc", "-lm"], check=True)
         here = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         counts, reasons, examples = collections.Counter(), collections.Counter(), {}
         for _ in range(n):

@@ -6,6 +6,8 @@
 singular_values.json   LAPACK's leading singular values of matrices that test_all.c makes by the same formula
 tokenizer.json         texts and SentencePiece's ids for them with the bundled tokenizer
 pieces.txt             tokenizers with spaces, USER and UNUSED pieces of every kind, and SentencePiece's ids there
+merges.json            small vocabularies under every published kind of byte-level BPE and of SentencePiece's tokenizer.json, and the
+                       ids and texts of Hugging Face's tokenizers there
 special_tokens.json    directories with special and added tokens, and transformers' ids there
 bf16_errors.json       how far PyTorch's own bf16 gradients of the bundled model are off: relative L2 distance to float64's, a tensor
 stories260K.txt        256 greedy tokens after "Once upon a time", decoded by SentencePiece
@@ -368,6 +370,81 @@ def special_tokens():
     json.dump(cases, open(os.path.join(HERE, "special_tokens.json"), "w"), ensure_ascii=False, separators=(",", ":"))
 
 
+def byte_level(texts):
+    """One vocabulary of some 400 tokens, whose merges cross every edge of a word, so that a text cut elsewhere has other ids. It lacks the
+    tokens of two control characters, as SmolLM2's does."""
+    import tokenizers
+    from check_tokenizers import KINDS
+    byte_letters = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trained.train_from_iterator(texts * 3, tokenizers.trainers.BpeTrainer(vocab_size=440, show_progress=False, max_token_length=4, initial_alphabet=byte_letters))
+    model = json.loads(trained.to_str())["model"]
+    lacks = set("\u0104\u011d")
+    merges = [merge for merge in model["merges"] if not set("".join(merge)) & lacks]
+    tokens = [token for token in sorted(model["vocab"], key=model["vocab"].get) if not set(token) & lacks] + ["\u0120zebrafish"]
+    cases = []
+    for name, (normalizer, pre_tokenizer, post_processor, added, ignore_merges, in_vocabulary) in {**KINDS, "unknown": KINDS["gpt2"]}.items():
+        added = [{"id": tokens.index(token["content"]) if token["content"] in tokens else len(tokens) + i, **token} for i, token in enumerate(added)]
+        if post_processor:
+            ids = {token["content"]: token["id"] for token in added}
+            post_processor = json.loads(json.dumps(post_processor), object_hook=lambda d: {**d, "ids": [ids[i] for i in d["ids"]]} if "ids" in d else d)
+        more = {token["content"]: token["id"] for token in added} if in_vocabulary else {}
+        unknown = "<|endoftext|>" if name == "unknown" else None
+        parts = {"version": "1.0", "added_tokens": added, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": post_processor,
+                 "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+                 "model": {"type": "BPE", "dropout": None, "unk_token": unknown, "continuing_subword_prefix": "", "end_of_word_suffix": "", "fuse_unk": False,
+                           "byte_fallback": False, "ignore_merges": ignore_merges}}
+        whole = {**parts, "model": {**parts["model"], "vocab": {**{token: i for i, token in enumerate(tokens)}, **more}, "merges": merges}}
+        judge = tokenizers.Tokenizer.from_str(json.dumps(whole))
+        ids = [judge.encode(text, add_special_tokens=False).ids for text in texts]
+        first = judge.encode("a").ids
+        cases.append({"name": name, "tokenizer.json": parts, "more": more, "eos": added[-1]["content"], "bos": first[0] if first[0] >= len(tokens) else -1, "ids": ids,
+                      "said": [judge.decode(row) for row in ids], "backwards": [judge.decode(row[::-1]) for row in ids] if name == "qwen3" else []})
+    return {"tokens": tokens, "merges": merges, "texts": texts, "cases": cases}
+
+
+def sentencepiece_merges(texts):
+    """SentencePiece's kind as its conversions to tokenizer.json spell it: ▁ in front always, or where no space stands, or never."""
+    import tokenizers
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    prepend = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, space]}
+    metaspace = lambda scheme: {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": False}
+    decoders = [{"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0}]
+    special = ["<unk>", "<s>", "</s>"]
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    trained.normalizer = tokenizers.normalizers.Replace(" ", "\u2581")
+    trained.train_from_iterator(texts * 3, tokenizers.trainers.BpeTrainer(vocab_size=400, show_progress=False, max_token_length=4, limit_alphabet=60,
+                                special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)]))
+    model = json.loads(trained.to_str())["model"]
+    tokens, merges, cases = sorted(model.pop("vocab"), key=trained.token_to_id), model.pop("merges"), []
+    added = [{"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True} for i, token in enumerate(special)]
+    template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], "pair": [],
+                "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}}
+    template["pair"] = template["single"] + [{"Sequence": {"id": "B", "type_id": 1}}]
+    for name, normalizer, pre_tokenizer, length in (("prepend", prepend, None, 4), ("first", None, metaspace("first"), 4), ("always", None, metaspace("always"), 4),
+                                                    ("never", None, metaspace("never"), 3), ("replace", {"type": "Sequence", "normalizers": [space]}, None, 3)):
+        parts = {"version": "1.0", "added_tokens": added, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": template,
+                 "decoder": {"type": "Sequence", "decoders": decoders[:length]}, "model": model}
+        judge = tokenizers.Tokenizer.from_str(json.dumps({**parts, "model": {**model, "vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges}}))
+        ids = [judge.encode(text, add_special_tokens=False).ids for text in texts]
+        cases.append({"name": name, "tokenizer.json": parts, "more": {}, "eos": "</s>", "bos": 1, "ids": ids, "said": [judge.decode(row) for row in ids], "backwards": []})
+    return {"tokens": tokens, "merges": merges, "texts": texts, "cases": cases}
+
+
+def merges():
+    texts = ["I'm sure they'LL say don't, 'tis 'S", "  two  spaces\tand\n\n new \r\n lines \n  ", "in 2024 it was 3.14159 or 12345, \u0663\u0664 \u00bd\u00b2", "x=[1,2];//end\n\t}\n\n\n  y()",
+             "\u4eba\u4eba\u751f\u800c\u81ea\u7531\uff0c\u3002\u65e5\u672c\u306e\u30ab\u30ca", "\uac00\ub098 \u1100\u1161\u11a8 e\u0301 \u00e9 \u212b \u2126", "q\u0307\u0323 a\u0301\u0316\u0301\u0316 \u1e0b\u0323 \U0001d15e \u0344",
+             "\u0645\u0631\u062d\u0628\u0627\u064b \u0627\u0644", "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f44d\U0001f3fd \u2764\ufe0f", "<|im_start|>user\nHi<|im_end|>\n<|endoftext|>", " <|begin_of_text|> a<|eot_id|>b",
+             "<\uff5cbegin\u2581of\u2581sentence\uff5c>hi<|EOT|>\u00fc u\u0308", "a<think>b</think><tool_call> <r>  r <l>", " <l>  <r>  <w> a<w> <w>b <w>\u00e9 wor word wor", "cafe\u0301 caf\u00e9 \u00e9t e\u0301t", "a\x04b\x1d c \x1d'd\x1c \x7f",
+             "\u00a0\u3000x\u2028\u180ey \u0085z\u200b", "Zebrafish zebrafish", "' 'll'' ''re", "?! ... ---> == __init__(self):", "\u017f '\u017f \u212aelvin 'L\u0130", "", " ", "\ud55c\uad6d \u0e44\u0e17\u0e22 \u0939\u093f\u0928\u094d\u0926\u0940 \u05e9\u05c1\u05b8"]
+    plain = ["I'm sure they'LL say don't", "  two  spaces\tand\n\n new", " a", "\u2581a \u2581", "", " ", "in 2024 it was 3.14159 </s>hello</s> you<s>\u2581x", "\u4eba\u751f\u800c \u00e9 e\u0301 \U0001f44d\U0001f3fd",
+             "a\x00b".replace("\0", "\x04"), "<0x0A> <unk>", "they say they say I'm sure I'm sure", "</s> a</s>  b"]
+    with open(os.path.join(HERE, "merges.json"), "w") as file:
+        json.dump([byte_level(texts), sentencepiece_merges(plain)], file, ensure_ascii=False, separators=(",", ":"))
+
+
 def bf16_errors():
     """Full fine-tuning of base/ on the first two rows of data/train.jsonl. Right padding that no label and no mask sees adds nothing."""
     import sentencepiece
@@ -410,7 +487,7 @@ def main():
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if arguments.base:
-        return bundled_tokenizer(), pieces(), special_tokens(), bf16_errors()
+        return bundled_tokenizer(), pieces(), special_tokens(), merges(), bf16_errors()
     torch.set_num_threads(1)                     # the same bytes again on the same machine; on another, the same to the last digits
     os.makedirs(HERE, exist_ok=True)
     for name in list(BASES) + list(CASES):
@@ -420,6 +497,7 @@ def main():
     bundled_tokenizer()
     pieces()
     special_tokens()
+    merges()
     bf16_errors()
     for name, options in BASES.items():
         make_base(name, options)

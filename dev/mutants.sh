@@ -64,7 +64,7 @@ special tokens: two spaces   | tokenizer.c | s/t->behind == UNLESS_SPACE \&\&/0 
 special tokens: the shorter  | tokenizer.c | s/a->text.n > found->text.n/a->text.n < found->text.n/                  | special-tokens |
 special tokens: no rstrip    | tokenizer.c | s/while (a->rstrip/while (0/                                              | special-tokens |
 special tokens: no lstrip    | tokenizer.c | s/while (a->lstrip/while (0/                                              | special-tokens |
-special tokens: in mid-word  | tokenizer.c | s/return alone ? found : NULL/return found/                               | special-tokens |
+special tokens: in mid-word  | tokenizer.c | s/a->single_word \&\& !stands_alone/0 \&\& !stands_alone/                   | special-tokens |
 stops: the first of a list   | lib/config.h | s/json_is_array(ids) ? json_array_size(ids) : 1/1/                | stops       |
 layout: the last layer decides | model.h  | s/^    m->used.ACT. = most.act;/    (void)most.act;/                  | uneven      |
 cache: training writes it, too | model.h    | s/if (b->cached)/if (m->p.cache_rows)/                             | splits      |
@@ -229,8 +229,8 @@ pieces: spaces kept          | tokenizer.c | s/while (after_space \&\& part.n/wh
 pieces: a last space kept    | tokenizer.c | s/while (t->trim_spaces \&\& (size_t)/while (0 \&\& (size_t)/     | pieces      |
 pieces: surrogates           | ops/utf8.h | s/(code < 0xd800 .. code > 0xdfff)/1/                              | pieces      |
 pieces: overlong             | ops/utf8.h | s/code >= lowest\[n\]/1/                                           | pieces      |
-added: the first of two      | tokenizer.c | s/(t->added\[i\].text.n != text.n/(1/                             | added-twice |
-added: rstrip beyond the text | tokenizer.c | s/start < text.n \&\& is_space/is_space/                           | added-twice |
+added: the first of two      | tokenizer.c | s/(t->added\[i\].text.n != n/(1/                                  | added-twice |
+added: rstrip beyond the text | tokenizer.c | s/is_space(code_behind(text, start))/is_space(text.p[start])/       | added-twice |
 pieces: a field of number 0  | tokenizer.c | s/f->key >> 3 == 0/0/                                             | refused-tokenizers |
 pieces: an empty one         | tokenizer.c | s/if (!p->text.n /if (0 /                                         | refused-tokenizers |
 top-p: one more on the edge  | run/generate.h | s/reached < opt.top_p \* sum/reached <= opt.top_p * sum/       | sampling    |
@@ -269,6 +269,20 @@ gzip: cut short is the end    | lib/gzip.h | s/if (said == Z_OK .. said == Z_BUF
 best: the last of equals      | run/checkpoint.h | s/loss >= r->best)/loss > 1.2 * r->best)/                 | keep-best   |
 best: what came last          | run/checkpoint.h | s/if (r->best_step \&\& r->best_step != r->step) stage_best/if (0) stage_best/ | keep-best |
 best: patience never ends     | train.c    | s/r->waited >= opt.patience; }/r->waited > opt.patience + 99; }/ | keep-best   |
+merges: the last line first  | tokenizer.c | s/(float)-m->rank/(float)m->rank/                                 | merges      |
+merges: whole words by merges | tokenizer.c | s/e->t->whole_words ? find_piece/0 ? find_piece/                 | merges      |
+merges: letters one byte off | tokenizer.c | s/i - 33 + 0x7f/i - 33 + 0x80/                                    | merges      |
+merges: U+FFFD for every byte | tokenizer.c | s/if (!n) n = broken_length(bytes);/if (!n) n = 1;/               | merges      |
+merges: normalized sought at once | tokenizer.c | s/if (a->normalized != normalized) continue;//                 | merges      |
+merges: no NFC               | tokenizer.c | s/!normalized \&\& e->t->nfc/0/                                   | merges      |
+merges: bytes without a token part words | tokenizer.c | s/e->t->lacks_bytes ? without_missing(e, word) : word/word/ | merges |
+merges: a space before a space | tokenizer.c | s/if (e->t->unless_space \&\&/if (0 \&\&/                        | merges      |
+merges: an answer with a space of its own | tokenizer.c | s/begins \&\& t->space_in_front, begins/t->space_in_front, begins/ | byte-level-rows |
+merges: U+180E a space       | lib/words.h | s/^#define WHITE_SPACE "/&\\\\x{180e}/                             | merges      |
+merges: marks unsorted       | lib/words.h | s/if (marks > 1) sort_marks/if (0) sort_marks/                    | merges      |
+merges: what matches is dropped | run/tokenizer_json.h | s/isolated .. inverted, isolated .. !inverted/isolated, 1/    | merges      |
+merges: digits together      | run/tokenizer_json.h | s/one ? /0 ? /                                           | merges      |
+merges: BOS where one is named | run/special_tokens.h | s/merges \&\& !json_is_true(add_bos)/0/                  | merges      |
 '
 
 # By rule: how many of a thousand of a file's small faults (dev/mutate.awk), and the tests of which one must turn red. All are in
@@ -284,6 +298,8 @@ run/rows.h       | 15 | windows cut-rows targets row-files prompt-edge answers r
 run/templates.h  | 15 | templates own-template row-formats
 run/dialogue.h   | 15 | row-formats templates prompt-edge rows cut-rows targets
 lib/gzip.h       | 15 | gzip
+tokenizer.c      | 15 | pieces refused-tokenizers added-twice own-ids special-tokens expected-ids prompt-edge any-bytes row-files merges refused-merges byte-level-rows byte-level-bytes byte-level-files
+run/rows.h       | 15 | windows cut-rows targets row-files prompt-edge answers rows room
 run/checkpoint.h | 15 | same-options nan-saved saved-lora odd-merges bf16-start resume kept-files
 run/generate.h   | 15 | sampling together stops prompt-edge room splits
 '
@@ -295,7 +311,8 @@ compile_tests() {
     ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DTHIS_BUILD=BOTH $2 -c "$1/test_all.c" -o "$1/test.o"
 }
 compile_tokenizer() { ${CC:-cc} -std=gnu11 -O1 -march=native -w -c "$1/tokenizer.c" -o "$1/tokenizer.o"; }
-link_tests() { ${CC:-cc} -fopenmp "$1/test.o" "$1/tokenizer.o" -o "$1/test" -ljansson -lz -lm; }
+link_tests() { ${CC:-cc} -fopenmp "$1/test.o" "$1/tokenizer.o" -o "$1/test" -ljansson -lz -lpcre2-8 -lutf8proc -lm; }
+link_tests() { ${CC:-cc} -fopenmp "$1/test.o" "$1/tokenizer.o" -o "$1/test" -ljansson -lpcre2-8 -lutf8proc -lm; }
 
 # directory, file, test: the double tests of the sources in it; only what the file belongs to is compiled anew
 build() {
@@ -305,8 +322,10 @@ build() {
     case $2 in
     train.cu)
         ${CXX:-c++} -std=c++17 -O1 -w -fopenmp -DDOUBLE -I. -x c++ -c "$1/train.cu" -o "$1/emu.o" &&
-        ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -ljansson -lz -lm ;;
+        ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -ljansson -lz -lpcre2-8 -lutf8proc -lm ;;
     tokenizer.c)
+        ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -ljansson -lpcre2-8 -lutf8proc -lm ;;
+    tokenizer.c|lib/words.h)
         cp $whole/test.o "$1"; compile_tokenizer "$1" && link_tests "$1" ;;
     ops/utf8.h)
         compile_tests "$1" -DDOUBLE && compile_tokenizer "$1" && link_tests "$1" ;;
@@ -391,7 +410,8 @@ __attribute__((constructor)) static void choose(void) { if (getenv("MUTANT")) mu
             LC_ALL=C awk -F'\t' -v planted="$whole/planted.${file##*/}" -f dev/plant.awk "$whole/list.${file##*/}" "$file" >"$whole/src/$file"
         done <<<"$rules"
         ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DTHIS_BUILD=BOTH -DDOUBLE -include $whole/mutant.h \
-            $whole/src/test_all.c $whole/src/tokenizer.c $whole/mutant.c -o $whole/test -ljansson -lz -lm 2>$whole/errors && return
+            $whole/src/test_all.c $whole/src/tokenizer.c $whole/mutant.c -o $whole/test -ljansson -lz -lpcre2-8 -lutf8proc -lm 2>$whole/errors && return
+            $whole/src/test_all.c $whole/src/tokenizer.c $whole/mutant.c -o $whole/test -ljansson -lpcre2-8 -lutf8proc -lm 2>$whole/errors && return
         sed -n "s|^$whole/src/\([^:]*\):\([0-9]*\):.*error:.*|\1 \2|p" $whole/errors | while read -r file number; do
             awk -F'\t' -v n="$number" '$2 != n' "$whole/list.${file##*/}" >$whole/kept && mv $whole/kept "$whole/list.${file##*/}"
         done

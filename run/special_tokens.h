@@ -1,22 +1,27 @@
-//  run/special_tokens.h: what Hugging Face's files beside tokenizer.model say of special tokens, BOS and EOS.
+//  run/special_tokens.h: the tokenizer of a model directory, and what Hugging Face's files beside it say of
+//  special tokens, BOS and EOS.
 
 #ifndef SPECIAL_TOKENS_H
 #define SPECIAL_TOKENS_H
-#include "../lib/json.h"
+#include "tokenizer_json.h"
 
-typedef struct tokenizer tokenizer;     // tokenizer.c: SentencePiece BPE
 tokenizer *tokenizer_load(const char *path, char *err, size_t err_size);
 void tokenizer_free(tokenizer *t);
 int tokenizer_vocab(const tokenizer *t), tokenizer_bos(const tokenizer *t), tokenizer_eos(const tokenizer *t);
-typedef struct { const char *text; int id; _Bool special, lstrip, rstrip, single_word; } added_token;
+typedef struct {
+    const char *text;
+    int id;
+    _Bool special, lstrip, rstrip, single_word, normalized;
+} added_token;
 _Bool tokenizer_add(tokenizer *t, added_token a), tokenizer_add_own(tokenizer *t);
 enum behind_special { ALWAYS, UNLESS_SPACE, NEVER };
 void tokenizer_spaces(tokenizer *t, _Bool in_front, enum behind_special behind);
-void tokenizer_ends(tokenizer *t, int bos, int eos);
 int tokenizer_find(const tokenizer *t, const char *text);
 const char *tokenizer_added(const tokenizer *t, int id, size_t *bytes);
 int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, _Bool begins, size_t *n);
 char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *bytes);
+
+#define GPT2_END "<|endoftext|>"        // ends texts where no file names another
 
 // A token's text: "…" or {"content": "…"}.
 static const char *token_text(const json_t *token)
@@ -29,7 +34,8 @@ static void add_token(tokenizer *t, const char *path, const char *text, const js
     if (!text || !(id >= 0 && id <= 1 << 24) || id != floor(id))
         die("%s: an added token without a text or an id", path);
     added_token a = {text, (int)id, field_true(token, "special"), field_true(token, "lstrip"),
-                     field_true(token, "rstrip"), field_true(token, "single_word")};
+                     field_true(token, "rstrip"), field_true(token, "single_word"),
+                     field_true(token, "normalized")};
     if (!tokenizer_add(t, a)) die("%s: out of memory", path);
 }
 
@@ -75,14 +81,32 @@ static int end_token(const tokenizer *t, const char *path, const json_t *setting
     return id;
 }
 
-// What Hugging Face's files beside tokenizer.model say of special tokens, in the order in which they overrule
+// Which token begins a text, -1 if none does: the one that is named, unless "add_bos_token" is false. Where
+// tokenizer.json lists the merges, many name one and do not put it there: its post-processor says so, unless
+// "add_bos_token" does.
+static int begin_token(const tokenizer *t, const char *dir, const char *path, const json_t *settings,
+                       const json_t *map, int merges)
+{
+    const json_t *add_bos = json_object_get(settings, "add_bos_token");
+    if (add_bos && !json_is_boolean(add_bos) && !json_is_null(add_bos))
+        die("%s: \"add_bos_token\" must be true or false", path);
+    if (json_is_false(add_bos)) return -1;
+    if (merges && !json_is_true(add_bos)) return tokenizer_bos(t);
+    int bos = end_token(t, path, settings, map, "bos_token", tokenizer_bos(t));
+    if (bos < 0 && !merges)
+        die("%s/tokenizer.model: has no BOS piece; "
+            "\"add_bos_token\": false in tokenizer_config.json does without", dir);
+    return bos;
+}
+
+// What Hugging Face's files beside the tokenizer say of special tokens, in the order in which they overrule
 // each other. Where there are none at all, tokenizer.model is SentencePiece's, and "</s>" in a text is the
 // text.
-static void read_special_tokens(tokenizer *t, const char *dir)
+static void read_special_tokens(tokenizer *t, const char *dir, const char *json_path, const json_t *json,
+                                int merges)
 {
-    char *added_path, *json_path, *map_path, *path;
+    char *added_path, *map_path, *path;
     json_t *added = directory_json(dir, "added_tokens.json", &added_path);
-    json_t *json = directory_json(dir, "tokenizer.json", &json_path);
     json_t *map = directory_json(dir, "special_tokens_map.json", &map_path);
     json_t *settings = directory_json(dir, "tokenizer_config.json", &path), *item;
     const char *key;
@@ -99,37 +123,57 @@ static void read_special_tokens(tokenizer *t, const char *dir)
         double id = strtod(key, &end);
         add_token(t, path, token_text(item), item, *end ? -1 : id);
     }
-    int bos = end_token(t, path, settings, map, "bos_token", tokenizer_bos(t));
-    int eos = end_token(t, path, settings, map, "eos_token", tokenizer_eos(t));
-    const json_t *add_bos = json_object_get(settings, "add_bos_token");
-    if (add_bos && !json_is_boolean(add_bos) && !json_is_null(add_bos)) die("%s: \"add_bos_token\" must be true or false", path);
-    if (json_is_false(add_bos)) bos = -1;
-    else if (bos < 0)
-        die("%s/tokenizer.model: has no BOS piece; "
-            "\"add_bos_token\": false in tokenizer_config.json does without", dir);
+    int bos = begin_token(t, dir, path, settings, map, merges);
+    int own_end = merges ? tokenizer_find(t, GPT2_END) : tokenizer_eos(t);
+    int eos = end_token(t, path, settings, map, "eos_token", own_end);
+    if (eos < 0 && merges) die("%s/tokenizer_config.json: names no \"eos_token\", which ends an answer", dir);
     if (eos < 0) die("%s/tokenizer.model: has no EOS piece", dir);
     tokenizer_ends(t, bos, eos);
-    tokenizer_spaces(t, !field_false(settings, "add_prefix_space"), space_behind(settings, json));
+    if (!merges || field_true(json_object_get(json, "model"), "byte_fallback"))
+        tokenizer_spaces(t, !field_false(settings, "add_prefix_space"), space_behind(settings, json));
     json_decref(added);
-    json_decref(json);
     json_decref(map);
     json_decref(settings);
     free(added_path);
-    free(json_path);
     free(map_path);
     free(path);
 }
 
+// A directory's vocab.json and merges.txt: GPT-2's, whose one special token is <|endoftext|>.
+static tokenizer *open_gpt2(const char *dir)
+{
+    char *vocab_path, *path, *merges_path = join(dir, "merges.txt");
+    json_t *vocab = directory_json(dir, "vocab.json", &vocab_path);
+    json_t *settings = directory_json(dir, "tokenizer_config.json", &path);
+    const char *class = string_field(settings, "tokenizer_class");
+    if (class && strncmp(class, "GPT2Tokenizer", 13))
+        die("%s: is of %s, whose way to cut words only a tokenizer.json says; in Python: transformers."
+            "AutoTokenizer.from_pretrained(\"%s\").save_pretrained(\"%s\")", vocab_path, class, dir, dir);
+    tokenizer *t = read_gpt2(vocab_path, merges_path, vocab, field_true(settings, "add_prefix_space"));
+    added_token end = {.text = GPT2_END, .id = tokenizer_find(t, GPT2_END), .special = 1};
+    if (end.id >= 0 && !tokenizer_add(t, end)) die("out of memory");
+    json_decref(vocab), json_decref(settings);
+    free(vocab_path), free(merges_path), free(path);
+    return t;
+}
+
+// tokenizer.model where there is one, else tokenizer.json, else GPT-2's two files.
 static tokenizer *open_tokenizer(const char *dir, int vocab)
 {
-    char *path = join(dir, "tokenizer.model"), err[512];
-    if (exists(path)) expect_file(path);                        // a link to nothing is said as what it is
-    tokenizer *t = tokenizer_load(path, err, sizeof err);
+    char *model_path = join(dir, "tokenizer.model"), *vocab_path = join(dir, "vocab.json");
+    char *json_path, err[512];
+    json_t *json = directory_json(dir, "tokenizer.json", &json_path);
+    int merges = !exists(model_path) && (json || exists(vocab_path));
+    const char *path = !merges ? model_path : json ? json_path : vocab_path;
+    if (!merges && exists(path)) expect_file(path);             // a link to nothing is said as what it is
+    tokenizer *t = !merges ? tokenizer_load(path, err, sizeof err)
+                 : json ? read_tokenizer_json(path, json) : open_gpt2(dir);
     if (!t) die("%s", err);
     if (vocab && tokenizer_vocab(t) > vocab)
         die("%s: has %d pieces, but config.json says vocab_size %d", path, tokenizer_vocab(t), vocab);
-    read_special_tokens(t, dir);
-    free(path);
+    read_special_tokens(t, dir, json_path, json, merges);
+    json_decref(json);
+    free(model_path), free(vocab_path), free(json_path);
     return t;
 }
 
