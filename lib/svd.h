@@ -36,36 +36,71 @@ static double dot(const wide *x, const wide *y, int n)
     return sum;
 }
 
-// x (b, n) = L Q: makes the rows of x orthonormal in place, which are then Q, by Gram-Schmidt. It is done
-// twice, for the first pass leaves a rounding error along the earlier rows. L (b, b), a lower triangle, may
-// be NULL, else it holds zeros on entry. A row that depends on the earlier ones is replaced by zeros, and
-// its L_ii is 0.
-// Threads share the earlier rows, then the columns: no sum is cut, so the bits do not depend on how many
-// threads there are.
+// Wide memory of the device, for a while.
+static mat on_device(int rows, int cols)
+{
+    mat m = mat_of(NULL, TYPE_OF(wide), SHAPE(rows, cols));
+    m.p = dev_alloc(elements(m) * sizeof(wide));
+    if (!m.p) die("out of memory in the SVD: %d by %d numbers", rows, cols);
+    return m;
+}
+
+// x (k, n) = L Q for a few rows: makes the rows of x orthonormal in place, which are then Q, by Gram-Schmidt.
+// It is done twice, for the first pass leaves a rounding error along the earlier rows. before (k) are the
+// lengths that the rows had once. L, `across` numbers from row to row, is added to; NULL: not wanted.
+static void orthonormal_few(wide *x, int k, int n, const double *before, double *L, int across)
+{
+    for (int i = 0; i < k; i++) {
+        wide *xi = x + (size_t)i * (size_t)n;
+        for (int pass = 0; pass < 2; pass++)
+            for (int j = 0; j < i; j++) {
+                const wide *xj = x + (size_t)j * (size_t)n;
+                double c = dot(xi, xj, n);
+                if (L) L[i * across + j] += c;
+                for (int e = 0; e < n; e++) xi[e] -= (wide)c * xj[e];
+            }
+        double norm = sqrt(dot(xi, xi, n));
+        int independent = norm > 8 * before[i] * (sizeof(wide) == 8 ? 2.2e-16 : 1.2e-7);
+        for (int e = 0; e < n; e++) xi[e] = independent ? (wide)((double)xi[e] / norm) : 0;
+        if (L) L[i * across + i] = independent ? norm : 0;
+    }
+}
+
+// x (b, n) = L Q: makes the rows of x orthonormal in place, which are then Q. L (b, b), a lower triangle, may
+// be NULL, else it holds zeros on entry. A row that depends on the earlier ones is replaced by zeros, and its
+// L_ii is 0.
+//
+// A few rows at a time lose what lies along all rows before them, twice, by products of matrices:
+//
+//     C = X Qᵀ  (k, i0),   X −= C Q        X: rows i0 … i0+k-1,  Q: the rows before, orthonormal already
+//
+// and are then made orthonormal among themselves.
 static void orthonormal_rows(wide *x, int b, int n, double *L)
 {
-    double *c = alloc((size_t)b, sizeof *c);
-    for (int i = 0; i < b; i++) {
-        wide *xi = x + (size_t)i * (size_t)n;
-        double before = sqrt(dot(xi, xi, n));
-        for (int pass = 0; pass < 2; pass++) {
-            #pragma omp parallel for if ((double)i * n > 1e5)
-            for (int j = 0; j < i; j++) {
-                c[j] = dot(xi, x + (size_t)j * (size_t)n, n);
-                if (L) L[i * b + j] += c[j];
-            }
-            #pragma omp parallel for if ((double)i * n > 1e5)
-            for (int k0 = 0; k0 < n; k0 += 512)
-                for (int j = 0; j < i; j++) {
-                    const wide *xj = x + (size_t)j * (size_t)n;
-                    for (int k = k0; k < n && k < k0 + 512; k++) xi[k] -= (wide)c[j] * xj[k];
-                }
+    enum { TOGETHER = 8 };
+    mat all = on_device(b, n), products = on_device(TOGETHER, b);
+    wide *c = alloc(TOGETHER * (size_t)b, sizeof *c);
+    put(all, x, TYPE_OF(wide));
+    for (int i0 = 0; i0 < b; i0 += TOGETHER) {
+        int k = b - i0 < TOGETHER ? b - i0 : TOGETHER;
+        wide *few = x + (size_t)i0 * (size_t)n;
+        double before[TOGETHER];
+        mat X = rows_of(all, i0, k), Q = rows_of(all, 0, i0);
+        for (int i = 0; i < k; i++) before[i] = sqrt(dot(few + i * n, few + i * n, n));
+        for (int pass = 0; pass < 2 && i0; pass++) {
+            mat C = shaped(products, 1, k, i0);
+            matmul_nt(C, X, Q, 1, SET);
+            matmul_nn(X, C, Q, -1, ADD);
+            get(c, C);
+            for (int i = 0; L && i < k; i++)
+                for (int j = 0; j < i0; j++) L[(i0 + i) * b + j] += (double)c[i * i0 + j];
         }
-        double norm = sqrt(dot(xi, xi, n));
-        int independent = norm > 8 * before * (sizeof(wide) == 8 ? 2.2e-16 : 1.2e-7);
-        for (int k = 0; k < n; k++) xi[k] = independent ? (wide)((double)xi[k] / norm) : 0;
-        if (L) L[i * b + i] = independent ? norm : 0;
+        if (i0) get(few, X);
+        orthonormal_few(few, k, n, before, L ? L + i0 * b + i0 : NULL, b);
+        put(X, few, TYPE_OF(wide));
     }
+    dev_free(all.p);
+    dev_free(products.p);
     free(c);
 }
 
@@ -146,11 +181,8 @@ static svd svd_assemble(const wide *Y, const wide *Q, double *L, int b, int r, i
 // y (b, ·) = x W or x Wᵀ on the device, x and y on the host.
 static void times_weight(wide *y, const wide *x, mat W, int transposed, int b)
 {
-    shape in = SHAPE(b, transposed ? W.cols : W.rows), out = SHAPE(b, transposed ? W.rows : W.cols);
-    mat a = mat_of(NULL, TYPE_OF(wide), in), c = mat_of(NULL, TYPE_OF(wide), out);
-    a.p = dev_alloc(elements(a) * sizeof(wide));
-    c.p = dev_alloc(elements(c) * sizeof(wide));
-    if (!a.p || !c.p) die("out of memory in the SVD of a %d by %d weight", W.rows, W.cols);
+    mat a = on_device(b, transposed ? W.cols : W.rows);
+    mat c = on_device(b, transposed ? W.rows : W.cols);
     put(a, x, TYPE_OF(wide));
     if (transposed) matmul_nt(c, a, W, 1, SET);
     else matmul_nn(c, a, W, 1, SET);
