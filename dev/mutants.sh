@@ -107,8 +107,8 @@ beyond: product, first part of K copied across | ops/gemm.h | s/widened(at(m, k0
 beyond: product, first part of K of b | ops/gemm.h | s/sliver = (real \*)at(p->b, k0, j)/sliver = (real *)at(p->b, 0, j)/ | beyond-panels |
 beyond: product, first part of K of a across | ops/gemm.h | s/at(p->a, k0, i), 1, p->a.ld/at(p->a, 0, i), 1, p->a.ld/ | beyond-panels |
 beyond: product, into the first NC columns | ops/gemm.h | s/gemm_tile(p, i, n0 + s \* NR/gemm_tile(p, i, s * NR/  | beyond-panels |
-beyond: product, slivers of the first NC columns | ops/gemm.h | s/p->b, p->b_across, n0 + j, k0/p->b, p->b_across, j, k0/ | beyond-panels |
-beyond: product, last sliver of later NC columns | ops/gemm.h | s/!sliver_in_place(p, n0 + j)/!sliver_in_place(p, j)/ | beyond-panels |
+beyond: product, slivers of the first NC columns | ops/gemm.h | s/p->b, n0 + j, k0/p->b, j, k0/ | beyond-panels |
+beyond: product, last sliver of later NC columns | ops/gemm.h | s/sliver_in_place(p, n0 + j)) j/sliver_in_place(p, j)) j/ | beyond-panels |
 beyond: product, panels of the first block | ops/gemm.h | s/packed != block/packed < 0/                              | beyond-panels |
 beyond: product, rows of the first block | ops/gemm.h | s/i0 = block \* p->rows/i0 = 0/                            | beyond-panels |
 beyond: product, slivers for two threads | ops/gemm.h | s/s < slivers \* (part + 1) \/ p->parts/s < slivers \/ p->parts * (part + 1)/ | beyond-panels |
@@ -235,6 +235,10 @@ pieces: a field of number 0  | tokenizer.c | s/f->key >> 3 == 0/0/              
 pieces: an empty one         | tokenizer.c | s/if (!p->text.n /if (0 /                                         | refused-tokenizers |
 top-p: one more on the edge  | run/generate.h | s/reached < opt.top_p \* sum/reached <= opt.top_p * sum/       | sampling    |
 greedy: the last of equals   | run/generate.h | s/logits\[i\] > logits\[best\]/logits[i] >= logits[best]/      | sampling    |
+product: copies abreast, the first again | ops/gemm.h | s/row + s \* width, (size_t)width/row, (size_t)width/  | beyond-panels |
+product: the rest beside the first | ops/gemm.h | s/memcpy(to + (size_t)whole \* size, row/memcpy(to, row/        | beyond-panels |
+few rows: the last part of K | ops/gemm.h | s/k0 += KC, mode = ADD/k0 += KC/                                  | few-rows    |
+few rows: one after the other | ops/gemm.h | s/line\[half \* LANES + l\] + k/line[l] + k/                     | few-rows    |
 window: one key less         | ops/cpu.c  | s/own + 1 - window : 0;/own + 2 - window : 0;/                    | cache       |
 window: a row sees one more  | ops/cpu.c  | s/seen_to(a, r) - a.window : 0/seen_to(a, r) - a.window + 1 : 0/  | beyond-blocks | attention
 window: unseen keys learn    | ops/cpu.c  | /hide_unseen(ds, a, r);/d                                         | ops         |

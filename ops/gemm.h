@@ -88,6 +88,7 @@ enum { VECTOR = 16, MR = 6 };
 #endif
 enum { LANES = VECTOR / sizeof(real), NR = 2 * LANES, KC = 512, MC = 16 * MR, NC = 2048 };
 enum { WIDEST = 32 };                    // of MR and NR
+enum { ABREAST = MC > 4 * NR ? MC : 4 * NR };   // columns that are copied at once
 typedef real vec __attribute__((vector_size(VECTOR)));
 typedef __typeof__((vec){0} == (vec){0}) lanes;         // whole numbers, one a lane
 // The same vector, at any address that a real may have.
@@ -227,28 +228,35 @@ static inline __attribute__((always_inline)) void transpose(vec m[LANES])
     swap_blocks(m, 1);
 }
 
-// Copies one panel or sliver, `width` numbers for each k: out[k·width + i] = m[first + i, k0 + k], or across:
-// m[k0 + k, first + i]. Those beyond the matrix are zero.
-//
-// Across, the numbers of one k lie side by side. Otherwise each i is a line of its own: squares of LANES
-// lines by LANES steps of k are read, transposed and stored as whole vectors. Where the width is no
-// multiple of LANES, the square with the last lines writes beyond the width, into the place of the next k.
-// What belongs there is stored later (k rises, i falls), and `out` has room for a vector more at its end.
-static inline void pack(real *out, mat m, int across, int first, int k0, int K, const int width)
+// Copies panels or slivers that lie across, `width` numbers for each k: the first of them is out[k·width + i] =
+// m[k0 + k, first + i], and the others follow, up to column `last`. Numbers beyond the matrix are zero. All of
+// them are copied abreast, a row of m at a time: one after the other they would read 64 bytes here and 64 a row
+// further on, and where rows are pages apart each of these waits for its page.
+static inline void pack_across(real *out, mat m, int first, int last, int k0, int K, const int width)
 {
-    int n = (across ? m.cols : m.rows) - first;
+    real buffer[ABREAST];
+    int n = last < m.cols ? last - first : m.cols - first;
+    int whole = n / width, rest = n % width;
+    size_t size = (size_t)width * (size_t)K;
+    if (rest) memset(out + (size_t)whole * size, 0, size * sizeof(real));
+    for (int k = 0; k < K; k++) {
+        const real *row = widened(at(m, k0 + k, first), m.type, (size_t)n, buffer);
+        real *to = out + (size_t)k * (size_t)width;
+        for (int s = 0; s < whole; s++) memcpy(to + (size_t)s * size, row + s * width, (size_t)width * sizeof(real));
+        memcpy(to + (size_t)whole * size, row + whole * width, (size_t)rest * sizeof(real));
+    }
+}
+
+// Copies one panel or sliver that does not: out[k·width + i] = m[first + i, k0 + k]. Each i is a line of its own:
+// squares of LANES lines by LANES steps of k are read, transposed and stored as whole vectors. Where the width is
+// no multiple of LANES, the square with the last lines writes beyond the width, into the place of the next k.
+// What belongs there is stored later (k rises, i falls), and `out` has room for a vector more at its end.
+static inline void pack(real *out, mat m, int first, int k0, int K, const int width)
+{
+    int n = m.rows - first;
     real buffer[WIDEST][KC];
     const real *line[WIDEST];
     if (n > width) n = width;
-    if (across) {
-        if (n < width) memset(out, 0, (size_t)K * (size_t)width * sizeof(real));
-        for (int k = 0; k < K; k++) {
-            const real *row = widened(at(m, k0 + k, first), m.type, (size_t)n, buffer[0]);
-            if (n == width) memcpy(out + k * width, row, (size_t)width * sizeof(real));    // a size GCC knows
-            else memcpy(out + k * width, row, (size_t)n * sizeof(real));
-        }
-        return;
-    }
     for (int i = 0; i < width; i++) {
         if (i < n) line[i] = widened(at(m, first + i, k0), m.type, (size_t)K, buffer[i]);
         else line[i] = memset(buffer[i], 0, (size_t)K * sizeof(real));
@@ -298,12 +306,17 @@ typedef struct {
     enum mode mode;
 } product;
 
+// Where rows are a multiple of a page apart, what lies below each other falls into the same few places of every
+// cache and drives itself out: a sliver of many such rows is copied, however seldom it is read.
+enum { PAGE = 4096, MANY_ROWS = 128 };
+
 // Whether a panel or sliver that begins at row or column `first` of m can be read where it lies: it has this
-// program's dtype, and all its `width` rows or columns exist.
+// program's dtype, all its `width` rows or columns exist, and its rows do not clash.
 static inline int in_place(mat m, int across, int first, int width)
 {
     int reals = m.type == TYPE_OF(real) && (uintptr_t)m.p % sizeof(real) == 0;
-    return reals && first + width <= (across ? m.cols : m.rows);
+    int clashes = across && m.rows > MANY_ROWS && m.ld * sizeof(real) % PAGE == 0;
+    return reals && !clashes && first + width <= (across ? m.cols : m.rows);
 }
 
 // What could be read where it lies is copied all the same if it is read often: a panel is read once for every
@@ -348,6 +361,30 @@ static void gemm_tile(const product *p, int i, int j, int k0, int K, const real 
     store(y, p->row, p->col, tile, rows, p->N - j < NR ? p->N - j : NR, p->scale, k0 ? ADD : p->mode);
 }
 
+// Copies of a's rows i0 … i1-1, where they are not read in place.
+static void pack_panels(const product *p, real *panels, int i0, int i1, int k0, int K)
+{
+    while (i0 < i1 && panel_in_place(p, i0)) {
+        panels += MR * (size_t)K;
+        i0 += MR;
+    }
+    if (p->a_across && i0 < i1) pack_across(panels, p->a, i0, i1, k0, K, MR);
+    for (int i = i0; i < i1 && !p->a_across; i += MR)
+        if (!panel_in_place(p, i)) pack(panels + (size_t)(i - i0) * (size_t)K, p->a, i, k0, K, MR);
+}
+
+// A thread's share of the copies of b's slivers, of columns n0 … n0+n-1.
+static void pack_slivers(const product *p, int n0, int n, int k0, int K, int thread, int threads)
+{
+    enum { RUN = 4 * NR };
+    for (int from = thread * RUN; from < n; from += threads * RUN) {
+        int j = from, end = from + RUN < n ? from + RUN : n;
+        while (j < end && sliver_in_place(p, n0 + j)) j += NR;
+        if (p->b_across && j < end) pack_across(p->slivers + (size_t)j * (size_t)K, p->b, n0 + j, n0 + end, k0, K, NR);
+        for (; j < end && !p->b_across; j += NR) pack(p->slivers + (size_t)j * (size_t)K, p->b, n0 + j, k0, K, NR);
+    }
+}
+
 // The tasks of one thread, on columns n0 … n0+N-1 of y and the part k0 … k0+K-1 of the sum. The threads'
 // shares are runs of tasks: a block's panels are copied when its first task comes up, and serve its other
 // parts.
@@ -361,9 +398,7 @@ static void gemm_tasks(const product *p, int n0, int N, int k0, int K, int threa
         int block = task / p->parts, part = task % p->parts;
         int i0 = block * p->rows;
         int i1 = i0 + p->rows < p->M ? i0 + p->rows : p->M;
-        for (int i = i0; i < i1 && packed != block; i += MR)
-            if (!panel_in_place(p, i))
-                pack(panels + (size_t)(i - i0) * (size_t)K, p->a, p->a_across, i, k0, K, MR);
+        if (packed != block) pack_panels(p, panels, i0, i1, k0, K);
         packed = block;
         for (int i = i0; i < i1; i += MR) {
             const real *panel = panels + (size_t)(i - i0) * (size_t)K;
@@ -381,9 +416,7 @@ static void gemm_thread(const product *p, int thread, int threads)
         for (int k0 = 0; k0 < p->K; k0 += KC) {
             int n = p->N - n0 < NC ? p->N - n0 : NC;
             int k = p->K - k0 < KC ? p->K - k0 : KC;
-            for (int j = thread * NR; j < n; j += threads * NR)
-                if (!sliver_in_place(p, n0 + j))
-                    pack(p->slivers + (size_t)j * (size_t)k, p->b, p->b_across, n0 + j, k0, k, NR);
+            pack_slivers(p, n0, n, k0, k, thread, threads);
             barrier(threads);                                   // all of b's slivers are there
             gemm_tasks(p, n0, n, k0, k, thread, threads);
             barrier(threads);                                   // nobody reads them any more
