@@ -3428,6 +3428,9 @@ static void test_templates(void)
         opt.template = NULL;
         open_template(t);
         expect(!strcmp(chat.is->name, name), "%s was taken for %s", name, chat.is->name);
+        size_t bytes;
+        const char *end = tokenizer_added(t, chat.end, &bytes);
+        if (!end) die("%s: answers end with nothing", name);
         json_array_foreach(json_object_get(item, "rows"), i, line) {
             json_t *row_json = json_pack("{sO}", "messages", json_object_get(line, "messages")), *turn;
             const json_t *ids = json_object_get(line, "ids"), *prompt = json_object_get(line, "prompt");
@@ -3454,6 +3457,7 @@ static void test_templates(void)
                 want = trimmed(string_field(turn, "content"));
                 char *from = strstr(at, "«"), *to = from ? strstr(from, "»") : NULL, *in = from ? strstr(from, want) : NULL;
                 expect(in && to && in < to, "%s, dialogue %zu: «%s» is not learnt in %s", name, i, want, got);
+                expect(to && !strncmp(to - bytes, end, bytes), "%s, dialogue %zu: the end of «%s» is not learnt in %s", name, i, want, got);
                 if (to) at = to + 1, answers++;
                 free(want);
             }

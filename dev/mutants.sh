@@ -258,7 +258,7 @@ GPU window: one key less     | train.cu   | s/own + 1 - window : 0;/own + 2 - wi
 GPU window: no lower edge    | train.cu   | s/return seen_to(r) > window ? seen_to(r) - window : 0;/return 0;/ | gpu-ops    | forward
 GPU bias: subtracted         | train.cu   | s/up(\*element) + load(b.p/up(*element) - load(b.p/               | gpu-ops     | forward
 GPU bias: every eighth row   | train.cu   | /^__global__ static void bias_backward_kernel/,/^}/s/dy.rows, c/dy.rows \/ 8, c/ | gpu-ops | forward
-chat: the end is not learnt   | run/dialogue.h | s/if (end_learnt \&\& r.n > from) r.learnt\[from\] = 1;//          | row-formats |
+chat: the end is not learnt   | run/dialogue.h | s/if (end_learnt \&\& r.n > from) r.learnt\[from\] = 1;//          | templates   |
 chat: earlier answers learnt  | run/rows.h | s/read_turns(\&list, where, asked, 0)/read_turns(\&list, where, asked, 1)/ | row-formats |
 chat: the user is learnt      | run/dialogue.h | s/add_tokens(\&r, t, text, begins, 0);/add_tokens(\&r, t, text, begins, 1);/ | templates |
 chat: a space of its own      | run/dialogue.h | s/begins = begins \&\& !\*text;/begins = 1;/                      | templates   |
