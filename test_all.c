@@ -3472,34 +3472,6 @@ static void test_templates(void)
     json_decref(cases), free(path), free(dir);
 }
 
-// Whose template counts: --template's, else the model's own, wherever it stands; else the paper's prompt.
-static void test_own_template(void)
-{
-    static const struct { const char *settings, *jinja, *option, *name, *end; } cases[] = {
-        {"{}", NULL, NULL, "alpaca", NULL},
-        {"{}", NULL, "zephyr", "zephyr", "</s>"},
-        {"{\"chat_template\": \"{{ bos_token + '[INST] <<SYS>>' }}\"}", NULL, NULL, "llama2", "</s>"},
-        {"{\"chat_template\": \"{{ bos_token + '[INST] <<SYS>>' }}\"}", NULL, "zephyr", "zephyr", "</s>"},
-        {"{\"chat_template\": \"{{ bos_token + '[INST] <<SYS>>' }}\"}", "{{ '<|user|>' + eos_token }}", NULL, "zephyr", "</s>"},
-        {"{\"chat_template\": [{\"name\": \"tool_use\", \"template\": \"[INST] <<SYS>>\"}, {\"name\": \"default\", "
-            "\"template\": \"<|user|> + eos_token\"}]}", NULL, NULL, "zephyr", "</s>"},
-        {"{\"chat_template\": \"{{ 'Human: ' }}\"}", NULL, NULL, "alpaca", NULL},
-        {"{\"chat_template\": null}", NULL, NULL, "alpaca", NULL},
-    };
-    char *dir = in_scratch("own-template"), *path = in_scratch("own-template/chat_template.jinja");
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        json_t *settings = json_loads(cases[i].settings, 0, NULL);
-        tokenizer *t = tokenizer_with(dir, settings);
-        if (cases[i].jinja) write_text(path, cases[i].jinja);
-        opt.template = cases[i].option;
-        open_template(t);
-        expect(!strcmp(chat.is->name, cases[i].name), "directory %zu: %s, expected %s", i, chat.is->name, cases[i].name);
-        expect(chat.end == (cases[i].end ? tokenizer_find(t, cases[i].end) : -1), "directory %zu: ends with %d", i, chat.end);
-        json_decref(settings), tokenizer_free(t);
-    }
-    free(dir), free(path);
-}
-
 // Packed rows are the rows, in one member or several, whatever the file is called; what is cut or damaged is refused.
 static void test_gzip(void)
 {
@@ -5394,6 +5366,40 @@ static void test_epochs(void)
             "--epochs %s: expected %d steps", cases[i].epochs, cases[i].steps);
         free(text);
     }
+}
+
+// Whose template counts: --template's, else the model's own, wherever it stands; else the paper's prompt.
+static void test_own_template(void)
+{
+    static const struct { const char *settings, *jinja, *option, *name, *end; } cases[] = {
+        {"{}", NULL, NULL, "alpaca", NULL},
+        {"{}", NULL, "zephyr", "zephyr", "</s>"},
+        {"{\"chat_template\": \"{{ bos_token + '[INST] <<SYS>>' }}\"}", NULL, NULL, "llama2", "</s>"},
+        {"{\"chat_template\": \"{{ bos_token + '[INST] <<SYS>>' }}\"}", NULL, "zephyr", "zephyr", "</s>"},
+        {"{\"chat_template\": \"{{ bos_token + '[INST] <<SYS>>' }}\"}", "{{ '<|user|>' + eos_token }}", NULL, "zephyr", "</s>"},
+        {"{\"chat_template\": [{\"name\": \"tool_use\", \"template\": \"[INST] <<SYS>>\"}, {\"name\": \"default\", "
+            "\"template\": \"<|user|> + eos_token\"}]}", NULL, NULL, "zephyr", "</s>"},
+        {"{\"chat_template\": null}", NULL, NULL, "alpaca", NULL},
+    };
+    char *dir = in_scratch("own-template"), *path = in_scratch("own-template/chat_template.jinja");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        json_t *settings = json_loads(cases[i].settings, 0, NULL);
+        tokenizer *t = tokenizer_with(dir, settings);
+        if (cases[i].jinja) write_text(path, cases[i].jinja);
+        opt.template = cases[i].option;
+        open_template(t);
+        expect(!strcmp(chat.is->name, cases[i].name), "directory %zu: %s, expected %s", i, chat.is->name, cases[i].name);
+        expect(chat.end == (cases[i].end ? tokenizer_find(t, cases[i].end) : -1), "directory %zu: ends with %d", i, chat.end);
+        json_decref(settings), tokenizer_free(t);
+    }
+    chat.is = templates;
+    chat.end = -1;
+    shell("rm -rf $D/own-template; cp -r base $D/own-template; echo '{\"chat_template\": \"Human: \"}' > $D/own-template/tokenizer_config.json", "cannot prepare");
+    train_well("--eval --model $D/own-template --val $D/few.jsonl");
+    char *note = output_of("stderr"), *said = output_of("stdout");
+    expect(has(note, "none that this program knows; the paper's prompt is used") && has(said, "\ntemplate   alpaca\n"),
+        "a template of another kind: «%s», %s", note, said);
+    free(note), free(said), free(dir), free(path);
 }
 
 #define OVERFITS "--data $D/two.jsonl --val $D/held.jsonl --batch 2 --schedule constant --max-new 2 --eval-every 2"

@@ -639,7 +639,7 @@ static char *read_turn(void)
         while (n && strchr("\r\n", line[n - 1])) line[--n] = 0;
         if (!is_blank(line)) return line;
     }
-    if (ferror(stdin)) die("cannot read standard input: %s", strerror(errno));
+    if (!feof(stdin)) die("cannot read standard input: %s", strerror(errno));
     free(line);
     return NULL;
 }

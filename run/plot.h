@@ -45,7 +45,7 @@ static FILE *temporary_file(void)
 static int run_gnuplot(FILE *script, FILE *drawn, FILE *said)
 {
     int status;
-    if (fflush(script) || fflush(stdout)) die("cannot write a temporary file: %s", strerror(errno));
+    if (ferror(script) || fflush(script) || fflush(stdout)) die("--plot: cannot write: %s", strerror(errno));
     rewind(script);
     pid_t pid = fork();
     if (pid < 0) die("cannot start a process: %s", strerror(errno));
@@ -97,7 +97,7 @@ static void write_points(FILE *script, FILE *log)
             fprintf(script, "%.0f NaN %.9g NaN\n", step, loss);
     }
     fputs("EOD\n", script);
-    if (ferror(log)) die("--plot %s: cannot read the log: %s", opt.plot, strerror(errno));
+    if (!feof(log)) die("--plot %s: cannot read the log: %s; all else is saved", opt.plot, strerror(errno));
     free(line);
 }
 
