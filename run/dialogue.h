@@ -129,8 +129,9 @@ static void add_token_id(row *r, int id, int learnt)
 static void add_turn(char **text, enum role role, const char *lead, const char *said)
 {
     const char *const pieces[] = {chat.is->system, chat.is->user, chat.is->answer};
-    char *whole = text_of("%s%s", lead, said), *bare = trimmed(whole);
-    add_piece(text, pieces[role], chat.is->trimmed & BIT(role) ? bare : whole);
+    char *whole = text_of("%s%s", lead, said);
+    char *bare = chat.is->trimmed & BIT(role) ? trimmed(whole) : NULL;
+    add_piece(text, pieces[role], bare ? bare : whole);
     free(whole);
     free(bare);
 }

@@ -126,7 +126,7 @@ static size_t space_in_front(const char *text)
     static const char *const wide_spaces[] = {
         "\xc2\x85", "\u00a0", "\u1680", "\u2028", "\u2029", "\u202f", "\u205f", "\u3000"};
     unsigned char c = (unsigned char)*text;
-    if (c == ' ' || (c >= 9 && c <= 13) || (c >= 0x1c && c <= 0x1f)) return 1;
+    if (c < 0x80) return c == ' ' || (c >= 9 && c <= 13) || (c >= 0x1c && c <= 0x1f);
     if (!strncmp(text, "\xe2\x80", 2) && (text[2] & 0xff) >= 0x80 && (text[2] & 0xff) <= 0x8a) return 3;
     for (size_t i = 0; i < sizeof wide_spaces / sizeof *wide_spaces; i++)
         if (!strncmp(text, wide_spaces[i], strlen(wide_spaces[i]))) return strlen(wide_spaces[i]);
