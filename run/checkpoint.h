@@ -122,13 +122,13 @@ static json_t *run_settings(const run *r)
     now.template = chat.is->name;
     json_t *json = json_object();
     set_field(json, "step", number_value(r->step));
-    set_field(json, "rows", text_value(rows_text(&r->train, rows)));
     for (const struct option *o = option_table; o < option_table + OPTIONS; o++) {
         const void *at = field_of(&now, o);
         if (o->same != SAME) continue;
         if (o->kind == 's') set_field(json, o->name, text_value(*(const char *const *)at));
         else set_field(json, o->name, number_value(o->kind == 'd' ? *(const double *)at : *(const int *)at));
     }
+    set_field(json, "rows", text_value(rows_text(&r->train, rows)));
     return json;
 }
 
