@@ -2916,6 +2916,14 @@ static void test_byte_level_files(void)
     tokenizer *t = open_tokenizer(dir, 0);
     expect(tokenizer_eos(t) == tokenizer_find(t, "<|endoftext|>"), "EOS is %d", tokenizer_eos(t));
     tokenizer_free(t), free(dir);
+    dir = directory_named("qwen2.5", PAIRS);                    // a vocabulary that leaves the ids of added tokens out
+    snprintf(command, sizeof command, "sed -i 's/\"vocab\": *{/&\"zz\":500,/' %s/tokenizer.json", dir);
+    if (system(command)) die("cannot prepare %s", dir);
+    t = open_tokenizer(dir, 0);
+    int call = tokenizer_find(t, "<tool_call>");
+    char *said = decode(t, &call, 1);
+    expect(tokenizer_vocab(t) == 501 && !strcmp(said, "<tool_call>"), "of %d tokens, %d is «%s»", tokenizer_vocab(t), call, said);
+    tokenizer_free(t), free(dir), free(said);
     dir = directory_named("llama3", PAIRS);
     snprintf(command, sizeof command,
         "echo '{\"add_bos_token\": false, \"eos_token\": \"<|eot_id|>\"}' > %s/tokenizer_config.json", dir);
@@ -2925,7 +2933,7 @@ static void test_byte_level_files(void)
     tokenizer_free(t);
     snprintf(command, sizeof command, "echo '{}' > %s/tokenizer_config.json", dir);
     if (system(command)) die("cannot prepare %s", dir);
-    char *said = said_by(open_directory, dir);
+    said = said_by(open_directory, dir);
     expect(!!strstr(said, "names no \"eos_token\""), "without an EOS: «%s»", said);
     free(said), free(dir);
     dir = directory_named("qwen2.5", PAIRS);

@@ -1177,9 +1177,15 @@ const char *tokenizer_added(const tokenizer *t, int id, size_t *bytes)
     return a ? a->text.p : NULL;
 }
 
+// A vocabulary may leave ids out, which added tokens then have.
+static bool is_piece(const tokenizer *t, int id)
+{
+    return id >= 0 && id < t->vocab && t->pieces[id].text.n;
+}
+
 static size_t most_bytes(const tokenizer *t, int id)            // of what an id may decode to
 {
-    if (id < 0 || id >= t->vocab) {
+    if (!is_piece(t, id)) {
         const added *a = added_of(t, id);
         return a ? a->text.n : 0;
     }
@@ -1233,7 +1239,7 @@ char *tokenizer_decode(const tokenizer *t, const int *ids, size_t n, size_t *byt
     bool drop_space = t->space_in_front || t->trim_spaces;                  // until there is text
     for (size_t i = 0, used; i < n; i += used) {
         used = 1;
-        if (ids[i] < 0 || ids[i] >= t->vocab) {
+        if (!is_piece(t, ids[i])) {
             const added *a = added_of(t, ids[i]);
             bool plain;
             if (!a || a->special) continue;
