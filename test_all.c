@@ -2747,6 +2747,25 @@ static void test_byte_level_rows(void)
     tokenizer_free(spaced), tokenizer_free(unspaced), tokenizer_free(begins);
 }
 
+// While a character lacks bytes, what is printed is the text up to it: U+FFFD at the end waits.
+static void test_streamed(void)
+{
+    static const char text[] = "ok \xf0\x9f\x91\x8d\xf0\x9f\x8f\xbd caf\xc3\xa9 \xe4\xba\xba!";
+    tokenizer *t = tokenizer_named("llama3");
+    size_t n, waited = 0;
+    int *ids = tokenizer_encode(t, text, sizeof text - 1, 1, &n);
+    for (size_t k = 1; k <= n; k++) {
+        char *said = decode(t, ids, (int)k);
+        size_t length = strlen(said), whole = length;
+        while (length >= 3 && !memcmp(said + length - 3, "\xef\xbf\xbd", 3)) length -= 3;
+        waited += length < whole;
+        expect(!strncmp(said, text, length) && whole - length <= 3, "after %zu tokens: «%s»", k, said);
+        free(said);
+    }
+    expect(waited > 2, "only %zu tokens end inside of a character", waited);
+    free(ids), tokenizer_free(t);
+}
+
 // A character of one to four bytes, of any plane.
 static size_t any_character(char *out)
 {
@@ -5743,6 +5762,8 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_merges, BOTH, "run/tokenizer_json.h, lib/words.h, tokenizer.c"},
     {"byte-level-rows", "an answer continues its prompt without a space of its own; BOS only where the files put one",
         test_byte_level_rows, BOTH, "run/special_tokens.h, tokenizer.c"},
+    {"streamed", "what is printed while a character lacks bytes is the text up to it",
+        test_streamed, BOTH, "tokenizer.c, run/generate.h"},
     {"byte-level-bytes", "any text comes back from byte-level BPE; a megabyte of letters or of marks takes n log n",
         test_byte_level_bytes, ONLY_F32, "lib/words.h, tokenizer.c"},
     {"runs-of-spaces", "a megabyte of spaces that a letter ends takes n log n under every published pre-tokenizer",

@@ -98,8 +98,8 @@ const char *tokenizer_added(const tokenizer *t, int id, size_t *bytes);
 
 // Text to ids, without BOS and EOS. The text may hold NUL bytes; each byte that is not UTF-8 is read as
 // U+FFFD. begins: the text begins a sequence. If not, it continues one, and no space of its own is put in
-// front. Returns malloc'ed memory and its length in *n (an empty text has none), NULL if out of memory or
-// over 700 MB of text.
+// front. Returns malloc'ed memory and its length in *n (an empty text has none), NULL if out of memory, over
+// 700 MB of text, or where a regular expression takes more steps than PCRE2 allows.
 int *tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, bool begins, size_t *n);
 
 // Ids to text, malloc'ed, with a NUL behind its *bytes bytes; NULL if out of memory. Control pieces vanish,
