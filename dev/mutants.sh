@@ -316,7 +316,6 @@ compile_tests() {
 }
 compile_tokenizer() { ${CC:-cc} -std=gnu11 -O1 -march=native -w -c "$1/tokenizer.c" -o "$1/tokenizer.o"; }
 link_tests() { ${CC:-cc} -fopenmp "$1/test.o" "$1/tokenizer.o" -o "$1/test" -ljansson -lz -lpcre2-8 -lutf8proc -lm; }
-link_tests() { ${CC:-cc} -fopenmp "$1/test.o" "$1/tokenizer.o" -o "$1/test" -ljansson -lpcre2-8 -lutf8proc -lm; }
 
 # directory, file, test: the double tests of the sources in it; only what the file belongs to is compiled anew
 build() {
@@ -327,8 +326,6 @@ build() {
     train.cu)
         ${CXX:-c++} -std=c++17 -O1 -w -fopenmp -DDOUBLE -I. -x c++ -c "$1/train.cu" -o "$1/emu.o" &&
         ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -ljansson -lz -lpcre2-8 -lutf8proc -lm ;;
-    tokenizer.c)
-        ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -ljansson -lpcre2-8 -lutf8proc -lm ;;
     tokenizer.c|lib/words.h)
         cp $whole/test.o "$1"; compile_tokenizer "$1" && link_tests "$1" ;;
     ops/utf8.h)
@@ -415,7 +412,6 @@ __attribute__((constructor)) static void choose(void) { if (getenv("MUTANT")) mu
         done <<<"$rules"
         ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DTHIS_BUILD=BOTH -DDOUBLE -include $whole/mutant.h \
             $whole/src/test_all.c $whole/src/tokenizer.c $whole/mutant.c -o $whole/test -ljansson -lz -lpcre2-8 -lutf8proc -lm 2>$whole/errors && return
-            $whole/src/test_all.c $whole/src/tokenizer.c $whole/mutant.c -o $whole/test -ljansson -lpcre2-8 -lutf8proc -lm 2>$whole/errors && return
         sed -n "s|^$whole/src/\([^:]*\):\([0-9]*\):.*error:.*|\1 \2|p" $whole/errors | while read -r file number; do
             awk -F'\t' -v n="$number" '$2 != n' "$whole/list.${file##*/}" >$whole/kept && mv $whole/kept "$whole/list.${file##*/}"
         done

@@ -213,7 +213,8 @@ static void read_pre_tokenizer(bpe_file *f, const json_t *json)
     } else not_built(f, "pre_tokenizer", json, "ByteLevel, Split, Digits, or a Sequence of them");
 }
 
-// Byte-level BPE has one. SentencePiece's kind has a Sequence, which strips the space in front if there is one.
+// Byte-level BPE has one. SentencePiece's kind has a Sequence, which strips the space in front if there is
+// one.
 #define DECODERS "{\"type\":\"Sequence\",\"decoders\":[" \
     "{\"type\":\"Replace\",\"pattern\":{\"String\":\"▁\"},\"content\":\" \"}," \
     "{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"}"
