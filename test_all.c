@@ -11,6 +11,7 @@
 #include "train.c"
 #undef main
 #include "dev/halves.h"
+#include <malloc.h>
 
 enum { ONLY_F64 = 1, ONLY_F32 = 2, BOTH = 3, ON_GPU = 4 };
 #ifndef THIS_BUILD                      // dev/mutants.sh runs the tests of both builds in one
@@ -86,6 +87,9 @@ static void say_failure(const char *text, const char *how)
     if (failures == 1 || strcmp(where, before)) printf("        open %s\n", where);
     if (failures == MOST) printf("      … of those after it only the number is said\n");
     snprintf(before, sizeof before, "%s", where);
+    if (!getenv("FIRST_FAILURE")) return;                   // dev/mutants.sh needs no more to know
+    fflush(stdout);
+    _exit(1);
 }
 
 // The text of a check, from its format and what follows it.
@@ -869,6 +873,9 @@ static void check_nearly_parallel(void)
 // Four σ, then one that is nearly the fourth: with no rows to spare it takes hundreds of rounds.
 static double close_behind(int k) { return k < 4 ? 2 - 0.25 * k : k == 4 ? 1.24 : 0.5 / k; }
 
+// The first is there at once; whoever asks it alone whether the others are stops too early.
+static double one_far_ahead(int k) { return k == 0 ? 10 : k < 4 ? 2 - 0.25 * k : 0.8; }
+
 // Singular values of LAPACK, then those of matrices that were made of them.
 static void test_svd(void)
 {
@@ -888,6 +895,7 @@ static void test_svd(void)
     json_decref(json);
     free(text);
     svd_of_known("close behind", 60, 50, 30, 4, close_behind);
+    svd_of_known("one far ahead", 60, 50, 30, 4, one_far_ahead);
     check_nearly_parallel();
 }
 
@@ -3918,11 +3926,11 @@ static void test_sampling(void)
 // A sequence ends at any eos_token_id of config.json and generation_config.json, be it a number or a list.
 static void test_stops(void)
 {
-    char *dir = small_model(0), *copy_of = in_scratch("stops"), command[400];
+    char *dir = small_model(0), *copy_of = in_scratch("stops");
     opt.model = dir;
     config without = open_config();
-    snprintf(command, sizeof command, "rm -rf %s; cp -r %s %s; sed -i '0,/{/s//{\"eos_token_id\": 5,/' %s/config.json; "
-        "echo '{\"eos_token_id\": [7, 11]}' > %s/generation_config.json", copy_of, dir, copy_of, copy_of, copy_of);
+    char *command = text_of("rm -rf $D/stops; cp -r %s $D/stops; sed -i '0,/{/s//{\"eos_token_id\": 5,/' $D/stops/config.json; "
+        "echo '{\"eos_token_id\": [7, 11]}' > $D/stops/generation_config.json", dir);
     shell(command, "cannot prepare");
     opt.model = copy_of;
     model m = {.c = open_config()};
@@ -3930,7 +3938,7 @@ static void test_stops(void)
     for (int id = 0; id < 13; id++)
         check(ends_answer(&m, t, id) != (id == 2 || id == 5 || id == 7 || id == 11), 0, "token %d", id);
     check(without.stops, 0, "stops without a field");
-    free(without.text), free(m.c.text), free(dir), free(copy_of), tokenizer_free(t);
+    free(without.text), free(m.c.text), free(dir), free(copy_of), free(command), tokenizer_free(t);
 }
 
 // config.json's rope_theta counts wherever transformers reads it, and initializer_range is σ of --init.
@@ -4524,6 +4532,10 @@ static void test_plots(void)
 
 #define POINTER "printf 'version https://git-lfs.github.com/spec/v1\\noid sha256:0123\\nsize 13476835328\\n'"
 
+// A token that only the tokenizer's files know, the first behind the 768 of the model.
+#define NEW_TOKEN "echo '{\"added_tokens_decoder\": {\"768\": {\"content\": \"<new>\", \"special\": true}}}' > " \
+    "$D/model/tokenizer_config.json; echo '{\"question\": \"One <new>?\", \"answer\": \"2\"}' > $D/new.jsonl"
+
 // Each makes one thing wrong in a copy of base/ (in $D/model) or of the rows ($D/rows.jsonl), runs $ARGS, and wants a
 // non-zero status, one line that begins with "error:" and holds the text, and no $D/out.
 static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
@@ -4674,7 +4686,7 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"unknown option",      ":", "--rnak 4",
         "unknown option --rnak"},
     {"an option's value",   ":", "--rank four", "--rank four"},
-    {"a missing value",     ":", "--rank", "--rank needs a value"},
+    {"a missing value",     ":", "--rank", "--rank needs a value: --rank N"},
     {"unknown method",      ":", "--method bonn", "--method bonn"},
     {"unknown schedule",    ":", "--schedule step",
         "--schedule step"},
@@ -4757,6 +4769,11 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "$D/model/config.json", "", "\"tie_word_embeddings\" must be true or false"},
     {"biases",              "sed -i 's/^{/{\"attention_bias\": true,/' $D/model/config.json", "",
         "model.layers.0.self_attn.q_proj.bias"},
+    {"a token the model has no row for", NEW_TOKEN, "--data $D/new.jsonl", "a row holds token 768"},
+    {"the same in --val",   NEW_TOKEN, "--val $D/new.jsonl", "a row holds token 768"},
+    {"the same for --eval", NEW_TOKEN, "--eval --val $D/new.jsonl", "a row holds token 768"},
+    {"another activation",  "sed -i 's/\"silu\"/\"gelu\"/' $D/model/config.json", "", "\"hidden_act\" is gelu, only \"silu\""},
+    {"an activation of no name", "sed -i 's/\"silu\"/5/' $D/model/config.json", "", "\"hidden_act\" is no text"},
     {"dropout in training", "sed -i 's/^{/{\"attention_dropout\": 0.1,/' $D/model/config.json", "",
         "\"attention_dropout\" 0.1, which is not built"},
     {"a field of another RoPE", "sed -i 's/^{/{\"rope_scaling\": {\"rope_theta\": 10000, \"factor\": 8},/' "
@@ -4886,6 +4903,56 @@ static void test_wrong_input(void)
     }
 }
 
+static int descriptors_now(void)
+{
+    int n = 0;
+    DIR *d = opendir("/proc/self/fd");
+    while (d && readdir(d)) n++;
+    if (d) closedir(d);
+    return n;
+}
+
+// Every reader, several times. What the C library keeps of small freed blocks, some KB at most, does not count.
+static void test_descriptors(void)
+{
+    int before = 0;
+    size_t held = 0;
+    for (int again = 0; again < 32; again++) {
+        size_t bytes;
+        if (again == 24) before = descriptors_now();
+        if (again == 24) held = mallinfo2().uordblks;
+        config c = config_read("base/config.json");
+        tokenizer *t = open_tokenizer("base", c.vocab);
+        dataset d = read_rows(t, "data/val.jsonl", 128);
+        checkpoint base = checkpoint_open("base", "model");
+        free(read_file("base/config.json", &bytes));
+        usable_cpus("");
+        mat W = formula_matrix(60, 50);
+        svd_free(svd_top(W, 4, (rng){7}));
+        dev_free(W.p);
+        checkpoint_close(&base);
+        free_rows(&d);
+        tokenizer_free(t);
+        free(c.text);
+    }
+    expect(mallinfo2().uordblks <= held + 4096, "%zu bytes are held, %zu before", mallinfo2().uordblks, held);
+    expect(descriptors_now() == before, "%d are open, %d before", descriptors_now(), before);
+}
+
+// The bytes of a file of weights that are behind its header, whose size its first eight bytes say.
+static void test_base_size(void)
+{
+    size_t bytes;
+    uint64_t header;
+    char *file = read_file("base/model.safetensors", &bytes), *want;
+    memcpy(&header, file, sizeof header);
+    want = text_of("base       %.1f MB, mapped from its file", (double)(bytes - 8 - header) / 1e6);
+    train_well(FEW_ROWS " --steps 1 --out $D/sized");
+    char *text = output_of("stdout");
+    expect(strstr(text, want) != NULL, "«%s» is not in «%s»", want, text);
+    free(file), free(want), free(text);
+}
+
 // A disk that fills up while the result is written, by a limit on the size of files. The older result stays.
 static void test_full_disk(void)
 {
@@ -4996,6 +5063,34 @@ static void test_only_ours(void)
     char *text = output_of("stderr");
     expect(strstr(text, "note: ") && strstr(text, "files that no run wrote were in"), "says «%s»", text);
     free(text);
+}
+
+// Every command with glibc's malloc that knows where each block ends: a write behind one ends the program when it is freed.
+// The words grow, so that a list with room for the longest so far is too short for the next.
+static void test_block_ends(void)
+{
+    static const char knows[] = "LD_PRELOAD=libc_malloc_debug.so.0 MALLOC_CHECK_=3";
+#ifdef __SANITIZE_ADDRESS__
+    snprintf(skipped, sizeof skipped, "AddressSanitizer looks itself");
+    return;
+#endif
+    if (system("LD_PRELOAD=libc_malloc_debug.so.0 true 2>&1 | grep -q preload") == 0) {
+        snprintf(skipped, sizeof skipped, "libc_malloc_debug.so.0 is not here");
+        return;
+    }
+    char *train = copy_text(getenv("TRAIN")), *checked = text_of("env %s %s", knows, train);
+    shell("head -n 2 data/val.jsonl > $D/two.jsonl; w=; for i in $(seq 60); do w=${w}e; echo \"$w\"; done | paste -sd ' ' | "
+        "sed 's/.*/{\"text\": \"&\"}/' > $D/growing.jsonl", "cannot prepare");
+    setenv("TRAIN", checked, 1);
+    train_well("--tokenize $D/growing.jsonl");
+    for (int i = 0; i < METHODS; i++) {
+        if (left_out(i)) continue;
+        train_well("--method %s --data $D/two.jsonl --val $D/two.jsonl --steps 1 --batch 2 --max-new 2 --rank 4 "
+            "--out $D/ends", methods[i].name);
+    }
+    train_well("--merge $D/ends-merged --adapter $D/ends");
+    setenv("TRAIN", train, 1);
+    free(train), free(checked);
 }
 
 // A signal while a directory is in the making leaves nothing of it, whatever its files are called.
@@ -5353,6 +5448,45 @@ static void test_spellings(void)
         " --max_new_tokens 3 --eval_steps 1 --save_steps 1 --log $D/theirs.log --output_dir $D/theirs");
     expect(same_files("ours/adapter_model.safetensors", "theirs/adapter_model.safetensors"), "adapter");
     expect(same_logs("ours.log", "theirs.log"), "log");
+}
+
+// What a method writes into adapter_config.json is that method when it is read. With a start it is lora's, which holds both.
+static void test_methods_named(void)
+{
+    for (int i = 0; i < METHODS; i++) {
+        if (left_out(i) || !methods[i].peft_type) continue;
+        model *m = open_small(small_plan(methods[i].name), 0);
+        json_t *json = peft_config(m, "base");
+        const method *got = peft_method(json, "adapter_config.json");
+        const char *variant = methods[i].has_start ? NULL : methods[i].peft_variant;
+        expect(got && same_text(got->peft_type, methods[i].peft_type) && same_text(got->peft_variant, variant),
+            "%s comes back as %s", methods[i].name, got ? got->name : "nothing");
+        json_decref(json);
+        close_small(m);
+    }
+}
+
+// What counts as one edit, what as adding words, and what an option that is left out leaves to the other.
+static void test_option_names(void)
+{
+    static const struct { const char *a, *b; int edits; } pairs[] = {
+        {"--rank", "--rank", 0}, {"ab", "ba", 1}, {"--setps", "--steps", 1}, {"xxab", "xxba", 1}, {"badc", "abcd", 2},
+        {"kitten", "sitting", 3}, {"ca", "abc", 3}, {"", "abc", 3}, {"abc", "", 3}, {"abcd", "acd", 1},
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
+        expect(edits(pairs[i].a, pairs[i].b) == pairs[i].edits, "%s, %s: %d edits", pairs[i].a, pairs[i].b,
+            edits(pairs[i].a, pairs[i].b));
+    for (int more = 0; more < 2; more++) {
+        int least = 100;
+        const char *found = NULL;
+        nearer(more ? "--steps-of-adam" : "--stepsofadam", "--steps", "it", &least, &found);
+        expect(least == (more ? 1 : 6), "more %s: %d", more ? "words" : "letters", least);
+    }
+    expect(train_run("--val $D/nowhere.jsonl --steps 1 --out $D/named") == 1, "--val alone is not read");
+    expect(train_run("--data $D/few.jsonl --steps 1 --batch 2 --rank 2 --out $D/named") == 0, "--data alone");
+    char *text = output_of("stdout");
+    expect(!strstr(text, "data/val.jsonl"), "--data alone takes --val along: «%s»", text);
+    free(text);
 }
 
 // Every other name leads to something that is there, and every pair of commands is refused.
@@ -5850,10 +5984,18 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_wrong_input, ONLY_F32, "run/options.h"},
     {"spellings", "options in PEFT's and Trainer's spelling mean what they mean there",
         test_spellings, ONLY_F32, "run/options.h"},
+    {"methods-named", "what names a method in adapter_config.json names it when it is read",
+        test_methods_named, BOTH, "run/peft.h"},
+    {"option-names", "a name's nearest is found by letters and by words; --val and --data do not need each other",
+        test_option_names, BOTH, "run/options.h"},
     {"option-tables", "every other name leads somewhere; two commands at once are refused, whichever",
         test_option_tables, ONLY_F32, "run/options.h"},
     {"epochs", "half an epoch is half its steps, rounded up",
         test_epochs, ONLY_F32, "train.c"},
+    {"descriptors", "what is read is closed, and its memory given back",
+        test_descriptors, BOTH, "ops/host.h"},
+    {"base-size", "a run says how large its base is, and that nothing of it is copied",
+        test_base_size, ONLY_F32, "train.c"},
     {"keep-best", "--out holds what had the lowest eval loss; --patience ends a run; a resumed run knows both",
         test_keep_best, ONLY_F32, "run/checkpoint.h, train.c"},
     {"dry-run", "a dry run says the plan and the time of a step, and writes nothing",
@@ -5882,6 +6024,8 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_process, ONLY_F32, "run/signals.h"},
     {"discard", "a signal leaves nothing of a directory in the making, whatever its files are called",
         test_discard, ONLY_F32, "lib/directory.h"},
+    {"block-ends", "no command writes behind the end of memory that it asked for",
+        test_block_ends, ONLY_F32, "adapters.h, tokenizer.c"},
     {"odd-merges", "a merge that would write Inf or NaN is refused; what survives is a number or said to be nothing",
         test_odd_merges, ONLY_F32, "run/checkpoint.h"},
     {"counts", "trainable parameters on Llama2-7B are the paper's",
@@ -5963,7 +6107,8 @@ int main(int argc, char **argv)
     int count[128] = {0}, ran = 0;
     if (argc > 2) words = argv + 2;
     options defaults = opt;
-    snprintf(scratch, sizeof scratch, "%s/test-lora-bone-XXXXXX", tmp ? tmp : "/tmp");
+    if (snprintf(scratch, sizeof scratch, "%s/test-lora-bone-XXXXXX", tmp ? tmp : "/tmp") >= (int)sizeof scratch)
+        die("TMPDIR=%s: the tests need a path of at most %zu letters", tmp, sizeof scratch - sizeof "/test-lora-bone-XXXXXX");
     if (!mkdtemp(scratch)) die("%s: %s", scratch, strerror(errno));
     setenv("D", scratch, 1);
     setenv("TRAIN", "./train", 0);
