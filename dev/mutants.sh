@@ -2,9 +2,14 @@
 # Would the tests notice? Each line below breaks the code in one place (a sign, a scale, a dropped term, a transposed
 # index) and names the test that must turn red. Further faults are planted by rule, in every file that is taught (dev/mutate.awk):
 # there, any of a list of tests may turn red. A mutant that does not change the file, does not compile, or goes unnoticed is
-# a failure; those planted by rule that change nothing are listed in dev/mutants.equivalent, each with its reason. An argument
-# keeps it to the mutants whose description has that word, or to a file; --sample N tries every so-and-so many so that they are
-# N in all. Mutants of train.cu run as dev/cuda_on_cpu.h emulates it, with threads and blocks in the order named.
+# a failure; those planted by rule that change nothing are listed in dev/mutants.equivalent, each with its reason. A word
+# keeps it to the mutants whose description has that word, or to a file. Mutants of train.cu run as dev/cuda_on_cpu.h emulates
+# it, with threads and blocks in the order named.
+#
+#   dev/mutants.sh               all of them
+#   dev/mutants.sh bat-row       those with this word, or of this file
+#   dev/mutants.sh --sample 20   every so-and-so many of the table, 20 in all
+#   dev/mutants.sh --rules       those planted by rule alone. FROM=15 SHARE=30 RULED=lib/svd.h TESTS='svd residual' draws others
 #
 #   what                     | file       | sed expression                                                    | test        | method, or order
 mutants='
@@ -153,8 +158,8 @@ GPU column tail              | train.cu   | s/(m.cols + THREADS - 1) \/ THREADS/
 GPU warp tail                | train.cu   | s/(x.cols + WARP - 1) \/ WARP, THREADS, g/x.cols \/ WARP, THREADS, g/ | gpu-ops | forward
 GPU product: not added       | train.cu   | s/beta = mode == ADD ? 1 : 0/beta = 0/                            | gpu-ops     | forward
 GPU product: stride of one weight for all | train.cu | s/b.batch > 1 ? (long long)b.stride : 0/(long long)b.stride/ | gpu-ops | forward
-GPU softmax: sees one less   | train.cu   | /softmax_kernel(mat P, mat S/,/^}/s/before + r + 1/before + r/    | gpu-ops     | forward
-GPU softmax: sees the future | train.cu   | /softmax_backward_kernel/,/^}/s/before + r + 1/before + r + 2/    | gpu-ops     | forward
+GPU softmax: sees one less   | train.cu   | /void softmax_kernel/,/^}/s/to = b.seen_to(r)/to = b.seen_to(r) - 1/ | gpu-ops  | forward
+GPU softmax: sees the future | train.cu   | /softmax_backward_kernel/,/^}/s/to = b.seen_to(r)/to = b.seen_to(r) + 1/ | gpu-ops | forward
 GPU attention: dropped Δ     | train.cu   | s/pc \* (dp\[c\] - delta)/pc * dp[c]/                             | gpu-ops     | forward
 GPU attention: wrong head of a group | train.cu | s/head + h \* step/head * step + h/                          | gpu-ops     | forward
 GPU attention: keys of the first block | train.cu   | s/own = s.nk - s.nq + q0;/own = s.nk - s.nq;/                 | gpu-ops     | forward
@@ -170,7 +175,7 @@ GPU norm: a stride too short | train.cu   | /squares_kernel/,/^}/s/stride = (siz
 GPU reserve: nothing         | train.cu   | s/if (take) resize/if (0) resize/                                  | gpu-allocations | forward
 GPU reserve: no factors      | train.cu   | /bytes\[FACTOR_[AB]\] = /d                                        | gpu-allocations | forward
 GPU reserve: no backward     | train.cu   | s/if (n.train) {/if (0) {/                                        | gpu-allocations | forward
-GPU reserve: shorter rows    | train.cu   | s/score_row(n.keys);/score_row(n.keys) \/ 2;/                      | gpu-allocations | forward
+GPU reserve: shorter rows    | train.cu   | s/queries \* score_row(keys)/queries * (score_row(keys) \/ 2)/     | gpu-allocations | forward
 GPU magnitude: 0/0           | train.cu   | s/squares\[i\] <= 0 ? 1 : m\[i\]/m[i]/                             | gpu-ops     | forward
 GPU magnitude: 0/0 in its gradient | train.cu | s/bool none = q <= 0;/bool none = false;/                        | gpu-ops     | forward
 GPU AdamW: no decay          | train.cu   | s/w\[i\] \* shrink/w[i]/                                           | gpu-ops     | forward
@@ -225,6 +230,8 @@ config: another ε            | lib/config.h | s/AT(eps),        1e-6,/AT(eps), 
 config: another α            | run/peft.h | s/"lora_alpha", 8/"lora_alpha", 16/                                | defaults    |
 pieces: USER merges          | tokenizer.c | s/return id < 0 .. e->t->pieces\[id\].type != USER/return 1/       | pieces      |
 pieces: UNUSED is said       | tokenizer.c | s/== UNUSED) e->left_part/== NORMAL) e->left_part/                | pieces      |
+lora: a number beyond the end | adapters.h | /^static void lora_init/,/^}/s/i < n; i++) a/i <= n; i++) a/    | block-ends  | lora
+pieces: no room for a longer word | tokenizer.c | s/: 2 \* e->room;/: 1 * e->room;/                              | block-ends  | lora
 pieces: spaces kept          | tokenizer.c | s/while (after_space \&\& part.n/while (0 \&\& part.n/            | pieces      |
 pieces: a last space kept    | tokenizer.c | s/while (t->trim_spaces \&\& (size_t)/while (0 \&\& (size_t)/     | pieces      |
 pieces: surrogates           | ops/utf8.h | s/(code < 0xd800 .. code > 0xdfff)/1/                              | pieces      |
@@ -250,7 +257,7 @@ qwen3: k without its norm    | model.h    | s/rmsnorm_forward(heads_of(m, L->k),
 qwen3: no gradient of k      | model.h    | /rmsnorm_backward(heads_of(m, dk)/d                               | gradients   | full
 llama3: fast or slow, no blend | model.h  | s/often = fmin(fmax(often, 0), 1);/often = often > 0;/            | goldens     |
 llama3: turns in radians     | model.h    | s/ \/ (2 \* acos(-1));/;/                                         | goldens     |
-linear: as it was            | model.h    | /c->rope == ROPE_LINEAR/d                                         | goldens     |
+linear: as it was            | model.h    | s/== ROPE_LINEAR) often = 0/== ROPE_LINEAR) often = 1/              | goldens     |
 family: as many heads of keys | lib/config.h | s/.kv_heads = 8, .window/.window/                              | defaults    |
 family: Qwen2 always in a window | lib/config.h | s/.window_switch = 1, .qkv_bias/.qkv_bias/                  | defaults    |
 family: layer_types not read | lib/config.h | s/if (c->window != INT_MAX) c->full_layers = full;//           | defaults    |
@@ -289,24 +296,27 @@ merges: digits together      | run/tokenizer_json.h | s/one ? /0 ? /            
 merges: BOS where one is named | run/special_tokens.h | s/merges \&\& !json_is_true(add_bos)/0/                  | merges      |
 '
 
-# By rule: how many of a thousand of a file's small faults (dev/mutate.awk), and the tests of which one must turn red. All are in
-# one build (dev/plant.awk), which a run tells by $MUTANT which of them to have.
-rules='
-adapters.h       | 15 | definition zero-start lora-start saved-lora frozen-is-full goldens merge residual accumulation svd counts update recompute bf16-start target-modules splits
-model.h          | 15 | no-place definition uneven cache config together goldens twice accumulation zero-start target-modules targets recompute beyond-chunks splits
-ops/cpu.c        | 15 | residual-copy attention adamw exp ops goldens zero-rows cache definition update beyond-buffers matmul beyond-blocks beyond-panels
-ops/gemm.h       | 15 | in-place same-bits exp goldens matmul beyond-panels
-train.c          | 15 | targets epoch-rows schedules config together goldens update escapes splits epochs spellings
-tokenizer.c      | 15 | pieces refused-tokenizers added-twice own-ids special-tokens expected-ids prompt-edge any-bytes row-files
-run/rows.h       | 15 | windows cut-rows targets row-files prompt-edge answers rows room row-formats templates
-run/templates.h  | 15 | templates own-template row-formats
-run/dialogue.h   | 15 | row-formats templates prompt-edge rows cut-rows targets
-lib/gzip.h       | 15 | gzip
-tokenizer.c      | 15 | pieces refused-tokenizers added-twice own-ids special-tokens expected-ids prompt-edge any-bytes row-files merges refused-merges byte-level-rows byte-level-bytes byte-level-files
-run/rows.h       | 15 | windows cut-rows targets row-files prompt-edge answers rows room
-run/checkpoint.h | 15 | same-options nan-saved saved-lora odd-merges bf16-start resume kept-files
-run/generate.h   | 15 | sampling together stops prompt-edge room splits
-'
+# By rule: how many of a thousand of a file's small faults (dev/mutate.awk), from which place of the thousand on ($FROM; 0). They
+# are all in one build (dev/plant.awk), which a run tells by $MUTANT which of them to have.
+share=${SHARE:-15} from=${FROM:-0}
+ruled=${RULED:-adapters.h model.h train.c tokenizer.c $(echo ops/*.[ch] lib/*.h run/*.h)}
+
+# Any of these tests ($TESTS) may turn red by a fault that a rule has planted: the quick ones, and those that alone reach some
+# lines.
+tests=${TESTS:-
+gradients ops residual-copy twice accumulation splits recompute zero-start zero-rows merge definition frozen-is-full
+svd lora-start saved-lora residual goldens target-modules uneven attention cache matmul same-bits in-place exp halves
+beyond-blocks beyond-panels beyond-buffers few-rows beyond-chunks beyond-rows adamw update schedules expected-ids own-ids
+any-bytes merges refused-merges byte-level-rows byte-level-bytes byte-level-files row-formats templates
+own-template gzip pieces refused-tokenizers added-twice special-tokens prompt-edge stops config defaults rows windows
+cut-rows
+targets config-spelling json-values row-files safetensors too-many no-place epoch-rows cut-file escapes sampling
+together answers room nan-saved same-options option-tables option-names methods-named full-disk output
+kept-files unknown-fields discard
+odd-merges counts bf16-start block-ends base-size descriptors quota wrong-input
+}
+
+libs='-ljansson -lz -lpcre2-8 -lutf8proc -lm'
 
 # directory, flags: compiles the tests of the sources in it, and with them the program (--train). Code that is not the ops' is
 # not optimised: it runs longer, and is compiled in half the time.
@@ -315,7 +325,7 @@ compile_tests() {
     ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DTHIS_BUILD=BOTH $2 -c "$1/test_all.c" -o "$1/test.o"
 }
 compile_tokenizer() { ${CC:-cc} -std=gnu11 -O1 -march=native -w -c "$1/tokenizer.c" -o "$1/tokenizer.o"; }
-link_tests() { ${CC:-cc} -fopenmp "$1/test.o" "$1/tokenizer.o" -o "$1/test" -ljansson -lz -lpcre2-8 -lutf8proc -lm; }
+link_tests() { ${CC:-cc} -fopenmp "$1/test.o" "$1/tokenizer.o" -o "$1/test" $libs; }
 
 # directory, file, test: the double tests of the sources in it; only what the file belongs to is compiled anew
 build() {
@@ -325,7 +335,7 @@ build() {
     case $2 in
     train.cu)
         ${CXX:-c++} -std=c++17 -O1 -w -fopenmp -DDOUBLE -I. -x c++ -c "$1/train.cu" -o "$1/emu.o" &&
-        ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" -ljansson -lz -lpcre2-8 -lutf8proc -lm ;;
+        ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" $libs ;;
     tokenizer.c|lib/words.h)
         cp $whole/test.o "$1"; compile_tokenizer "$1" && link_tests "$1" ;;
     ops/utf8.h)
@@ -338,7 +348,7 @@ build() {
 copy_sources() { rm -rf "$1"; mkdir -p "$1"; cp -r --parents *.h *.c train.cu ops lib run paper dev/halves.h "$1"; }
 
 run_test() { # directory, test, method: what it leaves lies in the directory
-    TMPDIR=$PWD/$1 TRAIN="$PWD/$1/test --train" OMP_NUM_THREADS=1 timeout 120 "$1/test" "$2" ${3:+"$3"} >"$1/log" 2>&1
+    TMPDIR=$PWD/$1 TRAIN="$PWD/$1/test --train" OMP_NUM_THREADS=1 FIRST_FAILURE=1 timeout ${LIMIT:-120} "$1/test" "$2" ${3:+"$3"} >"$1/log" 2>&1
 }
 
 try() { # directory, what, file, expression, test, method or order
@@ -353,34 +363,91 @@ try() { # directory, what, file, expression, test, method or order
     else echo "✓ $2: $5 turns red"; fi
 }
 
-try_planted() { # directory, file, line, what stands there then, number, tests
-    local test
+try_chosen() { # directory, what, number, test, method: one of the table that is in the build with all faults
     mkdir -p "$1"
-    for test in $6; do
-        ln -sf "$PWD/$whole/test" "$1/test"
-        MUTANT=$5 run_test "$1" "$test" || { echo "✓ $2:$3: $4: $test turns red"; return; }
-    done
+    ln -sf "$PWD/$whole/test" "$1/test"
+    if MUTANT=$3 run_test "$1" "$4" "$5"; then echo "✗ $2: $4 stays green"
+    else echo "✓ $2: $4 turns red"; fi
+}
+
+try_planted() { # directory, file, line, what stands there then, number
+    local ms test
+    mkdir -p "$1"
+    ln -sf "$PWD/$whole/test" "$1/test"
+    while read -r ms test; do                           # the quickest first; those that never come here cannot tell
+        grep -qx "$5" "$whole/reached.$test" || continue
+        LIMIT=$((10 + ms / 100)) MUTANT=$5 run_test "$1" "$test" || { echo "✓ $2:$3: $4: $test turns red"; return; }
+    done <$whole/tests
     echo "✗ $2:$3: $4: no test turns red"
+}
+
+measure() { # directory, test: unbroken it is green; how many ms it takes, and which faults it would meet
+    local start; start=$(date +%s%N)
+    mkdir -p "$1"
+    ln -sf "$PWD/$whole/test" "$1/test"
+    LIMIT=600 REACHED=$PWD/$1/reached run_test "$1" "$2" || { echo "✗ $2 is red without a fault"; cat "$1/log"; return; }
+    echo "$((($(date +%s%N) - start) / 1000000)) $2" >>$whole/tests
+    od -An -v -t d4 -w4 "$1/reached" | awk '$1 { print NR - 1 }' >"$whole/reached.$2"
+}
+
+# A test that is red without a fault would turn red for every one.
+green() { # directory, test, method
+    mkdir -p "$1"
+    ln -sf "$PWD/$whole/test" "$1/test"
+    run_test "$1" "$2" "$3" || { echo "✗ $2 $3 is red without a fault"; cat "$1/log"; }
 }
 
 trim() { local s="${1#"${1%%[! ]*}"}"; echo "${s%"${s##*[! ]}"}"; }
 
-# Every mutant, a line of fields between bytes 1.
-list_mutants() {
-    local what file expression test method share tests more
+fields() { printf '%s\1' "$@"; echo; }
+
+# The table's mutants with this word, every so-and-so-manieth: lines of fields between bytes 1, a number in front.
+choose_mutants() { # word, every
+    local what file expression test method i=0
     while IFS='|' read -r what file expression test method; do
-        [[ "$what" == *[a-z]* ]] || continue
-        printf '%s\1' try "$(trim "$what")" "$(trim "$file")" "$(trim "$expression")" "$(trim "$test")" "$(trim "$method")"; echo
+        [[ "$what" == *[a-z]* && "$what $file $expression" == *"$1"* ]] || continue
+        i=$((i + 1))
+        [ $((i % $2)) = 0 ] || continue
+        fields $i "$(trim "$what")" "$(trim "$file")" "$(trim "$expression")" "$(trim "$test")" "$(trim "$method")"
     done <<<"$mutants"
-    while IFS='|' read -r file share tests; do
-        file=$(trim "$file")
-        [ ! -f "$whole/planted.${file##*/}" ] ||
-            while IFS=$'\t' read -r number line column length text; do
-                what=$(changed "$file" "$line" "$column" "$length" "$text")
-                grep -qxF "$file: $what" dev/mutants.equivalent ||
-                    printf '%s\1' try_planted "$file" "$line" "$what" "$number" "$tests"; echo
-            done <"$whole/planted.${file##*/}"
-    done <<<"$rules" | grep .
+}
+
+# Every mutant: what tries it, and its arguments.
+list_mutants() {
+    local file number what expression test method line column length text
+    while IFS=$'\1' read -r number what file expression test method; do
+        if grep -q "^$number	" "$whole/planted.${file//\//.}" 2>/dev/null; then
+            fields try_chosen "$what" $number "$test" "$method"
+        else fields try "$what" "$file" "$expression" "$test" "$method"; fi
+    done <$whole/chosen
+    for file in $planted; do
+        [ -f "$whole/planted.${file//\//.}" ] || continue
+        while IFS=$'\t' read -r number line column length text; do
+            [ "$number" -gt 1000 ] || continue
+            what=$(changed "$file" "$line" "$column" "$length" "$text")
+            grep -qxF "$file: $what" dev/mutants.equivalent ||
+                fields try_planted "$file" "$line" "$what" "$number"
+        done <"$whole/planted.${file//\//.}"
+    done
+}
+
+# file, sed expression: line, column, length and what stands there then, of a line that it changes or, with a ; instead,
+# removes; nothing where it does more.
+fault_of() {
+    sed "$2" "$1" | LC_ALL=C awk '
+        NR == FNR { old[++n] = $0; next }
+        { new[++m] = $0 }
+        END {
+            for (i = 1; i <= m && old[i] == new[i]; i++) ;
+            for (j = i + (m == n); j <= m; j++) if (m < n - 1 || old[j + n - m] != new[j]) exit
+            if (m == n - 1) { at = match(old[i], /[^ ]/); print i, at, length(old[i]) - at + 1, ";" }
+            if (m != n || i > n) exit
+            a = length(old[i])
+            b = length(new[i])
+            for (at = 1; at <= a && at <= b && substr(old[i], at, 1) == substr(new[i], at, 1); at++) ;
+            for (; a >= at && b >= at && substr(old[i], a, 1) == substr(new[i], b, 1); a--) b--
+            print i, at, a - at + 1, substr(new[i], at, b - at + 1)
+        }' OFS='\t' "$1" -
 }
 
 changed() { # file, line, column, length, what stands there instead: the line with this fault, or "without" and the line
@@ -389,60 +456,100 @@ changed() { # file, line, column, length, what stands there instead: the line wi
         NR == n && text != ";" { $0 = substr($0, 1, at - 1) text substr($0, at + long); sub(/^ */, ""); print }' "$1"
 }
 
-# The build with all faults of the rules. Those that are no C are left out.
+# The build with all faults: the table's, numbered from 1, as far as they change one line, and the rules', from 1001. Those
+# that find no place in it, or are no C, are left out.
 plant_all() {
-    local file share tests number=0 round
+    local file number=1000 round what expression test method fault
     copy_sources $whole/src
-    echo 'extern int mutant;' >$whole/mutant.h
-    echo '#include <stdlib.h>
+    echo 'extern int mutant, reached[1 << 16];
+static inline int mutated(int n) { reached[n] = 1; return mutant == n; }' >$whole/mutant.h
+    echo '#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
 int mutant;
-__attribute__((constructor)) static void choose(void) { if (getenv("MUTANT")) mutant = atoi(getenv("MUTANT")); }' >$whole/mutant.c
-    while IFS='|' read -r file share tests; do
-        file=$(trim "$file")
-        [ -n "$file" ] || continue
-        LC_ALL=C awk -v share="$share" -f dev/mutate.awk "$file" | cut -f2- | awk -v n=$number '{ print NR + n "\t" $0 }' >"$whole/list.${file##*/}"
-        number=$((number + $(wc -l <"$whole/list.${file##*/}")))
-    done <<<"$rules"
-    for round in 1 2 3; do
-        while IFS='|' read -r file share tests; do
-            file=$(trim "$file")
-            [ -n "$file" ] || continue
-            : >"$whole/planted.${file##*/}"
-            LC_ALL=C awk -F'\t' -v planted="$whole/planted.${file##*/}" -f dev/plant.awk "$whole/list.${file##*/}" "$file" >"$whole/src/$file"
-        done <<<"$rules"
+__attribute__((aligned(4096))) int reached[1 << 16];        // shared by all processes of a test, through a file
+__attribute__((constructor)) static void choose(void)
+{
+    if (getenv("MUTANT")) mutant = atoi(getenv("MUTANT"));
+    int file = getenv("REACHED") ? open(getenv("REACHED"), O_RDWR | O_CREAT, 0666) : -1;
+    if (file >= 0 && (ftruncate(file, sizeof reached) || mmap(reached, sizeof reached, PROT_READ | PROT_WRITE,
+                                                              MAP_SHARED | MAP_FIXED, file, 0) == MAP_FAILED)) abort();
+    if (file >= 0) close(file);
+}' >$whole/mutant.c
+    for file in $planted; do
+        LC_ALL=C awk -v share="$share" -v from="$from" -f dev/mutate.awk "$file" | cut -f2- |
+            awk -v n=$number '{ print NR + n "\t" $0 }' >"$whole/list.${file//\//.}"
+        number=$((number + $(wc -l <"$whole/list.${file//\//.}")))
+    done
+    while IFS=$'\1' read -r number what file expression test method; do
+        [ "$file" != train.cu ] && [ "$test" != gsm8k ] || continue
+        fault=$(fault_of "$file" "$expression")
+        [ -z "$fault" ] || echo "$number	$fault" >>"$whole/list.${file//\//.}"
+    done <$whole/chosen
+    for round in 1 2 3 4; do
+        for file in *.[ch] */*.[ch]; do
+            [ -s "$whole/list.${file//\//.}" ] || continue
+            : >"$whole/planted.${file//\//.}"
+            LC_ALL=C awk -F'\t' -v planted="$whole/planted.${file//\//.}" -f dev/plant.awk \
+                "$whole/list.${file//\//.}" "$file" >"$whole/src/$file"
+        done
         ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DTHIS_BUILD=BOTH -DDOUBLE -include $whole/mutant.h \
-            $whole/src/test_all.c $whole/src/tokenizer.c $whole/mutant.c -o $whole/test -ljansson -lz -lpcre2-8 -lutf8proc -lm 2>$whole/errors && return
-        sed -n "s|^$whole/src/\([^:]*\):\([0-9]*\):.*error:.*|\1 \2|p" $whole/errors | while read -r file number; do
-            awk -F'\t' -v n="$number" '$2 != n' "$whole/list.${file##*/}" >$whole/kept && mv $whole/kept "$whole/list.${file##*/}"
+            $whole/src/test_all.c $whole/src/tokenizer.c $whole/mutant.c -o $whole/test $libs 2>$whole/errors && return
+        sed -n "s|^$whole/src/\([^:]*\):\([0-9]*\):.*error: .*else.*|\1 \2 - 1|p; t
+                s|^$whole/src/\([^:]*\):\([0-9]*\):.*error:.*|\1 \2|p" $whole/errors | while read -r file number; do
+            number=$((number))                          # an else without its if is the fault of the line before
+            awk -F'\t' -v n="$number" '$2 != n' "$whole/list.${file//\//.}" >$whole/kept && mv $whole/kept "$whole/list.${file//\//.}"
         done
     done
     cat $whole/errors; return 1
 }
 
-export OMP_WAIT_POLICY=passive                       # two mutants at a time share the CPUs
-whole=build/mutants
-make -s build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o
-rm -rf $whole
-copy_sources $whole/src
-compile_tests $whole/src -DDOUBLE && compile_tokenizer $whole/src && mv $whole/src/*.o $whole && plant_all || exit 1
-only=$1 every=1
-list_mutants >$whole/list
-if [ "$1" = --sample ]; then
-    only=; every=$(($(wc -l <$whole/list) / $2))
-fi
-i=0 seen=0
-while IFS= read -r line; do
-    IFS=$'\1' read -ra field <<<"$line"
-    [[ "${field[1]} ${field[2]} ${field[3]}" == *"$only"* ]] || continue
-    seen=$((seen + 1))
-    [ $((seen % every)) = 0 ] || continue
-    i=$((i + 1))
-    { "${field[0]}" build/mutant.$i "${field[@]:1}"; rm -rf build/mutant.$i; } >build/mutant.$i.log 2>/dev/null &     # bash says "Aborted" of one that crashes
+in_background() { # a command: two at a time share the CPUs. bash says "Aborted" of one that crashes
+    "$@" 2>/dev/null &
     while [ "$(jobs -r | wc -l)" -ge "$(nproc)" ]; do wait -n; done
-done <$whole/list
-wait
-seq -f 'build/mutant.%g.log' 1 $i | xargs cat | tee build/mutants.log
-rm -rf build/mutant.*.log $whole
+}
+
+in_a_directory() { # directory, function, its further arguments
+    "$2" "$1" "${@:3}"
+    rm -rf "$1"
+}
+
+try_all() {
+    local line field test method i=0
+    if [ -n "$planted" ]; then
+        for test in $tests; do in_background in_a_directory build/mutant.t$((i += 1)) measure $test; done
+        wait
+        sort -n $whole/tests -o $whole/tests
+    fi
+    while IFS=$'\1' read -r test method; do
+        in_background in_a_directory build/mutant.t$((i += 1)) green $test $method
+    done < <(grep -a ^try_chosen $whole/list | cut -d $'\1' -f 4,5 | sort -u)
+    while IFS= read -r line; do
+        IFS=$'\1' read -ra field <<<"$line"
+        in_background in_a_directory build/mutant.$((i += 1)) "${field[@]}"
+    done <$whole/list
+    wait
+}
+
+export OMP_WAIT_POLICY=passive
+whole=build/mutants only=$1 every=1 planted=
+rm -rf $whole build/mutant.*
+copy_sources $whole/src
+case $1 in
+--sample) only=; every=$(($(choose_mutants '' 1 | wc -l) / $2)) ;;
+--rules) only=$'\1'; planted=$ruled ;;
+'') planted=$ruled ;;
+*) [[ " $ruled " != *" $1 "* ]] || planted=$1 ;;
+esac
+choose_mutants "$only" $every >$whole/chosen
+! grep -q train.cu $whole/chosen || make -s build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o
+compile_tests $whole/src -DDOUBLE && compile_tokenizer $whole/src && mv $whole/src/*.o $whole || exit 1
+plant_all || exit 1
+list_mutants >$whole/list
+try_all | tee build/mutants.log
+rm -rf $whole
 failed=$(grep -c '✗' build/mutants.log)
+echo "$((SECONDS / 60)) minutes $((SECONDS % 60)) s"
 echo "$(grep -c '✓' build/mutants.log) passed, $failed failed, 0 skipped"
 [ "$failed" = 0 ]

@@ -1,6 +1,6 @@
 # dev/mutate.awk: small faults that rules can plant in a C file, one a line: line, column, length, what stands there instead,
-# separated by tabs. share: so many of a thousand, chosen by a hash of the line and the fault, so that a change of the file
-# draws anew for the lines it changes, and no others. Comments, strings and preprocessor lines are left alone.
+# separated by tabs. share: so many of a thousand, from place `from` on, chosen by a hash of the line and the fault, so that a
+# change of the file draws anew for the lines it changes, and no others. Comments, strings and preprocessor lines are left alone.
 #
 #   + and −, * and /, % and /      < and <=, > and >=, == and !=     && and ||      SET and ADD      true and false
 #   a minus or a ! in front: dropped        a whole number: one more, and one less        a fraction: twice
@@ -15,8 +15,8 @@ function hash(text,    h, i) {
 
 function put(at, long, text,    margin, place) {
     margin = match($0, /[^ ]/)
-    place = hash(substr($0, margin) (at - margin) long text) % 1000
-    if (place < share) print place / share "\t" NR "\t" at "\t" long "\t" text
+    place = hash(substr($0, margin) (at - margin) long text) % 1000 - from
+    if (place >= 0 && place < share) print place / share "\t" NR "\t" at "\t" long "\t" text
 }
 
 # Replaces what a comment or a string holds by spaces, so that columns stay.
