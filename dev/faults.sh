@@ -7,15 +7,17 @@
 #   dev/faults.sh              all of it: hours (JOBS=2: on two cores)
 #   dev/faults.sh train merge  these commands alone
 #   dev/faults.sh --sample N   N faults, spread over all commands and kinds; the test `faults` does this
-sample=0
+#   dev/faults.sh --kills N    N times SIGKILL at a random time of a run that saves after every step, and of a merge
+sample=0 kills=0
 [ "$1" != --sample ] || { sample=$2; shift 2; }
+[ "$1" != --kills ] || { kills=$2; shift 2; }
 ulimit -c 0
 export GOMP_SPINCOUNT=1000                              # or the program starts itself again, and with it the counting
 train=$(realpath "${TRAIN:-./train}")
 lib=$PWD/build/faults.so
 here=${FAULTS_DIR:-$PWD/build/faults}
 model=$here/model base=$PWD/base
-commands=${*:-train pissa lora-ga full resume adapter merge eval generate tokenize list compare}
+commands=${*:-train saves pissa lora-ga full resume adapter merge eval generate tokenize list compare}
 rm -rf "$here"; mkdir -p "$here"
 make -s build/faults.so || exit 1
 
@@ -27,7 +29,8 @@ END
 for i in 1 2 3; do echo "{\"question\": \"$i apples?\", \"answer\": \"#### $i\"}"; done >"$here/rows.jsonl"
 echo '{"text": "One day, a little girl"}' >"$here/texts.jsonl"
 echo '{"add_bos_token": true, "added_tokens_decoder": {"3": {"content": "<pad>", "special": true}}}' >"$here/settings.json"
-rows="--model $model --data $here/rows.jsonl --val $here/rows.jsonl --steps 2 --batch 2 --max-new 2 --threads ${THREADS:-1} --rank 2"
+data="--model $model --data $here/rows.jsonl --val $here/rows.jsonl --batch 2 --max-new 2 --threads ${THREADS:-1} --rank 2"
+rows="$data --steps 2"
 prepare() {
     "$train" --init "$here/tiny.json" --method full --model "$base" --data "$here/rows.jsonl" --steps 1 --out "$model" &&
     rm "$model"/state.* && cp base/tokenizer.model "$model" && cp "$here/settings.json" "$model/tokenizer_config.json" &&
@@ -41,6 +44,7 @@ prepare >"$here/log" 2>&1 || { cat "$here/log"; exit 1; }
 arguments() {
     case $2 in
     train) echo "$rows --eval-every 1 --log $1/log --out $1/out" ;;
+    saves) echo "$data --steps 3 --save-every 1 --out $1/out" ;;
     pissa|lora-ga) echo "$rows --method $2 --out $1/out" ;;
     full) echo "$rows --method full --out $1/out" ;;
     resume) echo "$rows --seed 7 --resume $1/out --log $1/log --out $1/out" ;;
@@ -55,7 +59,7 @@ arguments() {
 }
 older() {
     case $1 in
-    train|pissa|lora-ga|resume|adapter) echo "$here/before" ;;
+    train|saves|pissa|lora-ga|resume|adapter) echo "$here/before" ;;
     full) echo "$here/before-full" ;;
     compare) echo "$here/want.compare" ;;
     esac
@@ -117,6 +121,68 @@ sweep() { # command, kind, how, error number
     echo "$([ "$bad" = 0 ] && echo ✓ || echo ✗) $1: $tried of $n calls ($2, $3${4:+ errno $4}): $(grep -c 'ok 1$' "$out") with one line, $(grep -c 'ok 0$' "$out") not needed, $(grep -c 'ok 137' "$out") killed, $bad wrong"
     passed=$((passed + tried - bad)); failed=$((failed + bad))
 }
+
+# SIGKILL at a random time. A run that saves at every step must have left a save or the older result; resumed, or run again
+# where it is the older one, it must end with the bytes of a run that nobody killed. A merge must be there wholly or not at all.
+killed_run() { # directory, within so many ms
+    local resume
+    begin "$1" train
+    killed_within "$2" $long --out "$1/out" >"$1/stdout" 2>&1
+    if same "$1/out" "$here/before"; then older=$((older + 1)); resume=
+    else resume="--resume $1/out"; fi
+    [ -z "$resume" ] || "$train" --eval --model "$model" --adapter "$1/out" --val "$here/rows.jsonl" --threads 1 >"$1/eval" 2>&1 ||
+        { echo "what a kill left cannot be read: $(grep error "$1/eval")"; return; }
+    "$train" $long $resume --out "$1/out" >"$1/stdout" 2>&1 || { echo "the next run fails: $(grep error "$1/stdout")"; return; }
+    same "$1/out" "$here/unbroken" || echo "the next run ends with other bytes"
+    ! ls -d "$1"/out.* >/dev/null 2>&1 || echo "the next run leaves $(ls -d "$1"/out.*)"
+}
+killed_merge() { # directory, within so many ms
+    begin "$1" merge
+    killed_within "$2" $(arguments "$1" merge) >"$1/stdout" 2>&1
+    same "$1/out" "$here/merged" || { [ ! -e "$1/out" ] && older=$((older + 1)); } || echo "half of a merge"
+    rm -rf "$1/out"
+    "$train" $(arguments "$1" merge) >"$1/stdout" 2>&1 || { echo "the next merge fails: $(grep error "$1/stdout")"; return; }
+    same "$1/out" "$here/merged" || echo "the next merge has other bytes"
+    ! ls -d "$1"/out.* >/dev/null 2>&1 || echo "the next merge leaves $(ls -d "$1"/out.*)"
+}
+killed_within() { # ms, arguments: when this returns the process is gone, and with it its lock
+    "$train" "${@:2}" &
+    sleep "$(awk -v ms="$1" -v r=$RANDOM 'BEGIN { printf "%.4f", r / 32768 * ms / 1000 }')"
+    kill -KILL $!
+    wait $!
+    [ $? != 137 ] || struck=$((struck + 1))
+}
+ms_of() { # a command: the least of five times
+    local start i
+    for i in 1 2 3 4 5; do
+        start=$(date +%s%N)
+        "$@" >/dev/null 2>&1
+        echo $((($(date +%s%N) - start) / 1000000 + 1))
+        rm -rf "$here/run0/out"
+    done | sort -n | head -n 1
+}
+kill_all() {
+    local what ms i bad said failed=0
+    long="$data --steps 40 --save-every 1"
+    mkdir -p "$here/run0"
+    "$train" $long --out "$here/unbroken" >"$here/log" 2>&1 && "$train" $(arguments "$here/run0" merge) >"$here/log" 2>&1 ||
+        { cat "$here/log"; exit 1; }
+    mv "$here/run0/out" "$here/merged"
+    for what in killed_merge killed_run; do
+        struck=0 older=0 bad=0
+        if [ $what = killed_run ]; then ms=$(ms_of "$train" $long --out "$here/run0/out")
+        else ms=$(ms_of "$train" $(arguments "$here/run0" merge)); fi
+        for ((i = 0; i < kills; i++)); do
+            $what "$here/run0" "$ms" >"$here/said" 2>/dev/null
+            [ ! -s "$here/said" ] || { bad=$((bad + 1)); echo "✗ $(cat "$here/said")"; }
+        done
+        echo "$([ $bad = 0 ] && echo ✓ || echo ✗) $what: $kills times within $ms ms, $struck killed, of which $older left the older result, $bad wrong"
+        failed=$((failed + bad))
+    done
+    echo "$((2 * kills - failed)) passed, $failed failed, 0 skipped"
+    exit $((failed > 0))
+}
+[ "$kills" = 0 ] || kill_all
 
 for c in $commands; do                                  # without a fault: the result, and how many calls there are
     for kind in memory files; do
