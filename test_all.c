@@ -2534,6 +2534,7 @@ static const struct { const char *tail, *says; } no_tokenizers[] = {
     {"1202c801", "is damaged"},                                         // inside of TrainerSpec
     {"1a021aff", "is damaged"},                                         // inside of NormalizerSpec
     {"0a00", "is empty, or longer"},
+    {"0a040a026100", "holds NUL"},
     {"0a040a02c328", "is not UTF-8"},
     {"0a050a03eda080", "is not UTF-8"},                                 // a surrogate
     {"0a080a01611500" "00c07f", "not a number"},
@@ -2541,6 +2542,12 @@ static const struct { const char *tail, *says; } no_tokenizers[] = {
     {"0a050a01611807", "unknown type"},
     {"0a040a026865", "stands twice"},                                   // he
     {"0a0a0a063c307830413e1806", "stands twice"},                       // <0x0A>
+    {"0a050a033c733e", "stands twice"},                                 // <s>, a piece like others
+    {"0a060a0268651803", "stands twice"},                               // he, which begins a text
+    {"0a0a0a063c307830413e1803", "stands twice"},                       // <0x0A>, likewise
+    {"0a070a033c753e1802", "second piece for the unknown"},
+    {"b8808080800005", "cut short"},                                    // a key of 6 bytes
+    {"3a808080808000", "cut short"},                                    // a length of 6 bytes
     {"0a0a0a063c30783061" "3e1806", "not spelled"},                     // <0x0a>
     {"12021801", "unigram"}, {"12021803", "word"}, {"12021804", "character"}, {"12021805", "does not say that it is BPE"},
     {"1203980200", "no bytes for unknown"}, {"1203c00101", "spaces behind"}, {"1a03120161", "maps characters"},

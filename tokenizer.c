@@ -137,11 +137,12 @@ typedef struct {
     slice data;                 // the value of every other wire type
 } field;
 
-// Takes a varint off the front of `in`. False if it is longer than 10 bytes or than what is left.
-static bool read_varint(slice *in, uint64_t *value)
+// Takes a varint off the front of `in`. False if it is longer than `most` bytes or than what is left. Protobuf
+// reads at most 10 bytes of a number, 5 of a key or a length.
+static bool read_varint(slice *in, size_t most, uint64_t *value)
 {
     *value = 0;
-    for (size_t i = 0; i < in->n && i < 10; i++) {
+    for (size_t i = 0; i < in->n && i < most; i++) {
         *value |= (uint64_t)(in->p[i] & 0x7f) << 7 * i;
         if (in->p[i] & 0x80) continue;
         *in = skip(*in, i + 1);
@@ -155,10 +156,10 @@ static bool next_field(slice *message, field *f)
 {
     slice in = *message;
     uint64_t length = 0;
-    if (!read_varint(&in, &f->key) || f->key >> 3 == 0 || f->key > UINT32_MAX) return false;
+    if (!read_varint(&in, 5, &f->key) || f->key >> 3 == 0 || f->key > UINT32_MAX) return false;
     switch (f->key & 7) {
-    case VARINT:  if (!read_varint(&in, &f->number)) return false; break;
-    case BYTES:   if (!read_varint(&in, &length)) return false; break;
+    case VARINT:  if (!read_varint(&in, 10, &f->number)) return false; break;
+    case BYTES:   if (!read_varint(&in, 5, &length)) return false; break;
     case FIXED64: length = 8; break;
     case FIXED32: length = 4; break;
     default:      return false;
@@ -423,41 +424,46 @@ static bool check_kind(const tokenizer *t, const report *r)
     return true;
 }
 
-// Adds a piece that matches text to the hash table, and notes in joins_space, longest_user and has_unused
-// what encoding wants to know of it. Says what is wrong with the piece, or NULL.
-static const char *index_text(tokenizer *t, int id)
+// Adds a piece to the hash table. False if its text is there already.
+static bool add_text(tokenizer *t, int id)
 {
-    const piece *p = t->pieces + id;
+    slice text = t->pieces[id].text;
     uint64_t hash = HASH_START;
-    for (size_t i = 0; i < p->text.n; i++) {
-        slice rest = skip(p->text, i);
-        if (i && starts_with(rest, SPACE)) t->joins_space[(unsigned char)rest.p[-1]] = true;
-        hash = hash_byte(hash, rest.p[0]);
-    }
-    slot *s = find_slot(t, p->text, hash);
-    if (s->id) return "stands twice";
+    for (size_t i = 0; i < text.n; i++) hash = hash_byte(hash, text.p[i]);
+    slot *s = find_slot(t, text, hash);
+    if (s->id) return false;
     *s = (slot){(uint32_t)hash, id + 1};
+    return true;
+}
+
+// Notes in joins_space, longest_user and has_unused what encoding wants to know of a piece that matches text.
+static void note_text(tokenizer *t, const piece *p)
+{
+    for (size_t i = 1; i < p->text.n; i++)
+        if (starts_with(skip(p->text, i), SPACE)) t->joins_space[(unsigned char)p->text.p[i - 1]] = true;
     size_t *longest = t->longest_user + (unsigned char)p->text.p[0];
     if (p->type == USER && p->text.n > *longest) *longest = p->text.n;
     t->has_unused |= p->type == UNUSED;
-    return NULL;
 }
 
-// Checks a piece and makes it findable: by its text, or as one of the 256 bytes. UNKNOWN and CONTROL pieces
-// are found by neither. Says what is wrong with the piece, or NULL.
-static const char *index_piece(tokenizer *t, int id)
+static bool matches_text(const piece *p) { return p->type == NORMAL || p->type == USER || p->type == UNUSED; }
+
+// Checks a piece, and notes which of the 256 bytes it is. Says what is wrong with it, or NULL.
+static const char *check_piece(tokenizer *t, int id)
 {
     const piece *p = t->pieces + id;
     if (!p->text.n || p->text.n >= 8000) return "is empty, or longer than SentencePiece allows";
+    if (memchr(p->text.p, 0, p->text.n)) return "holds NUL";
     for (size_t i = 0, n; i < p->text.n; i += n)
         if (!(n = character(skip(p->text, i)))) return "is not UTF-8";
     if (p->score != p->score) return "has a score that is not a number";
     if (p->type < NORMAL || p->type > BYTE) return "is of an unknown type";
-    if (p->type == UNKNOWN || p->type == CONTROL) return NULL;
-    if (p->type != BYTE) return index_text(t, id);
+    if (!add_text(t, id)) return "stands twice";
+    for (int other = 0; p->type == UNKNOWN && other < id; other++)
+        if (t->pieces[other].type == UNKNOWN) return "is a second piece for the unknown";
+    if (p->type != BYTE) return NULL;
     int byte = byte_of(p->text);
     if (byte < 0) return "is a byte that is not spelled <0x00> to <0xFF>";
-    if (t->byte_id[byte] >= 0) return "stands twice";
     t->byte_id[byte] = id;
     return NULL;
 }
@@ -471,15 +477,22 @@ static bool make_slots(tokenizer *t)
     return (t->slots = calloc(slots, sizeof *t->slots)) != NULL;
 }
 
-// Builds the hash table and byte_id from the pieces.
+// Builds the hash table and byte_id from the pieces. At first the table has all of them, since no two may have
+// the same text; then those that match text.
 static bool index_pieces(tokenizer *t, const report *r)
 {
     if (!make_slots(t)) return wrong(r, "out of memory: it has %d pieces", t->vocab);
     for (int b = 0; b < 256; b++) t->byte_id[b] = -1;
     for (int id = 0; id < t->vocab; id++) {
-        const char *problem = index_piece(t, id);
+        const char *problem = check_piece(t, id);
         if (problem)
             return wrong(r, "piece %d %s. Expected SentencePiece's pieces: download it again", id, problem);
+    }
+    memset(t->slots, 0, (t->last_slot + 1) * sizeof *t->slots);
+    for (int id = 0; id < t->vocab; id++) {
+        if (!matches_text(t->pieces + id)) continue;
+        add_text(t, id);
+        note_text(t, t->pieces + id);
     }
     for (int b = 0; b < 256; b++)
         if (t->byte_id[b] < 0)
@@ -578,7 +591,8 @@ static char *take_token(tokenizer *t, const bpe *b, int id, char *start)
     int type = t->byte_level || (byte < 0 && id != b->unknown) ? NORMAL : byte >= 0 ? BYTE : UNKNOWN;
     t->pieces[id] = (piece){.text = text, .type = type};
     if (byte >= 0) t->byte_id[byte] = id;
-    if (type == NORMAL && text.n && !plain) index_text(t, id);      // no bytes of a text are ever a plain one
+    bool matches = type == NORMAL && text.n && !plain;          // no bytes of a text are ever a plain one
+    if (matches && add_text(t, id)) note_text(t, t->pieces + id);
     return end;
 }
 
@@ -728,7 +742,7 @@ bool tokenizer_add(tokenizer *t, added_token a)
     return false;
 }
 
-// text: a piece is shorter than 8000 bytes (index_piece), and tokenizer_add wants a NUL behind it.
+// text: a piece is shorter than 8000 bytes (check_piece), and tokenizer_add wants a NUL behind it.
 bool tokenizer_add_own(tokenizer *t)
 {
     char text[8000];
