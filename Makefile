@@ -9,7 +9,7 @@
 #  make base       makes again what base/ and data/ hold: text, tokenizer, pretraining (half an hour; Python in dev/ only)
 #  make bench-gpu  the same on a GPU, with Llama2-7B's shape; PEER=1 runs transformers + PEFT beside it
 #  make sanitize   the tests, those of the emulated GPU too, under AddressSanitizer and UBSan, then valgrind over the program
-#  make fuzz       every parser under libFuzzer (clang)
+#  make fuzz       every reader of files and options under libFuzzer (clang)
 #  make seam       proves with clang that model, adapters and loop never read device memory themselves
 
 CC       ?= gcc
@@ -133,7 +133,7 @@ bench-gpu: build/bench_gpu
 # Each part prints its own count; the last line adds them up. Under AddressSanitizer runs the test that draws plans by
 # chance. Without a GPU its five tests a precision are skipped.
 PRECISIONS = f64 f32 bf16
-TESTS = build/test_f64 build/test_f32 build/test_asan build/test_cuda_on_cpu $(PRECISIONS:%=build/test_emu_%) \
+TESTS = build/test_f64 build/test_f32 build/test_asan build/corpus build/test_cuda_on_cpu $(PRECISIONS:%=build/test_emu_%) \
         $(if $(GPU),$(PRECISIONS:%=build/test_cuda_%))
 test: found train train_emu $(if $(NVCC),train_cuda) $(TESTS)
 	@mkdir -p build; rm -f build/test.log; \
@@ -173,25 +173,32 @@ sanitize: found build/test_asan
 	$(VALGRIND) --generate "Once upon a time" --max-new 3 --temperature 1 --model build/vg-merged
 	$(VALGRIND) --eval --exact-match --max-new 2 --val build/two.jsonl --adapter build/vg
 
-# Every parser under libFuzzer, SECONDS each, from a real file as seed, which must pass. A refusal leaks what it had, so the
-# jobs are short-lived (-fork). Not array-bounds: stb_ds ends a struct in char[8] and means more.
+# Every reader of dev/fuzz.c under libFuzzer, SECONDS each, from its inputs in dev/corpus; its words are the texts of the
+# source. Not array-bounds: stb_ds ends a struct in char[8] and means more. Not trace-cmp: it takes half of the time.
 SECONDS_EACH = $(or $(SECONDS),60)
-FUZZ_SEEDS = dev/golden/base-gqa/model.safetensors base/config.json build/rows.jsonl dev/golden/bat/adapter_config.json \
-             base/tokenizer.model \
-             dev/golden/base-bf16/model.safetensors.index.json dev/golden/dora/adapter_config.json
-FUZZ_FLAGS = -std=gnu11 -O1 -g -w -fopenmp -fsanitize=fuzzer,address,undefined \
-             -fno-sanitize=array-bounds -fno-sanitize-recover=all
-fuzz: export ASAN_OPTIONS = detect_leaks=0
-fuzz:
-	@mkdir -p build; head -n 3 data/val.jsonl >build/rows.jsonl; i=0; for seed in $(FUZZ_SEEDS); do \
-	    rm -rf build/corpus; mkdir build/corpus; cp $$seed build/corpus/seed; echo "-- $$seed"; \
-	    clang $(FUZZ_FLAGS) -DTARGET=$$i dev/fuzz.c ops/cpu.c tokenizer.c -o build/fuzz $(LDLIBS) || exit 1; \
-	    build/fuzz build/corpus/seed >build/fuzz.log 2>&1 && \
-	    build/fuzz -fork=1 -max_total_time=$(SECONDS_EACH) -max_len=$$(wc -c <$$seed) -timeout=20 \
-	        -rss_limit_mb=4096 -close_fd_mask=2 -artifact_prefix=build/ build/corpus >build/fuzz.log 2>&1 \
+READERS = $(or $(READER),$(notdir $(wildcard dev/corpus/*)))
+FUZZ_SOURCES = dev/fuzz.c dev/fuzz_mutate.h train.c tokenizer.c ops/cpu.c $(HEADERS) Makefile
+build/fuzz: $(FUZZ_SOURCES)
+	@mkdir -p build
+	grep -hoE '"[A-Za-z_0-9./-]{2,40}"' lib/*.h run/*.h ops/*.h adapters.h tokenizer.c | sort -u >build/fuzz.dict
+	clang -std=gnu11 -O2 -g -w -fopenmp -fsanitize=fuzzer,address,undefined -fno-sanitize=array-bounds \
+	    -fno-sanitize-recover=all -fno-sanitize-coverage=trace-cmp -DFUZZER dev/fuzz.c ops/cpu.c tokenizer.c -o $@ $(LDLIBS)
+
+fuzz: build/fuzz
+	@for reader in $(READERS); do \
+	    echo "-- $$reader"; mkdir -p build/corpus-$$reader; \
+	    longest=$$(cat $$(ls -S dev/corpus/$$reader/* | head -n 1) | wc -c); \
+	    READER=$$reader OMP_NUM_THREADS=1 build/fuzz -max_total_time=$(SECONDS_EACH) -max_len=$$((longest * 5 / 4)) \
+	        -timeout=20 -rss_limit_mb=4096 -close_fd_mask=2 -dict=build/fuzz.dict -print_final_stats=1 \
+	        -artifact_prefix=build/$$reader- build/corpus-$$reader dev/corpus/$$reader >build/fuzz.log 2>&1 \
 	        || { tail -n 40 build/fuzz.log; exit 1; }; \
-	    grep '^#' build/fuzz.log | tail -n 1; i=$$((i + 1)); \
+	    grep '^#.*DONE' build/fuzz.log; \
 	done
+
+# Every input of dev/corpus once, as a part of make test, and what dev/differential.py asks.
+build/corpus: $(FUZZ_SOURCES)
+	@mkdir -p build
+	$(CC) $(FLAGS) -O1 $(ASAN) -fno-sanitize=bounds dev/fuzz.c ops/cpu.c tokenizer.c -o $@ $(LDLIBS)
 
 seam:
 	clang -std=gnu11 -fsyntax-only -fopenmp -DSEAM -Werror=noderef train.c
