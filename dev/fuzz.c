@@ -227,7 +227,23 @@ static void read_specials(void)
     size_t n;
     tokenizer *t = tokenizer_load(bytes_model, err, sizeof err);
     if (!t) abort();
-    read_special_tokens(t, dir);
+    char *json_path;
+    json_t *json = directory_json(dir, "tokenizer.json", &json_path);
+    read_special_tokens(t, dir, json_path, json, 0);
+    json_decref(json);
+    free(json_path);
+    int *ids = tokenizer_encode(t, text, sizeof text - 1, 1, &n);
+    free(decode(t, ids, (int)n));
+    free(ids);
+    tokenizer_free(t);
+}
+
+// A tokenizer.json without a tokenizer.model, or GPT-2's two files.
+static void read_other_tokenizer(void)
+{
+    static const char text[] = " ab<s> a\xcc\x81" "1234 don't\n\n  x";
+    size_t n;
+    tokenizer *t = open_tokenizer(dir, 0);
     int *ids = tokenizer_encode(t, text, sizeof text - 1, 1, &n);
     free(decode(t, ids, (int)n));
     free(ids);
@@ -316,6 +332,8 @@ static const struct reader {
     {"pieces",      read_pieces,    {{"behind", PROTOBUF}}},
     {"specials",    read_specials,  {{"added_tokens.json", JSON}, {"special_tokens_map.json", JSON},
                                      {"tokenizer_config.json", JSON}, {"tokenizer.json", JSON}}},
+    {"merges",      read_other_tokenizer, {{"tokenizer_config.json", JSON}, {"vocab.json", JSON},
+                                           {"merges.txt", PLAIN}, {"tokenizer.json", JSON}}},
     {"log",         read_log_again, {{"log.jsonl", PLAIN}}},
     {"points",      read_points,    {{"log.jsonl", PLAIN}}},
     {"cell",        read_cell,      {{"cell.log", PLAIN}, {"cell.txt", PLAIN}}},
