@@ -242,14 +242,17 @@ static bool is_space(int code)
     return kind == UTF8PROC_CATEGORY_ZS || kind == UTF8PROC_CATEGORY_ZL || kind == UTF8PROC_CATEGORY_ZP;
 }
 
-// Part of a word: letters, the marks on them, digits, and _ and its like.
+// Part of a word: letters, the marks on them, digits, _ and its like, and letters in circles and squares, which
+// Unicode counts among the signs, but as alphabetic.
 static bool is_word(int code)
 {
     utf8proc_category_t kind = utf8proc_category(code);
     bool letter_or_mark = kind >= UTF8PROC_CATEGORY_LU && kind <= UTF8PROC_CATEGORY_ME;
     bool digit = kind == UTF8PROC_CATEGORY_ND || kind == UTF8PROC_CATEGORY_NL;
     bool joiner = code == 0x200c || code == 0x200d;
-    return letter_or_mark || digit || joiner || kind == UTF8PROC_CATEGORY_PC;
+    bool square = (code >= 0x1f130 && code <= 0x1f149) || (code >= 0x1f150 && code <= 0x1f169);
+    bool circled = (code >= 0x24b6 && code <= 0x24e9) || square || (code >= 0x1f170 && code <= 0x1f189);
+    return letter_or_mark || digit || joiner || circled || kind == UTF8PROC_CATEGORY_PC;
 }
 
 #endif
