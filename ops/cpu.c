@@ -64,10 +64,14 @@ void matmul_tn(mat y, mat x, mat w, double scale, enum mode mode)
 #define ROW(m, i) ((real *)at(m, i, 0))
 #define BIG(m) ((double)(m).rows * (m).cols > 1e4 && !omp_in_parallel())      // worth more than one thread
 
+// Large blocks ask for large pages: with pages of 4 KB a product waits for addresses, too.
 dev dev_alloc(size_t bytes)
 {
-    if (bytes > SIZE_MAX - 64) return NULL;
-    void *p = aligned_alloc(64, (bytes + 64) / 64 * 64);
+    enum { LARGE_PAGE = 2 << 20 };
+    size_t unit = bytes < 2 * LARGE_PAGE ? 64 : LARGE_PAGE;
+    if (bytes > SIZE_MAX - unit) return NULL;
+    void *p = aligned_alloc(unit, (bytes + unit) / unit * unit);
+    if (p && unit == LARGE_PAGE) madvise(p, bytes, MADV_HUGEPAGE);
     return p ? memset(p, 0, bytes) : NULL;
 }
 
