@@ -4693,7 +4693,7 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"unknown option",      ":", "--rnak 4",
         "unknown option --rnak"},
     {"an option's value",   ":", "--rank four", "--rank four"},
-    {"a missing value",     ":", "--rank", "--rank needs a value: --rank N"},
+    {"a missing value",     ":", "--rank", "--rank needs a value: --rank R"},
     {"unknown method",      ":", "--method bonn", "--method bonn"},
     {"unknown schedule",    ":", "--schedule step",
         "--schedule step"},
