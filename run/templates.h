@@ -1,5 +1,5 @@
 //  run/templates.h: how a dialogue is written for a model: the paper's prompt, and the chat templates of
-// published  models, piece by piece.
+//  published models, piece by piece.
 
 #ifndef TEMPLATES_H
 #define TEMPLATES_H
