@@ -514,9 +514,9 @@ static mat flat(const model *m, dev block)
 }
 
 // Frequency i of RoPE, in radians a position. Models that were stretched to longer texts turn slower, by
-// `factor`: all frequencies ("linear", arXiv 2306.15595), or in Llama 3 those that do not turn often within the
-// positions it was first trained on ("llama3"). `often` says how often that is: from 1 at high_freq turns and
-// more down to 0 at low_freq and less.
+// `factor`: all frequencies ("linear", arXiv 2306.15595), or in Llama 3 those that do not turn often within
+// the positions it was first trained on ("llama3"). `often` says how often that is: from 1 at high_freq turns
+// and more down to 0 at low_freq and less.
 static double rope_frequency(const config *c, int i)
 {
     double frequency = pow(c->theta, -2.0 * i / c->head_dim);
@@ -829,8 +829,10 @@ static void layer_backward(model *m, layer *L, const batch *b, int dx_wanted)
     if (c->qk_norm) {                                                   // q = rmsnorm(q_raw), by heads
         zero(dq);
         zero(dk);
-        rmsnorm_backward(heads_of(m, dq), L->dq_norm, heads_of(m, m->dq), heads_of(m, L->q_raw), L->q_norm, c->eps);
-        rmsnorm_backward(heads_of(m, dk), L->dk_norm, heads_of(m, m->dk), heads_of(m, L->k_raw), L->k_norm, c->eps);
+        rmsnorm_backward(heads_of(m, dq), L->dq_norm, heads_of(m, m->dq),
+                         heads_of(m, L->q_raw), L->q_norm, c->eps);
+        rmsnorm_backward(heads_of(m, dk), L->dk_norm, heads_of(m, m->dk),
+                         heads_of(m, L->k_raw), L->k_norm, c->eps);
     }
     rmsnorm_forward(m->xn, none, L->x, L->norm1, c->eps);
     mat dxn = m->dxn;

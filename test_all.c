@@ -3302,6 +3302,10 @@ static const struct {
     {"number.jsonl",     BYTES("{\"messages\": [{\"role\": \"assistant\", \"content\": 5}]}"), "turn 1 has no text", 0, 0, 0, 0},
     {"image.jsonl",      BYTES("{\"messages\": [{\"role\": \"assistant\", \"content\": [{\"type\": \"text\", \"text\": \"a\"}, "
         "{\"type\": \"image_url\", \"image_url\": {}}]}]}"), "part 2 of turn 1 is of type image_url, expected a text", 0, 0, 0, 0},
+    {"tools.jsonl",      BYTES("{\"tools\": [{}], \"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}]}"),
+        "has \"tools\", which no template here can write", 0, 0, 0, 0},
+    {"weight.jsonl",     BYTES("{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\", \"weight\": 0.5}]}"),
+        "the \"weight\" of turn 1 must be 0 or 1", 0, 0, 0, 0},
     {"call.jsonl",       BYTES("{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\", \"tool_calls\": [{\"id\": \"1\"}]}]}"),
         "turn 1 has \"tool_calls\", which no template here can write", 0, 0, 0, 0},
     {"late.jsonl",       BYTES("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"system\", \"content\": \"b\"}, "
@@ -3428,6 +3432,12 @@ static void test_row_formats(void)
         {"{\"conversations\": [{\"from\": \"system\", \"value\": \"Be brief.\"}, {\"from\": \"human\", \"value\": \"q\"}, "
             "{\"from\": \"gpt\", \"value\": \"a\"}]}", "<s>Be brief." ASKED("q") "«a</s>»"},
         {"{\"conversations\": [{\"from\": \"gpt\", \"value\": \"a\"}]}", "<s>" PAPER "\n\n### Response:«a</s>»"},
+        {"{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\", \"weight\": 0}, "
+            "{\"role\": \"user\", \"content\": \"r\"}, {\"role\": \"assistant\", \"content\": \"b\", \"weight\": 1}]}",
+            "<s>" PAPER ASKED("q") "a</s>" ASKED("r") "«b</s>»"},
+        {"{\"system\": \"Be brief.\", \"tools\": [], \"conversations\": [{\"from\": \"human\", \"value\": \"q\"}, {\"from\": \"gpt\", "
+            "\"value\": \"a\"}]}", "<s>Be brief." ASKED("q") "«a</s>»"},
+        {"{\"system\": \"Be brief.\", \"instruction\": \"q\", \"output\": \"a\"}", "<s>Be brief." ASKED("q") "«a</s>»"},
         {"{\"text\": \"two shells\", \"messages\": null}", "<s>«two shells»"},
         {"{\"text\": \"rendered\", \"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", "
             "\"content\": \"a\"}]}", "<s>" PAPER ASKED("q") "«a</s>»"},
@@ -5548,6 +5558,10 @@ static void test_own_template(void)
         {"{\"chat_template\": [{\"name\": \"tool_use\", \"template\": \"[INST] <<SYS>>\"}, {\"name\": \"default\", "
             "\"template\": \"<|user|> + eos_token\"}]}", NULL, NULL, "zephyr", "</s>"},
         {"{\"chat_template\": null}", NULL, NULL, "alpaca", NULL},
+        // ChatML whose system says something else, of its own accord, and one that begins to think
+        {"{\"chat_template\": \"<|im_start|>system\\nYou are a helpful assistant called Drago.<|im_end|>\"}", NULL, NULL, "alpaca", NULL},
+        {"{\"chat_template\": \"<|im_start|>system\\\\nReason step by step.<|im_end|>\"}", NULL, NULL, "alpaca", NULL},
+        {"{\"chat_template\": \"<|im_start|>assistant\\n<think>\\n <|im_end|>\"}", NULL, NULL, "alpaca", NULL},
     };
     char *dir = in_scratch("own-template"), *path = in_scratch("own-template/chat_template.jinja");
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -5568,6 +5582,11 @@ static void test_own_template(void)
     expect(has(note, "none that this program knows; the paper's prompt is used") && has(said, "\ntemplate   alpaca\n"),
         "a template of another kind: «%s», %s", note, said);
     free(note), free(said), free(dir), free(path);
+    train_well("--data $D/few.jsonl --val $D/few.jsonl --steps 1 --rank 1 --method lora --template zephyr --out $D/of-zephyr");
+    train_well("--eval --adapter $D/of-zephyr --val $D/few.jsonl");
+    said = output_of("stdout");
+    expect(has(said, "\ntemplate   zephyr\n"), "an adapter that was trained with zephyr: %s", said);
+    free(said);
 }
 
 #define OVERFITS "--data $D/two.jsonl --val $D/held.jsonl --batch 2 --schedule constant --max-new 2 --eval-every 2"

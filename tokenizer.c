@@ -137,8 +137,8 @@ typedef struct {
     slice data;                 // the value of every other wire type
 } field;
 
-// Takes a varint off the front of `in`. False if it is longer than `most` bytes or than what is left. Protobuf
-// reads at most 10 bytes of a number, 5 of a key or a length.
+// Takes a varint off the front of `in`. False if it is longer than `most` bytes or than what is left.
+// Protobuf reads at most 10 bytes of a number, 5 of a key or a length.
 static bool read_varint(slice *in, size_t most, uint64_t *value)
 {
     *value = 0;
@@ -477,8 +477,8 @@ static bool make_slots(tokenizer *t)
     return (t->slots = calloc(slots, sizeof *t->slots)) != NULL;
 }
 
-// Builds the hash table and byte_id from the pieces. At first the table has all of them, since no two may have
-// the same text; then those that match text.
+// Builds the hash table and byte_id from the pieces. At first the table has all of them, since no two may
+// have the same text; then those that match text.
 static bool index_pieces(tokenizer *t, const report *r)
 {
     if (!make_slots(t)) return wrong(r, "out of memory: it has %d pieces", t->vocab);

@@ -240,7 +240,8 @@ static void training_loop(run *r)
 
 // ---- 2  the commands --------------------------------------------------------------------------------------
 
-// --init: Hugging Face's start, normal with σ = initializer_range (0.02) for matrices, ones for norms, zeros for biases.
+// --init: Hugging Face's start, normal with σ = initializer_range (0.02) for matrices, ones for norms, zeros for
+// biases.
 static void random_weights(model *m)
 {
     for (int i = 0; i < arrlen(m->tensors); i++) {
@@ -249,8 +250,9 @@ static void random_weights(model *m)
         rng g = rng_named(m->p.seed, t->name);
         size_t n = elements(*t->value);
         wide *x = alloc(n, sizeof *x);
+        int matrix = t->shape.n[1] > 0;
         int bias = t->of && t->value == &t->of->bias;
-        for (size_t j = 0; j < n; j++) x[j] = t->shape.n[1] ? (wide)(m->c.init_range * rng_normal(&g)) : !bias;
+        for (size_t j = 0; j < n; j++) x[j] = matrix ? (wide)(m->c.init_range * rng_normal(&g)) : !bias;
         put(*t->value, x, TYPE_OF(wide));
         free(x);
     }

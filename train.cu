@@ -537,8 +537,8 @@ extern "C" void rope(mat x, dev_ints pos, mat table, int sign)
 // on. With 4 query heads and 2 key heads, batch 0 has query heads 0 and 2, batch 1 has 1 and 3.
 enum { QUERIES = 512 };
 
-// Query rows row … row+n-1, and the keys key … key+keys-1 that some of them see. Among these are `before` keys
-// in front of the first query's own. Row r sees block keys seen_from … seen_to − 1, at most `window` of them.
+// Query rows row … row+n-1, and the keys key … key+keys-1 that some of them see. Among these are `before`
+// keys in front of the first query's own. Row r sees block keys seen_from … seen_to − 1, at most `window`.
 struct query_block {
     int row, n, key, keys, before, window;
     __device__ int seen_to(int r) const { return before + r + 1; }
@@ -574,8 +574,8 @@ static mat scores(int which, enum dtype type, int heads, int n, int keys)
     return {scratch(which, heads * stride * size_of[type]), type, n, keys, ld, heads, stride, heads * stride};
 }
 
-// One block a row of scores of one head: P = softmax over the keys that this query sees, P = 0 for others, and
-// lse.
+// One block a row of scores of one head: P = softmax over the keys that this query sees, P = 0 for others,
+// and lse.
 __global__ static void softmax_kernel(mat P, mat S, mat lse, query_block b, int head, int step)
 {
     int r = blockIdx.x, h = blockIdx.y, from = b.seen_from(r), to = b.seen_to(r);

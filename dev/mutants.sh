@@ -254,7 +254,7 @@ bias: no gradient            | model.h    | /bias_backward(l->dbias, dy);/d     
 bias: the last token alone   | ops/cpu.c  | /^void bias_backward/,/^}/s/ += ROW(dy/ = ROW(dy/                 | ops         |
 qwen3: k by the norm of q    | model.h    | s/L->k_raw), L->k_norm/L->k_raw), L->q_norm/                      | goldens     |
 qwen3: k without its norm    | model.h    | s/rmsnorm_forward(heads_of(m, L->k), none.*/copy(L->k, L->k_raw);/ | goldens    |
-qwen3: no gradient of k      | model.h    | /rmsnorm_backward(heads_of(m, dk)/d                               | gradients   | full
+qwen3: no gradient of k      | model.h    | /rmsnorm_backward(heads_of(m, dk)/,+1d                               | gradients   | full
 llama3: fast or slow, no blend | model.h  | s/often = fmin(fmax(often, 0), 1);/often = often > 0;/            | goldens     |
 llama3: turns in radians     | model.h    | s/ \/ (2 \* acos(-1));/;/                                         | goldens     |
 linear: as it was            | model.h    | s/== ROPE_LINEAR) often = 0/== ROPE_LINEAR) often = 1/              | goldens     |

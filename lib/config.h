@@ -226,10 +226,10 @@ static void config_rope(config *c, const json_t *json, const char *path)
 static const family *config_family(const json_t *json, const char *path)
 {
     const char *type = string_field(json, "model_type");
-    char built[100] = "";
+    char built[sizeof families / sizeof *families * 32] = "";
     for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
         if (type && !strcmp(type, families[i].model_type)) return &families[i];
-        sprintf(built + strlen(built), "%s%s", *built ? ", " : "", families[i].model_type);
+        sprintf(built + strlen(built), "%s%.24s", *built ? ", " : "", families[i].model_type);
     }
     die("%s: \"model_type\" is %s; these are built: %s", path, type ? type : "missing", built);
 }

@@ -70,7 +70,7 @@ dev dev_alloc(size_t bytes)
     enum { LARGE_PAGE = 2 << 20 };
     size_t unit = bytes < 2 * LARGE_PAGE ? 64 : LARGE_PAGE;
     if (bytes > SIZE_MAX - unit) return NULL;
-    void *p = aligned_alloc(unit, (bytes + unit) / unit * unit);
+    void *p = aligned_alloc(unit, (bytes + unit) / unit * unit);      // never none
     if (p && unit == LARGE_PAGE) madvise(p, bytes, MADV_HUGEPAGE);
     return p ? memset(p, 0, bytes) : NULL;
 }
@@ -305,12 +305,17 @@ static attention_part attention_at(span s, int q0, int h, int group, int d, int 
     int n = s.nq - q0 < QUERIES ? s.nq - q0 : QUERIES;
     int own = s.nk - s.nq + q0;                         // the first row's own key, in the span
     int first = own + 1 > window ? own + 1 - window : 0;
-    return (attention_part){s.q + q0, n, s.k + first, own + n - first, h / group * d, h * d, own - first, window};
+    return (attention_part){
+        s.q + q0, n, s.k + first, own + n - first, h / group * d, h * d, own - first, window,
+    };
 }
 
 // Row r of a block sees its keys seen_from … seen_to − 1.
 static int seen_to(attention_part a, int r) { return a.before + r + 1; }
-static int seen_from(attention_part a, int r) { return seen_to(a, r) > a.window ? seen_to(a, r) - a.window : 0; }
+static int seen_from(attention_part a, int r)
+{
+    return seen_to(a, r) > a.window ? seen_to(a, r) - a.window : 0;
+}
 
 // The columns of a row that it does not see become 0.
 static void hide_unseen(real *s, attention_part a, int r)

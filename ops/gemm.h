@@ -155,8 +155,8 @@ static inline void kernel(vec tile[MR][2], const real *a, size_t ai, size_t ak,
     memcpy(tile, t, sizeof t);
 }
 
-// old + scale t, rounded twice wherever it stands: the product is in a register before it is added, so that no
-// compiler makes one instruction of it here and two there.
+// old + scale t, rounded twice wherever it stands: the product is in a register before it is added, so that
+// no compiler makes one instruction of it here and two there.
 static inline vec scaled_sum(vec old, real scale, vec t)
 {
     t *= scale;
@@ -228,10 +228,10 @@ static inline __attribute__((always_inline)) void transpose(vec m[LANES])
     swap_blocks(m, 1);
 }
 
-// Copies panels or slivers that lie across, `width` numbers for each k: the first of them is out[k·width + i] =
-// m[k0 + k, first + i], and the others follow, up to column `last`. Numbers beyond the matrix are zero. All of
-// them are copied abreast, a row of m at a time: one after the other they would read 64 bytes here and 64 a row
-// further on, and where rows are pages apart each of these waits for its page.
+// Copies panels or slivers that lie across, `width` numbers for each k: the first of them is
+// out[k·width + i] = m[k0 + k, first + i], and the others follow, up to column `last`. Numbers beyond the
+// matrix are zero. All of them are copied abreast, a row of m at a time: one after the other they would read
+// 64 bytes here and 64 a row further on, and where rows are pages apart each of these waits for its page.
 static inline void pack_across(real *out, mat m, int first, int last, int k0, int K, const int width)
 {
     real buffer[ABREAST];
@@ -242,15 +242,17 @@ static inline void pack_across(real *out, mat m, int first, int last, int k0, in
     for (int k = 0; k < K; k++) {
         const real *row = widened(at(m, k0 + k, first), m.type, (size_t)n, buffer);
         real *to = out + (size_t)k * (size_t)width;
-        for (int s = 0; s < whole; s++) memcpy(to + (size_t)s * size, row + s * width, (size_t)width * sizeof(real));
+        for (int s = 0; s < whole; s++)
+            memcpy(to + (size_t)s * size, row + s * width, (size_t)width * sizeof(real));
         memcpy(to + (size_t)whole * size, row + whole * width, (size_t)rest * sizeof(real));
     }
 }
 
-// Copies one panel or sliver that does not: out[k·width + i] = m[first + i, k0 + k]. Each i is a line of its own:
-// squares of LANES lines by LANES steps of k are read, transposed and stored as whole vectors. Where the width is
-// no multiple of LANES, the square with the last lines writes beyond the width, into the place of the next k.
-// What belongs there is stored later (k rises, i falls), and `out` has room for a vector more at its end.
+// Copies one panel or sliver that does not: out[k·width + i] = m[first + i, k0 + k]. Each i is a line of its
+// own: squares of LANES lines by LANES steps of k are read, transposed and stored as whole vectors. Where the
+// width is no multiple of LANES, the square with the last lines writes beyond the width, into the place of the
+// next k. What belongs there is stored later (k rises, i falls), and `out` has room for a vector more at its
+// end.
 static inline void pack(real *out, mat m, int first, int k0, int K, const int width)
 {
     int n = m.rows - first;
@@ -306,8 +308,8 @@ typedef struct {
     enum mode mode;
 } product;
 
-// Where rows are a multiple of a page apart, what lies below each other falls into the same few places of every
-// cache and drives itself out: a sliver of many such rows is copied, however seldom it is read.
+// Where rows are a multiple of a page apart, what lies below each other falls into the same few places of
+// every cache and drives itself out: a sliver of many such rows is copied, however seldom it is read.
 enum { PAGE = 4096, MANY_ROWS = 128 };
 
 // Whether a panel or sliver that begins at row or column `first` of m can be read where it lies: it has this
@@ -380,8 +382,9 @@ static void pack_slivers(const product *p, int n0, int n, int k0, int K, int thr
     for (int from = thread * RUN; from < n; from += threads * RUN) {
         int j = from, end = from + RUN < n ? from + RUN : n;
         while (j < end && sliver_in_place(p, n0 + j)) j += NR;
-        if (p->b_across && j < end) pack_across(p->slivers + (size_t)j * (size_t)K, p->b, n0 + j, n0 + end, k0, K, NR);
-        for (; j < end && !p->b_across; j += NR) pack(p->slivers + (size_t)j * (size_t)K, p->b, n0 + j, k0, K, NR);
+        real *to = p->slivers + (size_t)j * (size_t)K;
+        if (p->b_across && j < end) pack_across(to, p->b, n0 + j, n0 + end, k0, K, NR);
+        for (; j < end && !p->b_across; j += NR, to += NR * (size_t)K) pack(to, p->b, n0 + j, k0, K, NR);
     }
 }
 
@@ -425,8 +428,8 @@ static void gemm_thread(const product *p, int thread, int threads)
 
 // ---- few rows of y ----------------------------------------------------------------------------------------
 //
-//  A token that is generated has one row of x for all of W: a number of W is used once, and the time is that of
-//  reading it. So W is not copied first. LANES of its rows are read side by side, LANES steps of k at a time,
+//  A token that is generated has one row of x for all of W: a number of W is used once, and the time is that
+//  of reading it. So W is not copied first. LANES of its rows are read side by side, LANES steps of k at a time,
 //  and turned in registers: then a vector holds one k of LANES columns of y, as half a sliver does.
 //
 //      b[j]    k k k k               b[j] b[j+1] b[j+2] b[j+3]
@@ -439,8 +442,8 @@ static void gemm_thread(const product *p, int thread, int threads)
 enum { THIN = 4 };                      // rows of y at most
 
 // t[i] += a[i][k] column, for M rows of a: one instruction each, as in the kernel.
-static inline __attribute__((always_inline)) void few_steps(vec t[THIN][2], int half, const real *const a[THIN],
-                                                            const int M, int k, vec column)
+static inline __attribute__((always_inline))
+void few_steps(vec t[THIN][2], int half, const real *const a[THIN], const int M, int k, vec column)
 {
     #pragma GCC unroll 4
     for (int i = 0; i < M; i++) {
@@ -449,10 +452,10 @@ static inline __attribute__((always_inline)) void few_steps(vec t[THIN][2], int 
     }
 }
 
-// t[i][l] = Σ_k a[i][k] line[l][k]  for M rows of a, known when this is compiled, and NR lines of b. While the
-// processor waits for the sums of one half of them, it turns the other half.
-static inline __attribute__((always_inline)) void few_sums(vec t[THIN][2], const real *const a[THIN],
-                                                           const real *const line[NR], const int M, int K)
+// t[i][l] = Σ_k a[i][k] line[l][k]  for M rows of a, known when this is compiled, and NR lines of b. While
+// the processor waits for the sums of one half of them, it turns the other half.
+static inline __attribute__((always_inline))
+void few_sums(vec t[THIN][2], const real *const a[THIN], const real *const line[NR], const int M, int K)
 {
     int k = 0;
     for (; k + LANES <= K; k += LANES)

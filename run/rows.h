@@ -129,6 +129,17 @@ static char *said_in(const char *where, int number, const json_t *turn)
     return text ? text : copy_text("");
 }
 
+// OpenAI's "weight" of an answer: 0 is not learnt.
+static int weight_of(const char *where, int number, const json_t *turn)
+{
+    const json_t *weight = json_object_get(turn, "weight");
+    double x = json_number_value(weight);
+    if (!weight || json_is_null(weight)) return 1;
+    if (!json_is_number(weight) || (x != 0 && x != 1))
+        die("%s: the \"weight\" of turn %d must be 0 or 1", where, number);
+    return x == 1;
+}
+
 // Appends a list of turns.
 static void read_turns(message **list, const char *where, const json_t *turns, int learnt)
 {
@@ -138,14 +149,27 @@ static void read_turns(message **list, const char *where, const json_t *turns, i
     json_array_foreach(turns, i, turn) {
         int number = (int)arrlen(*list) + 1;
         enum role role = role_of(where, number, turn);
-        say(list, role, said_in(where, number, turn), learnt && role == ASSISTANT);
+        int weight = weight_of(where, number, turn);
+        say(list, role, said_in(where, number, turn), learnt && role == ASSISTANT && weight);
     }
+}
+
+// The lists of turns of an object: what is asked, if it stands apart, and what is learnt. "system" may stand beside
+// them.
+static void read_dialogue(message **list, const char *where, const json_t *json, const json_t *asked, const json_t *answer)
+{
+    const char *system = text_field(where, json, "system");
+    if (has_field(json, "tools") && !is_empty_list(json_object_get(json, "tools")))
+        die("%s: has \"tools\", which no template here can write", where);
+    if (system && *system) say(list, SYSTEM, copy_text(system), 0);
+    if (asked) read_turns(list, where, asked, 0);
+    read_turns(list, where, answer, 1);
 }
 
 // One question and its answer as a dialogue.
 static void read_prompt(message **list, const char *where, const json_t *json, const struct format *f)
 {
-    const char *system = f->system ? text_field(where, json, f->system) : NULL;
+    const char *system = text_field(where, json, f->system ? f->system : "system");
     const char *asked = text_field(where, json, f->asked), *answer = text_field(where, json, f->answer);
     const char *more = f->more ? text_field(where, json, f->more) : NULL;
     if (!*asked) die("%s: \"%s\" is empty", where, f->asked);
@@ -204,8 +228,7 @@ static row read_row(const tokenizer *t, const char *where, const json_t *json)
     if (f->kind == TEXT) return text_row(t, text_field(where, json, f->answer));
     if (f->kind == RAW && !lists)
         return raw_row(t, text_field(where, json, f->asked), text_field(where, json, f->answer));
-    if (lists && asked) read_turns(&list, where, asked, 0);
-    if (lists) read_turns(&list, where, answer, 1);
+    if (lists) read_dialogue(&list, where, json, asked, answer);
     else read_prompt(&list, where, json, f);
     r = row_of_dialogue(t, where, list);
     free_dialogue(list);

@@ -65,7 +65,7 @@ static const chat_template templates[] = {
      .start = "{bos}", .system = "{text}\n\n", .user = "[INST] {text}[/INST]",
      .before = "", .answer = " {text}", .end = "{eos}", .after = "", .place = WITHIN_LAST,
      .trimmed = BIT(ASSISTANT), .known_by = {"\"[INST] \"", "\"[/INST]\""}},
-    {"qwen3", CHATML(""), .thought = "<think>\n\n</think>\n\n", .known_by = {"<|im_start|>", "<think>"}},
+    {"qwen3", CHATML(""), .thought = "<think>\n\n</think>\n\n", .known_by = {"<|im_start|>", "enable_thinking"}},
     {"qwen2.5", CHATML(""),
      .default_system = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
      .known_by = {"<|im_start|>", "You are Qwen, created by Alibaba Cloud."}},
@@ -167,11 +167,30 @@ static char *own_template(const char *dir)
     return source;
 }
 
+// Whether a ChatML source says by itself what this template says: of a system that no dialogue gives, nothing or
+// the same words; and no thought unless it is ours. Line ends are spelled \n, or stand there.
+static int says_the_same(const chat_template *c, const char *source)
+{
+    static const char begin[] = "<|im_start|>system";
+    const char *words = c->default_system;
+    if (!c->thought && strstr(source, "<think>")) return 0;
+    for (const char *at = source; (at = strstr(at, begin));) {
+        at += sizeof begin - 1;
+        at += !strncmp(at, "\\n", 2) ? 2 : *at == '\n';
+        int says = *at && !strchr("'\"{<+ ", *at);
+        size_t n = words ? strlen(words) : 0;
+        if (says && (!words || strncmp(at, words, n) || strncmp(at + n, "<|im_end|>", 10))) return 0;
+    }
+    return 1;
+}
+
 static const chat_template *template_known_by(const char *source)
 {
     for (int i = 0; i < TEMPLATES; i++) {
-        const char *const *marks = templates[i].known_by;
-        if (marks[0] && strstr(source, marks[0]) && strstr(source, marks[1])) return &templates[i];
+        const chat_template *c = &templates[i];
+        int chatml = c->system && strstr(c->system, "<|im_start|>");
+        if (!c->known_by[0] || !strstr(source, c->known_by[0]) || !strstr(source, c->known_by[1])) continue;
+        if (!chatml || says_the_same(c, source)) return c;
     }
     return NULL;
 }
@@ -221,12 +240,27 @@ static int end_of_answer(const tokenizer *t)
     return id;
 }
 
-// Settles the template: --template, else the model's own, else the paper's prompt.
+// The template that an adapter, or a whole model, was trained with here: its state.json says so. Or NULL.
+static const chat_template *trained_with(const char *dir)
+{
+    char *path;
+    json_t *state = dir ? directory_json(dir, "state.json", &path) : NULL;
+    const char *name = string_field(state, "--template");
+    const chat_template *found = NULL;
+    for (int i = 0; i < TEMPLATES && name; i++) if (!strcmp(templates[i].name, name)) found = &templates[i];
+    json_decref(state);
+    if (dir) free(path);
+    return found;
+}
+
+// Settles the template: --template, else what was trained with, else the model's own, else the paper's prompt.
 static void open_template(const tokenizer *t)
 {
-    char *source = opt.template ? NULL : own_template(opt.model);
-    const chat_template *own = source ? template_known_by(source) : NULL;
-    chat.is = opt.template ? template_named(opt.template) : own ? own : templates;
+    const chat_template *own = opt.template ? template_named(opt.template) : trained_with(opt.adapter);
+    if (!own) own = trained_with(opt.model);
+    char *source = own ? NULL : own_template(opt.model);
+    if (source) own = template_known_by(source);
+    chat.is = own ? own : templates;
     if (source && !own)
         fprintf(stderr, "note: the chat_template of %s is none that this program knows; the paper's prompt is "
                         "used, --template takes another of %s\n", shown(opt.model), template_names());
