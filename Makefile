@@ -119,13 +119,13 @@ build/test_cuda_%: build/cpu_half.o build/gpu_half_%.o build/cuda_%.o build/toke
 build/test_cuda_on_cpu: dev/test_cuda_on_cpu.cpp dev/cuda_on_cpu.h Makefile
 	$(CXX) -std=c++17 -O2 -g -Wall -Wextra -fopenmp $< -o $@
 
-build/bench_gpu: dev/bench_gpu.c build/cuda_bf16.o build/tokenizer.o train.c $(HEADERS) Makefile
+build/bench_gpu: dev/bench_gpu.c dev/stopwatch.h build/cuda_bf16.o build/tokenizer.o train.c $(HEADERS) Makefile
 	$(CC) $(FLAGS) -Wno-unused-function -DBFLOAT16 -c dev/bench_gpu.c -o build/bench_gpu.o
-	$(NVCC) build/bench_gpu.o build/cuda_bf16.o build/tokenizer.o -o $@ -lcublas -lgomp $(LDLIBS)
+	$(NVCC) build/bench_gpu.o build/cuda_bf16.o build/tokenizer.o -o $@ -lcublas -lgomp $(TIMED:-Wl,%=-Xlinker %) $(LDLIBS)
 
-build/bench_emu: dev/bench_gpu.c build/emu_bf16.o build/tokenizer.o train.c $(HEADERS) Makefile
+build/bench_emu: dev/bench_gpu.c dev/stopwatch.h build/emu_bf16.o build/tokenizer.o train.c $(HEADERS) Makefile
 	$(CC) $(FLAGS) -Wno-unused-function -DBFLOAT16 -c dev/bench_gpu.c -o build/bench_emu.o
-	$(CXX) -fopenmp build/bench_emu.o build/emu_bf16.o build/tokenizer.o -o $@ $(LDLIBS)
+	$(CXX) -fopenmp build/bench_emu.o build/emu_bf16.o build/tokenizer.o -o $@ $(TIMED) $(LDLIBS)
 
 bench-gpu: build/bench_gpu
 	build/bench_gpu $(if $(PEER),--peer)
@@ -203,9 +203,9 @@ build/corpus: $(FUZZ_SOURCES)
 seam:
 	clang -std=gnu11 -fsyntax-only -fopenmp -DSEAM -Werror=noderef train.c
 
-# The linker leads every call of an op through the stopwatch of dev/bench.c.
-TIMED = $(shell sed -n 's/^TIMED.\([a-z_]*\).*/-Wl,--wrap=\1/p' dev/bench.c)
-build/bench: dev/bench.c train.c $(HEADERS) build/cpu_f32.o build/tokenizer.o Makefile
+# The linker leads every call of an op through the stopwatch of dev/stopwatch.h.
+TIMED = $(shell sed -n 's/^TIMED.\([a-z_]*\).*/-Wl,--wrap=\1/p' dev/stopwatch.h)
+build/bench: dev/bench.c dev/stopwatch.h train.c $(HEADERS) build/cpu_f32.o build/tokenizer.o Makefile
 	$(CC) $(FLAGS) dev/bench.c build/cpu_f32.o build/tokenizer.o -o $@ $(TIMED) $(LDLIBS)
 
 # Preloaded by dev/faults.sh: it makes one call of the C library fail.

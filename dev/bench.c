@@ -3,8 +3,7 @@
         build/bench [--model DIR] [--method M --rank R] [--batch B --seq T …]      options of ./train
         build/bench scaling [--threads 1]       a CSV: time and memory against each thing that they grow with
 
-    Every op is called across a seam that the linker closes (ops/ops.h). Here the linker puts a stopwatch into it: --wrap
-    leads each call through a TIMED line below. Products inside an op, attention's, count as that op.
+    The stopwatch in every op is dev/stopwatch.h's.
 
     Each row runs in a process of its own, so that its peak memory is its own.                                    */
 
@@ -13,36 +12,7 @@
 #undef main
 #include <sys/resource.h>
 #include <sys/wait.h>
-
-// ---- the stopwatch -----------------------------------------------------------------------------------------
-
-enum group { MATMUL, ADAPTER, ATTENTION, ROWWISE, ENTROPY, MOVES, ADAMW, GROUPS };
-static const char *const group_names[GROUPS] = {"matmul", "adapter", "attention", "row ops", "loss", "moves", "adamw"};
-
-// Seconds spent, and the least that had to be done: multiply-adds, and bytes between op and memory, each operand once.
-typedef struct { double seconds, flops, bytes; } cost;
-static cost spent[GROUPS];
-
-static double size_of(mat m) { return m.p ? (double)elements(m) * (double)dtypes[m.type].size : 0; }
-static int inner(mat x, int transposed) { return transposed ? x.rows : x.cols; }
-static double product_flops(mat y, mat x, int xt) { return y.p ? 2. * y.batch * y.rows * y.cols * inner(x, xt) : 0; }
-static double product_bytes(mat y, mat x, mat w, enum mode mode) { return y.p ? size_of(y) * (mode == ADD ? 2 : 1) + size_of(x) + size_of(w) : 0; }
-
-// A product belongs to the adapter when it is one of many small ones, or one of its three dimensions is the rank (which cannot
-// be told where the rank is the number of tokens).
-static enum group of_product(mat y, mat x, int xt)
-{
-    int r = opt.rank == opt.batch * opt.seq ? 0 : opt.rank;
-    return y.batch > 1 || y.rows == r || y.cols == r || inner(x, xt) == r ? ADAPTER : MATMUL;
-}
-
-// One product of queries and keys, all heads, over the half that is not masked.
-static double attention_flops(const span *s, int spans, mat q)
-{
-    double flops = 0;
-    for (int i = 0; i < spans; i++) flops += 2. * q.cols * s[i].nq * (s[i].nk - (s[i].nq - 1) / 2.);
-    return flops;
-}
+#include "stopwatch.h"
 
 // With --threads 1 the clock is the processor's own, so that neighbours on the machine do not count.
 static double now(void)
@@ -51,42 +21,6 @@ static double now(void)
     clock_gettime(omp_get_max_threads() == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
-
-#define TIMED(op, parameters, arguments, group, flop_count, byte_count)         \
-    void __real_##op parameters;                                                \
-    void __wrap_##op parameters;                                                \
-    void __wrap_##op parameters                                                 \
-    {                                                                           \
-        double start = now();                                               \
-        __real_##op arguments;                                                  \
-        cost *spent_on = &spent[group];                                         \
-        spent_on->seconds += now() - start;                                 \
-        spent_on->flops += flop_count, spent_on->bytes += byte_count;           \
-    }
-
-TIMED(matmul_nt, (mat y, mat x, mat w, double scale, enum mode mode), (y, x, w, scale, mode), of_product(y, x, 0), product_flops(y, x, 0), product_bytes(y, x, w, mode))
-TIMED(matmul_nn, (mat y, mat x, mat w, double scale, enum mode mode), (y, x, w, scale, mode), of_product(y, x, 0), product_flops(y, x, 0), product_bytes(y, x, w, mode))
-TIMED(matmul_tn, (mat y, mat x, mat w, double scale, enum mode mode), (y, x, w, scale, mode), of_product(y, x, 1), product_flops(y, x, 1), product_bytes(y, x, w, mode))
-TIMED(attention_forward, (mat out, mat lse, mat q, mat k, mat v, int d, int w, const span *s, int n),
-      (out, lse, q, k, v, d, w, s, n),
-      ATTENTION, 2 * attention_flops(s, n, q), size_of(out) + size_of(q) + size_of(k) + size_of(v))
-TIMED(attention_backward, (mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse, int d, int w, const span *s, int n),
-      (dq, dk, dv, dout, q, k, v, out, lse, d, w, s, n),
-      ATTENTION, 5 * attention_flops(s, n, q), 3 * (size_of(dq) + size_of(dk) + size_of(dv)) + size_of(dout) + size_of(out))
-TIMED(rmsnorm_forward, (mat out, mat residual, mat x, mat w, double eps), (out, residual, x, w, eps), ROWWISE, 0, size_of(out) + size_of(residual) + size_of(x))
-TIMED(rmsnorm_backward, (mat dx, mat dw, mat dout, mat x, mat w, double eps), (dx, dw, dout, x, w, eps), ROWWISE, 0, 2 * size_of(dx) + size_of(dout) + size_of(x))
-TIMED(rope, (mat x, dev_ints pos, mat table, int sign), (x, pos, table, sign), ROWWISE, 0, 2 * size_of(x))
-TIMED(swiglu_forward, (mat out, mat gate, mat up), (out, gate, up), ROWWISE, 0, 3 * size_of(out))
-TIMED(swiglu_backward, (mat dgate, mat dup, mat dout, mat gate, mat up), (dgate, dup, dout, gate, up), ROWWISE, 0, 7 * size_of(dout))
-TIMED(cross_entropy, (mat losses, mat logits, dev_ints labels, double scale), (losses, logits, labels, scale), ENTROPY, 0, (scale ? 2 : 1) * size_of(logits))
-TIMED(shard_sum, (mat s, mat x), (s, x), ADAPTER, 0, size_of(s) + size_of(x))
-TIMED(shard_tile, (mat x, mat s), (x, s), ADAPTER, 0, size_of(s) + 2 * size_of(x))
-TIMED(add, (mat y, mat x, double scale), (y, x, scale), ADAPTER, 0, 3 * size_of(x))
-TIMED(embedding_forward, (mat out, mat table, dev_ints ids), (out, table, ids), MOVES, 0, 2 * size_of(out))
-TIMED(embedding_backward, (mat dtable, mat dout, dev_ints ids), (dtable, dout, ids), MOVES, 0, dtable.p ? 3 * size_of(dout) : 0)
-TIMED(copy, (mat y, mat x), (y, x), MOVES, 0, size_of(x) + size_of(y))
-TIMED(zero, (mat x), (x), MOVES, 0, size_of(x))
-TIMED(adamw, (mat w, mat dw, mat m, mat v, double lr, double decay, double g, int t), (w, dw, m, v, lr, decay, g, t), ADAMW, 0, 7 * size_of(w))
 
 // ---- what the machine can do -------------------------------------------------------------------------------
 

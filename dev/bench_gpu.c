@@ -1,41 +1,72 @@
-/*  bench_gpu.c: how fast and how large on a GPU. `make bench-gpu`, or
+/*  bench_gpu.c: how fast and how large on a GPU, and where the time goes. `make bench-gpu`, or
 
-        build/bench_gpu [--peer] [SHAPE …]          1b, 7b (the default is both); tiny to see it run without a GPU
+        build/bench_gpu [--peer] [--profile] [WORD …]       words choose shapes (1b, 7b, tiny), methods and loads (16x1024)
 
     Random weights are made in memory. A row is a method on a number of tokens a step: tokens/s, the arithmetic that the
     method needs (4 P a token where the base is frozen, 6 P where a full-sized gradient is made; attention besides), its
-    share of what the card's matrix products reach in the same run, and memory in use beside the plan. --peer runs
-    transformers + PEFT on the same shape and tokens (dev/bench_gpu_peer.py).                                         */
+    share of what the card's matrix products reach in the same run, and memory in use beside the plan. As little is
+    computed twice (--recompute) as the card's memory allows. --profile adds where the time of a step goes, op by op, each
+    waiting for the one before. --peer runs transformers + PEFT on the same shape and tokens (dev/bench_gpu_peer.py).  */
 
 #define main train_main
 #include "../train.c"
 #undef main
+#include "stopwatch.h"
 
 static const struct shape_row { const char *name; int dim, hidden, layers, heads, kv_heads, vocab; } shapes[] = {
     {"tiny", 128, 192, 2, 4, 2, 512}, {"1b", 2048, 5632, 22, 32, 4, 32000}, {"7b", 4096, 11008, 32, 32, 32, 32000},
 };
-static const struct { const char *method; int rank, flops; } bench_rows[] = { // flops: of P, a token
+static const struct bench_row { const char *method; int rank, flops; } bench_rows[] = { // flops: of P, a token
     {"lora", 36, 4}, {"bone", 64, 4}, {"bat", 64, 6}, {"bat-row", 64, 4}, {"full", 1, 6},
 };
-static const struct { int batch, seq; } loads[] = {{4, 1024}, {16, 1024}};
+static const struct load { const char *name; int rows, seq; } loads[] = {
+    {"4x1024", 4, 1024}, {"16x1024", 16, 1024}, {"4x4096", 4, 4096}, {"2x32", 2, 32},
+};
 
-// What y = x Wᵀ reaches alone, in the precision that trains: floating-point operations a second.
+static const char *const *words;                        // of the command line
+static int chosen(const char *name, int unless)         // unless: the answer where no word is of this kind
+{
+    for (const char *const *w = words; *w; w++) if (!strcmp(*w, name)) return 1;
+    return unless;
+}
+
+static mat one_number(mat m)                            // reading it waits for the device
+{
+    mat corner = rows_of(m, 0, 1);
+    corner.cols = corner.batch = 1;
+    return corner;
+}
+
+static mat watched;                                     // some memory of the device
+static double now(void)
+{
+    wide one;
+    get(&one, watched);
+    return seconds();
+}
+
+// What y = x Wᵀ reaches alone, on normal numbers in the precision that trains: floating-point operations a second.
 static double matmul_rate(int n)
 {
     enum { TURNS = 20 };
-    size_t bytes = (size_t)n * (size_t)n * sizeof(real);
-    mat m[3], corner;
-    wide one;
-    for (int i = 0; i < 3; i++) m[i] = mat_of(dev_alloc(bytes), TYPE_OF(real), SHAPE(n, n));
-    if (!m[0].p || !m[1].p || !m[2].p) die("out of memory for a product of %d", n);
-    corner = rows_of(m[0], 0, 1), corner.cols = 1;
+    size_t count = (size_t)n * (size_t)n;
+    wide *noise = alloc(count, sizeof *noise);
+    rng g = {3};
+    for (size_t i = 0; i < count; i++) noise[i] = (wide)(i < 1 << 20 ? rng_normal(&g) : noise[i - (1 << 20)]);
+    mat m[3];
+    for (int i = 0; i < 3; i++) {
+        m[i] = mat_of(dev_alloc(count * sizeof(real)), TYPE_OF(real), SHAPE(n, n));
+        if (!m[i].p) die("out of memory for a product of %d", n);
+        put(m[i], noise, TYPE_OF(wide));
+    }
+    free(noise);
+    watched = one_number(m[0]);
     double start = 0;
     for (int turn = -2; turn < TURNS; turn++) {
-        if (turn == 0) get(&one, corner), start = seconds();                    // get waits for the device
+        if (turn == 0) start = now();
         matmul_nt(m[0], m[1], m[2], 1, SET);
     }
-    get(&one, corner);
-    double rate = 2. * n * n * n * TURNS / (seconds() - start);
+    double rate = 2. * n * n * n * TURNS / (now() - start);
     for (int i = 0; i < 3; i++) dev_free(m[i].p);
     return rate;
 }
@@ -73,62 +104,100 @@ static batch random_batch(const config *c, int count, int seq)
     rng g = {7};
     for (int i = 0; i < count; i++) {
         for (int j = 0; j <= seq; j++) ids[j] = (int)(rng_next(&g) % (uint64_t)c->vocab);
-        batch_add(&b, &(row){ids, seq + 1, 1, NULL});
+        batch_add(&b, &(row){.ids = ids, .n = seq + 1, .prompt = 1});
     }
     free(ids);
     return b;
 }
 
-static void measure(const struct shape_row *s, int method_row, int batch_rows, int seq, double rate)
+// Lays the model out with the least recomputing that fits into the memory that is free. Returns its level, or -1.
+static int fit(model *m, config c, plan p, double free_bytes)
 {
-    enum { STEPS = 5 };
+    for (p.recompute = 0; p.recompute <= 2; p.recompute++) {
+        model_measure(m, c, p);
+        if (planned_bytes(m) < free_bytes) return p.recompute;
+        model_unmeasure(m);
+    }
+    return -1;
+}
+
+static double bench_step(model *m, const batch *b, int t)
+{
+    zero(flat(m, m->grad));
+    double loss = model_step(m, b, 1.0 / b->targets);
+    update(m, t, 1e-4, gradient_norm(m));               // the norm waits for the device
+    return loss / b->targets;
+}
+
+static void print_profile(double step)
+{
+    double all = 0;
+    printf("      %-20s %-9s %5s %9s %6s %9s %9s\n", "op", "group", "calls", "ms", "%", "TFLOP/s", "GB/s");
+    for (struct op_spent *o = op_spent; o->op; o++) {
+        double t = o->spent.seconds;
+        all += t;
+        printf("      %-20s %-9s %5d %9.2f %6.1f %9.1f %9.0f\n", o->op, group_names[o->group], o->calls, 1e3 * t, 100 * t / step,
+            o->spent.flops / t / 1e12, o->spent.bytes / t / 1e9);
+    }
+    printf("      all ops %.1f ms, each waited for; a step without waiting %.1f ms\n", 1e3 * all, 1e3 * step);
+}
+
+static void measure(const struct shape_row *s, const struct bench_row *what, const struct load *l, double rate, int profile)
+{
+    enum { STEPS = 4 };
     config c = config_of(s);
     double before, after, all;
     model m = {0};
-    opt.method = bench_rows[method_row].method, opt.rank = bench_rows[method_row].rank;
+    opt.method = what->method, opt.rank = what->rank, opt.batch = l->rows, opt.seq = l->seq;
     plan p = plan_from_options();
-    p.tokens = batch_rows * seq, p.positions = seq, p.recompute = 2;
-    model_measure(&m, c, p);
+    p.tokens = l->rows * l->seq, p.positions = l->seq;
     dev_memory(&before, &all);
-    printf("%-5s %-8s r%-3d %2d x %-4d ", s->name, opt.method, opt.rank, batch_rows, seq);
-    if (before + planned_bytes(&m) > all) {
-        printf("does not fit: planned %.1f GB of %.1f\n", planned_bytes(&m) / 1e9, all / 1e9);
-        return;
-    }
+    printf("%-4s %-7s r%-2d %7s ", s->name, opt.method, opt.rank, l->name);
+    int recompute = fit(&m, c, p, all - before - 1.5e9);
+    if (recompute < 0) { puts("does not fit"); return; }
     model_allocate(&m);
     random_base(&m);
     for (int i = 0; i < arrlen(m.linears); i++)
         if (m.linears[i]->method->init) m.p.method->init(&m, m.linears[i], "bench");
-    batch b = random_batch(&c, batch_rows, seq);
-    double start = 0, loss = 0;
-    for (int step = -1; step < STEPS; step++) {
-        if (step == 0) start = seconds();
-        zero(flat(&m, m.grad));
-        loss = model_step(&m, &b, 1.0 / b.targets);
-        update(&m, step + 2, 1e-4, gradient_norm(&m));                        // the norm waits for the device
-    }
+    batch b = random_batch(&c, l->rows, l->seq);
+    double loss = bench_step(&m, &b, 1), start = seconds();
+    for (int step = 0; step < STEPS; step++) bench_step(&m, &b, step + 2);
     gradient_norm(&m);
     double time = (seconds() - start) / STEPS, P = base_parameters(&m) - (double)c.vocab * c.dim, tokens = p.tokens;
-    double flops = tokens * (bench_rows[method_row].flops * P + (2 + 2 + 5) * (double)seq * c.dim * c.layers);      // recomputing is not counted as needed
+    double flops = tokens * (what->flops * P + (2 + 5) * (double)l->seq * c.dim * c.layers);     // attention: 2 products forward, 5 back
     dev_memory(&after, &all);
-    printf("%9.0f tok/s  %7.1f TFLOP/s needed  %5.1f %% of the product rate   %6.1f GB, planned %6.1f   loss %.3f\n",
-        tokens / time, flops / time / 1e12, 100 * flops / time / rate, (after - before) / 1e9, planned_bytes(&m) / 1e9, loss / b.targets);
+    printf("recompute %d %8.0f tok/s %6.1f TFLOP/s needed, %4.1f %% of the product rate %6.1f GB, planned %6.1f   loss %.3f\n",
+        recompute, tokens / time, flops / time / 1e12, 100 * flops / time / rate, (after - before) / 1e9, planned_bytes(&m) / 1e9, loss);
+    if (profile) {
+        memset(op_spent, 0, sizeof op_spent);
+        watched = one_number(m.dx);
+        stopwatch_runs = 1, bench_step(&m, &b, STEPS + 2), stopwatch_runs = 0;
+        print_profile(time);
+    }
     fflush(stdout);
     batch_free(&b), model_free(&m);
 }
 
 int main(int argc, char **argv)
 {
-    int peer = argc > 1 && !strcmp(argv[1], "--peer"), n = sizeof shapes / sizeof *shapes;
+    int peer = 0, profile = 0, first = 1, shape_named = 0, method_named_ = 0, load_named = 0;
+    for (; first < argc && argv[first][0] == '-'; first++) {
+        peer |= !strcmp(argv[first], "--peer"), profile |= !strcmp(argv[first], "--profile");
+    }
+    words = (const char *const *)argv + first, stopwatch_runs = 0;
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) shape_named |= chosen(shapes[i].name, 0);
+    for (size_t i = 0; i < sizeof bench_rows / sizeof *bench_rows; i++) method_named_ |= chosen(bench_rows[i].method, 0);
+    for (size_t i = 0; i < sizeof loads / sizeof *loads; i++) load_named |= chosen(loads[i].name, 0);
     printf("%s\n", dev_name());
-    for (int i = 0; i < n; i++) {
-        int wanted = argc - 1 == peer && i > 0;
-        for (int a = 1 + peer; a < argc; a++) wanted |= !strcmp(argv[a], shapes[i].name);
-        if (!wanted) continue;
-        double rate = matmul_rate(i ? 8192 : 256);
-        printf("products of %d: %.1f TFLOP/s\n", i ? 8192 : 256, rate / 1e12);
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        if (!chosen(shapes[i].name, !shape_named && i > 0)) continue;
+        int n = i ? 8192 : 256;
+        double rate = matmul_rate(n);
+        printf("products of %d: %.1f TFLOP/s\n", n, rate / 1e12);
         for (size_t l = 0; l < sizeof loads / sizeof *loads; l++)
-            for (size_t r = 0; r < sizeof bench_rows / sizeof *bench_rows; r++) measure(&shapes[i], (int)r, i ? loads[l].batch : 2, i ? loads[l].seq : 32, rate);
+            for (size_t r = 0; r < sizeof bench_rows / sizeof *bench_rows; r++)
+                if (chosen(loads[l].name, !load_named && l < 3) && chosen(bench_rows[r].method, !method_named_))
+                    measure(&shapes[i], &bench_rows[r], &loads[l], rate, profile);
         char command[400];
         const struct shape_row *s = &shapes[i];
         snprintf(command, sizeof command, "python3 dev/bench_gpu_peer.py --shape %d,%d,%d,%d,%d,%d", s->dim, s->hidden, s->layers, s->heads, s->kv_heads, s->vocab);

@@ -1,46 +1,90 @@
 #!/usr/bin/env bash
-# On a machine with an NVIDIA GPU: builds everything, runs the tests of CPU against GPU three times, then under each tool of
-# compute-sanitizer, prints the table of --check, and measures. Ends with an error at the first thing that is not right.
-set -euo pipefail
+# Everything that wants a card, in one call of ten minutes. A machine with a card often has nvcc and PyTorch and no packages to
+# install, so the programs are built where the packages are, for one architecture, and travel:
+#
+#     dev/gpu.sh --pack FOLDER [90]       builds into FOLDER (the number: 80 A100, 90 H100 and H200, 120 RTX 50)
+#     dev/gpu.sh [FOLDER] [PART …]        runs there; without a FOLDER it builds here first
+#
+# The parts: tests check speed peer sanitizer. Each has a time limit of its own, none stops the others, and the last lines say
+# what became of each. Their output is in $RESULTS, by default build/gpu.
+set -uo pipefail
 cd "$(dirname "$0")/.."
-
-gpu=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1 || true)
-if [ -z "$gpu" ]; then
-    echo "No GPU here (nvidia-smi names none). Without one: make test, and ./train_emu --check" >&2
-    exit 1
-fi
 PATH=$PATH:/usr/local/cuda/bin
-command -v nvcc compute-sanitizer >/dev/null || { echo "nvcc and compute-sanitizer are needed: install the CUDA Toolkit" >&2; exit 1; }
-echo "== $gpu; $(nvcc --version | tail -n 1)"
 
-make train train_cuda train_cuda_f32 train_cuda_f64 build/test_cuda_f64 build/test_cuda_f32 build/test_cuda_bf16
+PROGRAMS="train_cuda train_cuda_f32 train_cuda_f64 build/test_cuda_f64 build/test_cuda_f32 build/test_cuda_bf16 build/bench_gpu"
+pack() {
+    local jobs arch=${2:-90}
+    jobs=$(nproc)
+    make -j"$jobs" ARCH="-gencode arch=compute_$arch,code=sm_$arch" CFLAGS="-O3 -march=x86-64-v3" \
+        LDLIBS="-l:libjansson.a -l:libz.a -l:libpcre2-8.a -l:libutf8proc.a -lm" $PROGRAMS || exit 1
+    mkdir -p "$1" && cp $PROGRAMS "$1"
+}
+[ "${1:-}" != --pack ] || { pack "${2:?a folder for the programs}" "${3:-90}"; exit; }
 
-echo "== CPU against GPU, three times"
-for precision in f64 f32 bf16; do
-    for run in 1 2 3; do
-        echo "-- $precision, run $run"
-        "build/test_cuda_$precision"
-    done
+gpu=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null | head -n 1)
+[ -n "$gpu" ] || { echo "No GPU here (nvidia-smi names none). Without one: make test, and ./train_emu --check" >&2; exit 1; }
+if [ -d "${1:-}" ]; then bin=$1; shift
+else bin=build/gpu_programs; pack $bin "$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)"; fi
+RESULTS=${RESULTS:-build/gpu}
+mkdir -p "$RESULTS" build
+parts=${*:-tests check speed peer sanitizer}
+echo "== $gpu; $(nvcc --version 2>/dev/null | tail -n 1); $(nproc) processors"
+
+tally=()
+# part LIMIT NAME COMMAND …: its output into NAME.log; the tally says how it ended and how long it took.
+part() {
+    local limit=$1 name=$2 start status said
+    shift 2
+    start=$(date +%s)
+    timeout -k 5 "$limit" "$@" >"$RESULTS/$name.log" 2>&1
+    status=$?
+    case $status in 0) said="✓";; 124 | 137) said="✗ stopped after $limit s:";; *) said="✗ status $status:";; esac
+    echo "$said $name, $(($(date +%s) - start)) s: $(grep -v '^$' "$RESULTS/$name.log" | tail -n 1)" >"$RESULTS/$name.tally"
+}
+finished() { for name in "$@"; do tally+=("$(cat "$RESULTS/$name.tally")"); cat "$RESULTS/$name.tally"; done; }
+
+# A tool of compute-sanitizer counts only if it says itself that it ran and found nothing, and if the test under it passed.
+sanitize() {
+    compute-sanitizer --tool "$1" --error-exitcode 99 "$bin/test_cuda_$2" gpu-ops >"$RESULTS/sanitized.$1.$2" 2>&1 || { tail -n 30 "$RESULTS/sanitized.$1.$2"; return 1; }
+    grep -qE '^1 passed, 0 failed' "$RESULTS/sanitized.$1.$2" || { tail -n 30 "$RESULTS/sanitized.$1.$2"; return 1; }
+    grep -E '^========= (ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards displayed)' "$RESULTS/sanitized.$1.$2"
+}
+export -f sanitize
+export bin RESULTS
+
+for p in $parts; do
+    case $p in
+    tests)                              # a CPU in double beside them: the three together
+        for precision in f64 f32 bf16; do OMP_NUM_THREADS=$((($(nproc) + 2) / 3)) part 200 "tests-$precision" "$bin/test_cuda_$precision" & done
+        wait
+        finished tests-f64 tests-f32 tests-bf16;;
+    check)
+        for program in train_cuda_f64 train_cuda_f32 train_cuda; do
+            part 60 "check-$program" "$bin/$program" --check --no-shuffle --batch 2
+            finished "check-$program"
+        done;;
+    speed)
+        part 200 speed "$bin/bench_gpu" --profile 7b 16x1024 4x4096 lora bone bat bat-row
+        part 60 default "$bin/train_cuda"
+        finished speed default
+        cat "$RESULTS/speed.log";;
+    peer)
+        part 150 peer python3 dev/bench_gpu_peer.py --shape 4096,11008,32,32,32,32000 --load 16x1024 4x4096
+        finished peer
+        grep -E "PEFT|attention" "$RESULTS/peer.log";;
+    sanitizer)
+        names=()
+        for precision in f32 bf16; do
+            for tool in memcheck racecheck initcheck synccheck; do
+                part 150 "$tool-$precision" bash -c "sanitize $tool $precision" &
+                names+=("$tool-$precision")
+            done
+        done
+        wait
+        finished "${names[@]}";;
+    *) echo "dev/gpu.sh: no part $p" >&2; exit 1;;
+    esac
 done
-
-# A tool counts only if it says itself that it ran and found nothing, and if the tests under it passed.
-echo "== compute-sanitizer"
-for precision in f64 f32 bf16; do
-    for tool in memcheck racecheck initcheck synccheck; do
-        log=build/$tool.$precision.log
-        compute-sanitizer --tool "$tool" --error-exitcode 99 "build/test_cuda_$precision" gpu-ops >"$log" 2>&1 || { tail -n 30 "$log"; echo "✗ $tool, $precision"; exit 1; }
-        grep -q '^========= COMPUTE-SANITIZER' "$log" || { echo "✗ $tool, $precision: did not run, see $log"; exit 1; }
-        grep -qE '^========= (ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards displayed)' "$log" || { echo "✗ $tool, $precision: see $log"; exit 1; }
-        grep -qE '^1 passed, 0 failed' "$log" || { echo "✗ $tool, $precision: the tests did not pass, see $log"; exit 1; }
-        echo "✓ $tool, $precision: $(grep -E 'SUMMARY' "$log")"
-    done
-done
-
-echo "== one step of the bundled model on CPU and GPU"
-for program in train_cuda_f64 train_cuda_f32 train_cuda; do
-    "./$program" --check --no-shuffle --batch 2 >"build/$program.check"
-    echo "$program: $(tail -n 2 "build/$program.check" | tr '\n' ' ')"
-done
-cat build/train_cuda_f32.check
-
-if make -n bench-gpu >/dev/null 2>&1; then make bench-gpu; fi
+echo "== the tally, $gpu"
+printf '%s\n' "${tally[@]}"
+! printf '%s\n' "${tally[@]}" | grep -q '^✗'
