@@ -470,8 +470,7 @@ static double base_parameters(const model *m)
 static needs needs_of(const model *m)
 {
     const plan *p = &m->p;
-    needs n = {.heads = m->c.kv_heads, .keys = p->positions, .train = p->train};
-    n.window = m->c.full_layers ? INT_MAX : m->c.window;
+    needs n = {.tokens = p->tokens, .heads = m->c.heads, .train = p->train};
     n.normed = p->tokens * (m->c.qk_norm ? m->c.heads : 1);
     n.trained = 2 * (size_t)p->rank * (size_t)p->rank;                  // dora's A Aᵀ (r, r), made wider
     for (int i = 0; i < arrlen(m->tensors); i++) {

@@ -27,11 +27,16 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #ifdef __CUDACC__
 #include <cublas_v2.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_pipeline.h>
+#include "ops/tensor_core.h"
 #define LAUNCH(kernel, blocks, threads, ...) kernel<<<blocks, threads>>>(__VA_ARGS__)
+#define LAUNCH_SHARED(kernel, blocks, threads, bytes, ...) kernel<<<blocks, threads, bytes>>>(__VA_ARGS__)
+#define SHARED_MEMORY(name) extern __shared__ __align__(16) char name[]
 #else
 #include "dev/cuda_on_cpu.h"
 #endif
@@ -175,7 +180,7 @@ extern "C" void dev_free(dev p) { check(cudaFree(p), "freeing memory"); }
 
 // Work space of the ops. A run reserves what its steps need (section 7); an op called outside of a run
 // enlarges the buffer where it is too small.
-enum { FACTOR_A, FACTOR_B, HOST, SCORES, SOFTMAX, DSOFTMAX, DSCORES, SUMS_OF_ROWS, BUFFERS };
+enum { FACTOR_A, FACTOR_B, HOST, BLOCKS, DELTA, SUMS_OF_ROWS, BUFFERS };
 static struct { void *p; size_t bytes; } buffers[BUFFERS];
 
 static void resize(int which, size_t bytes)
@@ -528,144 +533,436 @@ extern "C" void rope(mat x, dev_ints pos, mat table, int sign)
     RUN(rope_kernel, x.rows, THREADS, x, pos, table, (wide)sign);
 }
 
-// Attention, by batched products: tensor cores do the work. A batch is QUERIES query rows of a span, in one
-// query head of each head of keys. Only its scores (heads of keys, QUERIES, keys) are in memory.
-//   S = q kᵀ/√d,  P = softmax(S) over the keys that a row sees,  out = P v
-// Kept for the backward: lse = log Σ exp(S), a number a row and head.
-// Scores are wide: in 16 bits a score of 20 would be off by 0.06. `group` query heads share a head of keys
-// and values, so there are `group` batches, one after the other: batch g has every group-th query head from g
-// on. With 4 query heads and 2 key heads, batch 0 has query heads 0 and 2, batch 1 has 1 and 3.
-enum { QUERIES = 512 };
+// ---- attention ----
+//
+//  S = q kᵀ/√d,   P = softmax(S) over the keys that a query sees,   out = P v
+//
+// P has a row a query and a column a key: at 4096 of each it would be 32 MB a head, so it is never in memory.
+// A block keeps ROWS queries of one head in shared memory. Keys and values stream past, a tile of them at a
+// time, the next on its way while this one is used:
+//
+//                   keys →  tile 0  tile 1  tile 2  tile 3          ■  all of it is seen
+//     queries 0 … 63       │   ◣   │       │       │       │        ◣  the diagonal: some are seen
+//     queries 64 … 127     │   ■   │   ◣   │       │       │           the rest is not even read
+//     queries 128 … 191    │   ■   │   ■   │   ◣   │       │
+//
+// Each of four warps has 16 of the queries: their row of S for this tile, and of out, are in the registers of
+// its lanes (ops/tensor_core.h). A softmax of which a part is known is put right when the next part comes
+// (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention, arXiv 2205.14135, 2307.08691):
+//
+//     m' = max(m, max S),   P = exp(S − m'),   l = l exp(m − m') + Σ P,   o = o exp(m − m') + P v;
+//     behind the last tile   out = o / l,   lse = m + log l
+//
+// So lse, a number a row, is all that the backward pass has to be left: P = exp(S − lse).
+//
+// 16 bits are rounded to where a product takes them: P, and dS below. The rest is wide.
+enum { ROWS = 64, ATTENTION_THREADS = 128, MOST_HEAD_DIM = 128 };
+constexpr int TILE = sizeof(real) == 2 ? 32 : 16;       // rows that stream past at a time
+constexpr int PACK = 16 / sizeof(real);                 // numbers in 16 bytes, which travel together
+typedef pair_of<real> real_pair;
+typedef pair_of<wide> wide_pair;
 
-// Query rows row … row+n-1, and the keys key … key+keys-1 that some of them see. Among these are `before`
-// keys in front of the first query's own. Row r sees block keys seen_from … seen_to − 1, at most `window`.
-struct query_block {
-    int row, n, key, keys, before, window;
-    __device__ int seen_to(int r) const { return before + r + 1; }
-    __device__ int seen_from(int r) const { return seen_to(r) > window ? seen_to(r) - window : 0; }
-};
+// The 64 queries from `first` on of this span, or keys.
+struct span_rows { span s; int first; };
 
-static query_block queries_at(span s, int q0, int window)
+// Query i of a span sees the keys from seen_from to its own.
+__device__ static inline int own_key(const span &s, int i) { return s.nk - s.nq + i; }
+__device__ static inline bool sees(const span &s, int window, int i, int key)
 {
-    int n = s.nq - q0 < QUERIES ? s.nq - q0 : QUERIES;
-    int own = s.nk - s.nq + q0;                         // the first query's own key, in the span
-    int first = own + 1 > window ? own + 1 - window : 0;
-    return {s.q + q0, n, s.k + first, own + n - first, own - first, window};
+    return key <= own_key(s, i) && key > own_key(s, i) - window && i < s.nq;
 }
 
-// The given rows of heads first, first + step, first + 2 step, …, as a batch of matrices (heads, rows, d).
-static mat heads_of(mat m, int row, int rows, int first, int step, int d)
-{
-    m.p = (char *)m.p + (row * m.ld + (size_t)first * d) * size_of[m.type];
-    m.batch = m.cols / d / step;
-    m.stride = (size_t)step * d;
-    m.rows = rows;
-    m.cols = d;
-    return m;
-}
+// A tile in shared memory: rows of D numbers, each 16 bytes longer than it need be, so that the eight rows that
+// load_tiles reads at a time lie in different banks.
+template <int D> struct tile { static constexpr int LD = D + PACK; };
 
-// The elements from one row of scores to the next: a multiple of 8, so that each row begins at a multiple of
-// 16 bytes, as tensor cores require.
-static size_t score_row(int keys) { return ((size_t)keys + 7) / 8 * 8; }
-
-static mat scores(int which, enum dtype type, int heads, int n, int keys)
+// Begins to copy rows of one head into shared memory; what the tile has beyond them and beyond d is zero.
+template <int N, int D> __device__ static inline void fetch(real *to, const mat &m, int row, int rows, int head, int d)
 {
-    size_t ld = score_row(keys), stride = n * ld;
-    return {scratch(which, heads * stride * size_of[type]), type, n, keys, ld, heads, stride, heads * stride};
-}
-
-// One block a row of scores of one head: P = softmax over the keys that this query sees, P = 0 for others,
-// and lse.
-__global__ static void softmax_kernel(mat P, mat S, mat lse, query_block b, int head, int step)
-{
-    int r = blockIdx.x, h = blockIdx.y, from = b.seen_from(r), to = b.seen_to(r);
-    const wide *s = (const wide *)S.p + index_of(S, h, r, 0);
-    real *p = (real *)P.p + index_of(P, h, r, 0);
-    wide most = -INFINITY, sum = 0;
-    for (int c = from + threadIdx.x; c < to; c += blockDim.x) most = s[c] > most ? s[c] : most;
-    most = block_reduce(most, larger());
-    for (int c = from + threadIdx.x; c < to; c += blockDim.x) sum += exp(s[c] - most);
-    sum = block_sum(sum);
-    for (int c = threadIdx.x; c < P.cols; c += blockDim.x)
-        down(&p[c], c >= from && c < to ? exp(s[c] - most) / sum : 0);
-    if (threadIdx.x == 0) ((wide *)lse.p)[index_of(lse, 0, b.row + r, head + h * step)] = most + log(sum);
-}
-
-// out = softmax(q kᵀ/√d) v: for each block of query rows and each batch of heads two products, with the
-// softmax between.
-extern "C" void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, int window,
-                                  const span *spans, int count)
-{
-    int group = q.cols / k.cols;
-    for (int i = 0; i < count; i++)
-        for (int q0 = 0; q0 < spans[i].nq; q0 += QUERIES) {
-            query_block b = queries_at(spans[i], q0, window);
-            mat K = heads_of(k, b.key, b.keys, 0, 1, d), V = heads_of(v, b.key, b.keys, 0, 1, d);
-            mat S = scores(SCORES, TYPE_OF(wide), K.batch, b.n, b.keys);
-            mat P = scores(SOFTMAX, TYPE_OF(real), K.batch, b.n, b.keys);
-            for (int g = 0; g < group; g++) {
-                mat Q = heads_of(q, b.row, b.n, g, group, d), O = heads_of(out, b.row, b.n, g, group, d);
-                matmul_nt(S, Q, K, 1 / sqrt((double)d), SET);                   // S = q kᵀ/√d
-                RUN(softmax_kernel, dim3(b.n, K.batch), THREADS, P, S, lse, b, g, group);   // P = softmax(S)
-                matmul_nn(O, P, V, 1, SET);                                     // out = P v
-            }
-        }
-}
-
-//  out = P v:         dv += Pᵀ dout,   dP = dout vᵀ
-//  P = softmax(S):    dS = P ⊙ (dP − Δ),   Δ = Σ_c dP P = dout · out, a number a row
-//  S = q kᵀ/√d:       dq += dS k/√d,   dk += dSᵀ q/√d
-//                     (Σ_c P[c] Σ_i dout[i] v[c, i] = Σ_i dout[i] Σ_c P[c] v[c, i] = Σ_i dout[i] out[i])
-// One block a row of scores of one head. It computes P = exp(S − lse) anew, and dS. The subtraction dP − Δ is
-// done in wide; only its product with P is rounded to real.
-__global__ static void softmax_backward_kernel(mat P, mat dS, mat S, mat dP, mat out, mat dout, mat lse,
-                                               query_block b, int head, int step)
-{
-    int r = blockIdx.x, h = blockIdx.y, from = b.seen_from(r), to = b.seen_to(r);
-    const wide *s = (const wide *)S.p + index_of(S, h, r, 0);
-    const wide *dp = (const wide *)dP.p + index_of(dP, h, r, 0);
-    const real *o = (const real *)out.p + index_of(out, h, r, 0);
-    const real *g = (const real *)dout.p + index_of(dout, h, r, 0);
-    real *p = (real *)P.p + index_of(P, h, r, 0);
-    real *ds = (real *)dS.p + index_of(dS, h, r, 0);
-    wide l = ((const wide *)lse.p)[index_of(lse, 0, b.row + r, head + h * step)], delta = 0;
-    for (int c = threadIdx.x; c < out.cols; c += blockDim.x) delta += up(o[c]) * up(g[c]);
-    delta = block_sum(delta);
-    for (int c = threadIdx.x; c < P.cols; c += blockDim.x) {
-        bool seen = c >= from && c < to;
-        wide pc = seen ? exp(s[c] - l) : 0;
-        down(&p[c], pc);
-        down(&ds[c], seen ? pc * (dp[c] - delta) : 0);
+    const real *from = (const real *)m.p + row * m.ld + (size_t)head * d;
+    bool aligned = ((uintptr_t)from | (m.ld | (size_t)d) * sizeof(real)) % 16 == 0;
+    for (int i = threadIdx.x; i < N * D / PACK; i += ATTENTION_THREADS) {
+        int r = i / (D / PACK), c = i % (D / PACK) * PACK;
+        real *place = to + r * tile<D>::LD + c;
+        if (aligned && r < rows && c < d) __pipeline_memcpy_async(place, from + r * m.ld + c, 16);
+        else for (int e = 0; e < PACK; e++) place[e] = r < rows && c + e < d ? from[r * m.ld + c + e] : (real)0;
     }
 }
 
-// The equations above, for each block of query rows and each batch of heads, from S and dP on.
+// Waits for all copies but those of the last fetches, if `behind` says that there are such.
+__device__ static inline void arrived(bool behind)
+{
+    if (behind) __pipeline_wait_prior(1);
+    else __pipeline_wait_prior(0);
+    __syncthreads();
+}
+
+// c (16, N) = a (16, D) bᵀ,  b (N, D); both in shared memory.
+template <int N, int D> __device__ static inline void rows_by_rows(wide_pair (*c)[2], const real *a, const real *b)
+{
+    int lane = threadIdx.x % WARP;
+    a += lane % 16 * tile<D>::LD + lane / 16 * 8;                       // its four matrices: two down, two across
+    b += (lane % 8 + lane / 16 * 8) * tile<D>::LD + lane / 8 % 2 * 8;   // two across, two down
+    for (int n = 0; n < N / 8; n++) c[n][0] = c[n][1] = {0, 0};
+    #pragma unroll
+    for (int k = 0; k < D; k += 16) {
+        real_pair x[4], y[4];
+        load_tiles(x, a + k);
+        #pragma unroll
+        for (int n = 0; n < N; n += 16) {
+            load_tiles(y, b + n * tile<D>::LD + k);
+            mma(c[n / 8], x, y);
+            mma(c[n / 8 + 1], x, y + 2);
+        }
+    }
+}
+
+// c (16, D) += a (16, N) b,  a in registers, rounded here, b (N, D) in shared memory.
+template <int N, int D> __device__ static inline void add_product(wide_pair (*c)[2], wide_pair (*a)[2], const real *b)
+{
+    int lane = threadIdx.x % WARP;
+    b += lane % 16 * tile<D>::LD + lane / 16 * 8;
+    #pragma unroll
+    for (int n = 0; n < N; n += 16) {
+        real_pair x[4], y[4];
+        #pragma unroll
+        for (int i = 0; i < 4; i++) x[i] = pair_up<real>(a[n / 8 + i / 2][i % 2].x, a[n / 8 + i / 2][i % 2].y);
+        #pragma unroll
+        for (int k = 0; k < D; k += 16) {
+            load_transposed(y, b + n * tile<D>::LD + k);
+            mma(c[k / 8], x, y);
+            mma(c[k / 8 + 1], x, y + 2);
+        }
+    }
+}
+
+// Rows first … first + 15 of m become scale c, for one head; those from `rows` on are not there.
+template <int D> __device__ static inline void write_rows(const mat &m, int row, int rows, int head, int d,
+                                                          wide_pair (*c)[2], const wide *scale)
+{
+    int lane = threadIdx.x % WARP;
+    #pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int r = threadIdx.x / WARP * 16 + lane / 4 + 8 * i;
+        real *to = row_of(m, row + r) + (size_t)head * d;
+        bool paired = (uintptr_t)to % sizeof(real_pair) == 0;
+        #pragma unroll
+        for (int n = 0; n < D / 8; n++) {
+            int col = 8 * n + lane % 4 * 2;
+            real_pair p = pair_up<real>(scale[i] * c[n][i].x, scale[i] * c[n][i].y);
+            if (r >= rows) continue;
+            if (paired && col + 1 < d) *(real_pair *)(to + col) = p;
+            else {
+                if (col < d) to[col] = p.x;
+                if (col + 1 < d) to[col + 1] = p.y;
+            }
+        }
+    }
+}
+
+// What the four lanes of a row have, combined.
+template <class Op> __device__ static inline wide over_row(wide x, Op op)
+{
+    x = op(x, __shfl_xor_sync(0xffffffffu, x, 1));
+    return op(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+constexpr wide LOG2E = (wide)1.4426950408889634;        // exp(x) = exp2(x log₂e)
+
+// Where in the tile of scores the number e of a lane's pair is: its row is the warp's, its column n's.
+struct place { int row, col; };
+__device__ static inline place place_of(int n, int i, int e)
+{
+    int lane = threadIdx.x % WARP;
+    return {(int)threadIdx.x / WARP * 16 + lane / 4 + 8 * i, 8 * n + lane % 4 * 2 + e};
+}
+#define OF_PAIR(p, e) (e ? (p).y : (p).x)
+
+// One block: 64 queries of a span, in one query head, against all keys that they see.
+template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS)
+attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide scale, const span_rows *blocks)
+{
+    SHARED_MEMORY(memory);
+    constexpr int LD = tile<D>::LD;
+    real *Q = (real *)memory, *K = Q + ROWS * LD, *V = K + 2 * TILE * LD;
+    const span s = blocks[blockIdx.x].s;
+    const int first = blocks[blockIdx.x].first, head = blockIdx.y, kv = head / (q.cols / k.cols);
+    const int queries = s.nq - first < ROWS ? s.nq - first : ROWS, own = own_key(s, first);
+    const int from = own >= window ? own - window + 1 : 0, to = own + queries;  // keys that some query sees
+
+    wide_pair o[D / 8][2] = {}, S[TILE / 8][2];
+    wide most[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+    auto fetch_keys = [&](int key, int slot) {
+        fetch<TILE, D>(K + slot * TILE * LD, k, s.k + key, to - key, kv, d);
+        fetch<TILE, D>(V + slot * TILE * LD, v, s.k + key, to - key, kv, d);
+        __pipeline_commit();
+    };
+    fetch<ROWS, D>(Q, q, s.q + first, queries, head, d);
+    fetch_keys(from, 0);
+    for (int key = from, slot = 0; key < to; key += TILE, slot ^= 1) {
+        bool more = key + TILE < to;
+        if (more) fetch_keys(key + TILE, slot ^ 1);
+        arrived(more);
+        rows_by_rows<TILE, D>(S, Q + threadIdx.x / WARP * 16 * LD, K + slot * TILE * LD);   // S = q kᵀ
+        bool all_seen = key + TILE - 1 <= own && key > own + queries - 1 - window;
+        #pragma unroll
+        for (int i = 0; i < 2; i++) {                                   // the lane's two rows
+            wide m = most[i];
+            #pragma unroll
+            for (int n = 0; n < TILE / 8; n++) {
+                if (!all_seen) {
+                    place p = place_of(n, i, 0);
+                    if (!sees(s, window, first + p.row, key + p.col)) S[n][i].x = -INFINITY;
+                    if (!sees(s, window, first + p.row, key + p.col + 1)) S[n][i].y = -INFINITY;
+                }
+                m = larger()(m, larger()(S[n][i].x, S[n][i].y));
+            }
+            m = over_row(m, larger());
+            wide base = m == -INFINITY ? 0 : m * scale * LOG2E;         // no key seen so far: exp2(−∞) is 0
+            wide shrink = exp2(most[i] * scale * LOG2E - base);         // exp(m − m')
+            most[i] = m;
+            sum[i] *= shrink;
+            #pragma unroll
+            for (int n = 0; n < TILE / 8; n++) {
+                S[n][i].x = exp2(S[n][i].x * (scale * LOG2E) - base);   // P = exp(S − m')
+                S[n][i].y = exp2(S[n][i].y * (scale * LOG2E) - base);
+                sum[i] += S[n][i].x + S[n][i].y;                        // l, this lane's part
+            }
+            #pragma unroll
+            for (int n = 0; n < D / 8; n++) o[n][i] = {o[n][i].x * shrink, o[n][i].y * shrink};
+        }
+        add_product<TILE, D>(o, S, V + slot * TILE * LD);               // o += P v
+        __syncthreads();                                                // the tile may be overwritten
+    }
+    wide inverse[2];
+    for (int i = 0; i < 2; i++) {
+        place p = place_of(0, i, 0);
+        sum[i] = over_row(sum[i], plus());
+        inverse[i] = 1 / sum[i];
+        if (p.col == 0 && p.row < queries)
+            ((wide *)lse.p)[index_of(lse, 0, s.q + first + p.row, head)] = most[i] * scale + log(sum[i]);
+    }
+    write_rows<D>(out, s.q + first, queries, head, d, o, inverse);
+}
+
+//  out = P v:         dv = Pᵀ dout,   dP = dout vᵀ
+//  P = softmax(S):    dS = P ⊙ (dP − Δ),   Δ = Σ_c dP P = dout · out, a number a row
+//  S = q kᵀ/√d:       dq = dS k/√d,   dk = dSᵀ q/√d
+//                     (Σ_c P[c] Σ_i dout[i] v[c, i] = Σ_i dout[i] Σ_c P[c] v[c, i] = Σ_i dout[i] out[i])
+//
+// dq is a sum over keys, and dk and dv are sums over queries. A block that made all three would have to add to
+// rows that other blocks add to, in an order that chance decides. So there are two kernels, each with its sum
+// in registers, and both make S and dP: seven products instead of five.
+
+// One block: 64 queries of a span in one head. Keys and values stream past. It also leaves Δ.
+template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS)
+attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, mat lse, int d, int window, wide scale,
+                    const span_rows *blocks)
+{
+    SHARED_MEMORY(memory);
+    constexpr int LD = tile<D>::LD;
+    real *Q = (real *)memory, *G = Q + ROWS * LD, *K = G + ROWS * LD, *V = K + 2 * TILE * LD;
+    const span s = blocks[blockIdx.x].s;
+    const int first = blocks[blockIdx.x].first, head = blockIdx.y, kv = head / (q.cols / k.cols);
+    const int queries = s.nq - first < ROWS ? s.nq - first : ROWS, own = own_key(s, first);
+    const int from = own >= window ? own - window + 1 : 0, to = own + queries;
+    const int lane = threadIdx.x % WARP, warp_row = threadIdx.x / WARP * 16;
+
+    auto fetch_keys = [&](int key, int slot) {
+        fetch<TILE, D>(K + slot * TILE * LD, k, s.k + key, to - key, kv, d);
+        fetch<TILE, D>(V + slot * TILE * LD, v, s.k + key, to - key, kv, d);
+        __pipeline_commit();
+    };
+    fetch<ROWS, D>(Q, q, s.q + first, queries, head, d);
+    fetch<ROWS, D>(G, dout, s.q + first, queries, head, d);
+    fetch_keys(from, 0);
+
+    wide Delta[2] = {0, 0}, L[2] = {0, 0};              // of the lane's two rows; a quarter of a row is its own
+    for (int i = 0; i < 2; i++) {
+        int r = warp_row + lane / 4 + 8 * i;
+        if (r < queries) {
+            const real *g = row_of(dout, s.q + first + r) + (size_t)head * d;
+            const real *o = row_of(out, s.q + first + r) + (size_t)head * d;
+            for (int c = lane % 4; c < d; c += 4) Delta[i] += up(g[c]) * up(o[c]);
+            L[i] = ((const wide *)lse.p)[index_of(lse, 0, s.q + first + r, head)] * LOG2E;
+        }
+        Delta[i] = over_row(Delta[i], plus());
+        if (r < queries && lane % 4 == 0) ((wide *)delta.p)[index_of(delta, 0, s.q + first + r, head)] = Delta[i];
+    }
+
+    wide_pair sum[D / 8][2] = {}, S[TILE / 8][2], dS[TILE / 8][2];
+    for (int key = from, slot = 0; key < to; key += TILE, slot ^= 1) {
+        bool more = key + TILE < to;
+        if (more) fetch_keys(key + TILE, slot ^ 1);
+        arrived(more);
+        rows_by_rows<TILE, D>(S, Q + warp_row * LD, K + slot * TILE * LD);          // S  = q kᵀ
+        rows_by_rows<TILE, D>(dS, G + warp_row * LD, V + slot * TILE * LD);         // dP = dout vᵀ
+        bool all_seen = key + TILE - 1 <= own && key > own + queries - 1 - window;
+        #pragma unroll
+        for (int n = 0; n < TILE / 8; n++)
+            #pragma unroll
+            for (int i = 0; i < 2; i++) {
+                place p = place_of(n, i, 0);
+                wide P0 = exp2(S[n][i].x * (scale * LOG2E) - L[i]), P1 = exp2(S[n][i].y * (scale * LOG2E) - L[i]);
+                if (!all_seen) {
+                    if (!sees(s, window, first + p.row, key + p.col)) P0 = 0;
+                    if (!sees(s, window, first + p.row, key + p.col + 1)) P1 = 0;
+                }
+                dS[n][i] = {P0 * (dS[n][i].x - Delta[i]), P1 * (dS[n][i].y - Delta[i])};    // P ⊙ (dP − Δ)
+            }
+        add_product<TILE, D>(sum, dS, K + slot * TILE * LD);                        // dq += dS k
+        __syncthreads();
+    }
+    wide both[2] = {scale, scale};
+    write_rows<D>(dq, s.q + first, queries, head, d, sum, both);
+}
+
+// One block: 64 keys of a span in one head of keys. The queries that see them stream past, of every query head
+// that shares the keys, one head after the other. S and dP are made transposed: their rows are keys.
+template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS)
+attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat delta, int d, int window, wide scale,
+                     const span_rows *blocks)
+{
+    SHARED_MEMORY(memory);
+    constexpr int LD = tile<D>::LD;
+    real *K = (real *)memory, *V = K + ROWS * LD, *Q = V + ROWS * LD, *G = Q + 2 * TILE * LD;
+    __shared__ wide L[2][TILE], Delta[2][TILE];
+    const span s = blocks[blockIdx.x].s;
+    const int first = blocks[blockIdx.x].first, kv = blockIdx.y, group = q.cols / k.cols;
+    const int keys = s.nk - first < ROWS ? s.nk - first : ROWS, warp_row = threadIdx.x / WARP * 16;
+    // the first query that sees the first key, and the one behind the last that sees the last
+    const int from = first > own_key(s, 0) ? first - own_key(s, 0) : 0;
+    const long behind = (long)first + keys - 1 + window - own_key(s, 0);
+    const int to = behind < s.nq ? (int)behind : s.nq;
+    const int tiles = from < to ? (to - from + TILE - 1) / TILE : 0, steps = tiles * group;
+
+    auto fetch_queries = [&](int step) {
+        int slot = step % 2, row = s.q + from + step % tiles * TILE, head = kv * group + step / tiles;
+        int rows = s.q + to - row;
+        fetch<TILE, D>(Q + slot * TILE * LD, q, row, rows, head, d);
+        fetch<TILE, D>(G + slot * TILE * LD, dout, row, rows, head, d);
+        __pipeline_commit();
+        for (int r = threadIdx.x; r < TILE; r += ATTENTION_THREADS) {
+            L[slot][r] = r < rows ? ((const wide *)lse.p)[index_of(lse, 0, row + r, head)] * LOG2E : 0;
+            Delta[slot][r] = r < rows ? ((const wide *)delta.p)[index_of(delta, 0, row + r, head)] : 0;
+        }
+    };
+    wide_pair sum_k[D / 8][2] = {}, sum_v[D / 8][2] = {}, P[TILE / 8][2], dS[TILE / 8][2];
+    fetch<ROWS, D>(K, k, s.k + first, keys, kv, d);
+    fetch<ROWS, D>(V, v, s.k + first, keys, kv, d);
+    if (steps) fetch_queries(0);
+    for (int step = 0; step < steps; step++) {
+        int slot = step % 2, query = from + step % tiles * TILE;
+        bool more = step + 1 < steps;
+        if (more) fetch_queries(step + 1);
+        arrived(more);
+        rows_by_rows<TILE, D>(P, K + warp_row * LD, Q + slot * TILE * LD);          // Sᵀ  = k qᵀ
+        rows_by_rows<TILE, D>(dS, V + warp_row * LD, G + slot * TILE * LD);         // dPᵀ = v doutᵀ
+        bool all_seen = first + keys - 1 <= own_key(s, query) && first > own_key(s, query + TILE - 1) - window
+                        && query + TILE <= to;
+        #pragma unroll
+        for (int n = 0; n < TILE / 8; n++)
+            #pragma unroll
+            for (int i = 0; i < 2; i++) {
+                place p = place_of(n, i, 0);
+                wide *l = &L[slot][p.col], *D0 = &Delta[slot][p.col];
+                wide P0 = exp2(P[n][i].x * (scale * LOG2E) - l[0]), P1 = exp2(P[n][i].y * (scale * LOG2E) - l[1]);
+                if (!all_seen) {
+                    if (!sees(s, window, query + p.col, first + p.row)) P0 = 0;
+                    if (!sees(s, window, query + p.col + 1, first + p.row)) P1 = 0;
+                }
+                P[n][i] = {P0, P1};
+                dS[n][i] = {P0 * (dS[n][i].x - D0[0]), P1 * (dS[n][i].y - D0[1])};          // P ⊙ (dP − Δ)
+            }
+        add_product<TILE, D>(sum_v, P, G + slot * TILE * LD);                       // dv += Pᵀ dout
+        add_product<TILE, D>(sum_k, dS, Q + slot * TILE * LD);                      // dk += dSᵀ q
+        __syncthreads();
+    }
+    wide plain[2] = {1, 1}, scaled[2] = {scale, scale};
+    write_rows<D>(dv, s.k + first, keys, kv, d, sum_v, plain);
+    write_rows<D>(dk, s.k + first, keys, kv, d, sum_k, scaled);
+}
+
+// The blocks of 64 queries of all spans, those with the most keys first, so that no long one is begun last;
+// behind them the blocks of keys, likewise. They lie on the device until spans come that are not these.
+static struct { span *spans; int count, query_blocks, key_blocks; } listed;
+
+static int by_work(const void *a, const void *b)
+{
+    const span_rows *x = (const span_rows *)a, *y = (const span_rows *)b;
+    return y->first - x->first;
+}
+
+static span_rows *list_blocks(const span *spans, int count)
+{
+    size_t bytes = count * sizeof *spans, room = 0;
+    if (listed.count == count && !memcmp(listed.spans, spans, bytes)) return (span_rows *)buffers[BLOCKS].p;
+    for (int i = 0; i < count; i++) room += (spans[i].nq + ROWS - 1) / ROWS + (spans[i].nk + ROWS - 1) / ROWS;
+    span_rows *list = (span_rows *)malloc(room * sizeof *list + 1), *end = list;
+    span *kept = (span *)realloc(listed.spans, bytes + 1);
+    if (!list || !kept) fail("attention", "out of memory");
+    for (int i = 0; i < count; i++)
+        for (int first = 0; first < spans[i].nq; first += ROWS) *end++ = {spans[i], first};
+    listed.query_blocks = (int)(end - list);
+    qsort(list, listed.query_blocks, sizeof *list, by_work);
+    for (int i = 0; i < count; i++)                                     // early keys are seen by most queries
+        for (int first = 0; first < spans[i].nk; first += ROWS) *end++ = {spans[i], first};
+    listed.key_blocks = (int)(end - list) - listed.query_blocks;
+    void *there = scratch(BLOCKS, room * sizeof *list);
+    check(cudaMemcpy(there, list, room * sizeof *list, cudaMemcpyHostToDevice), "copying to the device");
+    memcpy(kept, spans, bytes);
+    listed.spans = kept;
+    listed.count = count;
+    free(list);
+    return (span_rows *)there;
+}
+
+// A kernel for heads of at most 32, 64, 96 or 128 numbers; what a head has less is zero in shared memory.
+// resident, streaming: how many matrices of 64 rows, and of two tiles, a block has there.
+#define RUN_ATTENTION(kernel, d, grid, resident, streaming, ...) \
+    do { \
+        if (d <= 32) RUN_SHARED(kernel<32>, grid, attention_bytes(32, resident, streaming), __VA_ARGS__); \
+        else if (d <= 64) RUN_SHARED(kernel<64>, grid, attention_bytes(64, resident, streaming), __VA_ARGS__); \
+        else if (d <= 96) RUN_SHARED(kernel<96>, grid, attention_bytes(96, resident, streaming), __VA_ARGS__); \
+        else RUN_SHARED(kernel<128>, grid, attention_bytes(128, resident, streaming), __VA_ARGS__); \
+    } while (0)
+#define RUN_SHARED(kernel, grid, bytes, ...) \
+    (check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "shared memory"), \
+     LAUNCH_SHARED(kernel, grid, ATTENTION_THREADS, bytes, __VA_ARGS__), check(cudaGetLastError(), #kernel))
+
+static int attention_bytes(int D, int resident, int streaming)
+{
+    return (resident * ROWS + streaming * 2 * TILE) * (D + PACK) * (int)sizeof(real);
+}
+
+static void check_head_dim(int d)
+{
+    if (d > MOST_HEAD_DIM) fail("attention", "heads of more than 128 numbers are not built for a GPU; ./train runs on the CPU");
+}
+
+extern "C" void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, int window,
+                                  const span *spans, int count)
+{
+    check_head_dim(d);
+    const span_rows *blocks = list_blocks(spans, count);
+    wide scale = (wide)(1 / sqrt((double)d));
+    if (listed.query_blocks)
+        RUN_ATTENTION(attention_kernel, d, dim3(listed.query_blocks, q.cols / d), 1, 2,
+                      out, lse, q, k, v, d, window, scale, blocks);
+}
+
 extern "C" void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse,
                                    int d, int window, const span *spans, int count)
 {
-    int group = q.cols / k.cols;
-    double scale = 1 / sqrt((double)d);
-    for (int i = 0; i < count; i++)
-        for (int q0 = 0; q0 < spans[i].nq; q0 += QUERIES) {
-            query_block b = queries_at(spans[i], q0, window);
-            mat K = heads_of(k, b.key, b.keys, 0, 1, d), V = heads_of(v, b.key, b.keys, 0, 1, d);
-            mat dK = heads_of(dk, b.key, b.keys, 0, 1, d), dV = heads_of(dv, b.key, b.keys, 0, 1, d);
-            mat S = scores(SCORES, TYPE_OF(wide), K.batch, b.n, b.keys);
-            mat P = scores(SOFTMAX, TYPE_OF(real), K.batch, b.n, b.keys);
-            mat dP = scores(DSOFTMAX, TYPE_OF(wide), K.batch, b.n, b.keys);
-            mat dS = scores(DSCORES, TYPE_OF(real), K.batch, b.n, b.keys);
-            for (int g = 0; g < group; g++) {
-                mat Q = heads_of(q, b.row, b.n, g, group, d), dQ = heads_of(dq, b.row, b.n, g, group, d);
-                mat O = heads_of(out, b.row, b.n, g, group, d), dO = heads_of(dout, b.row, b.n, g, group, d);
-                matmul_nt(S, Q, K, scale, SET);                                 // S = q kᵀ/√d
-                matmul_nt(dP, dO, V, 1, SET);                                   // dP = dout vᵀ
-                RUN(softmax_backward_kernel, dim3(b.n, K.batch), THREADS,
-                    P, dS, S, dP, O, dO, lse, b, g, group);                     // dS = P ⊙ (dP − Δ)
-                matmul_tn(dV, P, dO, 1, ADD);                                   // dv += Pᵀ dout
-                matmul_nn(dQ, dS, K, scale, ADD);                               // dq += dS k/√d
-                matmul_tn(dK, dS, Q, scale, ADD);                               // dk += dSᵀ q/√d
-            }
-        }
+    check_head_dim(d);
+    const span_rows *blocks = list_blocks(spans, count);
+    mat delta = contiguous(lse, scratch(DELTA, bytes_of(lse)), TYPE_OF(wide));
+    wide scale = (wide)(1 / sqrt((double)d));
+    if (!listed.query_blocks) return;
+    RUN_ATTENTION(attention_dq_kernel, d, dim3(listed.query_blocks, q.cols / d), 2, 2,
+                  dq, delta, dout, q, k, v, out, lse, d, window, scale, blocks);
+    RUN_ATTENTION(attention_dkv_kernel, d, dim3(listed.key_blocks, k.cols / d), 2, 2,
+                  dk, dv, dout, q, k, v, lse, delta, d, window, scale, blocks + listed.query_blocks);
 }
 
 // out = silu(g) u,  silu(g) = g σ(g),  σ(g) = 1/(1 + e^−g).  One block: 256 columns of a row, an element a
@@ -919,7 +1216,7 @@ extern "C" void adamw(mat w, mat dw, mat m, mat v, double lr, double decay, doub
 //
 //  The bytes that the calls of `scratch` in a step ask for. A product converts a factor whose dtype is not
 //  the one it runs in: where real is bf16, what trains (float); where real is float or double, a weight of
-//  the base in fewer bits. Attention has the scores of one block of query rows in memory.
+//  the base in fewer bits. Attention has a list of blocks, and of Δ, a number a row and head.
 
 // The bytes of all buffers together; with `take` they are allocated, so that no step allocates.
 extern "C" size_t dev_reserve(needs n, int take)
@@ -929,15 +1226,9 @@ extern "C" size_t dev_reserve(needs n, int take)
     bytes[FACTOR_A] = converted * sizeof(real);
     bytes[FACTOR_B] = converted * sizeof(real);
     bytes[HOST] = n.fetched * sizeof(wide);
-    int queries = n.keys < QUERIES ? n.keys : QUERIES;
-    int keys = n.keys - queries < n.window ? n.keys : n.window - 1 + queries;
-    size_t score = (size_t)n.heads * queries * score_row(keys);
-    bytes[SCORES] = score * sizeof(wide);
-    bytes[SOFTMAX] = score * sizeof(real);
-    if (n.train) {
-        bytes[DSOFTMAX] = score * sizeof(wide);
-        bytes[DSCORES] = score * sizeof(real);
-    }
+    bytes[BLOCKS] = 2 * (size_t)n.tokens * sizeof(span_rows);   // a block of queries and one of keys has a row at least
+    if (n.train) bytes[DELTA] = (size_t)n.tokens * n.heads * sizeof(wide);
+    listed.count = 0;
     size_t rhos = n.normed * sizeof(wide);                      // rmsnorm_backward's
     size_t sums = (SUMS + 1) * sizeof(double);                  // sum_of_squares'
     if (n.normed) bytes[SUMS_OF_ROWS] = rhos > sums ? rhos : sums;

@@ -65,8 +65,13 @@
 #define __device__
 // One copy is enough, since one block runs at a time; section 4 finds it by its tag.
 #define __shared__ static __attribute__((abi_tag("shared")))
+#define __launch_bounds__(threads)
 #define LAUNCH(kernel, blocks, threads, ...) \
     cuda_on_cpu::launch(#kernel, [&](auto &...kernel_arguments) { kernel(kernel_arguments...); }, blocks, threads, ##__VA_ARGS__)
+// With so many bytes of shared memory, whose size the launch decides; in the kernel SHARED_MEMORY(name) is a char *.
+#define LAUNCH_SHARED(kernel, blocks, threads, bytes, ...) \
+    (cuda_on_cpu::use_shared((const void *)kernel, bytes), LAUNCH(kernel, blocks, threads, ##__VA_ARGS__))
+#define SHARED_MEMORY(name) char *name = cuda_on_cpu::shared_memory
 
 struct uint3 { unsigned x, y, z; };
 struct dim3 {
@@ -321,9 +326,9 @@ inline void wait_at(state s, const char *what, unsigned mask, const char *file, 
     t.line = line;
 }
 
-// The lanes of `mask` meet; each gives a value and gets the one of its source lane. The last to come hands them all
-// out.
-inline uint64_t meet(const char *what, unsigned mask, uint64_t value, int source, const char *file, int line)
+// The lanes of `mask` meet; each brings a value. The last to come hands out what each of them gets, while all others
+// wait: hand_out(what the 32 lanes have brought, the warp's first thread).
+template <class F> uint64_t meet(const char *what, unsigned mask, uint64_t value, int source, const char *file, int line, F hand_out)
 {
     int self = me;
     int first = me & ~31;
@@ -339,24 +344,31 @@ inline uint64_t meet(const char *what, unsigned mask, uint64_t value, int source
         return threads[self].value;
     }
     arrived = 0;
-    uint64_t given[32];
+    uint64_t given[32] = {};
     for (int i = 0; i < lanes; i++) {
         const thread &t = threads[first + i];
         bool here_too = states[first + i] == AT_WARP && t.mask == mask && t.line == line;
         given[i] = t.value;
         if (mask >> i & 1 && !here_too) stuck("the lanes of a mask do not meet in one place");
     }
-    for (int i = 0; i < lanes; i++) {
-        thread &t = threads[first + i];
-        if (!(mask >> i & 1)) continue;
-        if (!(mask >> t.lane & 1)) stuck("a shuffle reads a lane that does not take part");
-        t.value = given[t.lane];
-        states[first + i] = READY;
-    }
+    hand_out(given, first, mask);
+    for (int i = 0; i < lanes; i++)
+        if (mask >> i & 1) states[first + i] = READY;
     // A warp goes on as far as it can before the next has its turn, or, in a random order, only sometimes: if all took
     // one step a round, a warp that no barrier holds back would never be seen to run ahead.
     if (rule.kind != order::RANDOM || rule.random(2)) turn = 0;
     return threads[self].value;
+}
+
+// Each lane gets the value of its source lane.
+inline void from_source(const uint64_t *given, int first, unsigned mask)
+{
+    for (int i = 0; i < 32; i++) {
+        if (!(mask >> i & 1)) continue;
+        thread &t = threads[first + i];
+        if (!(mask >> t.lane & 1)) stuck("a shuffle reads a lane that does not take part");
+        t.value = given[t.lane];
+    }
 }
 
 }
@@ -370,14 +382,118 @@ inline void __syncthreads(CUDA_HERE)
     cuda_on_cpu::give_turn();
 }
 
-template <class T> T __shfl_xor_sync(unsigned mask, T x, int bits, CUDA_HERE)
+namespace cuda_on_cpu {
+template <class T> T shuffle(const char *what, unsigned mask, T x, int source, const char *file, int line)
 {
     static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle carries 8 bytes");
     uint64_t value = 0;
     memcpy(&value, &x, sizeof x);
-    value = cuda_on_cpu::meet("__shfl_xor_sync", mask, value, (cuda_on_cpu::me ^ bits) & 31, file, line);
+    value = meet(what, mask, value, source & 31, file, line, from_source);
     memcpy(&x, &value, sizeof x);
     return x;
+}
+}
+
+template <class T> T __shfl_xor_sync(unsigned mask, T x, int bits, CUDA_HERE)
+{
+    return cuda_on_cpu::shuffle("__shfl_xor_sync", mask, x, cuda_on_cpu::me ^ bits, file, line);
+}
+
+/* What ops/tensor_core.h has for a card: how a warp's lanes hold a matrix is drawn there. The last lane to come computes for
+   all, in double, and rounds once.                                                                                      */
+
+template <class T> struct alignas(2 * sizeof(T)) pair_of { T x, y; };
+template <class T, class W> pair_of<T> pair_up(W x, W y) { return {(T)x, (T)y}; }
+
+namespace cuda_on_cpu {
+template <class T, class W> struct mma_parts { pair_of<W> *c; const pair_of<T> *a, *b; };
+
+template <class T, class W> void multiply(const uint64_t *given, int, unsigned)
+{
+    double a[16][16], b[16][8];
+    for (int lane = 0; lane < 32; lane++) {
+        auto *part = (const mma_parts<T, W> *)given[lane];
+        int g = lane / 4;
+        int t = lane % 4;
+        for (int i = 0; i < 4; i++) {
+            a[g + i % 2 * 8][2 * t + i / 2 * 8] = part->a[i].x;
+            a[g + i % 2 * 8][2 * t + i / 2 * 8 + 1] = part->a[i].y;
+        }
+        for (int i = 0; i < 2; i++) {
+            b[2 * t + i * 8][g] = part->b[i].x;
+            b[2 * t + i * 8 + 1][g] = part->b[i].y;
+        }
+    }
+    double sum[16][8] = {};
+    for (int row = 0; row < 16; row++)
+        for (int k = 0; k < 16; k++)
+            for (int col = 0; col < 8; col++) sum[row][col] += a[row][k] * b[k][col];
+    for (int lane = 0; lane < 32; lane++) {
+        pair_of<W> *c = ((const mma_parts<T, W> *)given[lane])->c;
+        for (int i = 0; i < 2; i++) {
+            const double *two = &sum[lane / 4 + i * 8][lane % 4 * 2];
+            c[i] = {(W)(c[i].x + two[0]), (W)(c[i].y + two[1])};
+        }
+    }
+}
+
+// p[i] of lane l: of matrix i, whose rows are given by lanes 8i … 8i+7, row l/4, columns 2(l%4) and 2(l%4)+1, or, transposed,
+// these two of the rows, and of the columns l/4.
+template <class T> struct tile_parts { pair_of<T> *p; const T *row; };
+template <class T, bool transposed> void gather(const uint64_t *given, int, unsigned)
+{
+    auto row = [&](int i, int j) { return ((const tile_parts<T> *)given[8 * i + j])->row; };
+    for (int lane = 0; lane < 32; lane++) {
+        pair_of<T> *p = ((const tile_parts<T> *)given[lane])->p;
+        int g = lane / 4;
+        int t = 2 * (lane % 4);
+        for (int i = 0; i < 4; i++)
+            if (transposed) p[i] = {row(i, t)[g], row(i, t + 1)[g]};
+            else p[i] = {row(i, g)[t], row(i, g)[t + 1]};
+    }
+}
+}
+
+template <class T, class W> void mma(pair_of<W> *c, const pair_of<T> *a, const pair_of<T> *b, CUDA_HERE)
+{
+    cuda_on_cpu::mma_parts<T, W> mine = {c, a, b};
+    cuda_on_cpu::meet("mma", ~0u, (uint64_t)&mine, 0, file, line, cuda_on_cpu::multiply<T, W>);
+}
+
+template <class T> void load_tiles(pair_of<T> *p, const T *row, CUDA_HERE)
+{
+    cuda_on_cpu::tile_parts<T> mine = {p, row};
+    cuda_on_cpu::meet("load_tiles", ~0u, (uint64_t)&mine, 0, file, line, cuda_on_cpu::gather<T, false>);
+}
+
+template <class T> void load_transposed(pair_of<T> *p, const T *row, CUDA_HERE)
+{
+    cuda_on_cpu::tile_parts<T> mine = {p, row};
+    cuda_on_cpu::meet("load_transposed", ~0u, (uint64_t)&mine, 0, file, line, cuda_on_cpu::gather<T, true>);
+}
+
+/* Copies that go on by themselves: each is made as late as it may be, when its thread waits for it, so that who does not
+   wait finds what was there before.                                                                                    */
+namespace cuda_on_cpu {
+struct copy_on_the_way { void *to; const void *from; size_t bytes; int group; };
+inline std::vector<copy_on_the_way> on_the_way[MAX_THREADS];
+inline int groups[MAX_THREADS];                 // commits so far
+}
+inline void __pipeline_memcpy_async(void *to, const void *from, size_t bytes)
+{
+    using namespace cuda_on_cpu;
+    if ((bytes != 4 && bytes != 8 && bytes != 16) || ((uintptr_t)to | (uintptr_t)from) % bytes) stuck("a copy of 4, 8 or 16 bytes that is not aligned to them");
+    on_the_way[me].push_back({to, from, bytes, groups[me]});
+}
+inline void __pipeline_commit() { cuda_on_cpu::groups[cuda_on_cpu::me]++; }
+inline void __pipeline_wait_prior(int n)        // all but the last n commits
+{
+    using namespace cuda_on_cpu;
+    std::vector<copy_on_the_way> later;
+    for (const copy_on_the_way &c : on_the_way[me])
+        if (c.group < groups[me] - n) memcpy(c.to, c.from, c.bytes);
+        else later.push_back(c);
+    on_the_way[me].swap(later);
 }
 
 /* ---- 4  shared memory ------------------------------------------------------------------------------------------
@@ -386,6 +502,17 @@ template <class T> T __shfl_xor_sync(unsigned mask, T x, int bits, CUDA_HERE)
    there, and AddressSanitizer no red zone.)                                                                         */
 
 namespace cuda_on_cpu {
+
+enum { MOST_SHARED = 227 << 10, PLAIN_SHARED = 48 << 10 };      // bytes; beyond the second a kernel must say so before
+alignas(256) inline char shared_memory[MOST_SHARED];            // its size the launch decides
+inline size_t shared_bytes;
+inline std::map<const void *, size_t> allowed;                  // by cudaFuncSetAttribute
+inline bool shared_fits = true;
+inline void use_shared(const void *kernel, size_t bytes)
+{
+    shared_bytes = bytes;
+    shared_fits = bytes <= PLAIN_SHARED || (allowed.count(kernel) && bytes <= allowed[kernel]);
+}
 
 struct range { uintptr_t at; size_t size; };
 inline char anchor;                             // a symbol whose address is known, to learn where the program was loaded
@@ -463,12 +590,18 @@ inline void run_grid(const char *name, void (*bound)(void *), void *args, dim3 g
     size_t n = (size_t)block.x * block.y * block.z;
     bool block_fits = n >= 1 && n <= MAX_THREADS && block.z <= 64;
     bool grid_fits = grid.x && grid.y && grid.z && grid.x <= INT_MAX && grid.y <= 65535 && grid.z <= 65535;
-    if (!block_fits || !grid_fits) {
-        fail(cudaErrorInvalidConfiguration);
+    size_t dynamic = shared_bytes;
+    bool memory_fits = shared_fits;
+    shared_bytes = 0;
+    shared_fits = true;
+    if (!block_fits || !grid_fits || !memory_fits) {
+        fail(memory_fits ? cudaErrorInvalidConfiguration : cudaErrorInvalidValue);
         return;
     }
 #ifdef __SANITIZE_ADDRESS__
     __asan_set_error_report_callback(say_which);
+    ASAN_UNPOISON_MEMORY_REGION(shared_memory, MOST_SHARED);
+    ASAN_POISON_MEMORY_REGION(shared_memory + (dynamic + 7) / 8 * 8, MOST_SHARED - (dynamic + 7) / 8 * 8);
 #endif
     kernel_name = name;
     body = bound;
@@ -486,12 +619,15 @@ inline void run_grid(const char *name, void (*bound)(void *), void *args, dim3 g
     for (size_t b : order) {
         blockIdx = {(unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y), (unsigned)(b / grid.x / grid.y)};
         for (const range &r : shared) memset((void *)r.at, 0xff, r.size);
+        memset(shared_memory, 0xff, dynamic);
         memset(states, FRESH, n);
         waiting = returned = turn = 0;
         rule.arrange(turns, n);
         give_turn();                            // comes back when all have returned
     }
     kernel_name = NULL;
+    for (unsigned i = 0; i < n; i++)
+        if (!on_the_way[i].empty()) stuck("a thread returned without waiting for its copies");
 }
 
 template <class F, class... A> void launch(const char *name, F kernel, dim3 grid, dim3 block, A... args)
@@ -558,6 +694,15 @@ struct __half {
     __half(float x) : bits(cuda_on_cpu::to_half(x)) {}
     operator float() const { return cuda_on_cpu::from_half(bits); }
 };
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+template <class F> cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute, int bytes)
+{
+    using namespace cuda_on_cpu;
+    if (bytes < 0 || bytes > MOST_SHARED) return fail(cudaErrorInvalidValue);
+    allowed[(const void *)kernel] = bytes;
+    return cudaSuccess;
+}
 
 /* ---- 7  the runtime ---------------------------------------------------------------------------------------------
    Everything has happened when a call returns. Device memory is the program's own; a copy in the wrong direction fails

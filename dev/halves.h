@@ -600,21 +600,37 @@ static void unwanted(void)
     dev_free(wider.p);
 }
 
-// More query rows than one block takes, grouped heads, and keys of an earlier pass.
-static snapshot *attention_results(snapshot *list, const char *what, int window)
+// Attention over rows of many lengths, laid end to end: one query, less and more than the 64 of a GPU's block, more keys
+// than queries, as when a text is generated; heads of every kernel's width and between, and of many kinds of groups.
+static snapshot *attention_results(snapshot *list)
 {
-    static const span s[2] = {{0, 700, 0, 700}, {700, 3, 700, 20}};
-    mat q = random_mat(SHAPE(703, 32)), k = random_mat(SHAPE(720, 16)), v = random_mat(SHAPE(720, 16));
-    mat out = like(q), lse = typed_mat(SHAPE(703, 4), TYPE_OF(wide));
-    mat dq = like(q), dk = like(k), dv = like(v), dout = random_mat(SHAPE(703, 32));
-    attention_forward(out, lse, q, k, v, 8, window, s, 2);
-    attention_backward(dq, dk, dv, dout, q, k, v, out, lse, 8, window, s, 2);
-    list = give_away(list, what, "out", out);
-    list = give_away(list, what, "lse", lse);
-    list = give_away(list, what, "dq", dq);
-    list = give_away(list, what, "dk", dk);
-    list = give_away(list, what, "dv", dv);
-    for (mat *m = (mat[]){q, k, v, dout, {0}}; m->p; m++) dev_free(m->p);
+    static const span some[] = {{0, 1, 0, 1}, {1, 64, 1, 64}, {65, 65, 65, 65}, {130, 17, 130, 17}, {147, 3, 147, 20}};
+    static const span two[] = {{0, 700, 0, 700}, {700, 3, 700, 20}};
+    static const struct { const char *name; int head, heads, kv_heads, window, spans; const span *list; } cases[] = {
+        {"heads of 8", 8, 4, 2, INT_MAX, 2, two}, {"heads of 8 in a window", 8, 4, 2, 11, 2, two},
+        {"heads of 24", 24, 2, 2, INT_MAX, 5, some}, {"heads of 64", 64, 8, 1, INT_MAX, 5, some},
+        {"heads of 80", 80, 2, 1, 40, 5, some}, {"heads of 96", 96, 4, 1, 7, 5, some},
+        {"heads of 120", 120, 1, 1, INT_MAX, 5, some}, {"heads of 128", 128, 4, 2, 64, 5, some},
+        {"heads of 33", 33, 3, 3, 65, 5, some},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int d = cases[i].head, window = cases[i].window, n = cases[i].spans;
+        span last = cases[i].list[n - 1];
+        int rows = last.q + last.nq, keys = last.k + last.nk, wide_q = d * cases[i].heads, wide_k = d * cases[i].kv_heads;
+        mat q = random_mat(SHAPE(rows, wide_q)), k = random_mat(SHAPE(keys, wide_k)), v = random_mat(SHAPE(keys, wide_k));
+        mat out = like(q), lse = typed_mat(SHAPE(rows, cases[i].heads), TYPE_OF(wide));
+        mat dq = like(q), dk = like(k), dv = like(v), dout = random_mat(SHAPE(rows, wide_q));
+        char what[64];
+        snprintf(what, sizeof what, "attention, %s, ", cases[i].name);
+        attention_forward(out, lse, q, k, v, d, window, cases[i].list, n);
+        attention_backward(dq, dk, dv, dout, q, k, v, out, lse, d, window, cases[i].list, n);
+        list = give_away(list, what, "out", out);
+        list = give_away(list, what, "lse", lse);
+        list = give_away(list, what, "dq", dq);
+        list = give_away(list, what, "dk", dk);
+        list = give_away(list, what, "dv", dv);
+        for (mat *m = (mat[]){q, k, v, dout, {0}}; m->p; m++) dev_free(m->p);
+    }
     return list;
 }
 
@@ -664,7 +680,8 @@ static snapshot *op_results(void)
         const op_case *c = i < OP_CASES ? &op_cases[i] : &gpu_cases[i - OP_CASES];
         char prefix[64];
         snprintf(prefix, sizeof prefix, "%s, ", c->name);
-        op_open(c, i < OP_CASES ? 37 : 1, HEAD, two_spans);
+        // attention's heads are as wide as the shape is longer, which is wide enough
+        op_open(c, i < OP_CASES ? 37 : 1, c->forward == att_forward ? 1 : HEAD, two_spans);
         list = take(list, prefix, "out", op.out);
         for (int j = 0; j < 3; j++)
             if (op.grad[j].p) list = take(list, prefix, grads[j], op.grad[j]);
@@ -675,8 +692,7 @@ static snapshot *op_results(void)
     list = matmul_results(list);
     list = block_results(list);
     list = weight_results(list);
-    list = attention_results(list, "long attention, ", INT_MAX);
-    list = attention_results(list, "long attention in a window, ", 11);
+    list = attention_results(list);
     list = residual_results(list);
     return training_results(list);
 }

@@ -64,7 +64,7 @@ enum mode { SET, ADD };         // out = …  or  out += …
 typedef struct {
     size_t weight, trained;     // numbers in the largest matrix of the base, and in the largest that trains:
                                 // room for a product that converts one
-    int heads, keys, window;    // heads of k and v; keys of the longest sequence; how many a query sees
+    int tokens, heads;          // of a micro-batch; of queries
     int normed;                 // the most rows that RMSNorm gets
     int train;                  // there is a backward pass
     size_t fetched;             // the most logits that leave the device at once
