@@ -556,7 +556,12 @@ extern "C" void rope(mat x, dev_ints pos, mat table, int sign)
 // So lse, a number a row, is all that the backward pass has to be left: P = exp(S − lse).
 //
 // 16 bits are rounded to where a product takes them: P, and dS below. The rest is wide.
-enum { ROWS = 64, ATTENTION_THREADS = 128, MOST_HEAD_DIM = 128 };
+enum { ATTENTION_THREADS = 128, MOST_HEAD_DIM = 128 };
+#ifndef QBF
+#define QBF 2
+#endif
+constexpr int QM = sizeof(real) == 2 ? QBF : 1;
+enum { QUERIES = 64 * QM, KEYS = 64 };
 constexpr int TILE = sizeof(real) == 2 ? 32 : 16;       // rows that stream past at a time
 constexpr int PACK = 16 / sizeof(real);                 // numbers in 16 bytes, which travel together
 typedef pair_of<real> real_pair;
@@ -598,58 +603,80 @@ __device__ static inline void arrived(bool behind)
 }
 
 // c (16, N) = a (16, D) bᵀ,  b (N, D); both in shared memory.
-template <int N, int D> __device__ static inline void rows_by_rows(wide_pair (*c)[2], const real *a, const real *b)
+template <int M, int N, int D>
+__device__ static inline void rows_by_rows(wide_pair (&c)[M][N / 8][2], const real *a, const real *b)
 {
     int lane = threadIdx.x % WARP;
     a += lane % 16 * tile<D>::LD + lane / 16 * 8;                       // its four matrices: two down, two across
     b += (lane % 8 + lane / 16 * 8) * tile<D>::LD + lane / 8 % 2 * 8;   // two across, two down
-    for (int n = 0; n < N / 8; n++) c[n][0] = c[n][1] = {0, 0};
+    #pragma unroll
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < N / 8; n++) c[m][n][0] = c[m][n][1] = {0, 0};
     #pragma unroll
     for (int k = 0; k < D; k += 16) {
-        real_pair x[4], y[4];
-        load_tiles(x, a + k);
+        real_pair x[M][4], y[4];
+        #pragma unroll
+        for (int m = 0; m < M; m++) load_tiles(x[m], a + m * 16 * tile<D>::LD + k);
         #pragma unroll
         for (int n = 0; n < N; n += 16) {
             load_tiles(y, b + n * tile<D>::LD + k);
-            mma(c[n / 8], x, y);
-            mma(c[n / 8 + 1], x, y + 2);
+            #pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma(c[m][n / 8], x[m], y);
+                mma(c[m][n / 8 + 1], x[m], y + 2);
+            }
         }
     }
 }
 
 // c (16, D) += a (16, N) b,  a in registers, rounded here, b (N, D) in shared memory.
-template <int N, int D> __device__ static inline void add_product(wide_pair (*c)[2], wide_pair (*a)[2], const real *b)
+template <int M, int N, int D>
+__device__ static inline void add_product(wide_pair (&c)[M][D / 8][2], wide_pair (&a)[M][N / 8][2], const real *b)
 {
     int lane = threadIdx.x % WARP;
     b += lane % 16 * tile<D>::LD + lane / 16 * 8;
     #pragma unroll
     for (int n = 0; n < N; n += 16) {
-        real_pair x[4], y[4];
+        real_pair x[M][4], y[4];
         #pragma unroll
-        for (int i = 0; i < 4; i++) x[i] = pair_up<real>(a[n / 8 + i / 2][i % 2].x, a[n / 8 + i / 2][i % 2].y);
+        for (int m = 0; m < M; m++)
+            #pragma unroll
+            for (int i = 0; i < 4; i++)
+                x[m][i] = pair_up<real>(a[m][n / 8 + i / 2][i % 2].x, a[m][n / 8 + i / 2][i % 2].y);
         #pragma unroll
         for (int k = 0; k < D; k += 16) {
             load_transposed(y, b + n * tile<D>::LD + k);
-            mma(c[k / 8], x, y);
-            mma(c[k / 8 + 1], x, y + 2);
+            #pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma(c[m][k / 8], x[m], y);
+                mma(c[m][k / 8 + 1], x[m], y + 2);
+            }
         }
     }
 }
 
+// Where in a block's tile of scores a lane's pair (m, n, i) is: its row, and the first of its columns.
+struct place { int row, col; };
+template <int M> __device__ static inline place place_of(int m, int n, int i)
+{
+    int lane = threadIdx.x % WARP;
+    return {((int)threadIdx.x / WARP * M + m) * 16 + lane / 4 + 8 * i, 8 * n + lane % 4 * 2};
+}
+
 // Rows first … first + 15 of m become scale c, for one head; those from `rows` on are not there.
-template <int D> __device__ static inline void write_rows(const mat &m, int row, int rows, int head, int d,
-                                                          wide_pair (*c)[2], const wide *scale)
+template <int M, int D> __device__ static inline void write_rows(const mat &to_, int row, int rows, int head, int d,
+                                                                 wide_pair (&c)[M][D / 8][2], const wide (&scale)[M][2])
 {
     int lane = threadIdx.x % WARP;
     #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        int r = threadIdx.x / WARP * 16 + lane / 4 + 8 * i;
-        real *to = row_of(m, row + r) + (size_t)head * d;
+    for (int j = 0; j < 2 * M; j++) {
+        int m = j / 2, i = j % 2, r = place_of<M>(m, 0, i).row;
+        real *to = row_of(to_, row + r) + (size_t)head * d;
         bool paired = (uintptr_t)to % sizeof(real_pair) == 0;
         #pragma unroll
         for (int n = 0; n < D / 8; n++) {
             int col = 8 * n + lane % 4 * 2;
-            real_pair p = pair_up<real>(scale[i] * c[n][i].x, scale[i] * c[n][i].y);
+            real_pair p = pair_up<real>(scale[m][i] * c[m][n][i].x, scale[m][i] * c[m][n][i].y);
             if (r >= rows) continue;
             if (paired && col + 1 < d) *(real_pair *)(to + col) = p;
             else {
@@ -669,80 +696,79 @@ template <class Op> __device__ static inline wide over_row(wide x, Op op)
 
 constexpr wide LOG2E = (wide)1.4426950408889634;        // exp(x) = exp2(x log₂e)
 
-// Where in the tile of scores the number e of a lane's pair is: its row is the warp's, its column n's.
-struct place { int row, col; };
-__device__ static inline place place_of(int n, int i, int e)
-{
-    int lane = threadIdx.x % WARP;
-    return {(int)threadIdx.x / WARP * 16 + lane / 4 + 8 * i, 8 * n + lane % 4 * 2 + e};
-}
-#define OF_PAIR(p, e) (e ? (p).y : (p).x)
-
 // One block: 64 queries of a span, in one query head, against all keys that they see.
 template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS)
 attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide scale, const span_rows *blocks)
 {
     SHARED_MEMORY(memory);
     constexpr int LD = tile<D>::LD;
-    real *Q = (real *)memory, *K = Q + ROWS * LD, *V = K + 2 * TILE * LD;
+    real *Q = (real *)memory, *K = Q + QUERIES * LD, *V = K + 2 * TILE * LD;
     const span s = blocks[blockIdx.x].s;
     const int first = blocks[blockIdx.x].first, head = blockIdx.y, kv = head / (q.cols / k.cols);
-    const int queries = s.nq - first < ROWS ? s.nq - first : ROWS, own = own_key(s, first);
+    const int queries = s.nq - first < QUERIES ? s.nq - first : QUERIES, own = own_key(s, first);
     const int from = own >= window ? own - window + 1 : 0, to = own + queries;  // keys that some query sees
+    const int warp_row = threadIdx.x / WARP * 16 * QM;
+    const wide log2_scale = scale * LOG2E;                              // exp(scale x) = exp2(log2_scale x)
 
-    wide_pair o[D / 8][2] = {}, S[TILE / 8][2];
-    wide most[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+    wide_pair o[QM][D / 8][2] = {}, S[QM][TILE / 8][2];
+    wide most[QM][2], sum[QM][2] = {};
+    #pragma unroll
+    for (int j = 0; j < 2 * QM; j++) most[j / 2][j % 2] = -INFINITY;
     auto fetch_keys = [&](int key, int slot) {
         fetch<TILE, D>(K + slot * TILE * LD, k, s.k + key, to - key, kv, d);
         fetch<TILE, D>(V + slot * TILE * LD, v, s.k + key, to - key, kv, d);
         __pipeline_commit();
     };
-    fetch<ROWS, D>(Q, q, s.q + first, queries, head, d);
+    fetch<QUERIES, D>(Q, q, s.q + first, queries, head, d);
     fetch_keys(from, 0);
     for (int key = from, slot = 0; key < to; key += TILE, slot ^= 1) {
         bool more = key + TILE < to;
         if (more) fetch_keys(key + TILE, slot ^ 1);
         arrived(more);
-        rows_by_rows<TILE, D>(S, Q + threadIdx.x / WARP * 16 * LD, K + slot * TILE * LD);   // S = q kᵀ
+        rows_by_rows<QM, TILE, D>(S, Q + warp_row * LD, K + slot * TILE * LD);          // S = q kᵀ
         bool all_seen = key + TILE - 1 <= own && key > own + queries - 1 - window;
         #pragma unroll
-        for (int i = 0; i < 2; i++) {                                   // the lane's two rows
-            wide m = most[i];
+        for (int j = 0; j < 2 * QM; j++) {                              // the lane's rows
+            const int m = j / 2, i = j % 2;
+            wide largest = most[m][i];
             #pragma unroll
             for (int n = 0; n < TILE / 8; n++) {
+                wide_pair &x = S[m][n][i];
                 if (!all_seen) {
-                    place p = place_of(n, i, 0);
-                    if (!sees(s, window, first + p.row, key + p.col)) S[n][i].x = -INFINITY;
-                    if (!sees(s, window, first + p.row, key + p.col + 1)) S[n][i].y = -INFINITY;
+                    place p = place_of<QM>(m, n, i);
+                    if (!sees(s, window, first + p.row, key + p.col)) x.x = -INFINITY;
+                    if (!sees(s, window, first + p.row, key + p.col + 1)) x.y = -INFINITY;
                 }
-                m = larger()(m, larger()(S[n][i].x, S[n][i].y));
+                largest = larger()(largest, larger()(x.x, x.y));
             }
-            m = over_row(m, larger());
-            wide base = m == -INFINITY ? 0 : m * scale * LOG2E;         // no key seen so far: exp2(−∞) is 0
-            wide shrink = exp2(most[i] * scale * LOG2E - base);         // exp(m − m')
-            most[i] = m;
-            sum[i] *= shrink;
+            largest = over_row(largest, larger());
+            wide base = largest == -INFINITY ? 0 : largest * log2_scale;        // no key seen so far: exp2(−∞) is 0
+            wide shrink = exp2(most[m][i] * log2_scale - base);                 // exp(m − m')
+            most[m][i] = largest;
+            sum[m][i] *= shrink;
             #pragma unroll
             for (int n = 0; n < TILE / 8; n++) {
-                S[n][i].x = exp2(S[n][i].x * (scale * LOG2E) - base);   // P = exp(S − m')
-                S[n][i].y = exp2(S[n][i].y * (scale * LOG2E) - base);
-                sum[i] += S[n][i].x + S[n][i].y;                        // l, this lane's part
+                wide_pair &x = S[m][n][i];
+                x = {exp2(x.x * log2_scale - base), exp2(x.y * log2_scale - base)};     // P = exp(S − m')
+                sum[m][i] += x.x + x.y;                                         // l, this lane's part
             }
             #pragma unroll
-            for (int n = 0; n < D / 8; n++) o[n][i] = {o[n][i].x * shrink, o[n][i].y * shrink};
+            for (int n = 0; n < D / 8; n++) o[m][n][i] = {o[m][n][i].x * shrink, o[m][n][i].y * shrink};
         }
-        add_product<TILE, D>(o, S, V + slot * TILE * LD);               // o += P v
+        add_product<QM, TILE, D>(o, S, V + slot * TILE * LD);           // o += P v
         __syncthreads();                                                // the tile may be overwritten
     }
-    wide inverse[2];
-    for (int i = 0; i < 2; i++) {
-        place p = place_of(0, i, 0);
-        sum[i] = over_row(sum[i], plus());
-        inverse[i] = 1 / sum[i];
+    wide inverse[QM][2];
+    #pragma unroll
+    for (int j = 0; j < 2 * QM; j++) {
+        const int m = j / 2, i = j % 2;
+        place p = place_of<QM>(m, 0, i);
+        wide l = over_row(sum[m][i], plus());
+        inverse[m][i] = 1 / l;
         if (p.col == 0 && p.row < queries)
-            ((wide *)lse.p)[index_of(lse, 0, s.q + first + p.row, head)] = most[i] * scale + log(sum[i]);
+            ((wide *)lse.p)[index_of(lse, 0, s.q + first + p.row, head)] = most[m][i] * scale + log(l);
     }
-    write_rows<D>(out, s.q + first, queries, head, d, o, inverse);
+    write_rows<QM, D>(out, s.q + first, queries, head, d, o, inverse);
 }
 
 //  out = P v:         dv = Pᵀ dout,   dP = dout vᵀ
@@ -761,60 +787,64 @@ attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, m
 {
     SHARED_MEMORY(memory);
     constexpr int LD = tile<D>::LD;
-    real *Q = (real *)memory, *G = Q + ROWS * LD, *K = G + ROWS * LD, *V = K + 2 * TILE * LD;
+    real *Q = (real *)memory, *G = Q + QUERIES * LD, *K = G + QUERIES * LD, *V = K + 2 * TILE * LD;
     const span s = blocks[blockIdx.x].s;
     const int first = blocks[blockIdx.x].first, head = blockIdx.y, kv = head / (q.cols / k.cols);
-    const int queries = s.nq - first < ROWS ? s.nq - first : ROWS, own = own_key(s, first);
+    const int queries = s.nq - first < QUERIES ? s.nq - first : QUERIES, own = own_key(s, first);
     const int from = own >= window ? own - window + 1 : 0, to = own + queries;
-    const int lane = threadIdx.x % WARP, warp_row = threadIdx.x / WARP * 16;
+    const int lane = threadIdx.x % WARP, warp_row = threadIdx.x / WARP * 16 * QM;
+    const wide log2_scale = scale * LOG2E;
 
     auto fetch_keys = [&](int key, int slot) {
         fetch<TILE, D>(K + slot * TILE * LD, k, s.k + key, to - key, kv, d);
         fetch<TILE, D>(V + slot * TILE * LD, v, s.k + key, to - key, kv, d);
         __pipeline_commit();
     };
-    fetch<ROWS, D>(Q, q, s.q + first, queries, head, d);
-    fetch<ROWS, D>(G, dout, s.q + first, queries, head, d);
+    fetch<QUERIES, D>(Q, q, s.q + first, queries, head, d);
+    fetch<QUERIES, D>(G, dout, s.q + first, queries, head, d);
     fetch_keys(from, 0);
 
-    wide Delta[2] = {0, 0}, L[2] = {0, 0};              // of the lane's two rows; a quarter of a row is its own
-    for (int i = 0; i < 2; i++) {
-        int r = warp_row + lane / 4 + 8 * i;
+    wide Delta[QM][2] = {}, L[QM][2] = {};              // of the lane's rows; a quarter of a row is its own
+    #pragma unroll
+    for (int j = 0; j < 2 * QM; j++) {
+        const int m = j / 2, i = j % 2;
+        int r = place_of<QM>(m, 0, i).row, row = s.q + first + r;
         if (r < queries) {
-            const real *g = row_of(dout, s.q + first + r) + (size_t)head * d;
-            const real *o = row_of(out, s.q + first + r) + (size_t)head * d;
-            for (int c = lane % 4; c < d; c += 4) Delta[i] += up(g[c]) * up(o[c]);
-            L[i] = ((const wide *)lse.p)[index_of(lse, 0, s.q + first + r, head)] * LOG2E;
+            const real *g = row_of(dout, row) + (size_t)head * d, *o = row_of(out, row) + (size_t)head * d;
+            for (int c = lane % 4; c < d; c += 4) Delta[m][i] += up(g[c]) * up(o[c]);
+            L[m][i] = ((const wide *)lse.p)[index_of(lse, 0, row, head)] * LOG2E;
         }
-        Delta[i] = over_row(Delta[i], plus());
-        if (r < queries && lane % 4 == 0) ((wide *)delta.p)[index_of(delta, 0, s.q + first + r, head)] = Delta[i];
+        Delta[m][i] = over_row(Delta[m][i], plus());
+        if (r < queries && lane % 4 == 0) ((wide *)delta.p)[index_of(delta, 0, row, head)] = Delta[m][i];
     }
 
-    wide_pair sum[D / 8][2] = {}, S[TILE / 8][2], dS[TILE / 8][2];
+    wide_pair sum[QM][D / 8][2] = {}, S[QM][TILE / 8][2], dS[QM][TILE / 8][2];
     for (int key = from, slot = 0; key < to; key += TILE, slot ^= 1) {
         bool more = key + TILE < to;
         if (more) fetch_keys(key + TILE, slot ^ 1);
         arrived(more);
-        rows_by_rows<TILE, D>(S, Q + warp_row * LD, K + slot * TILE * LD);          // S  = q kᵀ
-        rows_by_rows<TILE, D>(dS, G + warp_row * LD, V + slot * TILE * LD);         // dP = dout vᵀ
+        rows_by_rows<QM, TILE, D>(S, Q + warp_row * LD, K + slot * TILE * LD);      // S  = q kᵀ
+        rows_by_rows<QM, TILE, D>(dS, G + warp_row * LD, V + slot * TILE * LD);     // dP = dout vᵀ
         bool all_seen = key + TILE - 1 <= own && key > own + queries - 1 - window;
         #pragma unroll
-        for (int n = 0; n < TILE / 8; n++)
-            #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                place p = place_of(n, i, 0);
-                wide P0 = exp2(S[n][i].x * (scale * LOG2E) - L[i]), P1 = exp2(S[n][i].y * (scale * LOG2E) - L[i]);
-                if (!all_seen) {
-                    if (!sees(s, window, first + p.row, key + p.col)) P0 = 0;
-                    if (!sees(s, window, first + p.row, key + p.col + 1)) P1 = 0;
-                }
-                dS[n][i] = {P0 * (dS[n][i].x - Delta[i]), P1 * (dS[n][i].y - Delta[i])};    // P ⊙ (dP − Δ)
+        for (int j = 0; j < QM * TILE / 4; j++) {
+            const int m = j / (TILE / 4), n = j / 2 % (TILE / 8), i = j % 2;
+            place p = place_of<QM>(m, n, i);
+            wide_pair x = S[m][n][i], y = dS[m][n][i];
+            x = {exp2(x.x * log2_scale - L[m][i]), exp2(x.y * log2_scale - L[m][i])};       // P = exp(S − lse)
+            if (!all_seen) {
+                if (!sees(s, window, first + p.row, key + p.col)) x.x = 0;
+                if (!sees(s, window, first + p.row, key + p.col + 1)) x.y = 0;
             }
-        add_product<TILE, D>(sum, dS, K + slot * TILE * LD);                        // dq += dS k
+            dS[m][n][i] = {x.x * (y.x - Delta[m][i]), x.y * (y.y - Delta[m][i])};           // dS = P ⊙ (dP − Δ)
+        }
+        add_product<QM, TILE, D>(sum, dS, K + slot * TILE * LD);                    // dq += dS k
         __syncthreads();
     }
-    wide both[2] = {scale, scale};
-    write_rows<D>(dq, s.q + first, queries, head, d, sum, both);
+    wide scales[QM][2];
+    #pragma unroll
+    for (int j = 0; j < 2 * QM; j++) scales[j / 2][j % 2] = scale;
+    write_rows<QM, D>(dq, s.q + first, queries, head, d, sum, scales);
 }
 
 // One block: 64 keys of a span in one head of keys. The queries that see them stream past, of every query head
@@ -825,16 +855,17 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
 {
     SHARED_MEMORY(memory);
     constexpr int LD = tile<D>::LD;
-    real *K = (real *)memory, *V = K + ROWS * LD, *Q = V + ROWS * LD, *G = Q + 2 * TILE * LD;
+    real *K = (real *)memory, *V = K + KEYS * LD, *Q = V + KEYS * LD, *G = Q + 2 * TILE * LD;
     __shared__ wide L[2][TILE], Delta[2][TILE];
     const span s = blocks[blockIdx.x].s;
     const int first = blocks[blockIdx.x].first, kv = blockIdx.y, group = q.cols / k.cols;
-    const int keys = s.nk - first < ROWS ? s.nk - first : ROWS, warp_row = threadIdx.x / WARP * 16;
+    const int keys = s.nk - first < KEYS ? s.nk - first : KEYS, warp_row = threadIdx.x / WARP * 16;
     // the first query that sees the first key, and the one behind the last that sees the last
     const int from = first > own_key(s, 0) ? first - own_key(s, 0) : 0;
     const long behind = (long)first + keys - 1 + window - own_key(s, 0);
     const int to = behind < s.nq ? (int)behind : s.nq;
     const int tiles = from < to ? (to - from + TILE - 1) / TILE : 0, steps = tiles * group;
+    const wide log2_scale = scale * LOG2E;
 
     auto fetch_queries = [&](int step) {
         int slot = step % 2, row = s.q + from + step % tiles * TILE, head = kv * group + step / tiles;
@@ -847,40 +878,41 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
             Delta[slot][r] = r < rows ? ((const wide *)delta.p)[index_of(delta, 0, row + r, head)] : 0;
         }
     };
-    wide_pair sum_k[D / 8][2] = {}, sum_v[D / 8][2] = {}, P[TILE / 8][2], dS[TILE / 8][2];
-    fetch<ROWS, D>(K, k, s.k + first, keys, kv, d);
-    fetch<ROWS, D>(V, v, s.k + first, keys, kv, d);
+    wide_pair sum_k[1][D / 8][2] = {}, sum_v[1][D / 8][2] = {}, P[1][TILE / 8][2], dS[1][TILE / 8][2];
+    fetch<KEYS, D>(K, k, s.k + first, keys, kv, d);
+    fetch<KEYS, D>(V, v, s.k + first, keys, kv, d);
+    __pipeline_commit();
     if (steps) fetch_queries(0);
     for (int step = 0; step < steps; step++) {
         int slot = step % 2, query = from + step % tiles * TILE;
         bool more = step + 1 < steps;
         if (more) fetch_queries(step + 1);
         arrived(more);
-        rows_by_rows<TILE, D>(P, K + warp_row * LD, Q + slot * TILE * LD);          // Sᵀ  = k qᵀ
-        rows_by_rows<TILE, D>(dS, V + warp_row * LD, G + slot * TILE * LD);         // dPᵀ = v doutᵀ
+        rows_by_rows<1, TILE, D>(P, K + warp_row * LD, Q + slot * TILE * LD);       // Sᵀ  = k qᵀ
+        rows_by_rows<1, TILE, D>(dS, V + warp_row * LD, G + slot * TILE * LD);      // dPᵀ = v doutᵀ
         bool all_seen = first + keys - 1 <= own_key(s, query) && first > own_key(s, query + TILE - 1) - window
                         && query + TILE <= to;
         #pragma unroll
-        for (int n = 0; n < TILE / 8; n++)
-            #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                place p = place_of(n, i, 0);
-                wide *l = &L[slot][p.col], *D0 = &Delta[slot][p.col];
-                wide P0 = exp2(P[n][i].x * (scale * LOG2E) - l[0]), P1 = exp2(P[n][i].y * (scale * LOG2E) - l[1]);
-                if (!all_seen) {
-                    if (!sees(s, window, query + p.col, first + p.row)) P0 = 0;
-                    if (!sees(s, window, query + p.col + 1, first + p.row)) P1 = 0;
-                }
-                P[n][i] = {P0, P1};
-                dS[n][i] = {P0 * (dS[n][i].x - D0[0]), P1 * (dS[n][i].y - D0[1])};          // P ⊙ (dP − Δ)
+        for (int j = 0; j < TILE / 4; j++) {
+            const int n = j / 2, i = j % 2;
+            place p = place_of<1>(0, n, i);
+            const wide *l = &L[slot][p.col], *D0 = &Delta[slot][p.col];
+            wide_pair x = P[0][n][i], y = dS[0][n][i];
+            x = {exp2(x.x * log2_scale - l[0]), exp2(x.y * log2_scale - l[1])};             // P = exp(S − lse)
+            if (!all_seen) {
+                if (!sees(s, window, query + p.col, first + p.row)) x.x = 0;
+                if (!sees(s, window, query + p.col + 1, first + p.row)) x.y = 0;
             }
-        add_product<TILE, D>(sum_v, P, G + slot * TILE * LD);                       // dv += Pᵀ dout
-        add_product<TILE, D>(sum_k, dS, Q + slot * TILE * LD);                      // dk += dSᵀ q
+            P[0][n][i] = x;
+            dS[0][n][i] = {x.x * (y.x - D0[0]), x.y * (y.y - D0[1])};                       // dS = P ⊙ (dP − Δ)
+        }
+        add_product<1, TILE, D>(sum_v, P, G + slot * TILE * LD);                    // dv += Pᵀ dout
+        add_product<1, TILE, D>(sum_k, dS, Q + slot * TILE * LD);                   // dk += dSᵀ q
         __syncthreads();
     }
-    wide plain[2] = {1, 1}, scaled[2] = {scale, scale};
-    write_rows<D>(dv, s.k + first, keys, kv, d, sum_v, plain);
-    write_rows<D>(dk, s.k + first, keys, kv, d, sum_k, scaled);
+    arrived(false);
+    write_rows<1, D>(dv, s.k + first, keys, kv, d, sum_v, {{1, 1}});
+    write_rows<1, D>(dk, s.k + first, keys, kv, d, sum_k, {{scale, scale}});
 }
 
 // The blocks of 64 queries of all spans, those with the most keys first, so that no long one is begun last;
@@ -897,16 +929,16 @@ static span_rows *list_blocks(const span *spans, int count)
 {
     size_t bytes = count * sizeof *spans, room = 0;
     if (listed.count == count && !memcmp(listed.spans, spans, bytes)) return (span_rows *)buffers[BLOCKS].p;
-    for (int i = 0; i < count; i++) room += (spans[i].nq + ROWS - 1) / ROWS + (spans[i].nk + ROWS - 1) / ROWS;
+    for (int i = 0; i < count; i++) room += (spans[i].nq + QUERIES - 1) / QUERIES + (spans[i].nk + KEYS - 1) / KEYS;
     span_rows *list = (span_rows *)malloc(room * sizeof *list + 1), *end = list;
     span *kept = (span *)realloc(listed.spans, bytes + 1);
     if (!list || !kept) fail("attention", "out of memory");
     for (int i = 0; i < count; i++)
-        for (int first = 0; first < spans[i].nq; first += ROWS) *end++ = {spans[i], first};
+        for (int first = 0; first < spans[i].nq; first += QUERIES) *end++ = {spans[i], first};
     listed.query_blocks = (int)(end - list);
     qsort(list, listed.query_blocks, sizeof *list, by_work);
     for (int i = 0; i < count; i++)                                     // early keys are seen by most queries
-        for (int first = 0; first < spans[i].nk; first += ROWS) *end++ = {spans[i], first};
+        for (int first = 0; first < spans[i].nk; first += KEYS) *end++ = {spans[i], first};
     listed.key_blocks = (int)(end - list) - listed.query_blocks;
     void *there = scratch(BLOCKS, room * sizeof *list);
     check(cudaMemcpy(there, list, room * sizeof *list, cudaMemcpyHostToDevice), "copying to the device");
@@ -918,21 +950,21 @@ static span_rows *list_blocks(const span *spans, int count)
 }
 
 // A kernel for heads of at most 32, 64, 96 or 128 numbers; what a head has less is zero in shared memory.
-// resident, streaming: how many matrices of 64 rows, and of two tiles, a block has there.
-#define RUN_ATTENTION(kernel, d, grid, resident, streaming, ...) \
+// rows: how many a block keeps there, beside two tiles of each of the two matrices that stream past.
+#define RUN_ATTENTION(kernel, d, grid, rows, ...) \
     do { \
-        if (d <= 32) RUN_SHARED(kernel<32>, grid, attention_bytes(32, resident, streaming), __VA_ARGS__); \
-        else if (d <= 64) RUN_SHARED(kernel<64>, grid, attention_bytes(64, resident, streaming), __VA_ARGS__); \
-        else if (d <= 96) RUN_SHARED(kernel<96>, grid, attention_bytes(96, resident, streaming), __VA_ARGS__); \
-        else RUN_SHARED(kernel<128>, grid, attention_bytes(128, resident, streaming), __VA_ARGS__); \
+        if (d <= 32) RUN_SHARED(kernel<32>, grid, attention_bytes(32, rows), __VA_ARGS__); \
+        else if (d <= 64) RUN_SHARED(kernel<64>, grid, attention_bytes(64, rows), __VA_ARGS__); \
+        else if (d <= 96) RUN_SHARED(kernel<96>, grid, attention_bytes(96, rows), __VA_ARGS__); \
+        else RUN_SHARED(kernel<128>, grid, attention_bytes(128, rows), __VA_ARGS__); \
     } while (0)
 #define RUN_SHARED(kernel, grid, bytes, ...) \
     (check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "shared memory"), \
      LAUNCH_SHARED(kernel, grid, ATTENTION_THREADS, bytes, __VA_ARGS__), check(cudaGetLastError(), #kernel))
 
-static int attention_bytes(int D, int resident, int streaming)
+static int attention_bytes(int D, int rows)
 {
-    return (resident * ROWS + streaming * 2 * TILE) * (D + PACK) * (int)sizeof(real);
+    return (rows + 4 * TILE) * (D + PACK) * (int)sizeof(real);
 }
 
 static void check_head_dim(int d)
@@ -947,7 +979,7 @@ extern "C" void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, 
     const span_rows *blocks = list_blocks(spans, count);
     wide scale = (wide)(1 / sqrt((double)d));
     if (listed.query_blocks)
-        RUN_ATTENTION(attention_kernel, d, dim3(listed.query_blocks, q.cols / d), 1, 2,
+        RUN_ATTENTION(attention_kernel, d, dim3(listed.query_blocks, q.cols / d), QUERIES,
                       out, lse, q, k, v, d, window, scale, blocks);
 }
 
@@ -959,9 +991,9 @@ extern "C" void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat 
     mat delta = contiguous(lse, scratch(DELTA, bytes_of(lse)), TYPE_OF(wide));
     wide scale = (wide)(1 / sqrt((double)d));
     if (!listed.query_blocks) return;
-    RUN_ATTENTION(attention_dq_kernel, d, dim3(listed.query_blocks, q.cols / d), 2, 2,
+    RUN_ATTENTION(attention_dq_kernel, d, dim3(listed.query_blocks, q.cols / d), 2 * QUERIES,
                   dq, delta, dout, q, k, v, out, lse, d, window, scale, blocks);
-    RUN_ATTENTION(attention_dkv_kernel, d, dim3(listed.key_blocks, k.cols / d), 2, 2,
+    RUN_ATTENTION(attention_dkv_kernel, d, dim3(listed.key_blocks, k.cols / d), 2 * KEYS,
                   dk, dv, dout, q, k, v, lse, delta, d, window, scale, blocks + listed.query_blocks);
 }
 

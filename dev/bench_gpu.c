@@ -1,6 +1,6 @@
 /*  bench_gpu.c: how fast and how large on a GPU, and where the time goes. `make bench-gpu`, or
 
-        build/bench_gpu [--peer] [--profile] [WORD …]       words choose shapes (1b, 7b, tiny), methods and loads (16x1024)
+        build/bench_gpu [--peer] [--profile] [WORD …]       words choose shapes (1b, 7b, layer, tiny), methods, loads (16x1024)
 
     Random weights are made in memory. A row is a method on a number of tokens a step: tokens/s, the arithmetic that the
     method needs (4 P a token where the base is frozen, 6 P where a full-sized gradient is made; attention besides), its
@@ -15,6 +15,7 @@
 
 static const struct shape_row { const char *name; int dim, hidden, layers, heads, kv_heads, vocab; } shapes[] = {
     {"tiny", 128, 192, 2, 4, 2, 512}, {"1b", 2048, 5632, 22, 32, 4, 32000}, {"7b", 4096, 11008, 32, 32, 32, 32000},
+    {"layer", 4096, 11008, 2, 32, 32, 32000},           // of 7b, two: there in a second
 };
 static const struct bench_row { const char *method; int rank, flops; } bench_rows[] = { // flops: of P, a token
     {"lora", 36, 4}, {"bone", 64, 4}, {"bat", 64, 6}, {"bat-row", 64, 4}, {"full", 1, 6},
@@ -152,7 +153,7 @@ static void measure(const struct shape_row *s, const struct bench_row *what, con
     plan p = plan_from_options();
     p.tokens = l->rows * l->seq, p.positions = l->seq;
     dev_memory(&before, &all);
-    printf("%-4s %-7s r%-2d %7s ", s->name, opt.method, opt.rank, l->name);
+    printf("%-5s %-7s r%-2d %7s ", s->name, opt.method, opt.rank, l->name);
     int recompute = fit(&m, c, p, all - before - 1.5e9);
     if (recompute < 0) { puts("does not fit"); return; }
     model_allocate(&m);
@@ -190,7 +191,7 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < sizeof loads / sizeof *loads; i++) load_named |= chosen(loads[i].name, 0);
     printf("%s\n", dev_name());
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        if (!chosen(shapes[i].name, !shape_named && i > 0)) continue;
+        if (!chosen(shapes[i].name, !shape_named && (i == 1 || i == 2))) continue;
         int n = i ? 8192 : 256;
         double rate = matmul_rate(n);
         printf("products of %d: %.1f TFLOP/s\n", n, rate / 1e12);
