@@ -582,16 +582,28 @@ __device__ static inline bool sees(const span &s, int window, int i, int key)
 template <int D> struct tile { static constexpr int LD = D + PACK; };
 
 // Begins to copy rows of one head into shared memory; what the tile has beyond them and beyond d is zero.
+// Neighbouring threads take neighbouring packs of 16 bytes of a row; where rows do not begin at 16 bytes, a
+// thread copies its numbers one by one.
 template <int N, int D> __device__ static inline void fetch(real *to, const mat &m, int row, int rows, int head, int d)
 {
-    const real *from = (const real *)m.p + row * m.ld + (size_t)head * d;
-    bool aligned = ((uintptr_t)from | (m.ld | (size_t)d) * sizeof(real)) % 16 == 0;
-    for (int i = threadIdx.x; i < N * D / PACK; i += ATTENTION_THREADS) {
-        int r = i / (D / PACK), c = i % (D / PACK) * PACK;
-        real *place = to + r * tile<D>::LD + c;
-        if (aligned && r < rows && c < d) __pipeline_memcpy_async(place, from + r * m.ld + c, 16);
-        else for (int e = 0; e < PACK; e++) place[e] = r < rows && c + e < d ? from[r * m.ld + c + e] : (real)0;
+    constexpr int ACROSS = D <= 4 * PACK ? 4 : D <= 8 * PACK ? 8 : D <= 16 * PACK ? 16 : D <= 32 * PACK ? 32 : 64;
+    constexpr int DOWN = ATTENTION_THREADS / ACROSS;                    // ACROSS packs of DOWN rows at a time
+    const int c = threadIdx.x % ACROSS * PACK, first = threadIdx.x / ACROSS;
+    const real *from = (const real *)m.p + (row + first) * m.ld + head * d + c;
+    const bool aligned = ((uintptr_t)m.p | (m.ld | (size_t)d) * sizeof(real)) % 16 == 0;
+    to += first * tile<D>::LD + c;
+    if (c >= D) return;
+    if (aligned) {
+        #pragma unroll
+        for (int r = 0; r < N; r += DOWN)
+            if (N % DOWN == 0 || first + r < N)
+                __pipeline_memcpy_async(to + r * tile<D>::LD, from + r * m.ld, 16, first + r < rows && c < d ? 0 : 16);
+        return;
     }
+    #pragma unroll 1
+    for (int r = 0; first + r < N; r += DOWN)
+        for (int e = 0; e < PACK; e++)
+            to[r * tile<D>::LD + e] = first + r < rows && c + e < d ? from[r * m.ld + e] : (real)0;
 }
 
 // Waits for all copies but those of the last fetches, if `behind` says that there are such.
@@ -730,7 +742,7 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
         #pragma unroll
         for (int j = 0; j < 2 * QM; j++) {                              // the lane's rows
             const int m = j / 2, i = j % 2;
-            wide largest = most[m][i];
+            wide largest = -INFINITY;
             #pragma unroll
             for (int n = 0; n < TILE / 8; n++) {
                 wide_pair &x = S[m][n][i];
@@ -739,21 +751,25 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
                     if (!sees(s, window, first + p.row, key + p.col)) x.x = -INFINITY;
                     if (!sees(s, window, first + p.row, key + p.col + 1)) x.y = -INFINITY;
                 }
-                largest = larger()(largest, larger()(x.x, x.y));
+                largest = fmax(largest, fmax(x.x, x.y));
             }
-            largest = over_row(largest, larger());
-            wide base = largest == -INFINITY ? 0 : largest * log2_scale;        // no key seen so far: exp2(−∞) is 0
-            wide shrink = exp2(most[m][i] * log2_scale - base);                 // exp(m − m')
-            most[m][i] = largest;
-            sum[m][i] *= shrink;
+            // m need not be the largest score, only near it, so that no P is beyond 2⁸
+            largest = over_row(largest, larger()) * log2_scale;
+            bool grows = largest > most[m][i] + 8;
+            if (__any_sync(0xffffffffu, grows)) {
+                wide shrink = grows ? fast_exp2(most[m][i] - largest) : 1;      // exp(m − m')
+                if (grows) most[m][i] = largest;
+                sum[m][i] *= shrink;
+                #pragma unroll
+                for (int n = 0; n < D / 8; n++) o[m][n][i] = {o[m][n][i].x * shrink, o[m][n][i].y * shrink};
+            }
+            wide base = most[m][i] == -INFINITY ? 0 : most[m][i];               // no key seen so far: exp2(−∞) is 0
             #pragma unroll
             for (int n = 0; n < TILE / 8; n++) {
                 wide_pair &x = S[m][n][i];
-                x = {exp2(x.x * log2_scale - base), exp2(x.y * log2_scale - base)};     // P = exp(S − m')
+                x = {fast_exp2(x.x * log2_scale - base), fast_exp2(x.y * log2_scale - base)};   // P = exp(S − m)
                 sum[m][i] += x.x + x.y;                                         // l, this lane's part
             }
-            #pragma unroll
-            for (int n = 0; n < D / 8; n++) o[m][n][i] = {o[m][n][i].x * shrink, o[m][n][i].y * shrink};
         }
         add_product<QM, TILE, D>(o, S, V + slot * TILE * LD);           // o += P v
         __syncthreads();                                                // the tile may be overwritten
@@ -766,7 +782,7 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
         wide l = over_row(sum[m][i], plus());
         inverse[m][i] = 1 / l;
         if (p.col == 0 && p.row < queries)
-            ((wide *)lse.p)[index_of(lse, 0, s.q + first + p.row, head)] = most[m][i] * scale + log(l);
+            ((wide *)lse.p)[index_of(lse, 0, s.q + first + p.row, head)] = most[m][i] / LOG2E + log(l);
     }
     write_rows<QM, D>(out, s.q + first, queries, head, d, o, inverse);
 }
@@ -831,7 +847,7 @@ attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, m
             const int m = j / (TILE / 4), n = j / 2 % (TILE / 8), i = j % 2;
             place p = place_of<QM>(m, n, i);
             wide_pair x = S[m][n][i], y = dS[m][n][i];
-            x = {exp2(x.x * log2_scale - L[m][i]), exp2(x.y * log2_scale - L[m][i])};       // P = exp(S − lse)
+            x = {fast_exp2(x.x * log2_scale - L[m][i]), fast_exp2(x.y * log2_scale - L[m][i])};       // P = exp(S − lse)
             if (!all_seen) {
                 if (!sees(s, window, first + p.row, key + p.col)) x.x = 0;
                 if (!sees(s, window, first + p.row, key + p.col + 1)) x.y = 0;
@@ -898,7 +914,7 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
             place p = place_of<1>(0, n, i);
             const wide *l = &L[slot][p.col], *D0 = &Delta[slot][p.col];
             wide_pair x = P[0][n][i], y = dS[0][n][i];
-            x = {exp2(x.x * log2_scale - l[0]), exp2(x.y * log2_scale - l[1])};             // P = exp(S − lse)
+            x = {fast_exp2(x.x * log2_scale - l[0]), fast_exp2(x.y * log2_scale - l[1])};             // P = exp(S − lse)
             if (!all_seen) {
                 if (!sees(s, window, query + p.col, first + p.row)) x.x = 0;
                 if (!sees(s, window, query + p.col + 1, first + p.row)) x.y = 0;

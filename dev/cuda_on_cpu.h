@@ -399,11 +399,21 @@ template <class T> T __shfl_xor_sync(unsigned mask, T x, int bits, CUDA_HERE)
     return cuda_on_cpu::shuffle("__shfl_xor_sync", mask, x, cuda_on_cpu::me ^ bits, file, line);
 }
 
+inline bool __any_sync(unsigned mask, bool yes, CUDA_HERE)
+{
+    return cuda_on_cpu::meet("__any_sync", mask, yes, 0, file, line, [](const uint64_t *given, int first, unsigned there) {
+        bool any = false;
+        for (int i = 0; i < 32; i++) any |= (there >> i & 1) && given[i];
+        for (int i = 0; i < 32; i++) if (there >> i & 1) cuda_on_cpu::threads[first + i].value = any;
+    });
+}
+
 /* What ops/tensor_core.h has for a card: how a warp's lanes hold a matrix is drawn there. The last lane to come computes for
    all, in double, and rounds once.                                                                                      */
 
 template <class T> struct alignas(2 * sizeof(T)) pair_of { T x, y; };
 template <class T, class W> pair_of<T> pair_up(W x, W y) { return {(T)x, (T)y}; }
+template <class W> W fast_exp2(W x) { return exp2(x); }
 
 namespace cuda_on_cpu {
 template <class T, class W> struct mma_parts { pair_of<W> *c; const pair_of<T> *a, *b; };
@@ -475,15 +485,15 @@ template <class T> void load_transposed(pair_of<T> *p, const T *row, CUDA_HERE)
 /* Copies that go on by themselves: each is made as late as it may be, when its thread waits for it, so that who does not
    wait finds what was there before.                                                                                    */
 namespace cuda_on_cpu {
-struct copy_on_the_way { void *to; const void *from; size_t bytes; int group; };
+struct copy_on_the_way { void *to; const void *from; size_t bytes, zeros; int group; };
 inline std::vector<copy_on_the_way> on_the_way[MAX_THREADS];
 inline int groups[MAX_THREADS];                 // commits so far
 }
-inline void __pipeline_memcpy_async(void *to, const void *from, size_t bytes)
+inline void __pipeline_memcpy_async(void *to, const void *from, size_t bytes, size_t zeros = 0)     // of bytes the last zeros
 {
     using namespace cuda_on_cpu;
     if ((bytes != 4 && bytes != 8 && bytes != 16) || ((uintptr_t)to | (uintptr_t)from) % bytes) stuck("a copy of 4, 8 or 16 bytes that is not aligned to them");
-    on_the_way[me].push_back({to, from, bytes, groups[me]});
+    on_the_way[me].push_back({to, from, bytes, zeros, groups[me]});
 }
 inline void __pipeline_commit() { cuda_on_cpu::groups[cuda_on_cpu::me]++; }
 inline void __pipeline_wait_prior(int n)        // all but the last n commits
@@ -491,8 +501,10 @@ inline void __pipeline_wait_prior(int n)        // all but the last n commits
     using namespace cuda_on_cpu;
     std::vector<copy_on_the_way> later;
     for (const copy_on_the_way &c : on_the_way[me])
-        if (c.group < groups[me] - n) memcpy(c.to, c.from, c.bytes);
-        else later.push_back(c);
+        if (c.group < groups[me] - n) {
+            memcpy(c.to, c.from, c.bytes - c.zeros);
+            memset((char *)c.to + c.bytes - c.zeros, 0, c.zeros);
+        } else later.push_back(c);
     on_the_way[me].swap(later);
 }
 

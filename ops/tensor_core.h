@@ -111,4 +111,13 @@ template <class T> __device__ static inline void load_transposed(pair_of<T> p[4]
         p[i].y = row_of_lane(row, 8 * i + lane % 4 * 2 + 1)[lane / 4];
     }
 }
+
+// 2^x, in float to two units in the last place, and 0 where the result would be smaller than 2⁻¹²⁶.
+__device__ static inline float fast_exp2(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ static inline double fast_exp2(double x) { return exp2(x); }
 #endif
