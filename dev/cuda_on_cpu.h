@@ -63,10 +63,13 @@
 
 #define __global__ __attribute__((noinline))                // a function of its own, for breakpoints
 #define __device__
+#define __host__
 // One copy is enough, since one block runs at a time; section 4 finds it by its tag.
 #define __shared__ static __attribute__((abi_tag("shared")))
 #define LAUNCH(kernel, blocks, threads, ...) \
     cuda_on_cpu::launch(#kernel, [&](auto &...kernel_arguments) { kernel(kernel_arguments...); }, blocks, threads, ##__VA_ARGS__)
+
+#define UNROLL                                              // which of nvcc's pragmas g++ would warn about
 
 struct uint3 { unsigned x, y, z; };
 struct dim3 {
@@ -380,6 +383,11 @@ template <class T> T __shfl_xor_sync(unsigned mask, T x, int bits, CUDA_HERE)
     return x;
 }
 
+inline void __syncwarp(unsigned mask = ~0u, CUDA_HERE)
+{
+    cuda_on_cpu::meet("__syncwarp", mask, 0, cuda_on_cpu::me & 31, file, line);
+}
+
 /* ---- 4  shared memory ------------------------------------------------------------------------------------------
    A __shared__ array is a static one. Its tag becomes a part of its symbol, _ZZ…E4sumsB6shared, so the program's own
    symbol table says where all of them lie. (A named section would be simpler. But g++ puts no variable of a template
@@ -559,11 +567,14 @@ struct __half {
     operator float() const { return cuda_on_cpu::from_half(bits); }
 };
 
+// The fast quotient of floats. A card's is off by up to 2 units in the last place.
+inline float __fdividef(float x, float y) { return x / y; }
+
 /* ---- 7  the runtime ---------------------------------------------------------------------------------------------
    Everything has happened when a call returns. Device memory is the program's own; a copy in the wrong direction fails
    all the same, as it would with a card.                                                                             */
 
-enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 struct cudaDeviceProp { char name[256]; };
 
 namespace cuda_on_cpu {
@@ -617,7 +628,7 @@ inline cudaError_t cudaMemcpy(void *to, const void *from, size_t n, cudaMemcpyKi
 {
     using namespace cuda_on_cpu;
     if (!n) return cudaSuccess;
-    bool right_way = on_device(to) == (kind == cudaMemcpyHostToDevice) && on_device(from) == (kind == cudaMemcpyDeviceToHost);
+    bool right_way = on_device(to) == (kind != cudaMemcpyDeviceToHost) && on_device(from) == (kind != cudaMemcpyHostToDevice);
     if (!right_way) return fail(cudaErrorInvalidValue);
     memcpy(to, from, n);
     return cudaSuccess;
@@ -630,6 +641,13 @@ inline cudaError_t cudaMemset(void *p, int byte, size_t n)
     memset(p, byte, n);
     return cudaSuccess;
 }
+
+// In the order of their calls, like everything here.
+inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind)
+{
+    return cudaMemcpy(to, from, n, kind);
+}
+inline cudaError_t cudaMemsetAsync(void *p, int byte, size_t n) { return cudaMemset(p, byte, n); }
 
 inline cudaError_t cudaGetLastError() { return std::exchange(cuda_on_cpu::last_error, cudaSuccess); }
 inline const char *cudaGetErrorString(cudaError_t e)
