@@ -27,7 +27,7 @@ GPU      := $(if $(NVCC),$(shell nvidia-smi --query-gpu=name --format=csv,nohead
 ARCH      = -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 \
             -gencode arch=compute_120,code=[sm_120,compute_120]
 NVFLAGS   = -std=c++17 -O3 -t 2 $(ARCH) -Xcompiler -Wall,-Wextra
-EMUFLAGS  = -std=c++17 -O2 -g -Wall -Wextra -Wno-unknown-pragmas -fopenmp -x c++
+EMUFLAGS  = -std=c++17 -O2 -g -Wall -Wextra -fopenmp -x c++
 # What a program computes in. The CPU has no bf16, which a GPU stores, with fp32 sums.
 REAL_f32  =
 REAL_bf16 = -DBFLOAT16

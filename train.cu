@@ -37,6 +37,7 @@
 #define LAUNCH(kernel, blocks, threads, ...) kernel<<<blocks, threads>>>(__VA_ARGS__)
 #define LAUNCH_SHARED(kernel, blocks, threads, bytes, ...) kernel<<<blocks, threads, bytes>>>(__VA_ARGS__)
 #define SHARED_MEMORY(name) extern __shared__ __align__(16) char name[]
+#define UNROLL _Pragma("unroll")
 #else
 #include "dev/cuda_on_cpu.h"
 #endif
@@ -63,27 +64,26 @@ static void check(cublasStatus_t s, const char *what)
 
 // ---- 1  numbers -------------------------------------------------------------------------------------------
 
-// Activations are stored as `real` (float, double, bf16); every kernel computes in `wide` (float, double).
-__device__ static inline wide up(real x) { return (wide)x; }
-__device__ static inline void down(real *p, wide x) { *p = (real)x; }
+// Activations are stored as `real` (float, double, bf16), weights in the dtype of their file, and what trains
+// as `wide` (float, double), in which every kernel computes.
+__device__ static inline wide up(float x) { return (wide)x; }
+__device__ static inline wide up(double x) { return (wide)x; }
+__device__ static inline wide up(__nv_bfloat16 x) { return (wide)(float)x; }
+__device__ static inline wide up(__half x) { return (wide)(float)x; }
+__device__ static inline void down(float *p, wide x) { *p = (float)x; }
+__device__ static inline void down(double *p, wide x) { *p = (double)x; }
+__device__ static inline void down(__nv_bfloat16 *p, wide x) { *p = (__nv_bfloat16)(float)x; }
+__device__ static inline void down(__half *p, wide x) { *p = (__half)(float)x; }
 
 static const size_t size_of[DTYPES] = {4, 8, 2, 2};
 
-// Element i of memory of any dtype: weights keep the dtype of their file, and what trains is wide.
+// Element i of memory of any dtype.
 __device__ static inline wide load(const void *p, enum dtype type, size_t i)
 {
-    if (type == F32) return (wide)((const float *)p)[i];
-    if (type == F64) return (wide)((const double *)p)[i];
-    if (type == BF16) return (wide)(float)((const __nv_bfloat16 *)p)[i];
-    return (wide)(float)((const __half *)p)[i];
-}
-
-__device__ static inline void store(void *p, enum dtype type, size_t i, wide x)
-{
-    if (type == F32) ((float *)p)[i] = (float)x;
-    else if (type == F64) ((double *)p)[i] = (double)x;
-    else if (type == BF16) ((__nv_bfloat16 *)p)[i] = (__nv_bfloat16)(float)x;
-    else ((__half *)p)[i] = (__half)(float)x;
+    if (type == F32) return up(((const float *)p)[i]);
+    if (type == F64) return up(((const double *)p)[i]);
+    if (type == BF16) return up(((const __nv_bfloat16 *)p)[i]);
+    return up(((const __half *)p)[i]);
 }
 
 // Where element (row, col) of matrix b of a batch lies, counted from m.p.
@@ -94,35 +94,130 @@ __device__ static inline size_t index_of(const mat &m, int b, int row, int col)
 
 __device__ static inline real *row_of(const mat &m, int row) { return (real *)m.p + row * m.ld; }
 
-enum { THREADS = 256, WARP = 32, MOST_ROWS = 65535 };       // MOST_ROWS: the most blocks a grid has along y
+enum { THREADS = 256, WARP = 32, WARPS = THREADS / WARP, MOST_ROWS = 65535 };   // of blocks, along a grid's y
 
-// The grid of the kernels that give each element a thread. One block takes THREADS columns of a row:
-// blockIdx.x counts columns, y rows, z matrices of the batch. Beyond MOST_ROWS rows a block takes every
-// MOST_ROWS-th row.
-static dim3 element_grid(const mat &m)
+// A pack: neighbouring elements of a row, as many as 16 bytes of `real` hold. A thread takes one at a time,
+// since memory is fastest when every access is 16 bytes. A row may begin anywhere and end within a pack: such a
+// pack is read and written element by element.
+enum { PACK = 16 / sizeof(real) };
+struct pack { wide x[PACK]; };
+
+// Its memory. Both names are of the same bytes: a load into whole words need not wait for the bytes to arrive.
+template <class T> union packed {
+    struct alignas(PACK * sizeof(T) < 16 ? PACK * sizeof(T) : 16) { unsigned word[PACK * sizeof(T) / 4]; } words;
+    T x[PACK];
+};
+
+template <class T> __device__ static inline bool in_one_piece(const T *p, int n)
 {
-    return dim3((m.cols + THREADS - 1) / THREADS, m.rows < MOST_ROWS ? m.rows : MOST_ROWS, m.batch);
+    return n >= PACK && (uintptr_t)p % alignof(packed<T>) == 0;
 }
-#define FOR_EACH_ELEMENT(m, row, col) \
-    for (int col = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y; \
-         col < (m).cols && row < (m).rows; row += gridDim.y)
 
-// The sum (or maximum) of x over the threads of a block; every thread gets it. Each warp combines its own by
-// shuffles, then every thread combines the results of the warps.
+// The pack at p, from where the row has n more elements, maybe none. Beyond them it is 0.
+template <class T> __device__ static inline pack load_pack(const T *p, int n)
+{
+    packed<T> memory = {};
+    pack a;
+    if (in_one_piece(p, n)) memory.words = ((const packed<T> *)p)->words;
+    else
+        for (int i = 0; i < PACK; i++)
+            if (i < n) memory.x[i] = p[i];
+    for (int i = 0; i < PACK; i++) a.x[i] = up(memory.x[i]);
+    return a;
+}
+
+template <class T> __device__ static inline void store_pack(T *p, const pack &a, int n)
+{
+    if (in_one_piece(p, n)) {
+        packed<T> memory;
+        for (int i = 0; i < PACK; i++) down(&memory.x[i], a.x[i]);
+        ((packed<T> *)p)->words = memory.words;
+    } else
+        for (int i = 0; i < PACK; i++)
+            if (i < n) down(&p[i], a.x[i]);
+}
+
+// The same in a matrix of any dtype, in the block's own of a batch. n: fewer columns than the row still has.
+__device__ static inline pack load_pack(const mat &m, int row, int col, int n)
+{
+    size_t i = index_of(m, blockIdx.z, row, col);
+    if (m.type == F32) return load_pack((const float *)m.p + i, n);
+    if (m.type == F64) return load_pack((const double *)m.p + i, n);
+    if (m.type == BF16) return load_pack((const __nv_bfloat16 *)m.p + i, n);
+    return load_pack((const __half *)m.p + i, n);
+}
+
+__device__ static inline void store_pack(const mat &m, int row, int col, const pack &a, int n)
+{
+    size_t i = index_of(m, blockIdx.z, row, col);
+    if (m.type == F32) store_pack((float *)m.p + i, a, n);
+    else if (m.type == F64) store_pack((double *)m.p + i, a, n);
+    else if (m.type == BF16) store_pack((__nv_bfloat16 *)m.p + i, a, n);
+    else store_pack((__half *)m.p + i, a, n);
+}
+
+__device__ static inline pack load_pack(const mat &m, int row, int col)
+{
+    return load_pack(m, row, col, m.cols - col);
+}
+
+__device__ static inline void store_pack(const mat &m, int row, int col, const pack &a)
+{
+    store_pack(m, row, col, a, m.cols - col);
+}
+
+// And in a matrix of reals, whose dtype need not be asked for.
+__device__ static inline pack load_reals(const mat &m, int row, int col)
+{
+    return load_pack(row_of(m, row) + col, m.cols - col);
+}
+
+__device__ static inline void store_reals(const mat &m, int row, int col, const pack &a)
+{
+    store_pack(row_of(m, row) + col, a, m.cols - col);
+}
+
+// The number of columns that whole packs fill.
+__host__ __device__ static inline int filled(int cols) { return (cols + PACK - 1) / PACK * PACK; }
+
+// The grid of the kernels that give each pack a thread. One block takes 8 rows, a warp each, and of each row 32
+// packs, a lane each. blockIdx.x counts columns, y rows, z matrices of the batch. Where a grid has too few
+// blocks for all rows, each takes further rows.
+static dim3 pack_grid(int rows, int cols, int batch)
+{
+    int groups = (rows + WARPS - 1) / WARPS;
+    return dim3((cols + WARP * PACK - 1) / (WARP * PACK), groups < MOST_ROWS ? groups : MOST_ROWS, batch);
+}
+static dim3 pack_grid(const mat &m) { return pack_grid(m.rows, m.cols, m.batch); }
+#define FOR_EACH_PACK(rows, cols, row, col) \
+    for (int col = (blockIdx.x * WARP + threadIdx.x % WARP) * PACK, \
+             row = blockIdx.y * WARPS + threadIdx.x / WARP; \
+         col < (cols) && row < (rows); row += gridDim.y * WARPS)
+
+struct plus { template <class T> __device__ T operator()(T a, T b) const { return a + b; } };
+struct larger { template <class T> __device__ T operator()(T a, T b) const { return a > b ? a : b; } };
+struct smaller { template <class T> __device__ T operator()(T a, T b) const { return a < b ? a : b; } };
+
+// The sum (or the largest, or the smallest) of x over the lanes of a warp; every lane gets it.
+template <class T, class Op> __device__ static inline T warp_reduce(T x, Op op)
+{
+    for (int d = WARP / 2; d; d /= 2) x = op(x, __shfl_xor_sync(0xffffffffu, x, d));
+    return x;
+}
+
+// The same over the threads of a block. Each warp combines its own by shuffles, then every thread combines the
+// results of the warps.
 template <class T, class Op> __device__ static inline T block_reduce(T x, Op op)
 {
-    __shared__ T of_warp[THREADS / WARP];
-    for (int d = WARP / 2; d; d /= 2) x = op(x, __shfl_xor_sync(0xffffffffu, x, d));
+    __shared__ T of_warp[WARPS];
+    x = warp_reduce(x, op);
     __syncthreads();                                    // a reduction before this one may still be read
     if (threadIdx.x % WARP == 0) of_warp[threadIdx.x / WARP] = x;
     __syncthreads();
     x = of_warp[0];
-    for (int w = 1; w < THREADS / WARP; w++) x = op(x, of_warp[w]);
+    for (int w = 1; w < WARPS; w++) x = op(x, of_warp[w]);
     return x;
 }
-
-struct plus { template <class T> __device__ T operator()(T a, T b) const { return a + b; } };
-struct larger { template <class T> __device__ T operator()(T a, T b) const { return a > b ? a : b; } };
 
 template <class T> __device__ static inline T block_sum(T x) { return block_reduce(x, plus()); }
 
@@ -131,14 +226,14 @@ template <class T> __device__ static inline T block_sum(T x) { return block_redu
 // column's sum.
 template <class Term> __device__ static inline wide column_sum(int rows, bool there, Term term)
 {
-    __shared__ wide of_warp[THREADS / WARP][WARP];
+    __shared__ wide of_warp[WARPS][WARP];
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     wide sum = 0;
-    for (int n = warp; n < rows && there; n += THREADS / WARP) sum += term(n);
+    for (int n = warp; n < rows && there; n += WARPS) sum += term(n);
     of_warp[warp][lane] = sum;
     __syncthreads();
     sum = 0;
-    for (int w = 0; w < THREADS / WARP; w++) sum += of_warp[w][lane];
+    for (int w = 0; w < WARPS; w++) sum += of_warp[w][lane];
     return sum;
 }
 
@@ -180,7 +275,7 @@ extern "C" void dev_free(dev p) { check(cudaFree(p), "freeing memory"); }
 
 // Work space of the ops. A run reserves what its steps need (section 7); an op called outside of a run
 // enlarges the buffer where it is too small.
-enum { FACTOR_A, FACTOR_B, HOST, BLOCKS, DELTA, SUMS_OF_ROWS, BUFFERS };
+enum { FACTOR_A, FACTOR_B, HOST, BLOCKS, DELTA, SUMS_OF_ROWS, LINKS, BUFFERS };
 static struct { void *p; size_t bytes; } buffers[BUFFERS];
 
 static void resize(int which, size_t bytes)
@@ -211,27 +306,27 @@ static mat contiguous(mat m, void *p, enum dtype type)
 
 static size_t bytes_of(const mat &m) { return (size_t)m.batch * m.rows * m.cols * size_of[m.type]; }
 
-// y = x.  One block: 256 columns of a row, an element a thread.
+// m has this dtype and no gaps between rows or matrices, like data on the host: its memory can be copied, or
+// set to zero, as it is.
+static bool without_gaps(const mat &m, enum dtype type)
+{
+    bool rows_touch = m.ld == (size_t)m.cols;
+    bool matrices_touch = m.batch == 1 || m.stride == (size_t)m.rows * m.cols;
+    return m.type == type && rows_touch && matrices_touch;
+}
+
+// y = x.  One block: 32 packs of 8 rows.
 __global__ static void copy_kernel(mat y, mat x)
 {
-    FOR_EACH_ELEMENT(y, row, col) {
-        wide element = load(x.p, x.type, index_of(x, blockIdx.z, row, col));
-        store(y.p, y.type, index_of(y, blockIdx.z, row, col), element);
-    }
+    FOR_EACH_PACK(y.rows, y.cols, row, col) store_pack(y, row, col, load_pack(x, row, col));
 }
 
 extern "C" void copy(mat y, mat x)
 {
     if (y.rows != x.rows || y.cols != x.cols || y.batch != x.batch) fail("copy", "the shapes differ");
-    RUN(copy_kernel, element_grid(y), THREADS, y, x);
-}
-
-// m has this dtype and no gaps between rows or matrices, like data on the host: one cudaMemcpy can copy it.
-static bool as_on_host(const mat &m, enum dtype type)
-{
-    bool rows_touch = m.ld == (size_t)m.cols;
-    bool matrices_touch = m.batch == 1 || m.stride == (size_t)m.rows * m.cols;
-    return m.type == type && rows_touch && matrices_touch;
+    if (without_gaps(y, x.type) && without_gaps(x, x.type))
+        check(cudaMemcpyAsync(y.p, x.p, bytes_of(x), cudaMemcpyDeviceToDevice), "copying");
+    else RUN(copy_kernel, pack_grid(y), THREADS, y, x);
 }
 
 // dst = host data of this dtype. Where dst has another dtype, or gaps, the data is copied to the device as it
@@ -239,7 +334,7 @@ static bool as_on_host(const mat &m, enum dtype type)
 // the reserved work space has no room for it.
 extern "C" void put(mat dst, const void *src, enum dtype type)
 {
-    mat raw = as_on_host(dst, type) ? dst : contiguous(dst, NULL, type);
+    mat raw = without_gaps(dst, type) ? dst : contiguous(dst, NULL, type);
     if (!raw.p) check(cudaMalloc(&raw.p, bytes_of(raw)), "copying to the device");
     check(cudaMemcpy(raw.p, src, bytes_of(raw), cudaMemcpyHostToDevice), "copying to the device");
     if (raw.p == dst.p) return;
@@ -249,7 +344,7 @@ extern "C" void put(mat dst, const void *src, enum dtype type)
 
 extern "C" void get(wide *dst, mat src)
 {
-    mat raw = as_on_host(src, TYPE_OF(wide)) ? src : contiguous(src, NULL, TYPE_OF(wide));
+    mat raw = without_gaps(src, TYPE_OF(wide)) ? src : contiguous(src, NULL, TYPE_OF(wide));
     if (!raw.p) {
         raw.p = scratch(HOST, bytes_of(raw));
         copy(raw, src);
@@ -277,26 +372,31 @@ extern "C" mat dev_weight(mat host)
 
 extern "C" void dev_weight_free(mat w) { dev_free(w.p); }
 
-// x = value.  One block: 256 columns of a row, an element a thread.
-__global__ static void fill_kernel(mat x, wide value)
+// x = 0.  One block: 32 packs of 8 rows.
+__global__ static void zero_kernel(mat x)
 {
-    FOR_EACH_ELEMENT(x, row, col) store(x.p, x.type, index_of(x, blockIdx.z, row, col), value);
+    FOR_EACH_PACK(x.rows, x.cols, row, col) store_pack(x, row, col, pack());
 }
 
-extern "C" void zero(mat x) { RUN(fill_kernel, element_grid(x), THREADS, x, (wide)0); }
+extern "C" void zero(mat x)
+{
+    if (without_gaps(x, x.type)) check(cudaMemsetAsync(x.p, 0, bytes_of(x)), "clearing memory");
+    else RUN(zero_kernel, pack_grid(x), THREADS, x);
+}
 
-// y += scale x.  One block: 256 columns of a row, an element a thread.
+// y += scale x.  One block: 32 packs of 8 rows.
 __global__ static void add_kernel(mat y, mat x, wide scale)
 {
-    FOR_EACH_ELEMENT(y, row, col) {
-        size_t i = index_of(y, 0, row, col);
-        store(y.p, y.type, i, load(y.p, y.type, i) + scale * load(x.p, x.type, index_of(x, 0, row, col)));
+    FOR_EACH_PACK(y.rows, y.cols, row, col) {
+        pack sum = load_pack(y, row, col), term = load_pack(x, row, col);
+        for (int i = 0; i < PACK; i++) sum.x[i] += scale * term.x[i];
+        store_pack(y, row, col, sum);
     }
 }
 
 extern "C" void add(mat y, mat x, double scale)
 {
-    if (y.p) RUN(add_kernel, element_grid(y), THREADS, y, x, (wide)scale);
+    if (y.p) RUN(add_kernel, pack_grid(y), THREADS, y, x, (wide)scale);
 }
 
 // ---- 3  the matrix product --------------------------------------------------------------------------------
@@ -387,18 +487,19 @@ extern "C" void matmul_tn(mat y, mat x, mat w, double scale, enum mode mode)
 
 // ---- 4  Llama2 --------------------------------------------------------------------------------------------
 
-// y[n] += b.  One block: 256 columns of a row, an element a thread.
+// y[n] += b.  One block: 32 packs of 8 rows.
 __global__ static void bias_kernel(mat y, mat b)
 {
-    FOR_EACH_ELEMENT(y, row, col) {
-        real *element = row_of(y, row) + col;
-        down(element, up(*element) + load(b.p, b.type, col));
+    FOR_EACH_PACK(y.rows, y.cols, row, col) {
+        pack sum = load_reals(y, row, col), term = load_pack(b, 0, col);
+        for (int i = 0; i < PACK; i++) sum.x[i] += term.x[i];
+        store_reals(y, row, col, sum);
     }
 }
 
 extern "C" void bias_forward(mat y, mat b)
 {
-    if (b.p) RUN(bias_kernel, element_grid(y), THREADS, y, b);
+    if (b.p) RUN(bias_kernel, pack_grid(y), THREADS, y, b);
 }
 
 //  db += Σ_n dy[n].  One block: 32 columns, of which each of the 8 warps adds up every eighth row.
@@ -414,64 +515,95 @@ extern "C" void bias_backward(mat db, mat dy)
     if (db.p) RUN(bias_backward_kernel, (dy.cols + WARP - 1) / WARP, THREADS, db, dy);
 }
 
-// out[n] = table[ids[n]].  One block: 256 columns of a token's row, an element a thread.
+// out[n] = table[ids[n]].  One block: 32 packs of 8 tokens' rows.
 __global__ static void embedding_kernel(mat out, mat table, const int *ids)
 {
-    FOR_EACH_ELEMENT(out, row, col) {
-        wide element = load(table.p, table.type, index_of(table, 0, ids[row], col));
-        store(out.p, out.type, index_of(out, 0, row, col), element);
-    }
+    FOR_EACH_PACK(out.rows, out.cols, n, col) store_pack(out, n, col, load_pack(table, ids[n], col));
 }
 
 extern "C" void embedding_forward(mat out, mat table, dev_ints ids)
 {
-    RUN(embedding_kernel, element_grid(out), THREADS, out, table, ids);
+    RUN(embedding_kernel, pack_grid(out), THREADS, out, table, ids);
 }
 
-// dtable[id] += Σ dout[n] over the n with that id.  One block a token. The block of the first token with an
-// id adds up the rows of all tokens with that id, in their order; the blocks of the later ones return. So no
-// two blocks write the same row.
-__global__ static void embedding_backward_kernel(mat dtable, mat dout, const int *ids, int N)
+// Tokens with the same id are linked, in their order. next: N after the last.
+struct same_id { int is_first, next; };
+
+// links[n], for each token n.  One block: 8 tokens, a warp each, whose lanes compare every 32nd id.
+__global__ static void link_kernel(same_id *links, const int *ids, int N)
 {
-    int n = blockIdx.x, id = ids[n];
-    __shared__ int earlier;
-    if (threadIdx.x == 0) earlier = 0;
-    __syncthreads();
-    for (int i = threadIdx.x; i < n; i += blockDim.x)
-        if (ids[i] == id) atomicAdd(&earlier, 1);
-    __syncthreads();
-    if (earlier) return;
-    for (int col = threadIdx.x; col < dout.cols; col += blockDim.x) {
-        wide sum = load(dtable.p, dtable.type, index_of(dtable, 0, id, col));
-        for (int i = n; i < N; i++)
-            if (ids[i] == id) sum += up(row_of(dout, i)[col]);
-        store(dtable.p, dtable.type, index_of(dtable, 0, id, col), sum);
+    int n = blockIdx.x * WARPS + threadIdx.x / WARP, first = N, next = N;
+    if (n >= N) return;
+    for (int i = threadIdx.x % WARP; i < N; i += WARP) {
+        bool same = ids[i] == ids[n];
+        if (same && i < first) first = i;
+        if (same && i > n && i < next) next = i;
     }
+    first = warp_reduce(first, smaller());
+    next = warp_reduce(next, smaller());
+    if (threadIdx.x % WARP == 0) links[n] = {first == n, next};
+}
+
+// dtable[id] += Σ dout[n] over the n with that id.  One block: 256 packs of a token's row. The block of the
+// first token with an id adds up the rows of all tokens with that id, in their order; the blocks of the later
+// ones return. So no two blocks write the same row.
+__global__ static void embedding_backward_kernel(mat dtable, mat dout, const int *ids, const same_id *links)
+{
+    int first = blockIdx.x, col = (blockIdx.y * THREADS + threadIdx.x) * PACK;
+    if (!links[first].is_first) return;
+    pack sum = load_pack(dtable, ids[first], col);
+    for (int n = first; n < dout.rows; n = links[n].next) {
+        pack term = load_reals(dout, n, col);
+        for (int i = 0; i < PACK; i++) sum.x[i] += term.x[i];
+    }
+    store_pack(dtable, ids[first], col, sum);
 }
 
 extern "C" void embedding_backward(mat dtable, mat dout, dev_ints ids)
 {
-    if (dtable.p) RUN(embedding_backward_kernel, dout.rows, THREADS, dtable, dout, ids, dout.rows);
+    if (!dtable.p) return;
+    int N = dout.rows;
+    same_id *links = (same_id *)scratch(LINKS, N * sizeof(same_id));
+    RUN(link_kernel, (N + WARPS - 1) / WARPS, THREADS, links, ids, N);
+    dim3 blocks(N, (dout.cols + THREADS * PACK - 1) / (THREADS * PACK));
+    RUN(embedding_backward_kernel, blocks, THREADS, dtable, dout, ids, links);
 }
 
-// ρ = 1 / √(mean(x²) + ε) of a row x of C elements, which the whole block adds up.
-__device__ static inline wide inverse_rms(const real *x, int C, wide eps)
+// A row that one block sums up and then writes is read once: between the two passes its packs stay in the
+// registers of the threads, KEPT a thread, which are PART columns. A longer row is read in parts, and the second
+// pass begins with the last part, which is still there, and reads the others again.
+enum { PART = 4096, KEPT = PART / THREADS / PACK };
+#define FOR_EACH_KEPT(first, k, col) \
+    UNROLL for (int k = 0, col = (first) + threadIdx.x * PACK; k < KEPT; k++, col += THREADS * PACK)
+
+__device__ static inline int last_part(int cols) { return (cols - 1) / PART * PART; }
+
+// ρ = 1 / √(mean(x²) + ε) of a row, from what this thread has of Σ x².
+__device__ static inline wide inverse_rms(wide squares, int C, wide eps)
 {
-    wide sum = 0;
-    for (int c = threadIdx.x; c < C; c += blockDim.x) sum += up(x[c]) * up(x[c]);
-    return 1 / sqrt(block_sum(sum) / C + eps);
+    return 1 / sqrt(block_sum(squares) / C + eps);
 }
 
 // out = w x ρ.  One block a row: a pass for ρ, and one that writes out and, if it is wanted, the copy of x.
 __global__ static void rmsnorm_kernel(mat out, mat residual, mat x, mat w, wide eps)
 {
-    const real *xn = row_of(x, blockIdx.x);
-    real *on = row_of(out, blockIdx.x), *kept = residual.p ? row_of(residual, blockIdx.x) : NULL;
-    wide rho = inverse_rms(xn, x.cols, eps);
-    for (int c = threadIdx.x; c < x.cols; c += blockDim.x) {
-        down(&on[c], load(w.p, w.type, c) * up(xn[c]) * rho);
-        if (kept) kept[c] = xn[c];
-    }
+    int n = blockIdx.x, C = x.cols;
+    pack kept[KEPT];
+    wide squares = 0;
+    for (int first = 0; first < C; first += PART)
+        FOR_EACH_KEPT(first, k, c) {
+            kept[k] = load_reals(x, n, c);
+            for (int i = 0; i < PACK; i++) squares += kept[k].x[i] * kept[k].x[i];
+        }
+    wide rho = inverse_rms(squares, C, eps);
+    for (int first = last_part(C); first >= 0; first -= PART)
+        FOR_EACH_KEPT(first, k, c) {
+            if (first < last_part(C)) kept[k] = load_reals(x, n, c);
+            pack y = load_pack(w, 0, c);
+            for (int i = 0; i < PACK; i++) y.x[i] *= kept[k].x[i] * rho;
+            store_reals(out, n, c, y);
+            if (residual.p) store_reals(residual, n, c, kept[k]);
+        }
 }
 
 extern "C" void rmsnorm_forward(mat out, mat residual, mat x, mat w, double eps)
@@ -479,20 +611,48 @@ extern "C" void rmsnorm_forward(mat out, mat residual, mat x, mat w, double eps)
     RUN(rmsnorm_kernel, x.rows, THREADS, out, residual, x, w, (wide)eps);
 }
 
+// What one thread has of rows of x and of w dout.
+struct rmsnorm_rows {
+    pack x[KEPT], g[KEPT];
+    __device__ void load(const mat &rows, const mat &dout, const mat &w, int n, int first)
+    {
+        FOR_EACH_KEPT(first, k, c) {
+            x[k] = load_reals(rows, n, c);
+            g[k] = load_reals(dout, n, c);
+            pack factor = load_pack(w, 0, c);
+            for (int i = 0; i < PACK; i++) g[k].x[i] *= factor.x[i];
+        }
+    }
+};
+
 //  dx += ρ (w dout − x ρ² mean(w dout x)),  since dρ/dx_c = −ρ³ x_c / C.
-// One block a row. It also writes the row's ρ into rhos, which rmsnorm_weight_kernel reads.
+// One block a row: a pass for both sums, and one that adds to dx. Where rhos has memory, it also writes the
+// row's ρ there, which rmsnorm_weight_kernel reads.
 __global__ static void rmsnorm_backward_kernel(mat dx, wide *rhos, mat dout, mat x, mat w, wide eps)
 {
     int n = blockIdx.x, C = x.cols;
-    const real *xn = row_of(x, n), *dn = row_of(dout, n);
-    wide rho = inverse_rms(xn, C, eps), sum = 0;
-    if (threadIdx.x == 0) rhos[n] = rho;
+    rmsnorm_rows kept;
+    wide squares = 0, products = 0;
+    for (int first = 0; first < C; first += PART) {
+        kept.load(x, dout, w, n, first);
+        UNROLL for (int k = 0; k < KEPT; k++)
+            for (int i = 0; i < PACK; i++) {
+                squares += kept.x[k].x[i] * kept.x[k].x[i];
+                products += kept.g[k].x[i] * kept.x[k].x[i];
+            }
+    }
+    wide rho = inverse_rms(squares, C, eps);
+    if (rhos && threadIdx.x == 0) rhos[n] = rho;
     if (!dx.p) return;
-    for (int c = threadIdx.x; c < C; c += blockDim.x) sum += load(w.p, w.type, c) * up(dn[c]) * up(xn[c]);
-    wide factor = block_sum(sum) / C * rho * rho;
-    real *dxn = row_of(dx, n);
-    for (int c = threadIdx.x; c < C; c += blockDim.x)
-        down(&dxn[c], up(dxn[c]) + rho * (load(w.p, w.type, c) * up(dn[c]) - factor * up(xn[c])));
+    wide factor = block_sum(products) / C * rho * rho;
+    for (int first = last_part(C); first >= 0; first -= PART) {
+        if (first < last_part(C)) kept.load(x, dout, w, n, first);
+        FOR_EACH_KEPT(first, k, c) {
+            pack sum = load_reals(dx, n, c);
+            for (int i = 0; i < PACK; i++) sum.x[i] += rho * (kept.g[k].x[i] - factor * kept.x[k].x[i]);
+            store_reals(dx, n, c, sum);
+        }
+    }
 }
 
 //  dw += Σ_n dout x ρ.  One block: 32 columns, of which each of the 8 warps adds up every eighth row.
@@ -507,30 +667,37 @@ __global__ static void rmsnorm_weight_kernel(mat dw, const wide *rhos, mat dout,
 extern "C" void rmsnorm_backward(mat dx, mat dw, mat dout, mat x, mat w, double eps)
 {
     if (!dx.p && !dw.p) return;
-    wide *rhos = (wide *)scratch(SUMS_OF_ROWS, x.rows * sizeof(wide));
+    wide *rhos = dw.p ? (wide *)scratch(SUMS_OF_ROWS, x.rows * sizeof(wide)) : NULL;
     RUN(rmsnorm_backward_kernel, x.rows, THREADS, dx, rhos, dout, x, w, (wide)eps);
     if (dw.p) RUN(rmsnorm_weight_kernel, (x.cols + WARP - 1) / WARP, THREADS, dw, rhos, dout, x);
 }
 
 // Elements i and i + half of a head are a pair (a, b), rotated by the angle of the row's position:
 // (a cos − b sin, b cos + a sin). The backward rotates by −angle.
-// One block a row; a thread takes pairs of any head.
+// One block: 8 rows, of each 32 packs of pairs, counted as if each half were filled up to whole packs.
 __global__ static void rope_kernel(mat x, const int *pos, mat table, wide sign)
 {
     int half = table.cols / 2;
-    const real *cosine = row_of(table, pos[blockIdx.x]), *sine = cosine + half;
-    for (int p = threadIdx.x; p < x.cols / 2; p += blockDim.x) {
-        int i = p % half;
-        real *a = row_of(x, blockIdx.x) + p / half * 2 * half + i, *b = a + half;
-        wide u = up(*a), v = up(*b), c = up(cosine[i]), s = sign * up(sine[i]);
-        down(a, u * c - v * s);
-        down(b, v * c + u * s);
+    FOR_EACH_PACK(x.rows, x.cols / (2 * half) * filled(half), n, p) {
+        int head = p / filled(half), i = p % filled(half);
+        real *a = row_of(x, n) + head * 2 * half + i, *b = a + half;
+        const real *cosine = row_of(table, pos[n]) + i, *sine = cosine + half;
+        pack u = load_pack(a, half - i), v = load_pack(b, half - i), turned_u, turned_v;
+        pack c = load_pack(cosine, half - i), s = load_pack(sine, half - i);
+        for (int k = 0; k < PACK; k++) {
+            turned_u.x[k] = u.x[k] * c.x[k] - sign * v.x[k] * s.x[k];
+            turned_v.x[k] = v.x[k] * c.x[k] + sign * u.x[k] * s.x[k];
+        }
+        store_pack(a, turned_u, half - i);
+        store_pack(b, turned_v, half - i);
     }
 }
 
 extern "C" void rope(mat x, dev_ints pos, mat table, int sign)
 {
-    RUN(rope_kernel, x.rows, THREADS, x, pos, table, (wide)sign);
+    int half = table.cols / 2;
+    dim3 grid = pack_grid(x.rows, x.cols / (2 * half) * filled(half), 1);
+    RUN(rope_kernel, grid, THREADS, x, pos, table, (wide)sign);
 }
 
 // ---- attention ----
@@ -594,13 +761,12 @@ template <int N, int D> __device__ static inline void fetch(real *to, const mat 
     to += first * tile<D>::LD + c;
     if (c >= D) return;
     if (aligned) {
-        #pragma unroll
+        UNROLL
         for (int r = 0; r < N; r += DOWN)
             if (N % DOWN == 0 || first + r < N)
                 __pipeline_memcpy_async(to + r * tile<D>::LD, from + r * m.ld, 16, first + r < rows && c < d ? 0 : 16);
         return;
     }
-    #pragma unroll 1
     for (int r = 0; first + r < N; r += DOWN)
         for (int e = 0; e < PACK; e++)
             to[r * tile<D>::LD + e] = first + r < rows && c + e < d ? from[r * m.ld + e] : (real)0;
@@ -621,18 +787,18 @@ __device__ static inline void rows_by_rows(wide_pair (&c)[M][N / 8][2], const re
     int lane = threadIdx.x % WARP;
     a += lane % 16 * tile<D>::LD + lane / 16 * 8;                       // its four matrices: two down, two across
     b += (lane % 8 + lane / 16 * 8) * tile<D>::LD + lane / 8 % 2 * 8;   // two across, two down
-    #pragma unroll
+    UNROLL
     for (int m = 0; m < M; m++)
         for (int n = 0; n < N / 8; n++) c[m][n][0] = c[m][n][1] = {0, 0};
-    #pragma unroll
+    UNROLL
     for (int k = 0; k < D; k += 16) {
         real_pair x[M][4], y[4];
-        #pragma unroll
+        UNROLL
         for (int m = 0; m < M; m++) load_tiles(x[m], a + m * 16 * tile<D>::LD + k);
-        #pragma unroll
+        UNROLL
         for (int n = 0; n < N; n += 16) {
             load_tiles(y, b + n * tile<D>::LD + k);
-            #pragma unroll
+            UNROLL
             for (int m = 0; m < M; m++) {
                 mma(c[m][n / 8], x[m], y);
                 mma(c[m][n / 8 + 1], x[m], y + 2);
@@ -647,18 +813,18 @@ __device__ static inline void add_product(wide_pair (&c)[M][D / 8][2], wide_pair
 {
     int lane = threadIdx.x % WARP;
     b += lane % 16 * tile<D>::LD + lane / 16 * 8;
-    #pragma unroll
+    UNROLL
     for (int n = 0; n < N; n += 16) {
         real_pair x[M][4], y[4];
-        #pragma unroll
+        UNROLL
         for (int m = 0; m < M; m++)
-            #pragma unroll
+            UNROLL
             for (int i = 0; i < 4; i++)
                 x[m][i] = pair_up<real>(a[m][n / 8 + i / 2][i % 2].x, a[m][n / 8 + i / 2][i % 2].y);
-        #pragma unroll
+        UNROLL
         for (int k = 0; k < D; k += 16) {
             load_transposed(y, b + n * tile<D>::LD + k);
-            #pragma unroll
+            UNROLL
             for (int m = 0; m < M; m++) {
                 mma(c[m][k / 8], x[m], y);
                 mma(c[m][k / 8 + 1], x[m], y + 2);
@@ -680,12 +846,12 @@ template <int M, int D> __device__ static inline void write_rows(const mat &to_,
                                                                  wide_pair (&c)[M][D / 8][2], const wide (&scale)[M][2])
 {
     int lane = threadIdx.x % WARP;
-    #pragma unroll
+    UNROLL
     for (int j = 0; j < 2 * M; j++) {
         int m = j / 2, i = j % 2, r = place_of<M>(m, 0, i).row;
         real *to = row_of(to_, row + r) + (size_t)head * d;
         bool paired = (uintptr_t)to % sizeof(real_pair) == 0;
-        #pragma unroll
+        UNROLL
         for (int n = 0; n < D / 8; n++) {
             int col = 8 * n + lane % 4 * 2;
             real_pair p = pair_up<real>(scale[m][i] * c[m][n][i].x, scale[m][i] * c[m][n][i].y);
@@ -724,7 +890,7 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
 
     wide_pair o[QM][D / 8][2] = {}, S[QM][TILE / 8][2];
     wide most[QM][2], sum[QM][2] = {};
-    #pragma unroll
+    UNROLL
     for (int j = 0; j < 2 * QM; j++) most[j / 2][j % 2] = -INFINITY;
     auto fetch_keys = [&](int key, int slot) {
         fetch<TILE, D>(K + slot * TILE * LD, k, s.k + key, to - key, kv, d);
@@ -739,11 +905,11 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
         arrived(more);
         rows_by_rows<QM, TILE, D>(S, Q + warp_row * LD, K + slot * TILE * LD);          // S = q kᵀ
         bool all_seen = key + TILE - 1 <= own && key > own + queries - 1 - window;
-        #pragma unroll
+        UNROLL
         for (int j = 0; j < 2 * QM; j++) {                              // the lane's rows
             const int m = j / 2, i = j % 2;
             wide largest = -INFINITY;
-            #pragma unroll
+            UNROLL
             for (int n = 0; n < TILE / 8; n++) {
                 wide_pair &x = S[m][n][i];
                 if (!all_seen) {
@@ -760,11 +926,11 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
                 wide shrink = grows ? fast_exp2(most[m][i] - largest) : 1;      // exp(m − m')
                 if (grows) most[m][i] = largest;
                 sum[m][i] *= shrink;
-                #pragma unroll
+                UNROLL
                 for (int n = 0; n < D / 8; n++) o[m][n][i] = {o[m][n][i].x * shrink, o[m][n][i].y * shrink};
             }
             wide base = most[m][i] == -INFINITY ? 0 : most[m][i];               // no key seen so far: exp2(−∞) is 0
-            #pragma unroll
+            UNROLL
             for (int n = 0; n < TILE / 8; n++) {
                 wide_pair &x = S[m][n][i];
                 x = {fast_exp2(x.x * log2_scale - base), fast_exp2(x.y * log2_scale - base)};   // P = exp(S − m)
@@ -775,7 +941,7 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
         __syncthreads();                                                // the tile may be overwritten
     }
     wide inverse[QM][2];
-    #pragma unroll
+    UNROLL
     for (int j = 0; j < 2 * QM; j++) {
         const int m = j / 2, i = j % 2;
         place p = place_of<QM>(m, 0, i);
@@ -821,7 +987,7 @@ attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, m
     fetch_keys(from, 0);
 
     wide Delta[QM][2] = {}, L[QM][2] = {};              // of the lane's rows; a quarter of a row is its own
-    #pragma unroll
+    UNROLL
     for (int j = 0; j < 2 * QM; j++) {
         const int m = j / 2, i = j % 2;
         int r = place_of<QM>(m, 0, i).row, row = s.q + first + r;
@@ -842,7 +1008,7 @@ attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, m
         rows_by_rows<QM, TILE, D>(S, Q + warp_row * LD, K + slot * TILE * LD);      // S  = q kᵀ
         rows_by_rows<QM, TILE, D>(dS, G + warp_row * LD, V + slot * TILE * LD);     // dP = dout vᵀ
         bool all_seen = key + TILE - 1 <= own && key > own + queries - 1 - window;
-        #pragma unroll
+        UNROLL
         for (int j = 0; j < QM * TILE / 4; j++) {
             const int m = j / (TILE / 4), n = j / 2 % (TILE / 8), i = j % 2;
             place p = place_of<QM>(m, n, i);
@@ -858,7 +1024,7 @@ attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, m
         __syncthreads();
     }
     wide scales[QM][2];
-    #pragma unroll
+    UNROLL
     for (int j = 0; j < 2 * QM; j++) scales[j / 2][j % 2] = scale;
     write_rows<QM, D>(dq, s.q + first, queries, head, d, sum, scales);
 }
@@ -908,7 +1074,7 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
         rows_by_rows<1, TILE, D>(dS, V + warp_row * LD, G + slot * TILE * LD);      // dPᵀ = v doutᵀ
         bool all_seen = first + keys - 1 <= own_key(s, query) && first > own_key(s, query + TILE - 1) - window
                         && query + TILE <= to;
-        #pragma unroll
+        UNROLL
         for (int j = 0; j < TILE / 4; j++) {
             const int n = j / 2, i = j % 2;
             place p = place_of<1>(0, n, i);
@@ -1013,36 +1179,47 @@ extern "C" void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat 
                   dk, dv, dout, q, k, v, lse, delta, d, window, scale, blocks + listed.query_blocks);
 }
 
-// out = silu(g) u,  silu(g) = g σ(g),  σ(g) = 1/(1 + e^−g).  One block: 256 columns of a row, an element a
-// thread.
+// σ(g) = 1/(1 + e^−g).  The quotient of floats is the fast one, which is right to 2 units in the last place.
+__device__ static inline wide sigmoid(wide g)
+{
+    wide below = 1 + exp(-g);
+    return sizeof(wide) == 4 ? __fdividef(1, below) : 1 / below;
+}
+
+// out = silu(g) u,  silu(g) = g σ(g).  One block: 32 packs of 8 rows.
 __global__ static void swiglu_kernel(mat out, mat gate, mat up_)
 {
-    FOR_EACH_ELEMENT(out, n, c) {
-        wide g = up(row_of(gate, n)[c]);
-        down(&row_of(out, n)[c], g / (1 + exp(-g)) * up(row_of(up_, n)[c]));
+    FOR_EACH_PACK(out.rows, out.cols, n, c) {
+        pack g = load_reals(gate, n, c), u = load_reals(up_, n, c);
+        for (int i = 0; i < PACK; i++) u.x[i] *= g.x[i] * sigmoid(g.x[i]);
+        store_reals(out, n, c, u);
     }
 }
 
 extern "C" void swiglu_forward(mat out, mat gate, mat up_)
 {
-    RUN(swiglu_kernel, element_grid(out), THREADS, out, gate, up_);
+    RUN(swiglu_kernel, pack_grid(out), THREADS, out, gate, up_);
 }
 
-//  dg += dout u σ (1 + g (1 − σ)),   du += dout g σ.  One block: 256 columns of a row, an element a thread.
+//  dg += dout u σ (1 + g (1 − σ)),   du += dout g σ.  One block: 32 packs of 8 rows.
 __global__ static void swiglu_backward_kernel(mat dgate, mat dup, mat dout, mat gate, mat up_)
 {
-    FOR_EACH_ELEMENT(dout, n, c) {
-        wide g = up(row_of(gate, n)[c]), u = up(row_of(up_, n)[c]), d = up(row_of(dout, n)[c]);
-        wide sigma = 1 / (1 + exp(-g));
-        real *dg = &row_of(dgate, n)[c], *du = &row_of(dup, n)[c];
-        down(dg, up(*dg) + d * u * sigma * (1 + g * (1 - sigma)));
-        down(du, up(*du) + d * g * sigma);
+    FOR_EACH_PACK(dout.rows, dout.cols, n, c) {
+        pack g = load_reals(gate, n, c), u = load_reals(up_, n, c), d = load_reals(dout, n, c);
+        pack dg = load_reals(dgate, n, c), du = load_reals(dup, n, c);
+        for (int i = 0; i < PACK; i++) {
+            wide sigma = sigmoid(g.x[i]);
+            dg.x[i] += d.x[i] * u.x[i] * sigma * (1 + g.x[i] * (1 - sigma));
+            du.x[i] += d.x[i] * g.x[i] * sigma;
+        }
+        store_reals(dgate, n, c, dg);
+        store_reals(dup, n, c, du);
     }
 }
 
 extern "C" void swiglu_backward(mat dgate, mat dup, mat dout, mat gate, mat up_)
 {
-    RUN(swiglu_backward_kernel, element_grid(dout), THREADS, dgate, dup, dout, gate, up_);
+    RUN(swiglu_backward_kernel, pack_grid(dout), THREADS, dgate, dup, dout, gate, up_);
 }
 
 //  loss = log Σ exp(z) − z[label];   dz = scale (softmax(z) − [label]), in z's place.
@@ -1052,22 +1229,25 @@ extern "C" void swiglu_backward(mat dgate, mat dup, mat dout, mat gate, mat up_)
 __global__ static void cross_entropy_kernel(mat losses, mat logits, const int *labels, wide scale)
 {
     int n = blockIdx.x, label = labels[n];
-    real *z = row_of(logits, n);
-    wide mine = -INFINITY, sum = 0, at_label = up(z[label]);
-    for (int c = threadIdx.x; c < logits.cols; c += blockDim.x) {
-        wide x = up(z[c]);
-        if (x > mine) {
-            sum *= exp(mine - x);
-            mine = x;
-        }
-        sum += exp(x - mine);
+    wide mine = -INFINITY, sum = 0, at_label = up(row_of(logits, n)[label]);
+    for (int c = threadIdx.x * PACK; c < logits.cols; c += THREADS * PACK) {
+        pack z = load_reals(logits, n, c);
+        wide before = mine;
+        for (int i = 0; i < PACK; i++)
+            if (c + i < logits.cols && z.x[i] > mine) mine = z.x[i];
+        if (mine > before) sum *= exp(before - mine);
+        for (int i = 0; i < PACK; i++)
+            if (c + i < logits.cols) sum += exp(z.x[i] - mine);
     }
     wide most = block_reduce(mine, larger());
     sum = block_sum(mine == -INFINITY ? 0 : sum * exp(mine - most));
     if (threadIdx.x == 0) ((wide *)losses.p)[n * losses.ld] = log(sum) + most - at_label;
     if (scale == 0) return;
-    for (int c = threadIdx.x; c < logits.cols; c += blockDim.x)
-        down(&z[c], scale * (exp(up(z[c]) - most) / sum - (c == label)));
+    for (int c = threadIdx.x * PACK; c < logits.cols; c += THREADS * PACK) {
+        pack z = load_reals(logits, n, c);
+        for (int i = 0; i < PACK; i++) z.x[i] = scale * (exp(z.x[i] - most) * (1 / sum) - (c + i == label));
+        store_reals(logits, n, c, z);
+    }
 }
 
 extern "C" void cross_entropy(mat losses, mat logits, dev_ints labels, double scale)
@@ -1077,64 +1257,94 @@ extern "C" void cross_entropy(mat losses, mat logits, dev_ints labels, double sc
 
 // ---- 5  adapters ------------------------------------------------------------------------------------------
 
-// s[n, c] = Σ_j x[n, j·r + c].  One block: 256 columns of a row of s, an element a thread, which reads one
-// element of every shard; neighbouring threads read neighbouring elements.
+// s[n, c] = Σ_j x[n, j·r + c].  One block: 8 rows, a warp each. With r of 4 packs, say, the 32 lanes read 8
+// shards abreast: lane l adds up pack l % 4 of the shards l / 4, l / 4 + 8, …. Then lanes 0 … 3 add up the 8
+// sums of their pack, in order. Where r has more packs than a warp has lanes, it takes 32 of them at a time.
 __global__ static void shard_sum_kernel(mat s, mat x)
 {
-    FOR_EACH_ELEMENT(s, n, c) {
-        const real *xn = row_of(x, n);
-        wide sum = 0;
-        for (int i = c; i < x.cols; i += s.cols) sum += up(xn[i]);
-        down(&row_of(s, n)[c], sum);
-    }
+    __shared__ pack of_thread[THREADS];
+    int lane = threadIdx.x % WARP, r = s.cols, packs = filled(r) / PACK < WARP ? filled(r) / PACK : WARP;
+    int abreast = WARP / packs;
+    for (int n = blockIdx.y * WARPS + threadIdx.x / WARP; n < s.rows; n += gridDim.y * WARPS)
+        for (int first = 0; first < r; first += packs * PACK) {
+            int c = first + lane % packs * PACK;
+            pack sum = {};
+            for (int i = lane / packs * r + c; i < x.cols && lane < abreast * packs; i += abreast * r) {
+                int left = x.cols - i < r - c ? x.cols - i : r - c;
+                pack term = load_pack(row_of(x, n) + i, left);
+                for (int k = 0; k < PACK; k++) sum.x[k] += term.x[k];
+            }
+            of_thread[threadIdx.x] = sum;
+            __syncwarp();
+            for (int j = 1; j < abreast && lane < packs; j++)
+                for (int k = 0; k < PACK; k++) sum.x[k] += of_thread[threadIdx.x + j * packs].x[k];
+            if (lane < packs) store_reals(s, n, c, sum);
+            __syncwarp();
+        }
 }
 
 extern "C" void shard_sum(mat s, mat x)
 {
-    RUN(shard_sum_kernel, element_grid(s), THREADS, s, x);
+    RUN(shard_sum_kernel, pack_grid(s.rows, 1, 1), THREADS, s, x);
 }
 
-// x[n, j·r + c] += s[n, c].  One block: 256 columns of a row of x, an element a thread.
+__host__ __device__ static inline int shards(int cols, int r) { return (cols + r - 1) / r; }
+
+// x[n, j·r + c] += s[n, c].  One block: 8 rows of x, of each 32 packs, counted as if each shard were filled up
+// to whole packs.
 __global__ static void shard_tile_kernel(mat x, mat s)
 {
-    FOR_EACH_ELEMENT(x, n, c) {
-        size_t i = index_of(x, 0, n, c);
-        store(x.p, x.type, i, load(x.p, x.type, i) + load(s.p, s.type, index_of(s, 0, n, c % s.cols)));
+    int r = s.cols;
+    FOR_EACH_PACK(x.rows, shards(x.cols, r) * filled(r), n, p) {
+        int c = p % filled(r), col = p / filled(r) * r + c;
+        int left = x.cols - col < r - c ? x.cols - col : r - c;
+        pack sum = load_pack(x, n, col, left), term = load_pack(s, n, c);
+        for (int i = 0; i < PACK; i++) sum.x[i] += term.x[i];
+        store_pack(x, n, col, sum, left);
     }
 }
 
 extern "C" void shard_tile(mat x, mat s)
 {
-    if (x.p) RUN(shard_tile_kernel, element_grid(x), THREADS, x, s);
+    if (!x.p) return;
+    dim3 grid = pack_grid(x.rows, shards(x.cols, s.cols) * filled(s.cols), 1);
+    RUN(shard_tile_kernel, grid, THREADS, x, s);
 }
 
-// e[i, j] = 1 where i − j is a multiple of r, else 0.  One block: 256 columns of a row, an element a thread.
+// e[i, j] = 1 where i − j is a multiple of r, else 0.  One block: 32 packs of 8 rows.
 __global__ static void tiled_identity_kernel(mat e, int r)
 {
-    FOR_EACH_ELEMENT(e, i, j) down(&row_of(e, i)[j], i % r == j % r);
+    FOR_EACH_PACK(e.rows, e.cols, i, j) {
+        pack ones;
+        for (int k = 0; k < PACK; k++) ones.x[k] = i % r == (j + k) % r;
+        store_reals(e, i, j, ones);
+    }
 }
 
 extern "C" void tiled_identity(mat e)
 {
     int r = e.rows < e.cols ? e.rows : e.cols;
-    RUN(tiled_identity_kernel, element_grid(e), THREADS, e, r);
+    RUN(tiled_identity_kernel, pack_grid(e), THREADS, e, r);
 }
 
 // y = or += scale x ⊙ g; g is (1, cols) or (rows, 1), and repeated along the other side.
-// One block: 256 columns of a row, an element a thread.
+// One block: 32 packs of 8 rows.
 __global__ static void broadcast_mul_kernel(mat y, mat x, mat g, wide scale, enum mode mode)
 {
-    FOR_EACH_ELEMENT(x, n, c) {
-        size_t i = index_of(y, 0, n, c);
-        size_t of_g = index_of(g, 0, g.rows > 1 ? n : 0, g.cols > 1 ? c : 0);
-        wide product = scale * load(x.p, x.type, index_of(x, 0, n, c)) * load(g.p, g.type, of_g);
-        store(y.p, y.type, i, (mode == ADD ? load(y.p, y.type, i) : 0) + product);
+    FOR_EACH_PACK(x.rows, x.cols, n, c) {
+        int row_of_g = g.rows > 1 ? n : 0;
+        pack product = load_pack(x, n, c), sum = {};
+        pack factor = load_pack(g, row_of_g, g.cols > 1 ? c : 0);
+        if (mode == ADD) sum = load_pack(y, n, c);
+        for (int i = 0; i < PACK; i++)
+            sum.x[i] += scale * product.x[i] * factor.x[g.cols > 1 ? i : 0];
+        store_pack(y, n, c, sum);
     }
 }
 
 extern "C" void broadcast_mul(mat y, mat x, mat g, double scale, enum mode mode)
 {
-    if (y.p) RUN(broadcast_mul_kernel, element_grid(x), THREADS, y, x, g, (wide)scale, mode);
+    if (y.p) RUN(broadcast_mul_kernel, pack_grid(x), THREADS, y, x, g, (wide)scale, mode);
 }
 
 __device__ static inline wide product_at(const mat &x, const mat &y, int n, int c)
@@ -1146,7 +1356,10 @@ __device__ static inline wide product_at(const mat &x, const mat &y, int n, int 
 __global__ static void row_dots_kernel(mat g, mat x, mat y, wide scale, enum mode mode)
 {
     wide sum = 0;
-    for (int c = threadIdx.x; c < x.cols; c += blockDim.x) sum += product_at(x, y, blockIdx.x, c);
+    for (int c = threadIdx.x * PACK; c < x.cols; c += THREADS * PACK) {
+        pack a = load_pack(x, blockIdx.x, c), b = load_pack(y, blockIdx.x, c);
+        for (int i = 0; i < PACK; i++) sum += a.x[i] * b.x[i];
+    }
     sum = scale * block_sum(sum);
     wide *gn = (wide *)g.p + index_of(g, 0, blockIdx.x, 0);
     if (threadIdx.x == 0) *gn = (mode == ADD ? *gn : 0) + sum;
@@ -1275,8 +1488,11 @@ extern "C" size_t dev_reserve(needs n, int take)
     bytes[FACTOR_B] = converted * sizeof(real);
     bytes[HOST] = n.fetched * sizeof(wide);
     bytes[BLOCKS] = 2 * (size_t)n.tokens * sizeof(span_rows);   // a block of queries and one of keys has a row at least
-    if (n.train) bytes[DELTA] = (size_t)n.tokens * n.heads * sizeof(wide);
     listed.count = 0;
+    if (n.train) {
+        bytes[DELTA] = (size_t)n.tokens * n.heads * sizeof(wide);
+        bytes[LINKS] = n.normed * sizeof(same_id);                 // embedding_backward's; no more tokens than that
+    }
     size_t rhos = n.normed * sizeof(wide);                      // rmsnorm_backward's
     size_t sums = (SUMS + 1) * sizeof(double);                  // sum_of_squares'
     if (n.normed) bytes[SUMS_OF_ROWS] = rhos > sums ? rhos : sums;

@@ -63,6 +63,7 @@
 
 #define __global__ __attribute__((noinline))                // a function of its own, for breakpoints
 #define __device__
+#define __host__
 // One copy is enough, since one block runs at a time; section 4 finds it by its tag.
 #define __shared__ static __attribute__((abi_tag("shared")))
 #define __launch_bounds__(threads)
@@ -72,6 +73,8 @@
 #define LAUNCH_SHARED(kernel, blocks, threads, bytes, ...) \
     (cuda_on_cpu::use_shared((const void *)kernel, bytes), LAUNCH(kernel, blocks, threads, ##__VA_ARGS__))
 #define SHARED_MEMORY(name) char *name = cuda_on_cpu::shared_memory
+
+#define UNROLL                                              // which of nvcc's pragmas g++ would warn about
 
 struct uint3 { unsigned x, y, z; };
 struct dim3 {
@@ -508,6 +511,11 @@ inline void __pipeline_wait_prior(int n)        // all but the last n commits
     on_the_way[me].swap(later);
 }
 
+inline void __syncwarp(unsigned mask = ~0u, CUDA_HERE)
+{
+    cuda_on_cpu::meet("__syncwarp", mask, 0, 0, file, line, [](const uint64_t *, int, unsigned) {});
+}
+
 /* ---- 4  shared memory ------------------------------------------------------------------------------------------
    A __shared__ array is a static one. Its tag becomes a part of its symbol, _ZZ…E4sumsB6shared, so the program's own
    symbol table says where all of them lie. (A named section would be simpler. But g++ puts no variable of a template
@@ -707,6 +715,9 @@ struct __half {
     operator float() const { return cuda_on_cpu::from_half(bits); }
 };
 
+// The fast quotient of floats. A card's is off by up to 2 units in the last place.
+inline float __fdividef(float x, float y) { return x / y; }
+
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 template <class F> cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute, int bytes)
 {
@@ -720,7 +731,7 @@ template <class F> cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute
    Everything has happened when a call returns. Device memory is the program's own; a copy in the wrong direction fails
    all the same, as it would with a card.                                                                             */
 
-enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 struct cudaDeviceProp { char name[256]; };
 
 namespace cuda_on_cpu {
@@ -774,7 +785,7 @@ inline cudaError_t cudaMemcpy(void *to, const void *from, size_t n, cudaMemcpyKi
 {
     using namespace cuda_on_cpu;
     if (!n) return cudaSuccess;
-    bool right_way = on_device(to) == (kind == cudaMemcpyHostToDevice) && on_device(from) == (kind == cudaMemcpyDeviceToHost);
+    bool right_way = on_device(to) == (kind != cudaMemcpyDeviceToHost) && on_device(from) == (kind != cudaMemcpyHostToDevice);
     if (!right_way) return fail(cudaErrorInvalidValue);
     memcpy(to, from, n);
     return cudaSuccess;
@@ -787,6 +798,13 @@ inline cudaError_t cudaMemset(void *p, int byte, size_t n)
     memset(p, byte, n);
     return cudaSuccess;
 }
+
+// In the order of their calls, like everything here.
+inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind)
+{
+    return cudaMemcpy(to, from, n, kind);
+}
+inline cudaError_t cudaMemsetAsync(void *p, int byte, size_t n) { return cudaMemset(p, byte, n); }
 
 inline cudaError_t cudaGetLastError() { return std::exchange(cuda_on_cpu::last_error, cudaSuccess); }
 inline const char *cudaGetErrorString(cudaError_t e)

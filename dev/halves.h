@@ -338,12 +338,38 @@ static const op_case op_cases[] = {
 };
 enum { OP_CASES = sizeof op_cases / sizeof *op_cases };
 
-// Sizes that 37 times the above do not reach: more columns and equal ids than a GPU's block has threads, and
-// more rows than its grid has blocks.
+// Sizes that 37 times the above do not reach: widths around a GPU's accesses of 16 bytes, more columns than its
+// blocks and the registers of a block's threads take at once, more equal ids than a block has threads, more rows
+// than a grid's blocks have.
 static const op_case gpu_cases[] = {
     {"wide embedding", {{300, 261}}, {{{40, 261}}}, embed_forward, embed_backward, 0},
+    {"embedding, whole rows", {{300, 2056}}, {{{40, 2056}}}, embed_forward, embed_backward, 0},
+    {"embedding, one id", {{300, 8}}, {{{1, 8}}}, embed_forward, embed_backward, 0},
     {"wide rope", {{6, 592}}, {{{6, 592}}}, rope_forward, rope_backward, 0},
-    {"shard_sum of many rows", {{65600, 2}}, {{{65600, 3}}}, sum_forward, sum_backward, 0},
+    {"rope, many heads", {{9, 4 * 270}}, {{{9, 4 * 270}}}, rope_forward, rope_backward, 0},
+    {"rmsnorm of 7", {{6, 7}}, {{{6, 7}}, {{7}}}, norm_forward, norm_backward, IN1},
+    {"rmsnorm of 8", {{6, 8}}, {{{6, 8}}, {{8}}}, norm_forward, norm_backward, FROZEN1},
+    {"rmsnorm of 4096", {{3, 4096}}, {{{3, 4096}}, {{4096}}}, norm_forward, norm_backward, FROZEN1},
+    {"rmsnorm of 4097", {{3, 4097}}, {{{3, 4097}}, {{4097}}}, norm_forward, norm_backward, IN1},
+    {"rmsnorm of 8200", {{3, 8200}}, {{{3, 8200}}, {{8200}}}, norm_forward, norm_backward, IN1},
+    {"swiglu of 1", {{9, 1}}, {{{9, 1}}, {{9, 1}}}, glu_forward, glu_backward, 0},
+    {"swiglu of 8", {{9, 8}}, {{{9, 8}}, {{9, 8}}}, glu_forward, glu_backward, 0},
+    {"swiglu of 2056", {{9, 2056}}, {{{9, 2056}}, {{9, 2056}}}, glu_forward, glu_backward, 0},
+    {"bias of 2056", {{9, 2056}}, {{{9, 2056}}, {{2056}}}, add_bias_forward, add_bias_backward, IN1},
+    {"cross_entropy of 2", {{6, 1}}, {{{6, 2}}}, ce_forward, ce_backward, OUT},
+    {"cross_entropy of 2056", {{6, 1}}, {{{6, 2056}}}, ce_forward, ce_backward, OUT},
+    {"cross_entropy of 4099", {{6, 1}}, {{{6, 4099}}}, ce_forward, ce_backward, OUT},
+    {"shards of 1", {{9, 1}}, {{{9, 77}}}, sum_forward, sum_backward, 0},
+    {"shards of 8", {{9, 8}}, {{{9, 2056}}}, sum_forward, sum_backward, 0},
+    {"shards of 64", {{9, 64}}, {{{9, 1000}}}, sum_forward, sum_backward, 0},
+    {"shards of 520", {{9, 520}}, {{{9, 1048}}}, sum_forward, sum_backward, 0},
+    {"one shard, not full", {{9, 40}}, {{{9, 24}}}, sum_forward, sum_backward, 0},
+    {"tiles of 36", {{9, 2057}}, {{{9, 36}}}, tile_forward, tile_backward, 0},
+    {"wide tiles of 8", {{9, 2056}}, {{{9, 8}}}, tile_forward, tile_backward, IN0},
+    {"broadcast_mul, 2056 columns", {{9, 2056}}, {{{9, 2056}}, {{1, 2056}}}, mul_forward, mul_backward, IN1},
+    {"broadcast_mul, 7 columns", {{9, 7}}, {{{9, 7}}, {{1, 7}}}, mul_forward, mul_backward, IN1},
+    {"broadcast_dot, 2056 columns", {{9, 1}}, {{{9, 2056}}, {{9, 2056}}}, dot_forward, dot_backward, OUT},
+    {"shard_sum of many rows", {{524300, 1}}, {{{524300, 2}}}, sum_forward, sum_backward, 0},
     {"magnitude of many", {{300, 1}}, {{{300, 1}}, {{300, 1}}}, mag_forward, mag_backward,
         OUT | IN0 | IN1 | FRONT_TO_BACK},
 };
@@ -671,17 +697,19 @@ static snapshot *no_length_results(snapshot *list)
     return give_away(list, "no length, ", "dsquares", dq);
 }
 
-// Of every case its output and gradients, then what the cases do not reach.
+// Of every case its output and gradients, of those for the GPU also with gaps between the rows, then what the cases do not reach.
 static snapshot *op_results(void)
 {
     static const char *const grads[3] = {"d in 0", "d in 1", "d in 2"};
     snapshot *list = NULL;
-    for (int i = 0; i < OP_CASES + GPU_CASES; i++) {
-        const op_case *c = i < OP_CASES ? &op_cases[i] : &gpu_cases[i - OP_CASES];
+    for (int i = 0; i < OP_CASES + 2 * GPU_CASES; i++) {
+        const op_case *c = i < OP_CASES ? &op_cases[i] : &gpu_cases[(i - OP_CASES) % GPU_CASES];
         char prefix[64];
-        snprintf(prefix, sizeof prefix, "%s, ", c->name);
+        op_pad = i < OP_CASES + GPU_CASES ? 0 : 3;          // then rows begin anywhere
+        snprintf(prefix, sizeof prefix, "%s%s, ", c->name, op_pad ? " in wider rows" : "");
         // attention's heads are as wide as the shape is longer, which is wide enough
         op_open(c, i < OP_CASES ? 37 : 1, c->forward == att_forward ? 1 : HEAD, two_spans);
+        op_pad = 0;
         list = take(list, prefix, "out", op.out);
         for (int j = 0; j < 3; j++)
             if (op.grad[j].p) list = take(list, prefix, grads[j], op.grad[j]);
