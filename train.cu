@@ -218,7 +218,7 @@ __global__ static void copy_kernel(mat y, mat x)
 extern "C" void copy(mat y, mat x)
 {
     if (y.rows != x.rows || y.cols != x.cols || y.batch != x.batch) fail("copy", "the shapes differ");
-    RUN(copy_kernel, element_grid(y), THREADS, y, x);
+    if (y.p) RUN(copy_kernel, element_grid(y), THREADS, y, x);
 }
 
 // m has this dtype and no gaps between rows or matrices, like data on the host: one cudaMemcpy can copy it.
@@ -255,6 +255,13 @@ extern "C" void get(wide *dst, mat src)
 extern "C" void put_ints(dev_ints dst, const int *src, size_t n)
 {
     check(cudaMemcpy(dst, src, n * sizeof(int), cudaMemcpyHostToDevice), "copying to the device");
+}
+
+// Whole tiles of a product, which have 128 rows, and many: each chunk reads the head once more.
+extern "C" int dev_chunk(int vocab)
+{
+    int rows = (1 << 26) / vocab;                       // 128 MB in bf16
+    return rows < 128 ? rows : rows / 128 * 128;
 }
 
 // A weight keeps the dtype of its file. Where real is bf16 it is rounded to bf16 here, once, so that no
@@ -645,6 +652,9 @@ extern "C" void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat 
 {
     int group = q.cols / k.cols;
     double scale = 1 / sqrt((double)d);
+    zero(dq);
+    zero(dk);
+    zero(dv);
     for (int i = 0; i < count; i++)
         for (int q0 = 0; q0 < spans[i].nq; q0 += QUERIES) {
             query_block b = queries_at(spans[i], q0, window);
@@ -683,15 +693,14 @@ extern "C" void swiglu_forward(mat out, mat gate, mat up_)
     RUN(swiglu_kernel, element_grid(out), THREADS, out, gate, up_);
 }
 
-//  dg += dout u σ (1 + g (1 − σ)),   du += dout g σ.  One block: 256 columns of a row, an element a thread.
+//  dg = dout u σ (1 + g (1 − σ)),   du = dout g σ.  One block: 256 columns of a row, an element a thread.
 __global__ static void swiglu_backward_kernel(mat dgate, mat dup, mat dout, mat gate, mat up_)
 {
     FOR_EACH_ELEMENT(dout, n, c) {
         wide g = up(row_of(gate, n)[c]), u = up(row_of(up_, n)[c]), d = up(row_of(dout, n)[c]);
         wide sigma = 1 / (1 + exp(-g));
-        real *dg = &row_of(dgate, n)[c], *du = &row_of(dup, n)[c];
-        down(dg, up(*dg) + d * u * sigma * (1 + g * (1 - sigma)));
-        down(du, up(*du) + d * g * sigma);
+        down(&row_of(dgate, n)[c], d * u * sigma * (1 + g * (1 - sigma)));
+        down(&row_of(dup, n)[c], d * g * sigma);
     }
 }
 
