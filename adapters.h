@@ -16,9 +16,14 @@
       reserve        asks for work space, shared by all layers and overwritten all the time: narrow (N, r),
                      broad (N, in or out), weight (out, in)
       shaped         a view of the same memory, front to back, as batch × rows × cols; nothing is copied
+      aligned        such a view of work space, rows × cols, of which each row begins at 16 bytes; pitch(r) is
+                     how far r columns then reach
       first, last    q, k, v read the same x, and so do gate, up: is this linear the first of them, the last?
       scale          s of y += s (x Aᵀ) Bᵀ: α/r, or α/√r
-      SET, ADD       the op writes y = …, or y += …; `mode` is what the caller of forward wants for y
+      SET, ADD       the op writes y = …, or y += …; `mode` is what the caller of forward wants for y, and
+                     the caller of backward for dx: the first product that writes it takes `mode`, the
+                     others add. Thin products come before the one with W, which hides the time in which
+                     y is read again
       S(x)           Bone's sum over the shards of x, in m->narrow. The first of the linears that read x
                      writes it. The others find it there: nobody else writes m->narrow before the last      */
 
@@ -32,7 +37,7 @@
 //  full      y = x Wᵀ            trains W itself, and embeddings and norms with it
 //  frozen    y = x (W + ΔW)ᵀ     trains ΔW (out, in), which starts at 0; W stays. The same gradient as full
 //                                over the same matrices: the ceiling for every adapter below
-//  d:        dx += dy W          dW += dyᵀ x      (where W is frozen, dW has no memory: no product)
+//  d:        dx = dy W           dW += dyᵀ x      (where W is frozen, dW has no memory: no product)
 
 static void full_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
@@ -40,10 +45,10 @@ static void full_forward(model *m, linear *l, mat y, mat x, enum mode mode)
     matmul_nt(y, x, l->W, 1, mode);                     // y = x Wᵀ
 }
 
-static void full_backward(model *m, linear *l, mat dx, mat dy, mat x)
+static void full_backward(model *m, linear *l, mat dx, mat dy, mat x, enum mode mode)
 {
     (void)m;
-    matmul_nn(dx, dy, l->W, 1, ADD);                    // y = x Wᵀ:  dx += dy W
+    matmul_nn(dx, dy, l->W, 1, mode);                   // y = x Wᵀ:  dx  = dy W
     matmul_tn(l->dW, dy, x, 1, ADD);                    //            dW += dyᵀ x
 }
 
@@ -72,9 +77,9 @@ static void frozen_forward(model *m, linear *l, mat y, mat x, enum mode mode)
     matmul_nt(y, x, frozen_weight(m, l), 1, mode);      // y = x W'ᵀ
 }
 
-static void frozen_backward(model *m, linear *l, mat dx, mat dy, mat x)
+static void frozen_backward(model *m, linear *l, mat dx, mat dy, mat x, enum mode mode)
 {
-    matmul_nn(dx, dy, frozen_weight(m, l), 1, ADD);     // y = x W'ᵀ:    dx += dy W'
+    matmul_nn(dx, dy, frozen_weight(m, l), 1, mode);    // y = x W'ᵀ:    dx = dy W'
     matmul_tn(l->dD, dy, x, 1, ADD);                    // W' = W + ΔW:  dΔW = dW' += dyᵀ x
 }
 
@@ -96,7 +101,8 @@ static void lora_layout(model *m, linear *l, const char *name)
     l->scale = m->p.alpha / r;
     declare(m, PARAM, &l->A, &l->dA, SHAPE(r, l->W.cols), "%s.lora_A.weight", name);
     declare(m, PARAM, &l->B, &l->dB, SHAPE(l->W.rows, r), "%s.lora_B.weight", name);
-    declare(m, ACT, &l->h, NULL, SHAPE(m->p.tokens, r), "%s.h", name);
+    declare(m, ACT, &l->h, NULL, SHAPE(m->p.tokens, pitch(r)), "%s.h", name);
+    l->h.cols = r;                                      // h (N, r) in aligned rows
     reserve(&m->dnarrow, m->p.tokens, r);
     reserve(&m->weight, l->W.rows, l->W.cols);
 }
@@ -129,19 +135,19 @@ static void lora_init(model *m, linear *l, const char *name)
 static void lora_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
     (void)m;
-    matmul_nt(y, x, l->W, 1, mode);                     // y  = x Wᵀ
     matmul_nt(l->h, x, l->A, 1, SET);                   // h  = x Aᵀ           (N, r)
-    matmul_nt(y, l->h, l->B, l->scale, ADD);            // y += s h Bᵀ
+    matmul_nt(y, l->h, l->B, l->scale, mode);           // y  = s h Bᵀ
+    matmul_nt(y, x, l->W, 1, ADD);                      // y += x Wᵀ
 }
 
-static void lora_backward(model *m, linear *l, mat dx, mat dy, mat x)
+static void lora_backward(model *m, linear *l, mat dx, mat dy, mat x, enum mode mode)
 {
-    mat dh = shaped(m->dnarrow, 1, l->h.rows, l->h.cols);
-    matmul_tn(l->dB, dy, l->h, l->scale, ADD);          // y += s h Bᵀ:  dB += s dyᵀ h
+    mat dh = aligned(m->dnarrow, l->h.rows, l->h.cols);
+    matmul_tn(l->dB, dy, l->h, l->scale, ADD);          // y  = s h Bᵀ:  dB += s dyᵀ h
     matmul_nn(dh, dy, l->B, l->scale, SET);             //               dh  = s dy B
     matmul_tn(l->dA, dh, x, 1, ADD);                    // h  = x Aᵀ:    dA += dhᵀ x
-    matmul_nn(dx, dh, l->A, 1, ADD);                    //               dx += dh A
-    matmul_nn(dx, dy, l->W, 1, ADD);                    // y  = x Wᵀ:    dx += dy W
+    matmul_nn(dx, dh, l->A, 1, mode);                   //               dx  = dh A
+    matmul_nn(dx, dy, l->W, 1, ADD);                    // y += x Wᵀ:    dx += dy W
 }
 
 static void lora_merge(model *m, linear *l, mat W)
@@ -197,7 +203,7 @@ static mat across(mat v) { return shaped(v, 1, 1, v.rows); }       // (out, 1) a
 static void dora_norms(model *m, linear *l)
 {
     int r = l->A.rows;
-    mat AA = shaped(m->narrow, 1, r, r);
+    mat AA = aligned(m->narrow, r, r);
     matmul_nt(l->VA, l->W, l->A, 1, SET);                           // W Aᵀ                     (out, r)
     matmul_nt(AA, l->A, l->A, 1, SET);
     broadcast_dot(l->squares, l->W, l->W, 1, SET);                  // q  = ‖W_o‖²
@@ -231,8 +237,8 @@ static void dora_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 static void dora_norm_backward(model *m, linear *l)
 {
     int r = l->A.rows;
-    mat C = shaped(m->dbroad, 1, l->W.rows, r);
-    mat CB = shaped(m->narrow, 1, r, r);
+    mat C = aligned(m->dbroad, l->W.rows, r);
+    mat CB = aligned(m->narrow, r, r);
     broadcast_mul(C, l->B, l->dsquares, 2 * l->scale, SET);         // q = ‖V_o‖²:    C   = 2 s dq ⊙ B
     broadcast_mul(l->dB, l->VA, l->dsquares, 2 * l->scale, ADD);    // V = W + s B A: dB += 2 s dq ⊙ (V Aᵀ)
     matmul_tn(l->dA, C, l->W, 1, ADD);                              //                dA += Cᵀ W
@@ -240,15 +246,15 @@ static void dora_norm_backward(model *m, linear *l)
     matmul_nn(l->dA, CB, l->A, 1, ADD);                             //                dA += s Cᵀ B A
 }
 
-static void dora_backward(model *m, linear *l, mat dx, mat dy, mat x)
+static void dora_backward(model *m, linear *l, mat dx, mat dy, mat x, enum mode mode)
 {
-    mat dz = shaped(m->broad, 1, dy.rows, dy.cols);
+    mat dz = aligned(m->broad, dy.rows, dy.cols);
     broadcast_dot(across(l->dgain), dy, l->z, 1, SET);              // y = z ⊙ g:     dg  = Σ_n dy z
     broadcast_mul(dz, dy, across(l->gain), 1, SET);                 //                dz  = dy ⊙ g
     magnitude_backward(l->dmag, l->dsquares, l->dgain, l->mag, l->squares);
     //                                                                 g = m q^-½:    dm += …, dq = …
     if (!m->p.dora_detach) dora_norm_backward(m, l);
-    lora_backward(m, l, dx, dz, x);                                 // z = x Wᵀ + s (x Aᵀ) Bᵀ
+    lora_backward(m, l, dx, dz, x, mode);                           // z = x Wᵀ + s (x Aᵀ) Bᵀ
 }
 
 static void dora_merge(model *m, linear *l, mat W)
@@ -292,18 +298,18 @@ static void pissa_layout(model *m, linear *l, const char *name)
 
 static void pissa_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    mat h0 = shaped(m->dnarrow, 1, x.rows, l->A0.rows);
-    lora_forward(m, l, y, x, mode);                     // y  = x Wᵀ + s (x Aᵀ) Bᵀ
+    mat h0 = aligned(m->dnarrow, x.rows, l->A0.rows);
     matmul_nt(h0, x, l->A0, 1, SET);                    // h0 = x A0ᵀ          (N, r)
-    matmul_nt(y, h0, l->B0, -l->scale, ADD);            // y −= s h0 B0ᵀ
+    matmul_nt(y, h0, l->B0, -l->scale, mode);           // y  = −s h0 B0ᵀ
+    lora_forward(m, l, y, x, ADD);                      // y += x Wᵀ + s (x Aᵀ) Bᵀ
 }
 
-static void pissa_backward(model *m, linear *l, mat dx, mat dy, mat x)
+static void pissa_backward(model *m, linear *l, mat dx, mat dy, mat x, enum mode mode)
 {
-    mat dh0 = shaped(m->dnarrow, 1, x.rows, l->A0.rows);
-    lora_backward(m, l, dx, dy, x);                     // y  = x Wᵀ + s (x Aᵀ) Bᵀ
-    matmul_nn(dh0, dy, l->B0, -l->scale, SET);          // y −= s h0 B0ᵀ:  dh0 = −s dy B0
-    matmul_nn(dx, dh0, l->A0, 1, ADD);                  // h0 = x A0ᵀ:     dx += dh0 A0
+    mat dh0 = aligned(m->dnarrow, x.rows, l->A0.rows);
+    matmul_nn(dh0, dy, l->B0, -l->scale, SET);          // y  = −s h0 B0ᵀ:  dh0 = −s dy B0
+    matmul_nn(dx, dh0, l->A0, 1, mode);                 // h0 = x A0ᵀ:      dx  = dh0 A0
+    lora_backward(m, l, dx, dy, x, ADD);                // y += x Wᵀ + s (x Aᵀ) Bᵀ
 }
 
 static void pissa_merge(model *m, linear *l, mat W)
@@ -407,10 +413,10 @@ static void lora_ga_init(model *m, linear *l, const char *name)
     free(sigma);
 }
 
-static void lora_ga_backward(model *m, linear *l, mat dx, mat dy, mat x)
+static void lora_ga_backward(model *m, linear *l, mat dx, mat dy, mat x, enum mode mode)
 {
     matmul_tn(l->dW, dy, x, 1, ADD);                    // the gradient full fine-tuning would have
-    pissa_backward(m, l, dx, dy, x);
+    pissa_backward(m, l, dx, dy, x, mode);
 }
 
 // ---- Bone, in PEFT: MiSS (arXiv 2409.15371) ---------------------------------------------------------------
@@ -440,23 +446,23 @@ static void bone_layout(model *m, linear *l, const char *name)
 
 static void bone_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    mat S = shaped(m->narrow, 1, x.rows, l->D.rows);
+    mat S = aligned(m->narrow, x.rows, l->D.rows);
     if (l->first) shard_sum(S, x);                      // S  = Σ_j x_j        (N, r); k and v read q's
-    matmul_nt(y, x, l->W, 1, mode);                     // y  = x Wᵀ
-    matmul_nn(y, S, l->D, 1, ADD);                      // y += S D
+    matmul_nn(y, S, l->D, 1, mode);                     // y  = S D
+    matmul_nt(y, x, l->W, 1, ADD);                      // y += x Wᵀ
 }
 
 // Forward and backward go through q, k, v in the same order, so l->first is q in both. It writes S(x), which
 // all three read. dS is the sum of what all three make. Its memory is shared by all layers: the first
 // overwrites what was left there (SET), the others add (ADD), the last adds dS to dx.
-static void bone_backward(model *m, linear *l, mat dx, mat dy, mat x)
+static void bone_backward(model *m, linear *l, mat dx, mat dy, mat x, enum mode mode)
 {
-    mat S = shaped(m->narrow, 1, x.rows, l->D.rows);
-    mat dS = shaped(m->dnarrow, 1, x.rows, l->D.rows);
+    mat S = aligned(m->narrow, x.rows, l->D.rows);
+    mat dS = aligned(m->dnarrow, x.rows, l->D.rows);
     if (l->first) shard_sum(S, x);
-    matmul_tn(l->dD, S, dy, 1, ADD);                    // y += S D:      dD += Sᵀ dy
+    matmul_tn(l->dD, S, dy, 1, ADD);                    // y  = S D:      dD += Sᵀ dy
     matmul_nt(dS, dy, l->D, 1, l->first ? SET : ADD);   //                dS += dy Dᵀ
-    matmul_nn(dx, dy, l->W, 1, ADD);                    // y  = x Wᵀ:     dx += dy W
+    matmul_nn(dx, dy, l->W, 1, mode);                   // y += x Wᵀ:     dx  = dy W
     if (l->last) shard_tile(dx, dS);                    // S  = Σ_j x_j:  dx_j += dS
 }
 
@@ -467,7 +473,7 @@ static void bone_backward(model *m, linear *l, mat dx, mat dy, mat x)
 //         [0 1 0 1]            [b]
 static void bone_merge_block(model *m, mat W, mat D)
 {
-    mat E = shaped(m->broad, 1, D.rows, W.cols);
+    mat E = aligned(m->broad, D.rows, W.cols);
     tiled_identity(E);
     matmul_tn(W, D, E, 1, ADD);                         // W' = W + Dᵀ E
 }
@@ -491,8 +497,8 @@ static void mini_layout(model *m, linear *l, const char *name)
 
 static void mini_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    mat S = shaped(m->narrow, 1, x.rows, l->D.rows);
-    mat z = shaped(m->broad, 1, x.rows, l->D.cols);
+    mat S = aligned(m->narrow, x.rows, l->D.rows);
+    mat z = aligned(m->broad, x.rows, l->D.cols);
     if (l->first) shard_sum(S, x);                      // S  = Σ_j x_j        (N, r)
     matmul_nt(y, x, l->W, 1, mode);                     // y  = x Wᵀ
     matmul_nn(z, S, l->D, 1, SET);                      // z  = S D            (N, mini_r)
@@ -500,22 +506,22 @@ static void mini_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 }
 
 // As Bone's, with dz, the sum of dy over the tiles, in place of dy.
-static void mini_backward(model *m, linear *l, mat dx, mat dy, mat x)
+static void mini_backward(model *m, linear *l, mat dx, mat dy, mat x, enum mode mode)
 {
-    mat S = shaped(m->narrow, 1, x.rows, l->D.rows);
-    mat dS = shaped(m->dnarrow, 1, x.rows, l->D.rows);
-    mat dz = shaped(m->broad, 1, x.rows, l->D.cols);
+    mat S = aligned(m->narrow, x.rows, l->D.rows);
+    mat dS = aligned(m->dnarrow, x.rows, l->D.rows);
+    mat dz = aligned(m->broad, x.rows, l->D.cols);
     if (l->first) shard_sum(S, x);
     shard_sum(dz, dy);                                  // y_i += z:      dz  = Σ_i dy_i
     matmul_tn(l->dD, S, dz, 1, ADD);                    // z  = S D:      dD += Sᵀ dz
     matmul_nt(dS, dz, l->D, 1, l->first ? SET : ADD);   //                dS += dz Dᵀ
-    matmul_nn(dx, dy, l->W, 1, ADD);                    // y  = x Wᵀ:     dx += dy W
+    matmul_nn(dx, dy, l->W, 1, mode);                   // y  = x Wᵀ:     dx  = dy W
     if (l->last) shard_tile(dx, dS);                    // S  = Σ_j x_j:  dx_j += dS
 }
 
 static void mini_merge(model *m, linear *l, mat W)
 {
-    mat D = shaped(m->dbroad, 1, l->D.rows, W.rows);        // D tiled along out, then as Bone
+    mat D = aligned(m->dbroad, l->D.rows, W.rows);          // D tiled along out, then as Bone
     zero(D);
     shard_tile(D, l->D);
     bone_merge_block(m, W, D);
@@ -580,27 +586,27 @@ static mat bat_weight(model *m, linear *l)              // W + VB in the work sp
 
 static void bat_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    mat S = shaped(m->narrow, 1, x.rows, l->B.rows);
+    mat S = aligned(m->narrow, x.rows, l->B.rows);
     if (l->first) shard_sum(S, x);                                      // S  = Σ_j x_j        (N, r), as Bone
-    matmul_nt(y, x, bat_weight(m, l), 1, mode);                         // y  = x (W + VB)ᵀ
-    matmul_nt(y, S, stacked(l->B), 1, ADD);                             // y += S B̂ᵀ
+    matmul_nt(y, S, stacked(l->B), 1, mode);                            // y  = S B̂ᵀ
+    matmul_nt(y, x, bat_weight(m, l), 1, ADD);                          // y += x (W + VB)ᵀ
 }
 
 // dx before dW: dW takes the memory of W, which is W + VB here.
-static void bat_backward(model *m, linear *l, mat dx, mat dy, mat x)
+static void bat_backward(model *m, linear *l, mat dx, mat dy, mat x, enum mode mode)
 {
     int r = l->B.rows;
-    mat S = shaped(m->narrow, 1, x.rows, r);
-    mat dS = shaped(m->dnarrow, 1, x.rows, r);
+    mat S = aligned(m->narrow, x.rows, r);
+    mat dS = aligned(m->dnarrow, x.rows, r);
     mat W = bat_weight(m, l);
     mat dW = W;
     if (l->first) shard_sum(S, x);
-    matmul_tn(stacked(l->dB), dy, S, 1, ADD);                           // y += S B̂ᵀ:        dB̂ += dyᵀ S
-    matmul_nn(dS, dy, stacked(l->B), 1, l->first ? SET : ADD);          //                   dS += dy B̂
-    matmul_nn(dx, dy, W, 1, ADD);                                       // y = x (W + VB)ᵀ:  dx += dy (W + VB)
-    matmul_tn(dW, dy, x, 1, SET);                                       //                   dW' = dyᵀ x
-    matmul_tn(l->dB, block_rows(l->W, r), block_rows(dW, r), 1, ADD);   // V_i + V_i B_i:    dB_i += V_iᵀ dV_i
-    if (l->last) shard_tile(dx, dS);                                    // S = Σ_j x_j:      dx_j += dS
+    matmul_tn(stacked(l->dB), dy, S, 1, ADD);                          // y  = S B̂ᵀ:         dB̂ += dyᵀ S
+    matmul_nn(dS, dy, stacked(l->B), 1, l->first ? SET : ADD);         //                    dS += dy B̂
+    matmul_nn(dx, dy, W, 1, mode);                                     // y += x (W + VB)ᵀ:  dx = dy (W + VB)
+    matmul_tn(dW, dy, x, 1, SET);                                      //                    dW' = dyᵀ x
+    matmul_tn(l->dB, block_rows(l->W, r), block_rows(dW, r), 1, ADD);  // V_i + V_i B_i:     dB_i += V_iᵀ dV_i
+    if (l->last) shard_tile(dx, dS);                                   // S = Σ_j x_j:       dx_j += dS
 }
 
 static void bat_merge(model *m, linear *l, mat W)
@@ -641,8 +647,8 @@ static void bat_row_layout(model *m, linear *l, const char *name)
 static void bat_row_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
     int r = l->B.rows;
-    mat u = shaped(m->broad, 1, x.rows, x.cols);
-    mat sum = shaped(m->narrow, 1, x.rows, r);
+    mat u = aligned(m->broad, x.rows, x.cols);
+    mat sum = aligned(m->narrow, x.rows, r);
     matmul_nt(column_blocks(u, r), column_blocks(x, r), l->B, 1, SET);  // u_j = x_j B_jᵀ        (N, in)
     shard_sum(sum, u);                                                  // Σ_j u_j               (N, r)
     add(u, x, 1);                                                       // x̃ = x + u
@@ -651,13 +657,14 @@ static void bat_row_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 }
 
 // du is dx̃ first. Then g, which is the same row for every j, is added to each du_j.
-static void bat_row_backward(model *m, linear *l, mat dx, mat dy, mat x)
+static void bat_row_backward(model *m, linear *l, mat dx, mat dy, mat x, enum mode mode)
 {
     int r = l->B.rows;
-    mat du = shaped(m->dbroad, 1, x.rows, x.cols);
-    mat g = shaped(m->narrow, 1, x.rows, r);
+    mat du = aligned(m->dbroad, x.rows, x.cols);
+    mat g = aligned(m->narrow, x.rows, r);
     matmul_nn(du, dy, l->W, 1, SET);                                     // y = x̃ Wᵀ:        dx̃ = dy W
-    add(dx, du, 1);                                                      // x̃ = x + u:       dx += dx̃
+    if (mode == SET) copy(dx, du);                                       // x̃ = x + u:       dx  = dx̃
+    else add(dx, du, 1);                                                 //                  dx += dx̃
     shard_sum(g, dy);                                                    // y_i += Σ_j u_j:  g = Σ_i dy_i
     shard_tile(du, g);                                                   //                  du_j = dx̃_j + g
     matmul_tn(l->dB, column_blocks(du, r), column_blocks(x, r), 1, ADD); // u_j = x_j B_jᵀ:  dB_j += du_jᵀ x_j
@@ -667,8 +674,8 @@ static void bat_row_backward(model *m, linear *l, mat dx, mat dy, mat x)
 static void bat_row_merge(model *m, linear *l, mat W)
 {
     int r = l->B.rows;
-    mat E = shaped(m->narrow, 1, W.rows, r);
-    mat WE = shaped(m->dbroad, 1, W.rows, W.cols);
+    mat E = aligned(m->narrow, W.rows, r);
+    mat WE = aligned(m->dbroad, W.rows, W.cols);
     copy(WE, l->W);
     tiled_identity(E);
     shard_tile(WE, E);                                                  // W_ij + I

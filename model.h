@@ -28,8 +28,8 @@ typedef struct method {
     // y = or += …, as mode says.
     void (*forward)(model *m, linear *l, mat y, mat x, enum mode mode);
 
-    // dx += …, and the gradient of each parameter += ….
-    void (*backward)(model *m, linear *l, mat dx, mat dy, mat x);
+    // dx = or += …, as mode says, and the gradient of each parameter += ….
+    void (*backward)(model *m, linear *l, mat dx, mat dy, mat x, enum mode mode);
 
     // W (out, in), a copy of l->W, becomes W' = W + adapter.
     void (*merge)(model *m, linear *l, mat W);
@@ -218,10 +218,11 @@ static tensor *declare(model *m, enum kind kind, mat *value, mat *grad, shape s,
     return &arrlast(m->tensors);
 }
 
-// Asks for work space that all layers share: the largest request counts. layout() declares it at its end,
-// when all requests are known.
+// Asks for work space that all layers share: the largest request counts, its rows aligned. layout() declares
+// it at its end, when all requests are known.
 static void reserve(mat *work, int rows, int cols)
 {
+    cols = pitch(cols);
     if ((size_t)rows * (size_t)cols > elements(*work)) *work = mat_of(NULL, TYPE_OF(real), SHAPE(rows, cols));
 }
 
@@ -347,8 +348,6 @@ static level layer_activations(model *m, layer *L, int i)
     return kept;
 }
 
-enum { LOGITS = 1 << 23 };              // elements of logits that stand in memory at once: 32 MB of floats
-
 // What exists once, for all layers: the head's tensors, the methods' work space, the gradients of one layer.
 static void work_layout(model *m)
 {
@@ -356,7 +355,7 @@ static void work_layout(model *m)
     int N = m->p.tokens;
     int q = width_of(c, ATT);
     int kv = width_of(c, KV);
-    int chunk = LOGITS / c->vocab;
+    int chunk = dev_chunk(c->vocab);
     chunk = chunk < 16 ? 16 : chunk;
     chunk = chunk < N ? chunk : N;
     m->chunk = chunk;
@@ -715,10 +714,11 @@ static void linear_forward(model *m, linear *l, mat y, mat x, enum mode mode)
     bias_forward(y, l->bias);
 }
 
-static void linear_backward(model *m, linear *l, mat dx, mat dy, mat x)
+//  dx = or += dy W + what the adapter adds
+static void linear_backward(model *m, linear *l, mat dx, mat dy, mat x, enum mode mode)
 {
     bias_backward(l->dbias, dy);
-    l->method->backward(m, l, dx, dy, x);
+    l->method->backward(m, l, dx, dy, x, mode);
 }
 
 // W' = W + adapter, in the work space, not yet rounded to the dtype of its file.
@@ -794,6 +794,7 @@ static void layer_forward(model *m, layer *L, mat next, const batch *b)
 
 // The lines of layer_forward from the last to the first. On entry m->dx is d(next), on return it is dx. xn
 // and hid are made again, and with --recompute also what the forward pass of the next layer has overwritten.
+// Of the linears that read the same x the first writes its gradient (SET), the others add theirs (ADD).
 // dx_wanted is 0 in the first layer, unless the embedding trains.
 static void layer_backward(model *m, layer *L, const batch *b, int dx_wanted)
 {
@@ -802,23 +803,14 @@ static void layer_backward(model *m, layer *L, const batch *b, int dx_wanted)
     if (m->p.recompute == 2) attention_block(m, L, b);
     if (m->p.recompute) gate_and_up(m, L, none);
     swiglu_forward(m->hid, L->gate, L->up);
-    zero(m->dhid);
-    zero(m->dgate);
-    zero(m->dup);
-    zero(m->dxn);
-    linear_backward(m, &L->down_proj, m->dhid, m->dx, m->hid);          // next = mid + down(hid)
+    linear_backward(m, &L->down_proj, m->dhid, m->dx, m->hid, SET);     // next = mid + down(hid)
     swiglu_backward(m->dgate, m->dup, m->dhid, L->gate, L->up);         // hid = silu(gate) up
     rmsnorm_forward(m->xn, none, L->mid, L->norm2, c->eps);
-    linear_backward(m, &L->gate_proj, m->dxn, m->dgate, m->xn);
-    linear_backward(m, &L->up_proj, m->dxn, m->dup, m->xn);
+    linear_backward(m, &L->gate_proj, m->dxn, m->dgate, m->xn, SET);
+    linear_backward(m, &L->up_proj, m->dxn, m->dup, m->xn, ADD);
     rmsnorm_backward(m->dx, L->dnorm2, m->dxn, L->mid, L->norm2, c->eps);   // d(next) + …: dx is now d(mid)
 
-    zero(m->datt);
-    zero(m->dq);
-    zero(m->dk);
-    zero(m->dv);
-    zero(m->dxn);
-    linear_backward(m, &L->o_proj, m->datt, m->dx, L->att);             // mid = x + o(att)
+    linear_backward(m, &L->o_proj, m->datt, m->dx, L->att, SET);        // mid = x + o(att)
     attention_backward(m->dq, m->dk, m->dv, m->datt, L->q, L->k, L->v, L->att, L->lse,
                        c->head_dim, L->window, b->spans, b->rows);
     rope(m->dq, m->pos, m->rope, -1);
@@ -836,9 +828,9 @@ static void layer_backward(model *m, layer *L, const batch *b, int dx_wanted)
     rmsnorm_forward(m->xn, none, L->x, L->norm1, c->eps);
     mat dxn = m->dxn;
     if (!dx_wanted) dxn.p = NULL;                                       // nothing below trains: skip dxn
-    linear_backward(m, &L->q_proj, dxn, dq, m->xn);
-    linear_backward(m, &L->k_proj, dxn, dk, m->xn);
-    linear_backward(m, &L->v_proj, dxn, m->dv, m->xn);
+    linear_backward(m, &L->q_proj, dxn, dq, m->xn, SET);
+    linear_backward(m, &L->k_proj, dxn, dk, m->xn, ADD);
+    linear_backward(m, &L->v_proj, dxn, m->dv, m->xn, ADD);
     mat dx = dx_wanted ? m->dx : none;
     rmsnorm_backward(dx, L->dnorm1, m->dxn, L->x, L->norm1, c->eps);    // d(mid) + …: dx is now d(x)
 }
@@ -878,10 +870,9 @@ static double head_loss(model *m, const batch *b, double scale)
         if (!scale) continue;
 
         // From here on m->logits holds dlogits: cross_entropy wrote scale · (softmax − one-hot) over them.
-        zero(m->dhn);
         zero(m->dhs);
         matmul_tn(m->dhead, m->logits, m->hn, 1, ADD);          // logits = hn headᵀ:    dhead += dlogitsᵀ hn
-        matmul_nn(m->dhn, m->logits, m->head, 1, ADD);          //                       dhn += dlogits head
+        matmul_nn(m->dhn, m->logits, m->head, 1, SET);          //                       dhn = dlogits head
         rmsnorm_backward(m->dhs, m->dnorm, m->dhn, m->hs, m->norm, m->c.eps);
         embedding_backward(m->dx, m->dhs, m->target_row + i);   // hs[i] = last[row_i]:  dx[row_i] += dhs[i]
     }

@@ -415,6 +415,47 @@ static void test_twice(void)
     }
 }
 
+// A step reads nothing that an earlier one left: neither activations and their gradients, nor work space, nor what lies
+// between their rows.
+static void test_stale_memory(void)
+{
+    static const enum kind overwritten[] = {ACT, STAT, WORK, AUX};
+    for (int i = 0; i < METHODS; i++)
+        for (int n = 0; n < KIN && !left_out(i); n++) {
+            if (i && n != i % KIN) continue;
+            plan p = small_plan(methods[i].name);
+            p.recompute = n % 3;
+            model *m = open_shaken(p, n);
+            batch b = small_batch(0, 3);
+            double loss = model_step(m, &b, 0.1);
+            wide *first = host(flat(m, m->grad));
+            for (int k = 0; k < 4; k++)
+                memset(m->block[overwritten[k]], 0xff, m->used[overwritten[k]] * sizeof(real));         // NaN
+            rope_table(m);                                              // work space, but written only once
+            zero(flat(m, m->grad));
+            check_number(model_step(m, &b, 0.1), loss, SAME_BITS, "%s, %s, loss after NaN", methods[i].name, kin[n].name);
+            check_gradient(m, first, SAME_BITS, "%s, %s, after NaN", methods[i].name, kin[n].name);
+            free(first), batch_free(&b), close_small(m);
+        }
+}
+
+// What is as wide as the rank has rows that begin at 16 bytes, in 16 bits too: LoRA's h, and every view of work space.
+static void test_aligned_rows(void)
+{
+    model *m = open_small(small_plan("lora"), 0);
+    for (int i = 0; i < arrlen(m->linears); i++)
+        expect(m->linears[i]->h.cols == 5 && m->linears[i]->h.ld == 8, "lora's h has %d columns and a row of it %zu numbers",
+               m->linears[i]->h.cols, m->linears[i]->h.ld);
+    for (int r = 1; r < 9; r++) {
+        mat work = {0};
+        reserve(&work, 7, r);
+        mat rows = aligned(work, 7, r);
+        expect(rows.rows == 7 && rows.cols == r && rows.ld == 8, "%d columns in aligned rows: (%d, %d), and %zu numbers a row",
+               r, rows.rows, rows.cols, rows.ld);
+    }
+    close_small(m);
+}
+
 // Three micro-batches of one row are one of three rows.
 static void test_accumulation(void)
 {
@@ -742,27 +783,51 @@ static const struct { const char *method; double (*delta)(const layer_numbers *n
 };
 enum { DEFINITIONS = sizeof definitions / sizeof *definitions };
 
-// One layer: y = x (W + ΔW)ᵀ by plain loops over the definition.
+// Memory that was never written holds NaN.
+static void fill_with_nan(mat m)
+{
+    for (int n = 0; n < m.rows; n++)
+        for (int c = 0; c < m.cols; c++) ROW(m, n)[c] = (real)NAN;
+}
+
+// The same product with the weight W' by a method and by plain loops, each written (SET) and added (ADD).
+// forward: y = x W'ᵀ, else dx = y W'.
+static void check_modes(model *m, linear *l, mat x, mat W, int forward)
+{
+    mat y = random_mat(SHAPE(x.rows, W.rows)), from = forward ? x : y;
+    for (enum mode mode = SET; mode <= ADD; mode++) {
+        mat got = random_mat(SHAPE(x.rows, forward ? W.rows : W.cols)), want = like(got);
+        copy(want, got);
+        if (mode == SET) fill_with_nan(got);
+        gemm_plain(want, from, 0, W, !forward, from.cols, 1, mode);
+        if (forward) linear_forward(m, l, got, x, mode);
+        else linear_backward(m, l, got, y, x, mode);
+        check_mat(got, want, EXACT, "%s, %s, %s %s", m->p.method->name, l->is->name, forward ? "y" : "dx",
+                  mode == SET ? "written" : "added");
+        dev_free(got.p), dev_free(want.p);
+    }
+    dev_free(y.p);
+}
+
+// One layer: y = x (W + ΔW)ᵀ and dx = dy (W + ΔW) by plain loops over the definition.
 static void definition_case(model *m, int j, double (*delta)(const layer_numbers *n, int o, int i))
 {
     enum { N = 6 };
     linear *l = m->linears[j];
     const char *M = m->p.method->name;
     int out = l->W.rows, in = l->W.cols;
-    mat x = random_mat(SHAPE(N, in)), y = random_mat(SHAPE(N, out)), want = random_mat(SHAPE(N, out)),
-        Wd = random_mat(SHAPE(out, in));
+    mat x = random_mat(SHAPE(N, in)), Wd = random_mat(SHAPE(out, in));
     layer_numbers n = {M, l, in, out, l->D.p ? l->D.rows : l->B.cols, host(l->W), host(l->D.p ? l->D : l->B),
                        l->A.p ? host(l->A) : NULL, l->mag.p ? host(l->mag) : NULL};
     for (int o = 0; o < out; o++)
         for (int c = 0; c < in; c++) ROW(Wd, o)[c] = (real)((double)n.W[o * in + c] + delta(&n, o, c));
-    gemm_plain(want, x, 0, Wd, 0, in, 1, SET);
     l->h.rows = l->z.rows = N;
-    l->first = 1;                       // nobody else reads this x
-    linear_forward(m, l, y, x, SET);
-    check_mat(y, want, EXACT, "%s, %s, forward", M, projections[j].name);
+    l->first = l->last = 1;             // nobody else reads this x
+    check_modes(m, l, x, Wd, 1);
+    check_modes(m, l, x, Wd, 0);
     check_mat(merged(m, l), Wd, EXACT, "%s, %s, merge", M, projections[j].name);
     for (wide **p = (wide *[]){n.W, n.P, n.A, n.mag}, **end = p + 4; p < end; p++) free(*p);
-    for (mat *p = (mat[]){x, y, want, Wd, {0}}; p->p; p++) dev_free(p->p);
+    dev_free(x.p), dev_free(Wd.p);
 }
 
 // Bone's shards, Bat-row's factors and the merges all equal it.
@@ -1747,8 +1812,11 @@ static void check_written(const op_case *c, const char *what, mat m, const doubl
     else *first = got;
 }
 
-// What backward writes beside its gradient's values from before: it adds, but for the second gradient of magnitude.
-static int is_set(const op_case *c, int j) { return c->forward == mag_forward && j == 1; }
+// Whether backward writes the gradient of input j. Else it adds it to what was there before.
+static int is_set(const op_case *c, int j)
+{
+    return c->forward == att_forward || c->forward == glu_forward || (c->forward == mag_forward && j == 1);
+}
 
 // Forward and backward with one thread and with two, in the middle of larger matrices: by plain loops, by differences in
 // double, and nothing is written beside.
@@ -2094,7 +2162,7 @@ static void check_head(int dim, int vocab, int chunk, int targets)
 
 static void test_beyond_chunks(void)
 {
-    check_head(4, 600011, 0, 40);              // LOGITS holds 13 rows of it; 16 is the least
+    check_head(4, 600011, 0, 40);              // 13 rows of it fill 32 MB; 16 is the least
     static const int chunks[] = {40, 39, 20, 7, 1};
     for (int i = 0; i < 5; i++) check_head(36, 61, chunks[i], 40);
 }
@@ -5840,6 +5908,10 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_residual_copy, BOTH, "ops/cpu.c"},
     {"twice", "running backward twice gives twice the gradient",
         test_twice, BOTH, "adapters.h"},
+    {"stale-memory", "a step reads no activation, gradient or work space that an earlier one left",
+        test_stale_memory, BOTH, "model.h"},
+    {"aligned-rows", "what is as wide as the rank has rows that begin at 16 bytes",
+        test_aligned_rows, BOTH, "model.h"},
     {"accumulation", "micro-batches of one row add up to the batch",
         test_accumulation, BOTH, "adapters.h"},
     {"splits", "every split of the same rows into micro-batches gives their loss and gradient, scored answers or none",
@@ -5852,7 +5924,7 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_zero_rows, BOTH, "adapters.h"},
     {"merge", "the merged model gives the adapter's logits",
         test_merge, BOTH, "adapters.h"},
-    {"definition", "each layer equals the paper's W + ΔW, written as plain loops",
+    {"definition", "each layer equals the paper's W + ΔW, written as plain loops: y and dx, written or added",
         test_definition, BOTH, "adapters.h"},
     {"frozen-is-full", "frozen's gradient is full fine-tuning's over the same matrices; lora-ga's first, too",
         test_frozen_is_full, BOTH, "adapters.h"},

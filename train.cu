@@ -324,6 +324,7 @@ __global__ static void copy_kernel(mat y, mat x)
 extern "C" void copy(mat y, mat x)
 {
     if (y.rows != x.rows || y.cols != x.cols || y.batch != x.batch) fail("copy", "the shapes differ");
+    if (!y.p) return;
     if (without_gaps(y, x.type) && without_gaps(x, x.type))
         check(cudaMemcpyAsync(y.p, x.p, bytes_of(x), cudaMemcpyDeviceToDevice), "copying");
     else RUN(copy_kernel, pack_grid(y), THREADS, y, x);
@@ -355,6 +356,13 @@ extern "C" void get(wide *dst, mat src)
 extern "C" void put_ints(dev_ints dst, const int *src, size_t n)
 {
     check(cudaMemcpy(dst, src, n * sizeof(int), cudaMemcpyHostToDevice), "copying to the device");
+}
+
+// Whole tiles of a product, which have 128 rows, and many: each chunk reads the head once more.
+extern "C" int dev_chunk(int vocab)
+{
+    int rows = (1 << 26) / vocab;                       // 128 MB in bf16
+    return rows < 128 ? rows : rows / 128 * 128;
 }
 
 // A weight keeps the dtype of its file. Where real is bf16 it is rounded to bf16 here, once, so that no
@@ -730,7 +738,6 @@ enum { ATTENTION_THREADS = 128, MOST_HEAD_DIM = 128 };
 constexpr int QM = sizeof(real) == 2 ? QBF : 1;
 enum { QUERIES = 64 * QM, KEYS = 64 };
 constexpr int TILE = sizeof(real) == 2 ? 32 : 16;       // rows that stream past at a time
-constexpr int PACK = 16 / sizeof(real);                 // numbers in 16 bytes, which travel together
 typedef pair_of<real> real_pair;
 typedef pair_of<wide> wide_pair;
 
@@ -1201,16 +1208,16 @@ extern "C" void swiglu_forward(mat out, mat gate, mat up_)
     RUN(swiglu_kernel, pack_grid(out), THREADS, out, gate, up_);
 }
 
-//  dg += dout u σ (1 + g (1 − σ)),   du += dout g σ.  One block: 32 packs of 8 rows.
+//  dg = dout u σ (1 + g (1 − σ)),   du = dout g σ.  One block: 32 packs of 8 rows.
 __global__ static void swiglu_backward_kernel(mat dgate, mat dup, mat dout, mat gate, mat up_)
 {
     FOR_EACH_PACK(dout.rows, dout.cols, n, c) {
         pack g = load_reals(gate, n, c), u = load_reals(up_, n, c), d = load_reals(dout, n, c);
-        pack dg = load_reals(dgate, n, c), du = load_reals(dup, n, c);
+        pack dg, du;
         for (int i = 0; i < PACK; i++) {
             wide sigma = sigmoid(g.x[i]);
-            dg.x[i] += d.x[i] * u.x[i] * sigma * (1 + g.x[i] * (1 - sigma));
-            du.x[i] += d.x[i] * g.x[i] * sigma;
+            dg.x[i] = d.x[i] * u.x[i] * sigma * (1 + g.x[i] * (1 - sigma));
+            du.x[i] = d.x[i] * g.x[i] * sigma;
         }
         store_reals(dgate, n, c, dg);
         store_reals(dup, n, c, du);

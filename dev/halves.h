@@ -615,6 +615,7 @@ static void unwanted(void)
     matmul_nt(none, x, x, 1, ADD);
     matmul_nn(none, x, x, 1, ADD);
     matmul_tn(none, x, x, 1, ADD);
+    copy(none, x);
     add(none, x, 1);
     shard_tile(none, x);
     embedding_backward(none, x, NULL);

@@ -21,12 +21,12 @@ frozen: ΔW left out of dx    | adapters.h | /^static void frozen_backward/,/^}/
 frozen: transposed           | adapters.h | s/matmul_tn(l->dD, dy, x,/matmul_tn(l->dD, x, dy,/                | gradients   | frozen
 lora: sign                   | adapters.h | s/matmul_tn(l->dB, dy, l->h, l->scale, ADD)/matmul_tn(l->dB, dy, l->h, -l->scale, ADD)/ | gradients | lora
 lora: scale                  | adapters.h | s/matmul_nn(dh, dy, l->B, l->scale, SET)/matmul_nn(dh, dy, l->B, 1, SET)/ | gradients | lora
-lora: dropped term           | adapters.h | /matmul_nn(dx, dh, l->A, 1, ADD)/d                                | gradients   | lora
+lora: dropped term           | adapters.h | s/matmul_nn(dx, dh, l->A, 1, mode)/matmul_nn(dx, dh, l->A, 0, mode)/ | gradients | lora
 lora: transposed             | adapters.h | s/matmul_tn(l->dB, dy, l->h,/matmul_tn(l->dB, l->h, dy,/          | gradients   | lora
 rslora: the scale of lora     | adapters.h | s/l->scale = m->p.alpha \/ sqrt(m->p.rank)/l->scale = m->p.alpha \/ m->p.rank/ | definition | rslora
-pissa: the start stays in    | adapters.h | /^static void pissa_forward/,/^}/{/matmul_nt(y, h0/d}              | zero-start  |
-pissa: sign of the start     | adapters.h | s/matmul_nt(y, h0, l->B0, -l->scale, ADD)/matmul_nt(y, h0, l->B0, l->scale, ADD)/ | zero-start |
-pissa: the start left out of dx | adapters.h | /^static void pissa_backward/,/^}/{/matmul_nn(dx, dh0/d}        | gradients   | pissa
+pissa: the start stays in    | adapters.h | s/matmul_nt(y, h0, l->B0, -l->scale, mode)/matmul_nt(y, h0, l->B0, 0, mode)/ | zero-start |
+pissa: sign of the start     | adapters.h | s/matmul_nt(y, h0, l->B0, -l->scale, mode)/matmul_nt(y, h0, l->B0, l->scale, mode)/ | zero-start |
+pissa: the start left out of dx | adapters.h | s/matmul_nn(dx, dh0, l->A0, 1, mode)/matmul_nn(dx, dh0, l->A0, 0, mode)/ | gradients | pissa
 pissa: scale                 | adapters.h | s/matmul_nn(dh0, dy, l->B0, -l->scale, SET)/matmul_nn(dh0, dy, l->B0, -1, SET)/ | gradients | pissa
 pissa: merged with its start | adapters.h | /^static void pissa_merge/,/^}/{/l->B0/d}                         | merge       |
 pissa: wrong root            | adapters.h | s/sqrt((double)sigma\[k\] \/ l->scale)/sqrt((double)sigma[k])/    | residual    |
@@ -41,7 +41,7 @@ dora: W Aᵀ for V Aᵀ          | adapters.h | /matmul_nn(l->VA, l->B, AA, l->s
 dora: always exact           | adapters.h | s/if (!m->p.dora_detach) dora_norm_backward/dora_norm_backward/   | goldens     |
 lora-ga: U as V              | adapters.h | s/\*U = f.U + (size_t)r \* (size_t)out/*U = f.U/                  | goldens     |
 lora-ga: scale               | adapters.h | s/(wide)stable \* f.sigma\[r + k\]/f.sigma[r + k]/                | goldens     |
-lora-ga: no dx               | adapters.h | /^static void lora_ga_backward/,/^}/s/pissa_backward(m, l, dx, dy, x)/pissa_backward(m, l, (mat){0}, dy, x)/ | gradients | lora-ga
+lora-ga: no dx               | adapters.h | /^static void lora_ga_backward/,/^}/s/pissa_backward(m, l, dx, dy, x, mode)/pissa_backward(m, l, (mat){0}, dy, x, mode)/ | gradients | lora-ga
 lora-ga: last batch alone    | adapters.h | s/for (int i = 0; i < batches; i++) model_step/for (int i = 1; i < batches; i++) model_step/ | frozen-is-full |
 dora: 0/0 of a row of zeros  | ops/cpu.c  | s/q <= 0 ? 1 : ((wide \*)m.p)\[i\]/((wide *)m.p)[i]/               | zero-rows   |
 dora: 0/0 in its gradient    | ops/cpu.c  | s/int none = q <= 0;/int none = 0;/                               | zero-rows   |
@@ -76,7 +76,7 @@ cache: training writes it, too | model.h    | s/if (b->cached)/if (m->p.cache_ro
 views: a row too many        | model.h    | s/rows_of(\*t->value, 0, b->tokens)/rows_of(*t->value, 1, b->tokens)/ | splits |
 recompute: attention left out | model.h    | /recompute == 2) attention_block/d                                | recompute   |
 bat: V dV, not dV V          | adapters.h | s/block_rows(l->W, r), block_rows(dW, r), 1, ADD/block_rows(dW, r), block_rows(l->W, r), 1, ADD/ | gradients | bat
-bat: W for its copy in dx    | adapters.h | /^static void bat_backward/,/^}/s/matmul_nn(dx, dy, W, 1, ADD)/matmul_nn(dx, dy, l->W, 1, ADD)/ | gradients | bat
+bat: W for its copy in dx    | adapters.h | /^static void bat_backward/,/^}/s/matmul_nn(dx, dy, W, 1, mode)/matmul_nn(dx, dy, l->W, 1, mode)/ | gradients | bat
 bat-row: sign                | adapters.h | s/column_blocks(du, r), column_blocks(x, r), 1, ADD/column_blocks(du, r), column_blocks(x, r), -1, ADD/ | gradients | bat-row
 bat-row: scale               | adapters.h | s/column_blocks(du, r), l->B, 1, ADD/column_blocks(du, r), l->B, 0.5, ADD/ | gradients | bat-row
 bat-row: dropped term        | adapters.h | /shard_tile(du, g)/d                                              | gradients   | bat-row
@@ -97,6 +97,15 @@ matmul: b in place, stride   | ops/gemm.h | /^ *bk = p->b.ld;$/d                
 matmul: a in place, part of K | ops/gemm.h | s/kernel(tile, (real \*)at(p->a, i, k0), p->a.ld/kernel(tile, (real *)at(p->a, i, 0), p->a.ld/ | matmul |
 matmul: later parts of K     | ops/gemm.h | s/p->scale, k0 ? ADD : p->mode)/p->scale, p->mode)/               | matmul      |
 adamw: no correction         | ops/cpu.c  | s/root = (wide)sqrt(1 - pow(0.999, t))/root = 1/                  | adamw       |
+modes: dx of the layer before | model.h   | s/&L->q_proj, dxn, dq, m->xn, SET/\&L->q_proj, dxn, dq, m->xn, ADD/ | stale-memory | bone
+modes: up writes over gate   | model.h    | s/m->dup, m->xn, ADD/m->dup, m->xn, SET/                          | gradients   | bone
+modes: dx always added       | adapters.h | s/matmul_nn(dx, dh, l->A, 1, mode)/matmul_nn(dx, dh, l->A, 1, ADD)/ | definition | lora
+modes: dx written twice      | adapters.h | /^static void lora_backward/,/^}/s/matmul_nn(dx, dy, l->W, 1, ADD)/matmul_nn(dx, dy, l->W, 1, mode)/ | definition | lora
+modes: dx always written     | adapters.h | s/if (mode == SET) copy(dx, du)/if (mode <= ADD) copy(dx, du)/    | definition  | bat-row
+modes: y written twice       | adapters.h | /^static void pissa_forward/,/^}/s/lora_forward(m, l, y, x, ADD)/lora_forward(m, l, y, x, mode)/ | definition | pissa
+modes: dk of the step before | ops/cpu.c  | /zero(part_of(dk,/d                                               | stale-memory   | full
+modes: swiglu adds           | ops/cpu.c  | s/dg\[c\] = d\[c\]/dg[c] += d[c]/                                  | beyond-blocks | swiglu
+rows: as narrow as the rank  | ops/mat.h  | s/return (cols + 7) \/ 8 \* 8;/return cols;/                        | aligned-rows |
 overwrite, not accumulate    | adapters.h | s/matmul_tn(l->dA, dh, x, 1, ADD)/matmul_tn(l->dA, dh, x, 1, SET)/ | twice      |
 beyond: attention, q of the first block | ops/cpu.c  | s/mat Q = part_of(q, a.row,/mat Q = part_of(q, s.q,/            | beyond-blocks | attention
 beyond: attention, dq into the first block | ops/cpu.c  | s/matmul_nn(part_of(dq, a.row,/matmul_nn(part_of(dq, s.q,/   | beyond-blocks | attention
@@ -139,7 +148,7 @@ beyond: head, rows of the first chunk | model.h    | s/head_forward(m, m->target
 beyond: head, dx of the first chunk | model.h    | s/m->dhs, m->target_row + i/m->dhs, m->target_row/             | beyond-chunks |
 beyond: head, losses of the first chunk | model.h    | s/rows_of(m->losses, i, n)/rows_of(m->losses, 0, n)/       | beyond-chunks |
 beyond: head, short last chunk | model.h    | s/i < b->targets; i += m->chunk/i + m->chunk <= b->targets; i += m->chunk/ | beyond-chunks |
-beyond: head, dhn of the chunk before | model.h    | /zero(m->dhn);/d                                          | beyond-chunks |
+beyond: head, dhn of the chunk before | model.h    | s/matmul_nn(m->dhn, m->logits, m->head, 1, SET)/matmul_nn(m->dhn, m->logits, m->head, 1, ADD)/ | beyond-chunks |
 beyond: head, dhs of the chunk before | model.h    | /zero(m->dhs);/d                                          | beyond-chunks |
 beyond: head, dhead of the last chunk | model.h    | s/matmul_tn(m->dhead, m->logits, m->hn, 1, ADD)/matmul_tn(m->dhead, m->logits, m->hn, 1, SET)/ | beyond-chunks |
 beyond: head, 16 rows at least | model.h    | s/chunk = chunk < 16 ? 16 : chunk/chunk = chunk < 1 ? 1 : chunk/ | beyond-chunks |
@@ -304,7 +313,7 @@ ruled=${RULED:-adapters.h model.h train.c tokenizer.c $(echo ops/*.[ch] lib/*.h 
 # Any of these tests ($TESTS) may turn red by a fault that a rule has planted: the quick ones, and those that alone reach some
 # lines.
 tests=${TESTS:-
-gradients ops residual-copy twice accumulation splits recompute zero-start zero-rows merge definition frozen-is-full
+gradients ops residual-copy twice stale-memory accumulation splits recompute zero-start zero-rows merge definition frozen-is-full
 svd lora-start saved-lora residual goldens target-modules uneven attention cache matmul same-bits in-place exp halves
 beyond-blocks beyond-panels beyond-buffers few-rows beyond-chunks beyond-rows adamw update schedules expected-ids own-ids
 any-bytes merges refused-merges byte-level-rows byte-level-bytes byte-level-files row-formats templates

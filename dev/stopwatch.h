@@ -65,12 +65,12 @@ TIMED(attention_forward, (mat out, mat lse, mat q, mat k, mat v, int d, int w, c
       ATTENTION, 2 * attention_flops(s, n, q), size_of(out) + size_of(q) + size_of(k) + size_of(v))
 TIMED(attention_backward, (mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse, int d, int w, const span *s, int n),
       (dq, dk, dv, dout, q, k, v, out, lse, d, w, s, n),
-      ATTENTION, 5 * attention_flops(s, n, q), 3 * (size_of(dq) + size_of(dk) + size_of(dv)) + size_of(dout) + size_of(out))
+      ATTENTION, 5 * attention_flops(s, n, q), 2 * (size_of(dq) + size_of(dk) + size_of(dv)) + size_of(dout) + size_of(out))
 TIMED(rmsnorm_forward, (mat out, mat residual, mat x, mat w, double eps), (out, residual, x, w, eps), ROWWISE, 0, size_of(out) + size_of(residual) + size_of(x))
 TIMED(rmsnorm_backward, (mat dx, mat dw, mat dout, mat x, mat w, double eps), (dx, dw, dout, x, w, eps), ROWWISE, 0, 2 * size_of(dx) + size_of(dout) + size_of(x))
 TIMED(rope, (mat x, dev_ints pos, mat table, int sign), (x, pos, table, sign), ROWWISE, 0, 2 * size_of(x))
 TIMED(swiglu_forward, (mat out, mat gate, mat up), (out, gate, up), ROWWISE, 0, 3 * size_of(out))
-TIMED(swiglu_backward, (mat dgate, mat dup, mat dout, mat gate, mat up), (dgate, dup, dout, gate, up), ROWWISE, 0, 7 * size_of(dout))
+TIMED(swiglu_backward, (mat dgate, mat dup, mat dout, mat gate, mat up), (dgate, dup, dout, gate, up), ROWWISE, 0, 5 * size_of(dout))
 TIMED(cross_entropy, (mat losses, mat logits, dev_ints labels, double scale), (losses, logits, labels, scale), ENTROPY, 0, (scale ? 2 : 1) * size_of(logits))
 TIMED(shard_sum, (mat s, mat x), (s, x), ADAPTER, 0, size_of(s) + size_of(x))
 TIMED(shard_tile, (mat x, mat s), (x, s), ADAPTER, 0, size_of(s) + 2 * size_of(x))

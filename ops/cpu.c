@@ -85,6 +85,8 @@ size_t dev_reserve(needs n, int take)
     return 0;
 }
 
+int dev_chunk(int vocab) { return (1 << 23) / vocab; }             // 32 MB of floats
+
 mat dev_weight(mat host) { return host; }
 void dev_weight_free(mat w) { (void)w; }
 const char *dev_name(void) { return "CPU"; }
@@ -105,6 +107,7 @@ void copy(mat y, mat x)
 {
     if (y.rows != x.rows || y.cols != x.cols || y.batch != x.batch)
         die("copy: (%d, %d) to (%d, %d)", x.rows, x.cols, y.rows, y.cols);
+    if (!y.p) return;
     for (int b = 0; b < y.batch; b++) {
         mat to = nth(y, b), from = nth(x, b);
         #pragma omp parallel for if (BIG(y))
@@ -360,15 +363,16 @@ void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, int window,
             }
 }
 
-//  out = P v:         dv += Pᵀ dout,   dP = dout vᵀ
+//  out = P v:         dv = Pᵀ dout,    dP = dout vᵀ
 //  P = softmax(S):    dS = P ⊙ (dP − Δ),   Δ = Σ_c dP_c P_c, a number a row
-//  S = q kᵀ/√d:       dq += dS k/√d,   dk += dSᵀ q/√d
+//  S = q kᵀ/√d:       dq = dS k/√d,    dk = dSᵀ q/√d
 //
 //  Δ can be had before P and dP: for one query row, where dP_c = dout · v_c over the keys c,
 //      Δ  =  Σ_c dP_c P_c  =  Σ_c (dout · v_c) P_c
 //         =  dout · Σ_c P_c v_c  =  dout · out
 //
-//  P is not kept from the forward pass but made again, as exp(S − lse).
+//  P is not kept from the forward pass but made again, as exp(S − lse). dq of a block is written; to dk and
+//  dv, which are zeroed before, each block of each head adds.
 static void attention_backward_head(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse,
                                     int d, int window, span s, int h)
 {
@@ -395,7 +399,7 @@ static void attention_backward_head(mat dq, mat dk, mat dv, mat dout, mat q, mat
             hide_unseen(ds, a, r);
         }
         matmul_tn(part_of(dv, a.key, a.keys, a.kv_col, d), P, dO, 1, ADD);
-        matmul_nn(part_of(dq, a.row, a.n, a.q_col, d), dS, K, 1 / sqrt(d), ADD);
+        matmul_nn(part_of(dq, a.row, a.n, a.q_col, d), dS, K, 1 / sqrt(d), SET);
         matmul_tn(part_of(dk, a.key, a.keys, a.kv_col, d), dS, Q, 1 / sqrt(d), ADD);
     }
 }
@@ -408,9 +412,12 @@ void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, m
     int kv_heads = k.cols / d;
     #pragma omp parallel for collapse(2) schedule(dynamic) if (BIG(q))
     for (int i = 0; i < count; i++)
-        for (int g = 0; g < kv_heads; g++)
+        for (int g = 0; g < kv_heads; g++) {
+            zero(part_of(dk, spans[i].k, spans[i].nk, g * d, d));
+            zero(part_of(dv, spans[i].k, spans[i].nk, g * d, d));
             for (int h = g * group; h < (g + 1) * group; h++)
                 attention_backward_head(dq, dk, dv, dout, q, k, v, out, lse, d, window, spans[i], h);
+        }
 }
 
 // out = silu(g) u,  silu(g) = g σ(g),  σ(g) = 1/(1 + e^−g)
@@ -423,7 +430,7 @@ void swiglu_forward(mat out, mat gate, mat up)
     }
 }
 
-//  dg += dout u σ (1 + g (1 − σ)),   du += dout g σ
+//  dg = dout u σ (1 + g (1 − σ)),   du = dout g σ
 void swiglu_backward(mat dgate, mat dup, mat dout, mat gate, mat up)
 {
     #pragma omp parallel for if (BIG(dout))
@@ -432,8 +439,8 @@ void swiglu_backward(mat dgate, mat dup, mat dout, mat gate, mat up)
         const real *d = ROW(dout, n), *g = ROW(gate, n), *u = ROW(up, n);
         for (int c = 0; c < dout.cols; c++) {
             real sigma = 1 / (1 + exp_real(-g[c]));
-            dg[c] += d[c] * u[c] * sigma * (1 + g[c] * (1 - sigma));
-            du[c] += d[c] * g[c] * sigma;
+            dg[c] = d[c] * u[c] * sigma * (1 + g[c] * (1 - sigma));
+            du[c] = d[c] * g[c] * sigma;
         }
     }
 }

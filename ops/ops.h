@@ -4,9 +4,13 @@
     ops/cpu.c defines the operations for a CPU and train.cu for a GPU; the linker decides which of them runs.
 
     Conventions. A token is a row: x is (N, in), N = all tokens of a micro-batch. A weight W is (out, in) as
-    in Hugging Face, so y = x Wᵀ. Outputs come first in every signature. The forward pass writes (=), the
-    backward pass accumulates (+=). The gradient of `name` is `dname`. Shapes stand in comments as
-    (rows, cols).                                                                                         */
+    in Hugging Face, so y = x Wᵀ. Outputs come first in every signature. The gradient of `name` is `dname`.
+    Shapes stand in comments as (rows, cols).
+
+    Who writes (=) and who adds (+=)? The forward pass writes. In the backward pass what trains is added to,
+    because a step may have several micro-batches. An activation's gradient is written by the first op that
+    has a share in it, and the others add theirs: so it need not be zeroed before. `enum mode` says which;
+    ops that have no mode say it in their line below.                                                     */
 
 #ifndef OPS_H
 #define OPS_H
@@ -87,6 +91,7 @@ void     dev_free(dev p);
 // Bytes of the work space that the ops themselves need. With `take` they are allocated too, once, before the
 // first step.
 size_t   dev_reserve(needs n, int take);
+int      dev_chunk(int vocab);                                    // rows of logits that are best made at once
 mat      dev_weight(mat host);                                    // a mapped weight, for the ops; dtype kept
 void     dev_weight_free(mat w);
 void     put(mat dst, const void *src, enum dtype type);              // dst = contiguous host data, converted
@@ -113,17 +118,18 @@ void     embedding_backward(mat dtable, mat dout, dev_ints ids);      // dtable[
 // The last product of attention (o_proj) or of the MLP (down_proj) is later added to it (mode ADD): the copy
 // is then the residual sum, which needs no op of its own.
 void     rmsnorm_forward(mat out, mat residual, mat x, mat w, double eps);
-void     rmsnorm_backward(mat dx, mat dw, mat dout, mat x, mat w, double eps);
+void     rmsnorm_backward(mat dx, mat dw, mat dout, mat x, mat w, double eps);         // dx += …, dw += …
 // Rotates the halves of each head by the angles of the row's position, table[pos[n]] = (cos, sin); sign = -1
 // rotates back, which is the backward pass.
 void     rope(mat x, dev_ints pos, mat table, int sign);
-// A query sees its own key and those before it, `window` keys at most (Mistral); INT_MAX: all of them.
+// A query sees its own key and those before it, `window` keys at most (Mistral); INT_MAX: all of them. The
+// backward pass writes dq = …, dk = …, dv = … in all rows that the spans name; no two spans share keys there.
 void     attention_forward(mat out, mat lse, mat q, mat k, mat v, int head_dim, int window,
                            const span *s, int spans);
 void     attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse,
                             int head_dim, int window, const span *s, int spans);
 void     swiglu_forward(mat out, mat gate, mat up);                   // out = silu(gate) up
-void     swiglu_backward(mat dgate, mat dup, mat dout, mat gate, mat up);
+void     swiglu_backward(mat dgate, mat dup, mat dout, mat gate, mat up);              // dgate = …, dup = …
 // losses[n] = −log softmax(logits[n])[labels[n]]. With scale ≠ 0 the logits are then overwritten by their
 // gradient, times scale.
 void     cross_entropy(mat losses, mat logits, dev_ints labels, double scale);
