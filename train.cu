@@ -90,17 +90,20 @@ __device__ static inline size_t index_of(const mat &m, int b, int row, int col)
 
 __device__ static inline real *row_of(const mat &m, int row) { return (real *)m.p + row * m.ld; }
 
-enum { THREADS = 256, WARP = 32, WARPS = THREADS / WARP, MOST_ROWS = 65535 };   // of blocks, along a grid's y
+enum { THREADS = 256, WARP = 32, WARPS = THREADS / WARP };
+enum { MOST_BLOCKS = 65535 };                           // along the y of a grid
 
 // A pack: neighbouring elements of a row, as many as 16 bytes of `real` hold. A thread takes one at a time,
-// since memory is fastest when every access is 16 bytes. A row may begin anywhere and end within a pack: such a
-// pack is read and written element by element.
+// since memory is fastest when every access is 16 bytes. Where a row does not begin at a multiple of that, or
+// ends within a pack, that pack is read and written element by element.
 enum { PACK = 16 / sizeof(real) };
 struct pack { wide x[PACK]; };
 
-// Its memory. Both names are of the same bytes: a load into whole words need not wait for the bytes to arrive.
+// How it lies in memory: its elements, and the same bytes as words. A load of words need not wait for the bytes
+// before the next load begins, one that takes elements apart must.
 template <class T> union packed {
-    struct alignas(PACK * sizeof(T) < 16 ? PACK * sizeof(T) : 16) { unsigned word[PACK * sizeof(T) / 4]; } words;
+    static constexpr size_t bytes = PACK * sizeof(T);
+    struct alignas(bytes < 16 ? bytes : 16) { unsigned word[bytes / 4]; } words;
     T x[PACK];
 };
 
@@ -176,13 +179,13 @@ __device__ static inline void store_reals(const mat &m, int row, int col, const 
 // The number of columns that whole packs fill.
 __host__ __device__ static inline int filled(int cols) { return (cols + PACK - 1) / PACK * PACK; }
 
-// The grid of the kernels that give each pack a thread. One block takes 8 rows, a warp each, and of each row 32
-// packs, a lane each. blockIdx.x counts columns, y rows, z matrices of the batch. Where a grid has too few
+// The grid of the kernels that give each pack a thread. One block takes 8 rows, a warp each, and of each row
+// 32 packs, a lane each. blockIdx.x counts columns, y rows, z matrices of the batch. Where a grid has too few
 // blocks for all rows, each takes further rows.
 static dim3 pack_grid(int rows, int cols, int batch)
 {
     int groups = (rows + WARPS - 1) / WARPS;
-    return dim3((cols + WARP * PACK - 1) / (WARP * PACK), groups < MOST_ROWS ? groups : MOST_ROWS, batch);
+    return dim3((cols + WARP * PACK - 1) / (WARP * PACK), groups < MOST_BLOCKS ? groups : MOST_BLOCKS, batch);
 }
 static dim3 pack_grid(const mat &m) { return pack_grid(m.rows, m.cols, m.batch); }
 #define FOR_EACH_PACK(rows, cols, row, col) \
@@ -201,8 +204,8 @@ template <class T, class Op> __device__ static inline T warp_reduce(T x, Op op)
     return x;
 }
 
-// The same over the threads of a block. Each warp combines its own by shuffles, then every thread combines the
-// results of the warps.
+// The same over the threads of a block. Each warp combines its own by shuffles, then every thread combines
+// the results of the warps.
 template <class T, class Op> __device__ static inline T block_reduce(T x, Op op)
 {
     __shared__ T of_warp[WARPS];
@@ -415,8 +418,8 @@ static cublasHandle_t cublas(void)
     return handle;
 }
 
-// A factor in the dtype that the product runs in: m itself, or its copy in work space. In 16 bits the copy's rows
-// are filled up to whole packs: tensor cores are slow where rows do not begin at multiples of 16 bytes.
+// A factor in the dtype that the product runs in: m itself, or its copy in work space. In 16 bits the copy's
+// rows are filled up to whole packs: cuBLAS is slow where rows do not begin at multiples of 16 bytes.
 static mat factor(mat m, enum dtype type, int slot)
 {
     if (m.type == type) return m;
@@ -569,8 +572,8 @@ extern "C" void embedding_backward(mat dtable, mat dout, dev_ints ids)
 }
 
 // A row that one block sums up and then writes is read once: between the two passes its packs stay in the
-// registers of the threads, KEPT a thread, which are PART columns. A longer row is read in parts, and the second
-// pass begins with the last part, which is still there, and reads the others again.
+// registers of the threads, KEPT a thread, which are PART columns. A longer row is read in parts, and the
+// second pass begins with the last part, which is still there, and reads the others again.
 enum { PART = 4096, KEPT = PART / THREADS / PACK };
 #define FOR_EACH_KEPT(first, k, col) \
     UNROLL for (int k = 0, col = (first) + threadIdx.x * PACK; k < KEPT; k++, col += THREADS * PACK)
@@ -950,8 +953,8 @@ extern "C" void shard_sum(mat s, mat x)
 
 __host__ __device__ static inline int shards(int cols, int r) { return (cols + r - 1) / r; }
 
-// x[n, j·r + c] += s[n, c].  One block: 8 rows of x, of each 32 packs, counted as if each shard were filled up
-// to whole packs.
+// x[n, j·r + c] += s[n, c].  One block: 8 rows of x, of each 32 packs, counted as if each shard were filled
+// up to whole packs.
 __global__ static void shard_tile_kernel(mat x, mat s)
 {
     int r = s.cols;
@@ -1169,7 +1172,7 @@ extern "C" size_t dev_reserve(needs n, int take)
     if (n.train) {
         bytes[DSOFTMAX] = score * sizeof(wide);
         bytes[DSCORES] = score * sizeof(real);
-        bytes[LINKS] = n.normed * sizeof(same_id);                 // embedding_backward's; no more tokens than that
+        bytes[LINKS] = n.normed * sizeof(same_id);              // embedding_backward's, of no more tokens
     }
     size_t rhos = n.normed * sizeof(wide);                      // rmsnorm_backward's
     size_t sums = (SUMS + 1) * sizeof(double);                  // sum_of_squares'
