@@ -10,8 +10,9 @@
       6  training
       7  the work space of a run
 
-    A kernel's comment says what one block does. Kernels are limited by memory, not by arithmetic, so
-    neighbouring threads take neighbouring elements, and a row that must be summed belongs to one block. Every
+    A kernel's comment says what one block does. Kernels are limited by memory, not by arithmetic, so a thread
+    takes 16 bytes at a time (a pack, section 1), neighbouring threads take neighbouring packs, and a row that
+    must be summed belongs to one block or one warp, which reads it once where its registers have room. Every
     sum is a tree of fixed shape, and no atomic operation adds floating-point numbers: the same input gives
     the same bits on every run.
 
@@ -94,17 +95,20 @@ __device__ static inline size_t index_of(const mat &m, int b, int row, int col)
 
 __device__ static inline real *row_of(const mat &m, int row) { return (real *)m.p + row * m.ld; }
 
-enum { THREADS = 256, WARP = 32, WARPS = THREADS / WARP, MOST_ROWS = 65535 };   // of blocks, along a grid's y
+enum { THREADS = 256, WARP = 32, WARPS = THREADS / WARP };
+enum { MOST_BLOCKS = 65535 };                           // along the y of a grid
 
 // A pack: neighbouring elements of a row, as many as 16 bytes of `real` hold. A thread takes one at a time,
-// since memory is fastest when every access is 16 bytes. A row may begin anywhere and end within a pack: such a
-// pack is read and written element by element.
+// since memory is fastest when every access is 16 bytes. Where a row does not begin at a multiple of that, or
+// ends within a pack, that pack is read and written element by element.
 enum { PACK = 16 / sizeof(real) };
 struct pack { wide x[PACK]; };
 
-// Its memory. Both names are of the same bytes: a load into whole words need not wait for the bytes to arrive.
+// How it lies in memory: its elements, and the same bytes as words. A load of words need not wait for the bytes
+// before the next load begins, one that takes elements apart must.
 template <class T> union packed {
-    struct alignas(PACK * sizeof(T) < 16 ? PACK * sizeof(T) : 16) { unsigned word[PACK * sizeof(T) / 4]; } words;
+    static constexpr size_t bytes = PACK * sizeof(T);
+    struct alignas(bytes < 16 ? bytes : 16) { unsigned word[bytes / 4]; } words;
     T x[PACK];
 };
 
@@ -180,13 +184,13 @@ __device__ static inline void store_reals(const mat &m, int row, int col, const 
 // The number of columns that whole packs fill.
 __host__ __device__ static inline int filled(int cols) { return (cols + PACK - 1) / PACK * PACK; }
 
-// The grid of the kernels that give each pack a thread. One block takes 8 rows, a warp each, and of each row 32
-// packs, a lane each. blockIdx.x counts columns, y rows, z matrices of the batch. Where a grid has too few
+// The grid of the kernels that give each pack a thread. One block takes 8 rows, a warp each, and of each row
+// 32 packs, a lane each. blockIdx.x counts columns, y rows, z matrices of the batch. Where a grid has too few
 // blocks for all rows, each takes further rows.
 static dim3 pack_grid(int rows, int cols, int batch)
 {
     int groups = (rows + WARPS - 1) / WARPS;
-    return dim3((cols + WARP * PACK - 1) / (WARP * PACK), groups < MOST_ROWS ? groups : MOST_ROWS, batch);
+    return dim3((cols + WARP * PACK - 1) / (WARP * PACK), groups < MOST_BLOCKS ? groups : MOST_BLOCKS, batch);
 }
 static dim3 pack_grid(const mat &m) { return pack_grid(m.rows, m.cols, m.batch); }
 #define FOR_EACH_PACK(rows, cols, row, col) \
@@ -205,8 +209,8 @@ template <class T, class Op> __device__ static inline T warp_reduce(T x, Op op)
     return x;
 }
 
-// The same over the threads of a block. Each warp combines its own by shuffles, then every thread combines the
-// results of the warps.
+// The same over the threads of a block. Each warp combines its own by shuffles, then every thread combines
+// the results of the warps.
 template <class T, class Op> __device__ static inline T block_reduce(T x, Op op)
 {
     __shared__ T of_warp[WARPS];
@@ -427,12 +431,15 @@ static cublasHandle_t cublas(void)
     return handle;
 }
 
-// A factor in the dtype that the product runs in: m itself, or its copy in work space.
+// A factor in the dtype that the product runs in: m itself, or its copy in work space. In 16 bits the copy's
+// rows are filled up to whole packs: cuBLAS is slow where rows do not begin at multiples of 16 bytes.
 static mat factor(mat m, enum dtype type, int slot)
 {
     if (m.type == type) return m;
     mat f = contiguous(m, NULL, type);
-    f.p = scratch(slot, bytes_of(f));
+    if (size_of[type] == 2) f.ld = filled(m.cols);
+    f.stride = f.rows * f.ld;
+    f.p = scratch(slot, f.batch * f.stride * size_of[type]);
     copy(f, m);
     return f;
 }
@@ -578,8 +585,8 @@ extern "C" void embedding_backward(mat dtable, mat dout, dev_ints ids)
 }
 
 // A row that one block sums up and then writes is read once: between the two passes its packs stay in the
-// registers of the threads, KEPT a thread, which are PART columns. A longer row is read in parts, and the second
-// pass begins with the last part, which is still there, and reads the others again.
+// registers of the threads, KEPT a thread, which are PART columns. A longer row is read in parts, and the
+// second pass begins with the last part, which is still there, and reads the others again.
 enum { PART = 4096, KEPT = PART / THREADS / PACK };
 #define FOR_EACH_KEPT(first, k, col) \
     UNROLL for (int k = 0, col = (first) + threadIdx.x * PACK; k < KEPT; k++, col += THREADS * PACK)
@@ -1297,8 +1304,8 @@ extern "C" void shard_sum(mat s, mat x)
 
 __host__ __device__ static inline int shards(int cols, int r) { return (cols + r - 1) / r; }
 
-// x[n, j·r + c] += s[n, c].  One block: 8 rows of x, of each 32 packs, counted as if each shard were filled up
-// to whole packs.
+// x[n, j·r + c] += s[n, c].  One block: 8 rows of x, of each 32 packs, counted as if each shard were filled
+// up to whole packs.
 __global__ static void shard_tile_kernel(mat x, mat s)
 {
     int r = s.cols;
@@ -1424,15 +1431,23 @@ extern "C" void magnitude_backward(mat dm, mat dsquares, mat dgain, mat m, mat s
 
 // ---- 6  training ------------------------------------------------------------------------------------------
 
+// An array of n numbers: a thread takes a pack, and further ones where the grid has fewer threads than packs.
+#define FOR_EACH_PACK_OF_ARRAY(n, i) \
+    for (size_t i = ((size_t)blockIdx.x * THREADS + threadIdx.x) * PACK; i < (n); \
+         i += (size_t)gridDim.x * THREADS * PACK)
+
 // Σ x², in double: SUMS blocks add up a part each, then one block adds up their sums: always the same tree.
 enum { SUMS = 1024 };
 
-// One block: the 256 numbers from 256 blockIdx.x on, and again after every 256 SUMS numbers. It leaves a sum.
+// One block: 256 packs of the array, and again every SUMS · 256 packs on. It leaves a sum.
 __global__ static void squares_kernel(double *sums, const wide *x, size_t n)
 {
     double sum = 0;
-    size_t first = (size_t)blockIdx.x * blockDim.x + threadIdx.x, stride = (size_t)gridDim.x * blockDim.x;
-    for (size_t i = first; i < n; i += stride) sum += (double)x[i] * (double)x[i];
+    FOR_EACH_PACK_OF_ARRAY(n, i) {
+        int left = n - i < PACK ? (int)(n - i) : PACK;
+        pack a = load_pack(x + i, left);
+        for (int k = 0; k < PACK; k++) sum += (double)a.x[k] * (double)a.x[k];
+    }
     sum = block_sum(sum);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
@@ -1455,24 +1470,30 @@ extern "C" double sum_of_squares(mat x)
     return total;
 }
 
-// PyTorch's AdamW (arXiv 1711.05101).  One block: 256 numbers, one a thread; with more numbers than 65536
-// blocks have threads, every 16777216th number after those, too.
+// PyTorch's AdamW (arXiv 1711.05101).  One block: 256 packs of the arrays.
 __global__ static void adamw_kernel(wide *w, const wide *dw, wide *m, wide *v, size_t n,
                                     wide shrink, wide rate, wide root, wide grad_scale)
 {
     const wide c1 = (wide)(1 - 0.9), b2 = (wide)0.999, c2 = (wide)(1 - 0.999), eps = (wide)1e-8;
-    size_t first = (size_t)blockIdx.x * blockDim.x + threadIdx.x, stride = (size_t)gridDim.x * blockDim.x;
-    for (size_t i = first; i < n; i += stride) {
-        wide g = grad_scale * dw[i];
-        m[i] += c1 * (g - m[i]);                                        // m = β₁ m + (1 − β₁) g
-        v[i] = b2 * v[i] + c2 * g * g;
-        w[i] = w[i] * shrink - rate * m[i] / (sqrt(v[i]) / root + eps);
+    FOR_EACH_PACK_OF_ARRAY(n, i) {
+        int left = n - i < PACK ? (int)(n - i) : PACK;
+        pack W = load_pack(w + i, left), G = load_pack(dw + i, left);
+        pack M = load_pack(m + i, left), V = load_pack(v + i, left);
+        for (int k = 0; k < PACK; k++) {
+            wide g = grad_scale * G.x[k];
+            M.x[k] += c1 * (g - M.x[k]);                                // m = β₁ m + (1 − β₁) g
+            V.x[k] = b2 * V.x[k] + c2 * g * g;
+            W.x[k] = W.x[k] * shrink - rate * M.x[k] / (sqrt(V.x[k]) / root + eps);
+        }
+        store_pack(m + i, M, left);
+        store_pack(v + i, V, left);
+        store_pack(w + i, W, left);
     }
 }
 
 extern "C" void adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad_scale, int t)
 {
-    size_t n = (size_t)w.batch * w.rows * w.cols, blocks = (n + THREADS - 1) / THREADS;
+    size_t n = (size_t)w.batch * w.rows * w.cols, blocks = (n + THREADS * PACK - 1) / (THREADS * PACK);
     wide shrink = (wide)(1 - lr * decay);
     wide rate = (wide)(lr / (1 - pow(0.9, t)));
     wide root = (wide)sqrt(1 - pow(0.999, t));

@@ -339,8 +339,8 @@ static const op_case op_cases[] = {
 enum { OP_CASES = sizeof op_cases / sizeof *op_cases };
 
 // Sizes that 37 times the above do not reach: widths around a GPU's accesses of 16 bytes, more columns than its
-// blocks and the registers of a block's threads take at once, more equal ids than a block has threads, more rows
-// than a grid's blocks have.
+// blocks and their registers take at once, more equal ids than a block has threads, more rows than the blocks of
+// a grid have.
 static const op_case gpu_cases[] = {
     {"wide embedding", {{300, 261}}, {{{40, 261}}}, embed_forward, embed_backward, 0},
     {"embedding, whole rows", {{300, 2056}}, {{{40, 2056}}}, embed_forward, embed_backward, 0},
@@ -667,8 +667,9 @@ static snapshot *training_results(snapshot *list)
 {
     mat w = typed_mat(SHAPE(17000, 16), TYPE_OF(wide)), dw = typed_mat(SHAPE(17000, 16), TYPE_OF(wide));
     mat m = like(w), v = like(w), e = random_mat(SHAPE(7, 300)), sum = typed_mat(SHAPE(1, 1), TYPE_OF(wide));
+    mat many = typed_mat(SHAPE(140003, 15), TYPE_OF(wide));
     for (int t = 1; t <= 3; t++) adamw(w, dw, m, v, 0.01, 0.1, 0.5, t);
-    wide squares = (wide)sum_of_squares(dw);
+    wide squares = (wide)sum_of_squares(many);
     put(sum, &squares, TYPE_OF(wide));
     tiled_identity(e);
     add(e, shaped(dw, 1, 7, 300), 0.5);
@@ -676,6 +677,7 @@ static snapshot *training_results(snapshot *list)
     list = give_away(list, "adamw, ", "m", m);
     list = give_away(list, "adamw, ", "v", v);
     dev_free(dw.p);
+    dev_free(many.p);
     list = give_away(list, "", "sum_of_squares", sum);
     return give_away(list, "", "tiled_identity", e);
 }
@@ -698,7 +700,8 @@ static snapshot *no_length_results(snapshot *list)
     return give_away(list, "no length, ", "dsquares", dq);
 }
 
-// Of every case its output and gradients, of those for the GPU also with gaps between the rows, then what the cases do not reach.
+// Of every case its output and gradients, of those for the GPU also with gaps between the rows, then what the
+// cases do not reach.
 static snapshot *op_results(void)
 {
     static const char *const grads[3] = {"d in 0", "d in 1", "d in 2"};

@@ -157,13 +157,15 @@ beyond: answers, logits of the first chunk | run/generate.h | s/if (i % m->chunk
 GPU reduction: no barrier before | train.cu | /__syncthreads.*may still be read/d                              | gpu-ops     | reverse
 GPU reduction: no barrier within | train.cu | /= x;$/{n;s/__syncthreads();//}                                  | gpu-ops     | forward
 GPU column sum: no barrier   | train.cu   | /of_warp\[warp\]\[lane\] = sum/{n;s/__syncthreads();//}            | gpu-ops     | random:1
-GPU embedding: no first barrier | train.cu | /earlier = 0;/{n;s/__syncthreads();//}                            | gpu-ops     | reverse
-GPU embedding: no second barrier | train.cu | /atomicAdd/{n;s/__syncthreads();//}                              | gpu-ops     | forward
-GPU embedding: every token adds | train.cu | s/if (earlier) return/if (0) return/                              | gpu-ops     | forward
-GPU embedding: once an id, the second time | train.cu | s/if (earlier) return/if (earlier != 1) return/           | gpu-ops     | forward
+GPU embedding: the last of an id, not the next | train.cu | s/i > n \&\& i < next) next = i/i > n) next = i/ | gpu-ops | forward
+GPU embedding: every token adds | train.cu | s/if (!links\[first\].is_first) return;//                            | gpu-ops     | forward
+GPU embedding: only the first token of an id | train.cu | s/n = links\[n\].next) {/n = dout.rows) {/       | gpu-ops     | forward
 GPU batch stride             | train.cu   | s/b \* m.stride : 0) + row/b * m.rows * m.ld : 0) + row/          | gpu-ops     | forward
 GPU leading dimension        | train.cu   | s/(int)b.ld, b.batch/b.cols, b.batch/                             | gpu-ops     | forward
-GPU column tail              | train.cu   | s/(m.cols + THREADS - 1) \/ THREADS/(m.cols + THREADS - 2) \/ THREADS/ | gpu-ops | forward
+GPU column tail              | train.cu   | s/(cols + WARP \* PACK - 1) \/ (WARP \* PACK)/(cols + WARP * PACK - 2) \/ (WARP * PACK)/ | gpu-ops | forward
+GPU pack: one element too few | train.cu  | s/if (i < n) down(&p\[i\], a.x\[i\]);/if (i + 1 < n) down(\&p[i], a.x[i]);/ | gpu-ops | forward
+GPU pack: whole beyond the row | train.cu | s/return n >= PACK \&\& /return n > 0 \&\& /                           | gpu-ops     | forward
+GPU rows beyond the grid     | train.cu   | s/n < s.rows; n += gridDim.y \* WARPS/n < s.rows; n += s.rows/      | gpu-ops     | forward
 GPU warp tail                | train.cu   | s/(x.cols + WARP - 1) \/ WARP, THREADS, g/x.cols \/ WARP, THREADS, g/ | gpu-ops | forward
 GPU product: not added       | train.cu   | s/beta = mode == ADD ? 1 : 0/beta = 0/                            | gpu-ops     | forward
 GPU product: stride of one weight for all | train.cu | s/b.batch > 1 ? (long long)b.stride : 0/(long long)b.stride/ | gpu-ops | forward
@@ -174,20 +176,28 @@ GPU attention: wrong head of a group | train.cu | s/head + h \* step/head * step
 GPU attention: keys of the first block | train.cu   | s/own = s.nk - s.nq + q0;/own = s.nk - s.nq;/                 | gpu-ops     | forward
 GPU attention: last rows     | train.cu   | s/s.nq - q0 < QUERIES ? s.nq - q0 : QUERIES;/s.nq < QUERIES ? s.nq : QUERIES;/ | gpu-ops | forward
 GPU attention: scores twice in one slot | train.cu | s/dP = scores(DSOFTMAX,/dP = scores(SCORES,/                           | gpu-ops     | forward
-GPU cross-entropy: no label  | train.cu   | s/ - (c == label)//                                               | gpu-ops     | forward
-GPU cross-entropy: sum not corrected | train.cu | s/sum \*= exp(mine - x);// | gpu-ops | forward
-GPU rope: neighbours, not halves | train.cu | s/+ i, \*b = a + half/+ 2 * i, *b = a + 1/                       | gpu-ops     | forward
-GPU shard sum: last shard    | train.cu   | s/i < x.cols; i += s.cols/i + s.cols < x.cols; i += s.cols/      | gpu-ops     | forward
-GPU shard sum: neighbours    | train.cu   | s/int i = c; i < x.cols/int i = c + 1; i < x.cols/                | gpu-ops     | forward
-GPU rmsnorm: no residual     | train.cu   | s/if (kept) kept\[c\] = xn\[c\]//                                | gpu-ops     | forward
-GPU norm: a stride too short | train.cu   | /squares_kernel/,/^}/s/stride = (size_t)gridDim.x \* blockDim.x/stride = (size_t)gridDim.x * (blockDim.x - 1)/ | gpu-ops | forward
+GPU cross-entropy: no label  | train.cu   | s/ - (c + i == label)//                                           | gpu-ops     | forward
+GPU cross-entropy: sum not corrected | train.cu | s/sum \*= exp(before - mine)/sum \*= 1/                       | gpu-ops     | forward
+GPU cross-entropy: beyond the row | train.cu | s/if (c + i < logits.cols) sum += /sum += /                       | gpu-ops     | forward
+GPU rope: the other way round | train.cu  | s/u.x\[k\] \* c.x\[k\] - sign/u.x[k] * c.x[k] + sign/               | gpu-ops     | forward
+GPU rope: packs across halves | train.cu  | /void rope_kernel/,/^}/s/half - i/PACK/g                           | gpu-ops     | forward
+GPU shard sum: last shard    | train.cu   | s/x.cols - i < r - c ? x.cols - i : r - c/r - c/                  | gpu-ops     | forward
+GPU shard sum: into the next shard | train.cu | s/x.cols - i < r - c ? x.cols - i : r - c/x.cols - i/         | gpu-ops     | forward
+GPU shard sum: shards abreast left out | train.cu | s/for (int j = 1; j < abreast/for (int j = 2; j < abreast/ | gpu-ops     | forward
+GPU shard sum: no barrier before | train.cu | /of_thread\[threadIdx.x\] = sum/{n;s/__syncwarp();//}            | gpu-ops     | forward
+GPU shard sum: no barrier behind | train.cu | /store_reals(s, n, c, sum)/{n;s/__syncwarp();//}                 | gpu-ops     | random:1
+GPU shard tile: into the next shard | train.cu | s/x.cols - col < r - c ? x.cols - col : r - c/x.cols - col/  | gpu-ops     | forward
+GPU rmsnorm: no residual     | train.cu   | s/if (residual.p) store_reals(residual, n, c, kept\[k\]);//        | gpu-ops     | forward
+GPU rmsnorm: parts not read again | train.cu | /void rmsnorm_kernel/,/^}/s/if (first < last_part(C))/if (0)/   | gpu-ops     | forward
+GPU rmsnorm backward: parts not read again | train.cu | s/if (first < last_part(C)) kept.load/if (0) kept.load/ | gpu-ops     | forward
+GPU norm: a stride too short | train.cu   | s/i += (size_t)gridDim.x \* THREADS \* PACK/i += (size_t)gridDim.x * (THREADS - 1) * PACK/ | gpu-ops | forward
 GPU reserve: nothing         | train.cu   | s/if (take) resize/if (0) resize/                                  | gpu-allocations | forward
 GPU reserve: no factors      | train.cu   | /bytes\[FACTOR_[AB]\] = /d                                        | gpu-allocations | forward
 GPU reserve: no backward     | train.cu   | s/if (n.train) {/if (0) {/                                        | gpu-allocations | forward
 GPU reserve: shorter rows    | train.cu   | s/queries \* score_row(keys)/queries * (score_row(keys) \/ 2)/     | gpu-allocations | forward
 GPU magnitude: 0/0           | train.cu   | s/squares\[i\] <= 0 ? 1 : m\[i\]/m[i]/                             | gpu-ops     | forward
 GPU magnitude: 0/0 in its gradient | train.cu | s/bool none = q <= 0;/bool none = false;/                        | gpu-ops     | forward
-GPU AdamW: no decay          | train.cu   | s/w\[i\] \* shrink/w[i]/                                           | gpu-ops     | forward
+GPU AdamW: no decay          | train.cu   | s/W.x\[k\] \* shrink/W.x[k]/                                     | gpu-ops     | forward
 json: equal keys             | lib/json.h | s/ . JSON_REJECT_DUPLICATES//                                        | row-files   |
 json: large whole numbers    | lib/json.h | s/AS_DOUBLES = JSON_DECODE_INT_AS_REAL/AS_DOUBLES = 0/            | json-values |
 json: the place of a fault   | lib/json.h | /json_error_code(&e) != json_error_premature/d                    | row-files   |
@@ -272,7 +282,7 @@ family: Qwen2 always in a window | lib/config.h | s/.window_switch = 1, .qkv_bia
 family: layer_types not read | lib/config.h | s/if (c->window != INT_MAX) c->full_layers = full;//           | defaults    |
 GPU window: one key less     | train.cu   | s/own + 1 - window : 0;/own + 2 - window : 0;/                    | gpu-ops     | forward
 GPU window: no lower edge    | train.cu   | s/return seen_to(r) > window ? seen_to(r) - window : 0;/return 0;/ | gpu-ops    | forward
-GPU bias: subtracted         | train.cu   | s/up(\*element) + load(b.p/up(*element) - load(b.p/               | gpu-ops     | forward
+GPU bias: subtracted         | train.cu   | /void bias_kernel/,/^}/s/sum.x\[i\] += term/sum.x[i] -= term/      | gpu-ops     | forward
 GPU bias: every eighth row   | train.cu   | /^__global__ static void bias_backward_kernel/,/^}/s/dy.rows, c/dy.rows \/ 8, c/ | gpu-ops | forward
 chat: the end is not learnt   | run/dialogue.h | s/if (end_learnt \&\& r.n > from) r.learnt\[from\] = 1;//          | templates   |
 chat: earlier answers learnt  | run/rows.h | s/read_turns(\&list, where, asked, 0)/read_turns(\&list, where, asked, 1)/ | row-formats |

@@ -224,6 +224,38 @@ static void test_one_warp()
     for (int t = 32; t < 64; t++) expect(out[t] == (t ^ 31), "value of another lane");
 }
 
+// Every lane writes, then reads another's: right only if the warp meets in between, and again before the next round.
+template <bool BEFORE, bool AFTER> __global__ void turn_kernel(int *wrong)
+{
+    __shared__ int left[64];
+    for (int round = 0; round < 20; round++) {
+        left[threadIdx.x] = round;
+        if (BEFORE) __syncwarp();
+        wrong[threadIdx.x] += left[threadIdx.x ^ 9] != round;
+        if (AFTER) __syncwarp();
+    }
+}
+static int wrong_turns(void (*kernel)(int *))
+{
+    array<int> wrong(64);
+    int sum = 0;
+    for (int t = 0; t < 64; t++) wrong[t] = 0;
+    LAUNCH(kernel, 1, 64, wrong.p);
+    for (int t = 0; t < 64; t++) sum += wrong[t];
+    return sum;
+}
+static void test_warp_barrier()
+{
+    expect(wrong_turns(turn_kernel<true, true>) == 0, "with both barriers all is right");
+    expect(wrong_turns(turn_kernel<false, true>) > 0, "without the first, a lane reads what was not yet written");
+    expect(wrong_turns(turn_kernel<true, false>) > 0, "without the second, a lane reads what the next round has written");
+}
+static void test_quotient()
+{
+    float none = __fdividef(NAN, 2);
+    expect(__fdividef(7, 2) == 3.5f && __fdividef(1, INFINITY) == 0 && none != none, "a quotient");
+}
+
 __global__ void atomic_kernel(int *i, float *f, double *d, unsigned long long *u)
 {
     int seen = atomicAdd(i, 1);
@@ -458,6 +490,12 @@ static void test_memory()
     expect(cudaMemcpy(p, host, sizeof host, cudaMemcpyHostToDevice) == cudaSuccess, "to the device");
     expect(cudaMemcpy(back, p + 2, 40, cudaMemcpyDeviceToHost) == cudaSuccess, "from the device");
     for (int i = 0; i < 10; i++) expect(back[i] == host[i + 2], "from the device");
+    expect(cudaMemcpyAsync(p + 6, p, 12, cudaMemcpyDeviceToDevice) == cudaSuccess && p[6] == 0 && p[8] == 2 && p[9] == 9,
+           "within the device");
+    expect(cudaMemcpyAsync(p, host, 4, cudaMemcpyDeviceToDevice) == cudaErrorInvalidValue, "from the host, not within");
+    expect(cudaMemcpyAsync(back, p, 4, cudaMemcpyDeviceToDevice) == cudaErrorInvalidValue, "to the host, not within");
+    expect(cudaMemsetAsync(p + 9, 0, 4) == cudaSuccess && p[8] == 2 && p[9] == 0 && p[10] == 10, "set bytes later");
+    expect(cudaMemsetAsync(host, 1, 4) == cudaErrorInvalidValue, "set bytes later that are not the device's");
     expect(cudaMemset(p, 1, 8) == cudaSuccess && p[0] == 0x01010101 && p[1] == p[0] && p[2] == 2, "set bytes");
     expect(cudaMemset(host, 1, 4) == cudaErrorInvalidValue, "set bytes that are not the device's");
     expect(cudaMemcpy(host, p, 4, cudaMemcpyHostToDevice) == cudaErrorInvalidValue, "the wrong direction");
@@ -705,6 +743,8 @@ static struct { const char *name, *claim; void (*run)(); bool every_order; } tes
     {"missing-barrier", "a missing barrier shows in another order of turns", test_missing_barrier, true},
     {"shuffles", "shuffles carry float, double and int, in parts of a warp and in a short one", test_shuffles, true},
     {"one-warp", "a warp meets without the others", test_one_warp, true},
+    {"warp-barrier", "__syncwarp holds back a warp, and that it is missing shows", test_warp_barrier, true},
+    {"quotient", "__fdividef divides", test_quotient, false},
     {"atomics", "atomicAdd loses nothing", test_atomics, true},
     {"poison", "shared memory is NaN before every block, and so is fresh device memory", test_poison, true},
     {"divergence", "a barrier or shuffle that only a part reaches ends the program and says where", test_divergence, true},

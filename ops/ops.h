@@ -66,8 +66,8 @@ enum mode { SET, ADD };         // out = …  or  out += …
 
 // The sizes of a run that decide what ops need beside their arguments.
 typedef struct {
-    size_t weight, trained;     // numbers in the largest matrix of the base, and in the largest that trains:
-                                // room for a product that converts one
+    size_t weight, trained;     // numbers in the largest matrix of the base, and in the largest that trains,
+                                // its rows filled up to a multiple of 8: room for a product that converts one
     int tokens, heads;          // of a micro-batch; of queries
     int normed;                 // the most rows that RMSNorm gets
     int train;                  // there is a backward pass
