@@ -103,7 +103,7 @@ modes: dx always added       | adapters.h | s/matmul_nn(dx, dh, l->A, 1, mode)/m
 modes: dx written twice      | adapters.h | /^static void lora_backward/,/^}/s/matmul_nn(dx, dy, l->W, 1, ADD)/matmul_nn(dx, dy, l->W, 1, mode)/ | definition | lora
 modes: dx always written     | adapters.h | s/if (mode == SET) copy(dx, du)/if (mode <= ADD) copy(dx, du)/    | definition  | bat-row
 modes: y written twice       | adapters.h | /^static void pissa_forward/,/^}/s/lora_forward(m, l, y, x, ADD)/lora_forward(m, l, y, x, mode)/ | definition | pissa
-modes: dk of the step before | ops/cpu.c  | /zero(part_of(dk,/d                                               | stale-memory   | full
+modes: dk of the step before | ops/cpu.c  | /^    zero(dk);/d                                                  | stale-memory   | full
 modes: swiglu adds           | ops/cpu.c  | s/dg\[c\] = d\[c\]/dg[c] += d[c]/                                  | beyond-blocks | swiglu
 rows: as narrow as the rank  | ops/mat.h  | s/return (cols + 7) \/ 8 \* 8;/return cols;/                        | aligned-rows |
 overwrite, not accumulate    | adapters.h | s/matmul_tn(l->dA, dh, x, 1, ADD)/matmul_tn(l->dA, dh, x, 1, SET)/ | twice      |
