@@ -97,13 +97,13 @@ matmul: b in place, stride   | ops/gemm.h | /^ *bk = p->b.ld;$/d                
 matmul: a in place, part of K | ops/gemm.h | s/kernel(tile, (real \*)at(p->a, i, k0), p->a.ld/kernel(tile, (real *)at(p->a, i, 0), p->a.ld/ | matmul |
 matmul: later parts of K     | ops/gemm.h | s/p->scale, k0 ? ADD : p->mode)/p->scale, p->mode)/               | matmul      |
 adamw: no correction         | ops/cpu.c  | s/root = (wide)sqrt(1 - pow(0.999, t))/root = 1/                  | adamw       |
-modes: dx of the layer before | model.h   | s/&L->q_proj, dxn, dq, m->xn, SET/\&L->q_proj, dxn, dq, m->xn, ADD/ | stale-memory | bone
+modes: dxn of the MLP stays in | model.h   | s/&L->q_proj, dxn, dq, m->xn, SET/\&L->q_proj, dxn, dq, m->xn, ADD/ | gradients | bone
 modes: up writes over gate   | model.h    | s/m->dup, m->xn, ADD/m->dup, m->xn, SET/                          | gradients   | bone
 modes: dx always added       | adapters.h | s/matmul_nn(dx, dh, l->A, 1, mode)/matmul_nn(dx, dh, l->A, 1, ADD)/ | definition | lora
 modes: dx written twice      | adapters.h | /^static void lora_backward/,/^}/s/matmul_nn(dx, dy, l->W, 1, ADD)/matmul_nn(dx, dy, l->W, 1, mode)/ | definition | lora
 modes: dx always written     | adapters.h | s/if (mode == SET) copy(dx, du)/if (mode <= ADD) copy(dx, du)/    | definition  | bat-row
 modes: y written twice       | adapters.h | /^static void pissa_forward/,/^}/s/lora_forward(m, l, y, x, ADD)/lora_forward(m, l, y, x, mode)/ | definition | pissa
-modes: dk of the step before | ops/cpu.c  | /zero(part_of(dk,/d                                               | stale-memory   | full
+modes: dk of the step before | ops/cpu.c  | /^    zero(dk);/d                                                  | stale-memory | full
 modes: swiglu adds           | ops/cpu.c  | s/dg\[c\] = d\[c\]/dg[c] += d[c]/                                  | beyond-blocks | swiglu
 rows: as narrow as the rank  | ops/mat.h  | s/return (cols + 7) \/ 8 \* 8;/return cols;/                        | aligned-rows |
 overwrite, not accumulate    | adapters.h | s/matmul_tn(l->dA, dh, x, 1, ADD)/matmul_tn(l->dA, dh, x, 1, SET)/ | twice      |

@@ -410,14 +410,13 @@ void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, m
 {
     int group = q.cols / k.cols;
     int kv_heads = k.cols / d;
+    zero(dk);
+    zero(dv);
     #pragma omp parallel for collapse(2) schedule(dynamic) if (BIG(q))
     for (int i = 0; i < count; i++)
-        for (int g = 0; g < kv_heads; g++) {
-            zero(part_of(dk, spans[i].k, spans[i].nk, g * d, d));
-            zero(part_of(dv, spans[i].k, spans[i].nk, g * d, d));
+        for (int g = 0; g < kv_heads; g++)
             for (int h = g * group; h < (g + 1) * group; h++)
                 attention_backward_head(dq, dk, dv, dout, q, k, v, out, lse, d, window, spans[i], h);
-        }
 }
 
 // out = silu(g) u,  silu(g) = g σ(g),  σ(g) = 1/(1 + e^−g)
