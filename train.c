@@ -533,7 +533,7 @@ static void fine_tune(void)
     }
     if (opt.log) r.log = open_log(opt.log, r.step);
     else if (opt.plot) r.log = temporary_file();
-    if (!r.step) report_eval(&r, "before", 1);
+    if (!r.step && !opt.no_before) report_eval(&r, "before", 1);
     else if (r.step < r.steps) evaluate_between(&r);
     training_loop(&r);
     finish_training(&r);
