@@ -517,6 +517,7 @@ static void close_run(run *r)
 static void fine_tune(void)
 {
     run r;
+    if (opt.plot) plot_terminal();                      // stops at once at a name of another kind
     open_run(&r);
     print_plan(&r);
     destination = check_out("--out", opt.out, opt.model, 1);

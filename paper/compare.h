@@ -525,6 +525,7 @@ static void run_cells(cell *list, int next, char **shared)
         show_progress("", 1, 1);
         if (i < 0) continue;
         end_cell(&list[i], exit_status(status), &usage, i + 1, n);
+        write_lists(list);                      // what is known is kept, whatever ends the program
         worked += list[i].steps + 20;
         left -= list[i].steps + 20;
         running--;
@@ -575,7 +576,7 @@ static void run_compare(void)
     char *title = text_of("%s on %s: %d steps of %d rows, %s %g, %s, %d seed%s",
         opt.model, opt.data, steps, opt.batch * opt.accum, opt.own_lr ? "a learning rate for each, sought from" : "learning rate", opt.lr,
         opt.schedule, opt.seeds, opt.seeds > 1 ? "s" : "");
-    write_lists(list);
+    write_lists(list);                          // also where all of it was done before
     write_tables(list, title);
     if (interrupted) {
         printf("stopped; the same command goes on from here\n");

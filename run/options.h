@@ -373,12 +373,25 @@ static void expect_directory(const char *option, const char *name, const char *h
     }
 }
 
+// Options that the command given would not look at: those of training, and the rows of a dialogue.
+static void refuse_unread(void)
+{
+    const char *training = opt.plot ? "--plot" : opt.dry_run ? "--dry-run" : NULL;
+    const char *rows = opt.val ? "--val" : opt.data ? "--data" : NULL;
+    for (int i = 1; i <= COMMANDS && training; i++)
+        if (given_values[i] && option_table[i].at != AT(compare))
+            die("%s and %s: give one of them; %s is for training", option_table[i].name, training, training);
+    if (opt.chat && training) die("--chat and %s: give one of them; %s is for training", training, training);
+    if (opt.chat && rows) die("--chat and %s: give one of them; a chat reads no rows", rows);
+}
+
 static void parse_options(int argc, char **argv)
 {
     read_options(argc, argv);
     for (int i = 1; i <= COMMANDS && opt.chat; i++)
         if (given_values[i] && option_table[i].at != AT(generate))
             die("--chat and %s: give one of them; --chat goes with --generate, or alone", option_table[i].name);
+    refuse_unread();
     if (!opt.val && !opt.data) opt.val = "data/val.jsonl";
     if (!opt.data) opt.data = "data/train.jsonl";
     if (!opt.out) opt.out = opt.compare ? "compare" : "out";
