@@ -517,6 +517,7 @@ static void close_run(run *r)
 static void fine_tune(void)
 {
     run r;
+    if (opt.plot) plot_terminal();                      // stops at once at a name of another kind
     open_run(&r);
     print_plan(&r);
     destination = check_out("--out", opt.out, opt.model, 1);
@@ -533,7 +534,7 @@ static void fine_tune(void)
     }
     if (opt.log) r.log = open_log(opt.log, r.step);
     else if (opt.plot) r.log = temporary_file();
-    if (!r.step) report_eval(&r, "before", 1);
+    if (!r.step && !opt.no_before) report_eval(&r, "before", 1);
     else if (r.step < r.steps) evaluate_between(&r);
     training_loop(&r);
     finish_training(&r);

@@ -21,12 +21,14 @@ all = ""
 main = ""
 norms = ""
 ranks = ""
+sweep = ""
 has(list, m) = strstrt(list." ", " ".m." ") > 0
 add(list, m) = has(list, m) ? list : list." ".m
 note(part, m) = (all = add(all, m), \
     part eq "main" ? (main = add(main, m)) : \
     part eq "norms" ? (norms = add(norms, m)) : \
-    part eq "ranks" ? (ranks = add(ranks, m)) : "")
+    part eq "ranks" ? (ranks = add(ranks, m)) : \
+    part eq "sweep" ? (sweep = add(sweep, m)) : "")
 stats cells using (note(strcol(1), strcol(2)), 1) nooutput
 style(m) = sum [i = 1:words(all)] (word(all, i) eq m ? i : 0)
 is(part, m) = strcol(1) eq part && strcol(2) eq m
@@ -76,26 +78,54 @@ plot for [m in solid_first(main)] steps using (is("main", m) ? window($8) : NaN)
 set yrange [*:*]                        # here and below: stats leaves out what is beyond a range
 
 # Figure 1: the first gradient against the rank; a method that has none to choose is a level line.
-set output page."gradient.svg"
-stats cells using (strcol(1) eq "norms" ? $3 : NaN) nooutput
-least = STATS_min
-most = STATS_max
-stats cells using (strcol(1) eq "norms" ? $5 : NaN) nooutput
-seed = STATS_min
-level(m) = has(norms, m) ? 0 : 1
-first_norm(m) = strcol(2) eq m && $5 == seed && strcol(1) eq (level(m) ? "main" : "norms")
-do for [m in main] { stats cells using (first_norm(m) ? (value[style(m)] = $8, 1) : 0) nooutput }
-set label 1 "Norm of the first gradient at each rank, one seed; level lines: there is no rank to choose"
-set xlabel "rank"
-set ylabel "norm of the first gradient"
-set ytics (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-set logscale x 2
-set xrange [least:most]
-plot for [m in main] (level(m) ? value[style(m)] : NaN) with lines lt style(m) lw 2.5 notitle, \
-    for [m in solid_first(norms)] cells using (is("norms", m) ? $3 : NaN):8 smooth unique \
-    with linespoints lt style(m) lw 2.5 ps 0.8 notitle, \
-    for [m in ordered(main)] keyentry with lines lt style(m) lw 2.5 title m
-set xrange [*:*]
+if (words(norms) > 0) {
+    set output page."gradient.svg"
+    stats cells using (strcol(1) eq "norms" ? $3 : NaN) nooutput
+    least = STATS_min
+    most = STATS_max
+    stats cells using (strcol(1) eq "norms" ? $5 : NaN) nooutput
+    seed = STATS_min
+    level(m) = has(norms, m) ? 0 : 1
+    first_norm(m) = strcol(2) eq m && $5 == seed && strcol(1) eq (level(m) ? "main" : "norms")
+    do for [m in main] { stats cells using (first_norm(m) ? (value[style(m)] = $8, 1) : 0) nooutput }
+    set label 1 "Norm of the first gradient at each rank, one seed; level lines: there is no rank to choose"
+    set xlabel "rank"
+    set ylabel "norm of the first gradient"
+    set ytics (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+    set logscale x 2
+    set xrange [least:most]
+    plot for [m in main] (level(m) ? value[style(m)] : NaN) with lines lt style(m) lw 2.5 notitle, \
+        for [m in solid_first(norms)] cells using (is("norms", m) ? $3 : NaN):8 smooth unique \
+        with linespoints lt style(m) lw 2.5 ps 0.8 notitle, \
+        for [m in ordered(main)] keyentry with lines lt style(m) lw 2.5 title m
+    set xrange [*:*]
+}
+
+# Eval loss against the learning rate, the losses of a diverged or hopeless run beyond the page.
+if (words(sweep) > 0) {
+    do for [m in sweep] {
+        stats cells using (is("sweep", m) ? $10 : NaN) nooutput
+        value[style(m)] = exists("STATS_min") ? STATS_min : NaN
+    }
+    stats cells using (strcol(1) eq "sweep" ? $10 : NaN) nooutput
+    upward = 1
+    least = STATS_min
+    most = min(STATS_max, least + 4 * (value[style(word(ordered(sweep), 1))] - least) + 0.02)
+    set output page."rate.svg"
+    set label 1 "Eval loss at each learning rate, one seed; the names in the order of their lowest"
+    set xlabel "learning rate"
+    set ylabel "eval loss"
+    unset logscale
+    set logscale x 2
+    set format x "%.1e"
+    set ytics auto
+    set yrange [least - 0.05 * (most - least):most]
+    plot for [m in solid_first(sweep)] cells using (is("sweep", m) ? $6 : NaN):10 smooth unique \
+        with linespoints lt style(m) lw 2.5 ps 0.8 notitle, \
+        for [m in ordered(sweep)] keyentry with linespoints lt style(m) lw 2.5 ps 0.8 title m
+    set yrange [*:*]
+    set format x
+}
 
 # Left: exact match of each method, a dot a seed. If the best run has fewer than ten right answers, a third of
 # them is chance; then the loss stands there: of the rows to evaluate on, or of training where there are none.

@@ -2,9 +2,9 @@
 //
 //  ./train --compare runs each method as a process of its own, with the ordinary options: the same rows,
 //  order and steps, and as near to the number of trained parameters that Bone has at --rank as the method's
-//  rank allows. Such a run is a cell. Its output and log lie in OUT/runs, and a cell whose command line is
-//  the same is not run again. From all of them come OUT/steps.csv (a line a step), OUT/cells.csv (a line a
-//  cell), OUT/table.md, and by paper/compare.gp OUT/*.svg.
+//  rank allows. Such a run is a cell, and --jobs of them run at a time. Its output and log lie in OUT/runs, and
+//  a cell whose command line is the same is not run again. From all that are done come OUT/steps.csv (a line a
+//  step), OUT/cells.csv (a line a cell), OUT/table.md, and by paper/compare.gp OUT/*.svg.
 
 #ifndef COMPARE_H
 #define COMPARE_H
@@ -30,7 +30,13 @@ typedef struct {
     int hits;                                   // right answers, of which MATCH is the share
     double lr, trains;
     double result[RESULTS];                     // NAN where there is none
+    char *base;                                 // its files in OUT/runs are BASE.txt, BASE.log and others
+    pid_t process;                              // that runs it, 0 before and after
+    int done;                                   // it came to its end, or diverged
 } cell;
+
+// What --method leaves of the methods: a list, or NULL where it was not given.
+static const char *chosen;
 
 static const char *method_of(const char *label) { return strcmp(label, "biglora") ? label : "lora"; }
 
@@ -71,17 +77,41 @@ static int matched_rank(config c, const char *label, int rank)
     return best;
 }
 
+// The methods, and one more: biglora.
+static const char *label_of(int i) { return i < METHODS ? methods[i].name : "biglora"; }
+
+// Is a method among those of --method LIST?
+static int is_chosen(const char *label)
+{
+    size_t n = strlen(label);
+    for (const char *at = chosen; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL)
+        if (strcspn(at, ",") == n && !strncmp(at, label, n)) return 1;
+    return !chosen;
+}
+
+// Takes --method for the list that it is here, and stops at a name that stands for no method.
+static void choose_methods(void)
+{
+    if (opt.method == default_method) return;
+    for (const char *at = opt.method; *at; at += strcspn(at, ","), at += *at == ',') {
+        int known = 0;
+        for (int i = 0; i <= METHODS; i++)
+            known |= strlen(label_of(i)) == strcspn(at, ",") && !strncmp(at, label_of(i), strcspn(at, ","));
+        if (!known) die("--method %s: with --compare a list, such as lora,bone,full; --list shows the names", opt.method);
+    }
+    chosen = opt.method;
+    opt.method = default_method;
+}
+
 static void add_cell(cell **list, config c, cell new)
 {
+    if (!is_chosen(new.label)) return;
     new.trains = (double)would_train(c, new.label, new.rank);
     new.ranked = has_rank(c, new.label);
     for (int k = 0; k < RESULTS; k++) new.result[k] = NAN;
     if (new.trains > 0) arrput(*list, new);
     else if (new.part == MAIN) printf("%s has no rank that fits here, left out\n", new.label);
 }
-
-// The methods, and one more: biglora.
-static const char *label_of(int i) { return i < METHODS ? methods[i].name : "biglora"; }
 
 // The table: every method at one learning rate, for every seed.
 static void plan_main(cell **list, config c, int steps)
@@ -119,10 +149,55 @@ static void plan_sweep(cell **list, config c, int steps)
         }
 }
 
-// Runs a program, its output appended to a file. Returns its exit status; Ctrl-C ends it, too.
-static int run_program(char **argv, const char *to, struct rusage *usage)
+// A method's run of the sweep with the lowest eval loss; the cell itself where none came to its end.
+static const cell *best_rate(const cell *list, const cell *c)
 {
-    int status;
+    const cell *best = c;
+    for (const cell *o = list; o < list + arrlen(list); o++) {
+        if (o->part != SWEEP || strcmp(o->label, c->label) || isnan(o->result[EVAL])) continue;
+        if (best == c || o->result[EVAL] < best->result[EVAL]) best = o;
+    }
+    return best;
+}
+
+// --own-lr: plans the cells that come next. Each method is run at half of --lr, at --lr and at twice that. While
+// the lowest eval loss is at the lowest rate tried, half of it is next, and while it is at the highest, twice.
+// Between the two it is the best, at which the table's cells are then run.
+static void plan_own_rates(cell **list, config c, int steps)
+{
+    enum { FARTHEST = 64 };                     // times --lr, or that part of it
+    for (int i = 0; i <= METHODS; i++) {
+        double low = opt.lr, high = 0;
+        int in_table = 0, rank = matched_rank(c, label_of(i), opt.rank);
+        cell new = {label_of(i), SWEEP, rank, steps, opt.seed, .lr = opt.lr};
+        for (const cell *o = *list; o < *list + arrlen(*list); o++) {
+            if (strcmp(o->label, new.label)) continue;
+            low = fmin(low, o->lr);
+            high = fmax(high, o->lr);
+            in_table |= o->part == MAIN;
+        }
+        const cell *best = best_rate(*list, &new);
+        double lr = best == &new ? low : best->lr, next = lr == high ? 2 * lr : lr / 2;
+        if (in_table) continue;
+        for (int k = -1; k <= 1 && !high; k++) {
+            new.lr = ldexp(opt.lr, k);
+            add_cell(list, c, new);
+        }
+        if (!high) continue;
+        int ends = lr > low && lr < high;
+        ends |= next > FARTHEST * opt.lr || next < opt.lr / FARTHEST;
+        for (int s = 0; s < (ends ? opt.seeds : 1); s++) {
+            new.part = ends ? MAIN : SWEEP;
+            new.lr = ends ? lr : next;
+            new.seed = opt.seed + s;
+            add_cell(list, c, new);
+        }
+    }
+}
+
+// Starts a program, its output appended to a file.
+static pid_t start_program(char **argv, const char *to)
+{
     fflush(stdout);
     pid_t pid = fork();
     if (pid < 0) die("cannot start a process: %s", strerror(errno));
@@ -134,10 +209,10 @@ static int run_program(char **argv, const char *to, struct rusage *usage)
         execvp(*argv, argv);
         _exit(127);
     }
-    while (wait4(pid, &status, 0, usage) < 0)
-        if (interrupted) kill(pid, SIGTERM);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    return pid;
 }
+
+static int exit_status(int status) { return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status); }
 
 static char *next_line_of(char *line)
 {
@@ -153,7 +228,7 @@ static void begin_line(FILE *f, const cell *c)
     fprintf(f, ",%d,%g,%d", c->seed, c->lr, c->steps);
 }
 
-// What a finished cell left in its log: losses, first gradient, speed. Its steps go to the CSV.
+// What a finished cell left in its log: losses, first gradient, speed. With a CSV, its steps go there.
 static void read_log(cell *c, char *log, FILE *csv)
 {
     double loss, norm, lr, tokens, speed;
@@ -164,8 +239,10 @@ static void read_log(cell *c, char *log, FILE *csv)
         int got = sscanf(line, "{\"step\":%d,\"loss\":%lf,\"grad_norm\":%lf,"
             "\"lr\":%lf,\"tokens\":%lf,\"tok_per_s\":%lf}", &step, &loss, &norm, &lr, &tokens, &speed);
         if (got != 6) continue;
-        begin_line(csv, c);
-        fprintf(csv, ",%d,%.9g,%.9g,%.0f\n", step, loss, norm, speed);
+        if (csv) {
+            begin_line(csv, c);
+            fprintf(csv, ",%d,%.9g,%.9g,%.0f\n", step, loss, norm, speed);
+        }
         if (step == 1) c->result[GRADIENT] = norm;
         if (step > c->steps - twentieth) {      // the training loss is the mean of the last twentieth
             sum += loss;
@@ -189,12 +266,15 @@ static void read_output(cell *c, const char *text)
     if (peak && sscanf(peak, "\npeak %d", &kb) == 1) c->result[MEMORY] = kb / 1e3;
 }
 
-// How a cell is run, but for where it writes: the options given to --compare, then those of its own.
+// How a cell is run, but for where it writes: the options given to --compare, then those of its own. What
+// the base itself is like is not asked once a cell; and a search for the best rate goes by the eval loss and
+// scores no answers.
 static char **cell_options(const cell *c, char **shared)
 {
     char **argv = NULL;
     arrput(argv, "/proc/self/exe");
-    for (int i = 0; i < arrlen(shared); i++) arrput(argv, shared[i]);
+    for (int i = 0; i < arrlen(shared); i++)
+        if (!opt.own_lr || c->part == MAIN || strcmp(shared[i], "--exact-match")) arrput(argv, shared[i]);
     const struct { char *name; const char *value; } own[] = {
         {"--data", opt.data},
         {"--method", method_of(c->label)},
@@ -209,6 +289,7 @@ static char **cell_options(const cell *c, char **shared)
         arrput(argv, own[i].name);
         arrput(argv, copy_text(own[i].value));
     }
+    arrput(argv, "--no-before");
     return argv;
 }
 
@@ -227,48 +308,80 @@ static FILE *open_checked(const char *path, const char *mode)
     return f;
 }
 
-// Runs a cell. Its options and what it prints go to BASE.part, which is BASE.txt when all of it stands there.
-static void run_anew(const char *command, char **argv, const char *base)
+static void print_cell(const cell *c, int number, int of, int ran)
 {
-    char *part = text_of("%s.part", base), *done = text_of("%s.txt", base);
-    struct rusage usage;
+    printf("%3d of %d  %-5s %-8s ", number, of, part_names[c->part], c->label);
+    printf("rank %-4d lr %-7.2g seed %d %s", c->rank, c->lr, c->seed, ran ? "" : " (done before)");
+    for (int k = 0; k < RESULTS; k++)
+        if (isfinite(c->result[k])) printf("  %s %.*f", columns[k].title, columns[k].digits, c->result[k]);
+    putchar('\n');
+}
+
+// Reads what a cell left, and prints it.
+static void read_cell(cell *c, int number, int of, int ran)
+{
     size_t bytes;
+    c->done = 1;
+    read_log(c, read_file(text_of("%s.log", c->base), &bytes), NULL);
+    read_output(c, read_file(text_of("%s.txt", c->base), &bytes));
+    print_cell(c, number, of, ran);
+}
+
+// Starts a cell, or reads it if it is done. Its options and what it prints go to BASE.part, which becomes
+// BASE.txt when all of it stands there. Cells at the same time share the CPUs.
+static void begin_cell(cell *c, char **shared, int number, int of)
+{
+    char *name = text_of("%s-rank%d-lr%g-seed%d-steps%d", c->label, c->rank, c->lr, c->seed, c->steps);
+    c->base = text_of("%s/runs/%s", opt.out, name);
+    char *done = text_of("%s.txt", c->base), *part = text_of("%s.part", c->base);
+    char **argv = cell_options(c, shared), *command = command_line(argv);
+    size_t bytes;
+    if (!access(done, F_OK) && !strncmp(read_file(done, &bytes), command, strlen(command))) {
+        read_cell(c, number, of, 0);
+        return;
+    }
+    for (char **o = (char *[]){"--out", c->base, "--log", text_of("%s.log", c->base), NULL}; *o; o++)
+        arrput(argv, *o);
+    arrput(argv, NULL);
     unlink(done);                               // of other options, whose log this run overwrites
     FILE *f = open_checked(part, "w");
     fputs(command, f);
     close_checked(f, part);
-    int status = run_program(argv, part, &usage);
-    char **names = run_files(base);
-    remove_run(base, base, names);              // the adapter itself is not wanted
-    if (interrupted) {
-        printf("\nstopped; the same command goes on from here\n");
-        exit(130);
-    }
-    char *text = read_file(part, &bytes), *error = strstr(text, "error: ");
-    if (status && !strstr(text, "a smaller --lr"))              // a run that diverged is a result, too
-        die("%s: %s", part, error ? strtok(error + 7, "\n") : "ended without saying why");
-    f = open_checked(part, "a");
-    fprintf(f, "\npeak %ld KB\n", usage.ru_maxrss);
-    close_checked(f, part);
-    if (rename(part, done)) die("cannot write %s: %s", done, strerror(errno));
+    c->process = start_program(argv, part);
 }
 
-// Runs a cell unless that is done, then reads what it left. Returns whether it ran.
-static int run_cell(cell *c, char **shared, FILE *csv)
+// A cell's process has ended: its output becomes BASE.txt, and it is read. What failed, other than by a rate
+// that was too high, is said at once; the others go on.
+static void end_cell(cell *c, int status, const struct rusage *usage, int number, int of)
 {
-    char *name = text_of("%s-rank%d-lr%g-seed%d-steps%d", c->label, c->rank, c->lr, c->seed, c->steps);
-    char *base = text_of("%s/runs/%s", opt.out, name);
-    char *done = text_of("%s.txt", base), *log = text_of("%s.log", base);
-    char **argv = cell_options(c, shared), *command = command_line(argv);
-    for (char **o = (char *[]){"--out", base, "--log", log, NULL}; *o; o++) arrput(argv, *o);
-    arrput(argv, NULL);
-
+    char *part = text_of("%s.part", c->base), *done = text_of("%s.txt", c->base);
     size_t bytes;
-    int ran = access(done, F_OK) || strncmp(read_file(done, &bytes), command, strlen(command));
-    if (ran) run_anew(command, argv, base);
-    read_log(c, read_file(log, &bytes), csv);
-    read_output(c, read_file(done, &bytes));
-    return ran;
+    c->process = 0;
+    char **names = run_files(c->base);
+    if (!access(c->base, F_OK)) remove_run(c->base, c->base, names);           // the adapter itself is not wanted
+    if (interrupted) return;
+    char *text = read_file(part, &bytes), *error = strstr(text, "error: ");
+    if (status && !strstr(text, "a smaller --lr")) {            // a run that diverged is a result, too
+        error = error ? strtok(error + 7, "\n") : "ended without saying why";
+        fprintf(stderr, "note: %s: %s; the others go on\n", part, error);
+        return;
+    }
+    FILE *f = open_checked(part, "a");
+    fprintf(f, "\npeak %ld KB\n", usage->ru_maxrss);
+    close_checked(f, part);
+    if (rename(part, done)) die("cannot write %s: %s", done, strerror(errno));
+    read_cell(c, number, of, 1);
+}
+
+// Waits until one of the cells that run comes to its end. A signal ends all of them.
+static int wait_for_cell(cell *list, int *status, struct rusage *usage)
+{
+    pid_t pid;
+    while ((pid = wait4(-1, status, 0, usage)) < 0)
+        for (int i = 0; i < arrlen(list) && interrupted; i++)
+            if (list[i].process) kill(list[i].process, SIGTERM);
+    for (int i = 0; i < arrlen(list); i++) if (list[i].process == pid) return i;
+    return -1;
 }
 
 // Cells that differ in their seed alone are one result.
@@ -282,41 +395,33 @@ static void print_result(FILE *f, const cell *list, const cell *c, int k)
 {
     double sum = 0, squares = 0, n = 0;
     for (const cell *o = list; o < list + arrlen(list); o++) {
-        if (!same_but_seed(o, c)) continue;
+        if (!o->done || !same_but_seed(o, c)) continue;
         sum += o->result[k];
         squares += o->result[k] * o->result[k];
         n++;
     }
     double variance = n > 1 ? fmax(0, (squares - sum * sum / n) / (n - 1)) : 0;
-    if (isfinite(sum)) fprintf(f, " %.*f", columns[k].digits, sum / n);
+    if (n > 0 && isfinite(sum)) fprintf(f, " %.*f", columns[k].digits, sum / n);
     else fputs(" –", f);
     if (isfinite(sum) && n > 1) fprintf(f, " ± %.*f", columns[k].digits, sqrt(variance));
     fputs(" |", f);
 }
 
-// A method's run of the sweep with the lowest eval loss; the cell itself where none came to its end.
-static const cell *best_rate(const cell *list, const cell *c)
-{
-    const cell *best = c;
-    for (const cell *o = list; o < list + arrlen(list); o++) {
-        if (o->part != SWEEP || strcmp(o->label, c->label) || isnan(o->result[EVAL])) continue;
-        if (best == c || o->result[EVAL] < best->result[EVAL]) best = o;
-    }
-    return best;
-}
-
 static void write_table(FILE *f, const cell *list, enum part part, const char *title)
 {
     int sweep = part == MAIN && opt.sweep_lr;
-    fprintf(f, "\n%s\n\n| method | rank | trains |", title);
+    fprintf(f, "\n%s\n\n| method | rank | trains |%s", title, opt.own_lr ? " learning rate |" : "");
     for (int k = 0; k < RESULTS; k++) fprintf(f, " %s |", columns[k].title);
     if (sweep) fputs(" best rate | its eval loss | its exact match % |", f);
-    fputs("\n|---|--:|--:|", f);
+    fprintf(f, "\n|---|--:|--:|%s", opt.own_lr ? "--:|" : "");
     for (int k = 0; k < RESULTS + 3 * sweep; k++) fputs("--:|", f);
-    for (const cell *c = list; c < list + arrlen(list); c++) {
+    for (int i = 0; i < arrlen(list) * (METHODS + 1); i++) {    // by methods, in their order
+        const cell *c = list + i % arrlen(list);
+        if (strcmp(c->label, label_of(i / (int)arrlen(list)))) continue;
         if (c->part != part || (part == MAIN && c->seed != opt.seed)) continue;
         int rank = c->ranked ? c->rank : 0;     // of which %.0d prints nothing
         fprintf(f, "\n| %s | %.0d | %.0f |", c->label, rank, c->trains);
+        if (opt.own_lr) fprintf(f, " %g |", c->lr);
         for (int k = 0; k < RESULTS; k++) print_result(f, list, c, k);
         if (!sweep) continue;
         const cell *best = best_rate(list, c);
@@ -327,17 +432,27 @@ static void write_table(FILE *f, const cell *list, enum part part, const char *t
     fputc('\n', f);
 }
 
-static void write_cells(const cell *list)
+// steps.csv and cells.csv, of the cells that are done.
+static void write_lists(const cell *list)
 {
-    char *path = text_of("%s/cells.csv", opt.out);
-    FILE *f = open_checked(path, "w");
+    char *steps = text_of("%s/steps.csv", opt.out), *cells = text_of("%s/cells.csv", opt.out);
+    size_t bytes;
+    FILE *f = open_checked(steps, "w");
+    fprintf(f, "%s,step,loss,grad_norm,tok_per_s\n", line_titles);
+    for (const cell *c = list; c < list + arrlen(list); c++) {
+        cell again = *c;
+        if (c->done) read_log(&again, read_file(text_of("%s.log", c->base), &bytes), f);
+    }
+    close_checked(f, steps);
+    f = open_checked(cells, "w");
     fprintf(f, "%s,grad_norm,loss,eval_loss,exact_match,tok_per_s,peak_mb,hits\n", line_titles);
     for (const cell *c = list; c < list + arrlen(list); c++) {
+        if (!c->done) continue;
         begin_line(f, c);
         for (int k = 0; k < RESULTS; k++) fprintf(f, ",%.9g", c->result[k]);
         fprintf(f, ",%d\n", c->hits);
     }
-    close_checked(f, path);
+    close_checked(f, cells);
 }
 
 static void write_tables(const cell *list, const char *title)
@@ -346,7 +461,7 @@ static void write_tables(const cell *list, const char *title)
     FILE *f = open_checked(path, "w");
     fprintf(f, "%s%s\n", title, opt.seeds > 1 ? " (mean ± standard deviation)" : "");
     write_table(f, list, MAIN, "Every method");
-    if (!opt.quick)
+    if (!opt.quick && !opt.own_lr)
         write_table(f, list, RANKS, "Further ranks, one seed: Bone's ablation (table 3 of the paper), "
             "Bat by block rows and by block columns (table 5), and the others beside them");
     close_checked(f, path);
@@ -360,7 +475,9 @@ static void draw(char *title)
     char *said = text_of("%s/gnuplot.txt", opt.out);
     unlink(said);
     char *gnuplot[] = {"gnuplot", "-c", "paper/compare.gp", copy_text(opt.out), title, NULL};
-    int status = run_program(gnuplot, said, &usage);
+    int status;
+    if (wait4(start_program(gnuplot, said), &status, 0, &usage) < 0) status = -1;
+    status = exit_status(status);
     if (status == 127)
         printf("no plots: gnuplot is not here. "
             "sudo apt-get install -y gnuplot-nox, then the same command draws them\n");
@@ -372,7 +489,7 @@ static void draw(char *title)
 static char **shared_options(void)
 {
     static const char *const own[] = {
-        "--compare", "--quick", "--sweep-lr", "--seeds", "--data", "--val", "--method",
+        "--compare", "--quick", "--sweep-lr", "--own-lr", "--jobs", "--no-before", "--seeds", "--data", "--val", "--method",
         "--rank", "--lr", "--seed", "--steps", "--out", "--log", NULL,
     };
     char **shared = NULL;
@@ -386,62 +503,90 @@ static char **shared_options(void)
     return shared;
 }
 
-static void print_cell(const cell *c, int number, int of, int ran)
+// The cells from `next` on, --jobs at a time. How long the rest takes is counted in steps; an evaluation counts
+// as 20.
+static void run_cells(cell *list, int next, char **shared)
 {
-    printf("%3d of %d  %-5s %-8s ", number, of, part_names[c->part], c->label);
-    printf("rank %-4d lr %-7.2g seed %d %s", c->rank, c->lr, c->seed, ran ? "" : " (done before)");
-    for (int k = 0; k < RESULTS; k++)
-        if (isfinite(c->result[k])) printf("  %s %.*f", columns[k].title, columns[k].digits, c->result[k]);
-    putchar('\n');
+    int n = (int)arrlen(list), running = 0, status;
+    double left = 0, worked = 0, start = seconds();
+    struct rusage usage;
+    for (int i = next; i < n; i++) left += list[i].steps + 20;
+    while (running || (next < n && !interrupted)) {
+        if (running < opt.jobs && next < n && !interrupted) {
+            cell *c = &list[next++];
+            begin_cell(c, shared, next, n);
+            running += c->process != 0;
+            if (c->done) left -= c->steps + 20;
+            continue;
+        }
+        int to_go = worked > 0 ? (int)((seconds() - start) / worked * left) : 0;
+        show("run %d of %d, %d:%02d to go", next, n, to_go / 60, to_go % 60);
+        int i = wait_for_cell(list, &status, &usage);
+        show_progress("", 1, 1);
+        if (i < 0) continue;
+        end_cell(&list[i], exit_status(status), &usage, i + 1, n);
+        write_lists(list);                      // what is known is kept, whatever ends the program
+        worked += list[i].steps + 20;
+        left -= list[i].steps + 20;
+        running--;
+    }
 }
 
-// Every cell, one after the other. How long the rest takes is counted in steps; an evaluation counts as 20.
-static void run_cells(cell *list, char **shared, FILE *csv)
+// Every cell that is planned and, with --own-lr, those that its results then ask for.
+static void run_all(cell **list, config c, int steps)
 {
-    int n = (int)arrlen(list);
-    double all = 0, done = 0, worked = 0, start = seconds();
-    for (int i = 0; i < n; i++) all += list[i].steps + 20;
-    for (int i = 0; i < n; i++) {
-        cell *c = &list[i];
-        int left = worked > 0 ? (int)((seconds() - start) / worked * (all - done)) : 0;
-        show("run %d of %d: %s rank %d seed %d, %d:%02d to go",
-            i + 1, n, c->label, c->rank, c->seed, left / 60, left % 60);
-        int ran = run_cell(c, shared, csv);
-        done += c->steps + 20;
-        worked += ran * (c->steps + 20);
-        show_progress("", 1, 1);
-        print_cell(c, i + 1, n, ran);
+    char **shared = shared_options();
+    for (int done = 0, n; (n = (int)arrlen(*list)) > done && !interrupted; done = n) {
+        run_cells(*list, done, shared);
+        if (opt.own_lr && !interrupted) plan_own_rates(list, c, steps);
     }
+}
+
+// Cells that run at the same time share the CPUs, unless the user says how many threads each has.
+static void share_cpus(void)
+{
+    if (opt.jobs > 1 && !opt.threads) setenv("OMP_NUM_THREADS", text_of("%d", ceil_div(usable_cpus(""), opt.jobs)), 0);
 }
 
 static void run_compare(void)
 {
     if (opt.init || opt.adapter || opt.resume)
         die("--compare starts from --model alone: no --init, --adapter or --resume");
-    char *runs = join(opt.out, "runs"), *path = join(opt.out, "steps.csv");
+    if (opt.own_lr && !opt.val) die("--own-lr goes by the eval loss; give --val FILE, too");
+    char *runs = join(opt.out, "runs");
     if ((mkdir(opt.out, 0777) && errno != EEXIST) || (mkdir(runs, 0777) && errno != EEXIST))
         die("--out %s: %s", opt.out, strerror(errno));
-    FILE *csv = open_checked(path, "w");
-    fprintf(csv, "%s,step,loss,grad_norm,tok_per_s\n", line_titles);
     sigaction(SIGINT, &(struct sigaction){.sa_handler = on_signal}, NULL);     // without SA_RESTART: they end
     sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal}, NULL);    // the wait for a cell
     int steps = opt.steps ? opt.steps : opt.quick ? 8 : 50;
+    choose_methods();
+    share_cpus();
     config c = open_config();
     cell *list = NULL;
-    plan_main(&list, c, steps);
-    plan_ranks(&list, c, steps);
+    if (opt.own_lr) plan_own_rates(&list, c, steps);
+    else {
+        plan_main(&list, c, steps);
+        plan_ranks(&list, c, steps);
+    }
     if (opt.sweep_lr) plan_sweep(&list, c, steps);
-    printf("%td runs of up to %d steps in %s; ", arrlen(list), steps, opt.out);
+    printf("%td runs of up to %d steps in %s%s; ", arrlen(list), steps, opt.out, opt.own_lr ? " to begin with" : "");
     printf("Ctrl-C stops, the same command goes on\n\n");
     in_loop = 1;
-    run_cells(list, shared_options(), csv);
-    close_checked(csv, path);
-    char *title = text_of("%s on %s: %d steps of %d rows, learning rate %g, %s, %d seed%s",
-        opt.model, opt.data, steps, opt.batch * opt.accum, opt.lr, opt.schedule,
-        opt.seeds, opt.seeds > 1 ? "s" : "");
-    write_cells(list);
+    run_all(&list, c, steps);
+    char *title = text_of("%s on %s: %d steps of %d rows, %s %g, %s, %d seed%s",
+        opt.model, opt.data, steps, opt.batch * opt.accum, opt.own_lr ? "a learning rate for each, sought from" : "learning rate", opt.lr,
+        opt.schedule, opt.seeds, opt.seeds > 1 ? "s" : "");
+    write_lists(list);                          // also where all of it was done before
     write_tables(list, title);
+    if (interrupted) {
+        printf("stopped; the same command goes on from here\n");
+        exit(130);
+    }
     draw(title);
+    int failed = 0;
+    for (int i = 0; i < arrlen(list); i++) failed += !list[i].done;
+    if (failed) die("%d of %td runs failed, and the tables are without them; the same command tries them again",
+                    failed, arrlen(list));
 }
 
 #endif

@@ -12,7 +12,7 @@ typedef struct {
     const char *model, *init, *adapter, *data, *val, *out, *log, *resume, *method, *targets, *schedule;
     const char *template, *plot;
     const char *generate, *merge, *tokenize;
-    int eval, list, help, version, check, compare, quick, sweep_lr, seeds, tf32, chat, exact_match, no_shuffle;
+    int eval, list, help, version, check, compare, quick, sweep_lr, own_lr, jobs, no_before, seeds, tf32, chat, exact_match, no_shuffle;
     int rank, mini_r, dora_detach, steps, batch, accum, recompute, seq, warmup, seed, threads, eval_every, save_every;
     int max_new, keep_best, patience, dry_run;
     double epochs, alpha, plus_ratio, lr, weight_decay, clip, temperature, top_p;
@@ -22,7 +22,7 @@ static const char default_method[] = "bone";
 
 static options opt = {
     .model = "base", .method = default_method, .targets = "q,k,v,o,gate,up,down", .schedule = "cosine",
-    .rank = 32, .mini_r = 8, .epochs = 1, .batch = 16, .accum = 1, .seq = 256, .seed = 1, .seeds = 1, .max_new = 128,
+    .rank = 32, .mini_r = 8, .epochs = 1, .batch = 16, .accum = 1, .seq = 256, .seed = 1, .seeds = 1, .jobs = 1, .max_new = 128,
     .plus_ratio = 16, .lr = 4e-3, .clip = 1, .top_p = 1,
 };
 
@@ -69,7 +69,7 @@ static const struct option {
     {"--save-every",      "N",      'i', ANY,  AT(save_every),   0, 1e9, "also save every N steps (0: at the end only)"},
 
     {"the adapter", "", 'h', ANY, 0, 0, 0, ""},
-    {"--method",          "M",      's', SAME, AT(method),       0, 0, "see --list"},
+    {"--method",          "M",      's', SAME, AT(method),       0, 0, "see --list; with --compare a list: only these"},
     {"--rank",            "R",      'i', SAME, AT(rank),         1, 1 << 20, "rank of the adapter"},
     {"--alpha",           "A",      'd', SAME, AT(alpha),        1e-9, 1e9, "LoRA's α (default: the rank, so that α/r = 1)"},
     {"--mini-r",          "R",      'i', SAME, AT(mini_r),       1, 1 << 20, "columns of mini's D"},
@@ -93,6 +93,7 @@ static const struct option {
     {"--no-shuffle",      "",       'f', SAME, AT(no_shuffle),   0, 0, "rows in the order of the file"},
     {"--eval-every",      "N",      'i', ANY,  AT(eval_every),   0, 1e9,
      "evaluate every N steps (0: never); always before the first and after the last"},
+    {"--no-before",       "",       'f', ANY,  AT(no_before),    0, 0, "do not evaluate before the first step"},
     {"--keep-best",       "",       'f', ANY,  AT(keep_best),    0, 0,
      "--out holds what had the lowest eval loss, not what came last"},
     {"--patience",        "N",      'i', ANY,  AT(patience),     1, 1e9,
@@ -123,6 +124,9 @@ static const struct option {
     {"--quick",           "",       'f', ANY,  AT(quick),        0, 0, "a fifth of the work"},
     {"--seeds",           "N",      'i', ANY,  AT(seeds),        1, 1000, "N seeds each, from --seed on, and their spread"},
     {"--sweep-lr",        "",       'f', ANY,  AT(sweep_lr),     0, 0, "at a quarter to sixteen times --lr, too"},
+    {"--own-lr",          "",       'f', ANY,  AT(own_lr),       0, 0,
+     "the table alone, each method at its best rate, sought from --lr on by factors of 2"},
+    {"--jobs",            "N",      'i', ANY,  AT(jobs),         1, 1000, "N runs at a time"},
 
     {"this program", "", 'h', ANY, 0, 0, 0, ""},
     {"--help",            "",       'f', ANY,  AT(help),         0, 0, "print this page (-h)"},
@@ -369,12 +373,25 @@ static void expect_directory(const char *option, const char *name, const char *h
     }
 }
 
+// Options that the command given would not look at: those of training, and the rows of a dialogue.
+static void refuse_unread(void)
+{
+    const char *training = opt.plot ? "--plot" : opt.dry_run ? "--dry-run" : NULL;
+    const char *rows = opt.val ? "--val" : opt.data ? "--data" : NULL;
+    for (int i = 1; i <= COMMANDS && training; i++)
+        if (given_values[i] && option_table[i].at != AT(compare))
+            die("%s and %s: give one of them; %s is for training", option_table[i].name, training, training);
+    if (opt.chat && training) die("--chat and %s: give one of them; %s is for training", training, training);
+    if (opt.chat && rows) die("--chat and %s: give one of them; a chat reads no rows", rows);
+}
+
 static void parse_options(int argc, char **argv)
 {
     read_options(argc, argv);
     for (int i = 1; i <= COMMANDS && opt.chat; i++)
         if (given_values[i] && option_table[i].at != AT(generate))
             die("--chat and %s: give one of them; --chat goes with --generate, or alone", option_table[i].name);
+    refuse_unread();
     if (!opt.val && !opt.data) opt.val = "data/val.jsonl";
     if (!opt.data) opt.data = "data/train.jsonl";
     if (!opt.out) opt.out = opt.compare ? "compare" : "out";
