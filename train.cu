@@ -720,15 +720,15 @@ extern "C" void rope(mat x, dev_ints pos, mat table, int sign)
 //  S = q kᵀ/√d,   P = softmax(S) over the keys that a query sees,   out = P v
 //
 // P has a row a query and a column a key: at 4096 of each it would be 32 MB a head, so it is never in memory.
-// A block keeps ROWS queries of one head in shared memory. Keys and values stream past, a tile of them at a
+// A block keeps QUERIES queries of one head in shared memory. Keys and values stream past, a tile of them at a
 // time, the next on its way while this one is used:
 //
 //                   keys →  tile 0  tile 1  tile 2  tile 3          ■  all of it is seen
-//     queries 0 … 63       │   ◣   │       │       │       │        ◣  the diagonal: some are seen
-//     queries 64 … 127     │   ■   │   ◣   │       │       │           the rest is not even read
-//     queries 128 … 191    │   ■   │   ■   │   ◣   │       │
+//     block 0 of queries   │   ◣   │       │       │       │        ◣  the diagonal: some are seen
+//     block 1              │   ■   │   ◣   │       │       │           the rest is not even read
+//     block 2              │   ■   │   ■   │   ◣   │       │
 //
-// Each of four warps has 16 of the queries: their row of S for this tile, and of out, are in the registers of
+// Each of four warps has 16 of the queries, or twice 16: their row of S for this tile, and of out, are in the registers of
 // its lanes (ops/tensor_core.h). A softmax of which a part is known is put right when the next part comes
 // (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention, arXiv 2205.14135, 2307.08691):
 //
@@ -739,16 +739,14 @@ extern "C" void rope(mat x, dev_ints pos, mat table, int sign)
 //
 // 16 bits are rounded to where a product takes them: P, and dS below. The rest is wide.
 enum { ATTENTION_THREADS = 128, MOST_HEAD_DIM = 128 };
-#ifndef QBF
-#define QBF 2
-#endif
-constexpr int QM = sizeof(real) == 2 ? QBF : 1;
-enum { QUERIES = 64 * QM, KEYS = 64 };
+// Bands of 16 queries that a warp has: two, so that it uses twice what it reads of a tile; one where a number is long.
+constexpr int BANDS = sizeof(real) == 2 ? 2 : 1;
+enum { QUERIES = 64 * BANDS, KEYS = 64 };                // that a block keeps
 constexpr int TILE = sizeof(real) == 2 ? 32 : 16;       // rows that stream past at a time
 typedef pair_of<real> real_pair;
 typedef pair_of<wide> wide_pair;
 
-// The 64 queries from `first` on of this span, or keys.
+// The block of queries that begins at number `first` of this span, or of keys.
 struct span_rows { span s; int first; };
 
 // Query i of a span sees the keys from seen_from to its own.
@@ -888,7 +886,7 @@ template <class Op> __device__ static inline wide over_row(wide x, Op op)
 
 constexpr wide LOG2E = (wide)1.4426950408889634;        // exp(x) = exp2(x log₂e)
 
-// One block: 64 queries of a span, in one query head, against all keys that they see.
+// One block: QUERIES queries of a span, in one query head, against all keys that they see.
 template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS)
 attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide scale, const span_rows *blocks)
 {
@@ -899,13 +897,13 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
     const int first = blocks[blockIdx.x].first, head = blockIdx.y, kv = head / (q.cols / k.cols);
     const int queries = s.nq - first < QUERIES ? s.nq - first : QUERIES, own = own_key(s, first);
     const int from = own >= window ? own - window + 1 : 0, to = own + queries;  // keys that some query sees
-    const int warp_row = threadIdx.x / WARP * 16 * QM;
+    const int warp_row = threadIdx.x / WARP * 16 * BANDS;
     const wide log2_scale = scale * LOG2E;                              // exp(scale x) = exp2(log2_scale x)
 
-    wide_pair o[QM][D / 8][2] = {}, S[QM][TILE / 8][2];
-    wide most[QM][2], sum[QM][2] = {};
+    wide_pair o[BANDS][D / 8][2] = {}, S[BANDS][TILE / 8][2];
+    wide most[BANDS][2], sum[BANDS][2] = {};
     UNROLL
-    for (int j = 0; j < 2 * QM; j++) most[j / 2][j % 2] = -INFINITY;
+    for (int j = 0; j < 2 * BANDS; j++) most[j / 2][j % 2] = -INFINITY;
     auto fetch_keys = [&](int key, int slot) {
         fetch<TILE, D>(K + slot * TILE * LD, k, s.k + key, to - key, kv, d);
         fetch<TILE, D>(V + slot * TILE * LD, v, s.k + key, to - key, kv, d);
@@ -917,17 +915,17 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
         bool more = key + TILE < to;
         if (more) fetch_keys(key + TILE, slot ^ 1);
         arrived(more);
-        rows_by_rows<QM, TILE, D>(S, Q + warp_row * LD, K + slot * TILE * LD);          // S = q kᵀ
+        rows_by_rows<BANDS, TILE, D>(S, Q + warp_row * LD, K + slot * TILE * LD);          // S = q kᵀ
         bool all_seen = key + TILE - 1 <= own && key > own + queries - 1 - window;
         UNROLL
-        for (int j = 0; j < 2 * QM; j++) {                              // the lane's rows
+        for (int j = 0; j < 2 * BANDS; j++) {                              // the lane's rows
             const int m = j / 2, i = j % 2;
             wide largest = -INFINITY;
             UNROLL
             for (int n = 0; n < TILE / 8; n++) {
                 wide_pair &x = S[m][n][i];
                 if (!all_seen) {
-                    place p = place_of<QM>(m, n, i);
+                    place p = place_of<BANDS>(m, n, i);
                     if (!sees(s, window, first + p.row, key + p.col)) x.x = -INFINITY;
                     if (!sees(s, window, first + p.row, key + p.col + 1)) x.y = -INFINITY;
                 }
@@ -951,20 +949,20 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
                 sum[m][i] += x.x + x.y;                                         // l, this lane's part
             }
         }
-        add_product<QM, TILE, D>(o, S, V + slot * TILE * LD);           // o += P v
+        add_product<BANDS, TILE, D>(o, S, V + slot * TILE * LD);           // o += P v
         __syncthreads();                                                // the tile may be overwritten
     }
-    wide inverse[QM][2];
+    wide inverse[BANDS][2];
     UNROLL
-    for (int j = 0; j < 2 * QM; j++) {
+    for (int j = 0; j < 2 * BANDS; j++) {
         const int m = j / 2, i = j % 2;
-        place p = place_of<QM>(m, 0, i);
+        place p = place_of<BANDS>(m, 0, i);
         wide l = over_row(sum[m][i], plus());
         inverse[m][i] = 1 / l;
         if (p.col == 0 && p.row < queries)
             ((wide *)lse.p)[index_of(lse, 0, s.q + first + p.row, head)] = most[m][i] / LOG2E + log(l);
     }
-    write_rows<QM, D>(out, s.q + first, queries, head, d, o, inverse);
+    write_rows<BANDS, D>(out, s.q + first, queries, head, d, o, inverse);
 }
 
 //  out = P v:         dv = Pᵀ dout,   dP = dout vᵀ
@@ -976,7 +974,7 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
 // rows that other blocks add to, in an order that chance decides. So there are two kernels, each with its sum
 // in registers, and both make S and dP: seven products instead of five.
 
-// One block: 64 queries of a span in one head. Keys and values stream past. It also leaves Δ.
+// One block: QUERIES queries of a span in one head. Keys and values stream past. It also leaves Δ.
 template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS)
 attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, mat lse, int d, int window, wide scale,
                     const span_rows *blocks)
@@ -988,7 +986,7 @@ attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, m
     const int first = blocks[blockIdx.x].first, head = blockIdx.y, kv = head / (q.cols / k.cols);
     const int queries = s.nq - first < QUERIES ? s.nq - first : QUERIES, own = own_key(s, first);
     const int from = own >= window ? own - window + 1 : 0, to = own + queries;
-    const int lane = threadIdx.x % WARP, warp_row = threadIdx.x / WARP * 16 * QM;
+    const int lane = threadIdx.x % WARP, warp_row = threadIdx.x / WARP * 16 * BANDS;
     const wide log2_scale = scale * LOG2E;
 
     auto fetch_keys = [&](int key, int slot) {
@@ -1000,11 +998,11 @@ attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, m
     fetch<QUERIES, D>(G, dout, s.q + first, queries, head, d);
     fetch_keys(from, 0);
 
-    wide Delta[QM][2] = {}, L[QM][2] = {};              // of the lane's rows; a quarter of a row is its own
+    wide Delta[BANDS][2] = {}, L[BANDS][2] = {};              // of the lane's rows; a quarter of a row is its own
     UNROLL
-    for (int j = 0; j < 2 * QM; j++) {
+    for (int j = 0; j < 2 * BANDS; j++) {
         const int m = j / 2, i = j % 2;
-        int r = place_of<QM>(m, 0, i).row, row = s.q + first + r;
+        int r = place_of<BANDS>(m, 0, i).row, row = s.q + first + r;
         if (r < queries) {
             const real *g = row_of(dout, row) + (size_t)head * d, *o = row_of(out, row) + (size_t)head * d;
             for (int c = lane % 4; c < d; c += 4) Delta[m][i] += up(g[c]) * up(o[c]);
@@ -1014,18 +1012,18 @@ attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, m
         if (r < queries && lane % 4 == 0) ((wide *)delta.p)[index_of(delta, 0, row, head)] = Delta[m][i];
     }
 
-    wide_pair sum[QM][D / 8][2] = {}, S[QM][TILE / 8][2], dS[QM][TILE / 8][2];
+    wide_pair sum[BANDS][D / 8][2] = {}, S[BANDS][TILE / 8][2], dS[BANDS][TILE / 8][2];
     for (int key = from, slot = 0; key < to; key += TILE, slot ^= 1) {
         bool more = key + TILE < to;
         if (more) fetch_keys(key + TILE, slot ^ 1);
         arrived(more);
-        rows_by_rows<QM, TILE, D>(S, Q + warp_row * LD, K + slot * TILE * LD);      // S  = q kᵀ
-        rows_by_rows<QM, TILE, D>(dS, G + warp_row * LD, V + slot * TILE * LD);     // dP = dout vᵀ
+        rows_by_rows<BANDS, TILE, D>(S, Q + warp_row * LD, K + slot * TILE * LD);      // S  = q kᵀ
+        rows_by_rows<BANDS, TILE, D>(dS, G + warp_row * LD, V + slot * TILE * LD);     // dP = dout vᵀ
         bool all_seen = key + TILE - 1 <= own && key > own + queries - 1 - window;
         UNROLL
-        for (int j = 0; j < QM * TILE / 4; j++) {
+        for (int j = 0; j < BANDS * TILE / 4; j++) {
             const int m = j / (TILE / 4), n = j / 2 % (TILE / 8), i = j % 2;
-            place p = place_of<QM>(m, n, i);
+            place p = place_of<BANDS>(m, n, i);
             wide_pair x = S[m][n][i], y = dS[m][n][i];
             x = {fast_exp2(x.x * log2_scale - L[m][i]), fast_exp2(x.y * log2_scale - L[m][i])};       // P = exp(S − lse)
             if (!all_seen) {
@@ -1034,13 +1032,13 @@ attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, m
             }
             dS[m][n][i] = {x.x * (y.x - Delta[m][i]), x.y * (y.y - Delta[m][i])};           // dS = P ⊙ (dP − Δ)
         }
-        add_product<QM, TILE, D>(sum, dS, K + slot * TILE * LD);                    // dq += dS k
+        add_product<BANDS, TILE, D>(sum, dS, K + slot * TILE * LD);                    // dq += dS k
         __syncthreads();
     }
-    wide scales[QM][2];
+    wide scales[BANDS][2];
     UNROLL
-    for (int j = 0; j < 2 * QM; j++) scales[j / 2][j % 2] = scale;
-    write_rows<QM, D>(dq, s.q + first, queries, head, d, sum, scales);
+    for (int j = 0; j < 2 * BANDS; j++) scales[j / 2][j % 2] = scale;
+    write_rows<BANDS, D>(dq, s.q + first, queries, head, d, sum, scales);
 }
 
 // One block: 64 keys of a span in one head of keys. The queries that see them stream past, of every query head
@@ -1111,7 +1109,7 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
     write_rows<1, D>(dk, s.k + first, keys, kv, d, sum_k, {{scale, scale}});
 }
 
-// The blocks of 64 queries of all spans, those with the most keys first, so that no long one is begun last;
+// The blocks of queries of all spans, those with the most keys first, so that no long one is begun last;
 // behind them the blocks of keys, likewise. They lie on the device until spans come that are not these.
 static struct { span *spans; int count, query_blocks, key_blocks; } listed;
 

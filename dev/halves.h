@@ -91,6 +91,8 @@ static void write_model(char *dir, const char *config_path, double size, enum dt
     model_free(&m);
 }
 
+static double small_size = 0.4;         // the standard deviation of its weights
+
 static char *small_model(int which)     // in this build's own precision
 {
     char *dir = in_scratch(kin[which].name);
@@ -100,7 +102,7 @@ static char *small_model(int which)     // in this build's own precision
     snprintf(text, sizeof text, small_config, kin[which].fields);
     char *config_path = in_scratch(name);
     write_text(config_path, text);
-    write_model(dir, config_path, 0.4, TYPE_OF(wide));
+    write_model(dir, config_path, small_size, TYPE_OF(wide));
     free(config_path);
     return dir;
 }
