@@ -169,13 +169,18 @@ GPU rows beyond the grid     | train.cu   | s/n < s.rows; n += gridDim.y \* WARP
 GPU warp tail                | train.cu   | s/(x.cols + WARP - 1) \/ WARP, THREADS, g/x.cols \/ WARP, THREADS, g/ | gpu-ops | forward
 GPU product: not added       | train.cu   | s/beta = mode == ADD ? 1 : 0/beta = 0/                            | gpu-ops     | forward
 GPU product: stride of one weight for all | train.cu | s/b.batch > 1 ? (long long)b.stride : 0/(long long)b.stride/ | gpu-ops | forward
-GPU softmax: sees one less   | train.cu   | /void softmax_kernel/,/^}/s/to = b.seen_to(r)/to = b.seen_to(r) - 1/ | gpu-ops  | forward
-GPU softmax: sees the future | train.cu   | /softmax_backward_kernel/,/^}/s/to = b.seen_to(r)/to = b.seen_to(r) + 1/ | gpu-ops | forward
-GPU attention: dropped Δ     | train.cu   | s/pc \* (dp\[c\] - delta)/pc * dp[c]/                             | gpu-ops     | forward
-GPU attention: wrong head of a group | train.cu | s/head + h \* step/head * step + h/                          | gpu-ops     | forward
-GPU attention: keys of the first block | train.cu   | s/own = s.nk - s.nq + q0;/own = s.nk - s.nq;/                 | gpu-ops     | forward
-GPU attention: last rows     | train.cu   | s/s.nq - q0 < QUERIES ? s.nq - q0 : QUERIES;/s.nq < QUERIES ? s.nq : QUERIES;/ | gpu-ops | forward
-GPU attention: scores twice in one slot | train.cu | s/dP = scores(DSOFTMAX,/dP = scores(SCORES,/                           | gpu-ops     | forward
+GPU attention: sees the future | train.cu | s/return key <= own_key(s, i) \&\&/return key <= own_key(s, i) + 1 \&\&/ | gpu-ops | forward
+GPU attention: sees one less | train.cu   | s/key > own_key(s, i) - window \&\& i/key > own_key(s, i) - window + 1 \&\& i/ | gpu-ops | forward
+GPU attention: a tile beyond the window | train.cu | /void attention_kernel/,/^attention_dq/s/own - window + 1 : 0/own - window + 2 : 0/ | gpu-ops | forward
+GPU attention: dropped Δ     | train.cu   | s/x.x \* (y.x - Delta\[m\]\[i\])/x.x * y.x/                         | gpu-ops     | forward
+GPU attention: dropped Δ of keys | train.cu | s/x.x \* (y.x - D0\[0\])/x.x * y.x/                                  | gpu-ops     | forward
+GPU attention: wrong head of a group | train.cu | s/head = blockIdx.y, kv = head \/ (q.cols \/ k.cols)/head = blockIdx.y, kv = head % (k.cols \/ d)/ | gpu-ops | forward
+GPU attention: one head of a group | train.cu | s/steps = tiles \* group;/steps = tiles;/                          | gpu-ops     | forward
+GPU attention: out keeps its old m | train.cu | s/o\[m\]\[n\]\[i\] = {o\[m\]\[n\]\[i\].x \* shrink/o[m][n][i] = {o[m][n][i].x/ | gpu-ops | forward
+GPU attention: l keeps its old m | train.cu | s/sum\[m\]\[i\] \*= shrink;//                                        | gpu-ops     | forward
+GPU attention: does not wait | train.cu   | s/else __pipeline_wait_prior(0);/else __pipeline_wait_prior(1);/   | gpu-ops     | forward
+GPU attention: no barrier in front of a tile | train.cu | /static inline void arrived/,/^}/{/__syncthreads/d}      | gpu-ops     | random:1
+GPU attention: no barrier behind a tile | train.cu | /the tile may be overwritten/s/__syncthreads();//             | gpu-ops     | random:1
 GPU cross-entropy: no label  | train.cu   | s/ - (c + i == label)//                                           | gpu-ops     | forward
 GPU cross-entropy: sum not corrected | train.cu | s/sum \*= exp(before - mine)/sum \*= 1/                       | gpu-ops     | forward
 GPU cross-entropy: beyond the row | train.cu | s/if (c + i < logits.cols) sum += /sum += /                       | gpu-ops     | forward
