@@ -272,7 +272,7 @@ static void read_points(void)
     fclose(log);
 }
 
-static void read_cell(void)
+static void read_cells(void)
 {
     cell c = {.label = "lora", .steps = 4};
     size_t bytes;
@@ -336,7 +336,7 @@ static const struct reader {
                                            {"merges.txt", PLAIN}, {"tokenizer.json", JSON}}},
     {"log",         read_log_again, {{"log.jsonl", PLAIN}}},
     {"points",      read_points,    {{"log.jsonl", PLAIN}}},
-    {"cell",        read_cell,      {{"cell.log", PLAIN}, {"cell.txt", PLAIN}}},
+    {"cell",        read_cells,      {{"cell.log", PLAIN}, {"cell.txt", PLAIN}}},
     {"options",     read_arguments, {{"arguments", PLAIN}}},
     {"quota",       read_quota,     {{"proc/self/cgroup", PLAIN}, {"sys/fs/cgroup/cpu.max", PLAIN}}},
 };
