@@ -4489,9 +4489,44 @@ static void test_compare(void)
     for (int i = 0; i < METHODS; i++)
         snprintf(line, sizeof line, "\n| %s |", methods[i].name), expect(has(table, line), "%s has a row", methods[i].name);
     check(strstr(table, "–") || strstr(table, "nan"), 0, "every result is there: %s", table);
-    train_well("--method bone --lr 0.004 --steps 2 %s --log $D/alone.log --out $D/alone", options_used);
+    train_well("--method bone --lr 0.004 --steps 2 --no-before %s --log $D/alone.log --out $D/alone", options_used);
     expect(same_logs("alone.log", "compare/runs/bone-rank32-lr0.004-seed1-steps2.log"), "bone's log");
     free(table);
+}
+
+// --compare --own-lr: each method's best rate lies between two that are worse, or at the end of what is tried; the table
+// has every seed at it; what is done is not done again.
+static void test_own_rates(void)
+{
+    static const char *const command = "$TRAIN --compare --own-lr --jobs 3 --method lora,bone --seeds 2 --steps 2 --batch 2 "
+        "--max-new 2 --exact-match --lr 0.1 --data $D/rows.jsonl --val $D/rows.jsonl --out $D/own >$D/stdout 2>$D/stderr";
+    shell("rm -rf $D/own; head -4 data/val.jsonl > $D/rows.jsonl", "cannot prepare");
+    for (int again = 0; again < 2; again++) {
+        shell(command, "exit status, run %d", again);
+        int done = 0, all = 0;
+        char *text = output_of("stdout");
+        for (const char *at = text; (at = strstr(at, "(done before)")); at++) done++;
+        for (const char *at = text; (at = strstr(at, "  first gradient norm ")); at++) all++;
+        expect(done == (again ? all : 0) && all > 8, "run %d found %d of %d done", again, done, all);
+        free(text);
+    }
+    for (int i = 0; i < 2; i++) {
+        char *cells = output_of("own/cells.csv"), label[20];
+        double best = INFINITY, at = NAN, low = INFINITY, high = 0, table = NAN;
+        int in_table = 0;
+        snprintf(label, sizeof label, ",%s,", i ? "lora" : "bone");
+        for (char *line = strtok(cells, "\n"); line; line = strtok(NULL, "\n")) {
+            double lr, loss;
+            int fields = sscanf(line, "%*[^,],%*[^,],%*d,%*f,%*d,%lf,%*d,%*f,%*f,%lf", &lr, &loss);
+            if (fields != 2 || !has(line, label)) continue;
+            if (!strncmp(line, "main", 4)) table = lr, in_table++;
+            else if (loss < best) best = loss, at = lr;
+            low = fmin(low, lr), high = fmax(high, lr);
+        }
+        expect(in_table == 2 && table == at, "%s: %d cells in the table at %g, best %g", label, in_table, table, at);
+        expect((low < at && at < high) || at > 6 || at < 0.0017, "%s: the best rate %g of %g … %g", label, at, low, high);
+        free(cells);
+    }
 }
 
 // What --compare would have written of a method that compare.gp has never heard of.
@@ -6045,6 +6080,8 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_killed, ONLY_F32, "run/checkpoint.h, run/signals.h"},
     {"compare", "--compare gives every method a row, continues, and its runs are ordinary ones",
         test_compare, ONLY_F32, "paper/compare.h"},
+    {"own-rates", "--compare --own-lr gives each method the best rate of its search, and does nothing twice",
+        test_own_rates, ONLY_F32, "paper/compare.h"},
     {"plots", "plots show every method, what was run, a window's mean in its middle",
         test_plots, ONLY_F32, "paper/compare.gp"},
     {"wrong-input", "every wrong input gets one clear line, and nothing is left behind",
