@@ -4062,6 +4062,8 @@ static void test_defaults(void)
     static const struct { const char *fields; int max_pos, kv_heads, head_dim, window, full_layers, qkv_bias, o_bias; } cases[] = {
         {"\"llama\"",                                           2048, 64,   4, INT_MAX, 0, 0, 0},
         {"\"llama\", \"attention_bias\": true, \"head_dim\": null", 2048, 64, 4, INT_MAX, 0, 1, 1},
+        {"\"llama\", \"attention_bias\": null, \"mlp_bias\": null, \"tie_word_embeddings\": null, \"is_causal\": null",
+                                                                2048, 64,   4, INT_MAX, 0, 0, 0},
         {"\"mistral\"",                                       131072,  8,   4,    4096, 0, 0, 0},
         {"\"mistral\", \"sliding_window\": null, \"num_key_value_heads\": null", 131072, 64, 4, INT_MAX, 0, 0, 0},
         {"\"qwen2\"",                                          32768, 32,   4, INT_MAX, 0, 1, 0},
@@ -4555,9 +4557,44 @@ static void test_compare(void)
     for (int i = 0; i < METHODS; i++)
         snprintf(line, sizeof line, "\n| %s |", methods[i].name), expect(has(table, line), "%s has a row", methods[i].name);
     check(strstr(table, "–") || strstr(table, "nan"), 0, "every result is there: %s", table);
-    train_well("--method bone --lr 0.004 --steps 2 %s --log $D/alone.log --out $D/alone", options_used);
+    train_well("--method bone --lr 0.004 --steps 2 --no-before %s --log $D/alone.log --out $D/alone", options_used);
     expect(same_logs("alone.log", "compare/runs/bone-rank32-lr0.004-seed1-steps2.log"), "bone's log");
     free(table);
+}
+
+// --compare --own-lr: each method's best rate lies between two that are worse, or at the end of what is tried; the table
+// has every seed at it; what is done is not done again.
+static void test_own_rates(void)
+{
+    static const char *const command = "$TRAIN --compare --own-lr --jobs 3 --method lora,bone --seeds 2 --steps 2 --batch 2 "
+        "--max-new 2 --exact-match --lr 0.1 --data $D/rows.jsonl --val $D/rows.jsonl --out $D/own >$D/stdout 2>$D/stderr";
+    shell("rm -rf $D/own; head -4 data/val.jsonl > $D/rows.jsonl", "cannot prepare");
+    for (int again = 0; again < 2; again++) {
+        shell(command, "exit status, run %d", again);
+        int done = 0, all = 0;
+        char *text = output_of("stdout");
+        for (const char *at = text; (at = strstr(at, "(done before)")); at++) done++;
+        for (const char *at = text; (at = strstr(at, "  first gradient norm ")); at++) all++;
+        expect(done == (again ? all : 0) && all > 8, "run %d found %d of %d done", again, done, all);
+        free(text);
+    }
+    for (int i = 0; i < 2; i++) {
+        char *cells = output_of("own/cells.csv"), label[20];
+        double best = INFINITY, at = NAN, low = INFINITY, high = 0, table = NAN;
+        int in_table = 0;
+        snprintf(label, sizeof label, ",%s,", i ? "lora" : "bone");
+        for (char *line = strtok(cells, "\n"); line; line = strtok(NULL, "\n")) {
+            double lr, loss;
+            int fields = sscanf(line, "%*[^,],%*[^,],%*d,%*f,%*d,%lf,%*d,%*f,%*f,%lf", &lr, &loss);
+            if (fields != 2 || !has(line, label)) continue;
+            if (!strncmp(line, "main", 4)) table = lr, in_table++;
+            else if (loss < best) best = loss, at = lr;
+            low = fmin(low, lr), high = fmax(high, lr);
+        }
+        expect(in_table == 2 && table == at, "%s: %d cells in the table at %g, best %g", label, in_table, table, at);
+        expect((low < at && at < high) || at > 6 || at < 0.0017, "%s: the best rate %g of %g … %g", label, at, low, high);
+        free(cells);
+    }
 }
 
 // What --compare would have written of a method that compare.gp has never heard of.
@@ -4858,8 +4895,6 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "\"is_causal\" is false, which is not built"},
     {"a switch in quotes",  "sed -i 's/^{/{\"mlp_bias\": \"true\",/' $D/model/config.json", "",
         "\"mlp_bias\" must be true or false"},
-    {"a switch that is null", "sed -i 's/\"tie_word_embeddings\":[^,]*/\"tie_word_embeddings\": null/' "
-        "$D/model/config.json", "", "\"tie_word_embeddings\" must be true or false"},
     {"biases",              "sed -i 's/^{/{\"attention_bias\": true,/' $D/model/config.json", "",
         "model.layers.0.self_attn.q_proj.bias"},
     {"a token the model has no row for", NEW_TOKEN, "--data $D/new.jsonl", "a row holds token 768"},
@@ -5658,11 +5693,42 @@ static void test_own_template(void)
     expect(has(note, "none that this program knows; the paper's prompt is used") && has(said, "\ntemplate   alpaca\n"),
         "a template of another kind: «%s», %s", note, said);
     free(note), free(said), free(dir), free(path);
+    shell("echo '{\"chat_template\": [{\"name\": \"tool_use\", \"template\": \"[INST] <<SYS>>\"}]}' "
+        "> $D/own-template/tokenizer_config.json", "cannot prepare");
+    train_well("--eval --model $D/own-template --val $D/few.jsonl");
+    note = output_of("stderr");
+    expect(has(note, "none that this program knows; the paper's prompt is used"), "a list without a default: «%s»", note);
+    free(note);
     train_well("--data $D/few.jsonl --val $D/few.jsonl --steps 1 --rank 1 --method lora --template zephyr --out $D/of-zephyr");
     train_well("--eval --adapter $D/of-zephyr --val $D/few.jsonl");
     said = output_of("stdout");
     expect(has(said, "\ntemplate   zephyr\n"), "an adapter that was trained with zephyr: %s", said);
     free(said);
+}
+
+// An adapter that fits but names another base says so. The same name at another place is the same base.
+static void test_other_base(void)
+{
+    static const struct { const char *named; int noted; } cases[] = {
+        {"\"base\"", 0}, {"\"somewhere/else/base/\"", 0}, {"\"someone/Base\"", 0}, {"\"\"", 0}, {"null", 0},
+        {"\"someone/base-chat\"", 1}, {"\"another\\u001b/\"", 1},
+    };
+    char command[200];
+    shell("head -n 1 data/val.jsonl > $D/one.jsonl", "cannot prepare");
+    train_well("--data $D/one.jsonl --steps 1 --rank 1 --method lora --out $D/of-base");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        snprintf(command, sizeof command, "%s/of-base/adapter_config.json", scratch);
+        json_t *json = json_load_file(command, 0, NULL);
+        json_object_set_new(json, "base_model_name_or_path", json_loads(cases[i].named, JSON_DECODE_ANY, NULL));
+        if (json_dump_file(json, command, 0)) die("cannot write %s", command);
+        train_well("--eval --adapter $D/of-base --val $D/one.jsonl");
+        char *note = output_of("stderr"), *said = output_of("stdout");
+        expect(has(note, " as its base and is used on base\n") == cases[i].noted && !strchr(note, 27), "%s: says «%s»",
+            cases[i].named, note);
+        expect(has(said, "one.jsonl: 1 row\n"), "one row: %s", said);
+        free(note), free(said);
+        json_decref(json);
+    }
 }
 
 #define OVERFITS "--data $D/two.jsonl --val $D/held.jsonl --batch 2 --schedule constant --max-new 2 --eval-every 2"
@@ -6033,6 +6099,8 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_templates, ONLY_F32, "run/templates.h"},
     {"own-template", "the model's own template is recognised, wherever it stands; --template overrules it",
         test_own_template, ONLY_F32, "run/templates.h"},
+    {"other-base", "an adapter that names another base than the one in use says so",
+        test_other_base, ONLY_F32, "run/peft.h"},
     {"gzip", "packed rows are the rows; what is cut or damaged is refused",
         test_gzip, ONLY_F32, "lib/gzip.h"},
     {"windows", "a .txt file is one stream, cut into windows of --seq, of which nothing is lost",
@@ -6087,6 +6155,8 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_killed, ONLY_F32, "run/checkpoint.h, run/signals.h"},
     {"compare", "--compare gives every method a row, continues, and its runs are ordinary ones",
         test_compare, ONLY_F32, "paper/compare.h"},
+    {"own-rates", "--compare --own-lr gives each method the best rate of its search, and does nothing twice",
+        test_own_rates, ONLY_F32, "paper/compare.h"},
     {"plots", "plots show every method, what was run, a window's mean in its middle",
         test_plots, ONLY_F32, "paper/compare.gp"},
     {"wrong-input", "every wrong input gets one clear line, and nothing is left behind",

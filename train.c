@@ -268,7 +268,9 @@ static void fill_model(model *m, const batch *first, int batches)
     else m->file = checkpoint_open(opt.model, "model"), model_load(m, opt.model);
     if (opt.resume) return;
     if (!opt.adapter || m->p.method->has_start) adapters_init(m, first, batches, show_start);
-    if (opt.adapter) peft_read_weights(m, opt.adapter);
+    if (!opt.adapter) return;
+    peft_read_weights(m, opt.adapter);
+    peft_note_base(opt.adapter, opt.model);
 }
 
 // For evaluation, generation and merging: the base, with --adapter if there is one.

@@ -160,25 +160,26 @@ static const cell *best_rate(const cell *list, const cell *c)
     return best;
 }
 
-// --own-lr: plans the cells that come next. Each method is run at half of --lr, at --lr and at twice that. While
-// the lowest eval loss is at the lowest rate tried, half of it is next, and while it is at the highest, twice.
-// Between the two it is the best, at which the table's cells are then run.
-static void plan_own_rates(cell **list, config c, int steps)
+// --own-lr: plans what comes next for each method whose cells are all over, of the first `begun` ones. It is run
+// at half of --lr, at --lr and at twice that. While the lowest eval loss is at the lowest rate tried, half of it
+// is next, and while it is at the highest, twice. Between the two it is the best, at which the table's cells are
+// then run.
+static void plan_own_rates(cell **list, config c, int steps, int begun)
 {
     enum { FARTHEST = 64 };                     // times --lr, or that part of it
     for (int i = 0; i <= METHODS; i++) {
         double low = opt.lr, high = 0;
-        int in_table = 0, rank = matched_rank(c, label_of(i), opt.rank);
-        cell new = {label_of(i), SWEEP, rank, steps, opt.seed, .lr = opt.lr};
+        int busy = !is_chosen(label_of(i));
         for (const cell *o = *list; o < *list + arrlen(*list); o++) {
-            if (strcmp(o->label, new.label)) continue;
+            if (strcmp(o->label, label_of(i))) continue;
             low = fmin(low, o->lr);
             high = fmax(high, o->lr);
-            in_table |= o->part == MAIN;
+            busy |= o->part == MAIN || o->process || o - *list >= begun;
         }
+        if (busy) continue;
+        cell new = {label_of(i), SWEEP, matched_rank(c, label_of(i), opt.rank), steps, opt.seed, .lr = opt.lr};
         const cell *best = best_rate(*list, &new);
         double lr = best == &new ? low : best->lr, next = lr == high ? 2 * lr : lr / 2;
-        if (in_table) continue;
         for (int k = -1; k <= 1 && !high; k++) {
             new.lr = ldexp(opt.lr, k);
             add_cell(list, c, new);
@@ -327,12 +328,20 @@ static void read_cell(cell *c, int number, int of, int ran)
     print_cell(c, number, of, ran);
 }
 
+// Where a cell's files are. A search has names of its own: its options are not those of the table's cell at the
+// same rate.
+static char *base_of(const cell *c)
+{
+    const char *search = opt.own_lr && c->part == SWEEP ? "search-" : "";
+    return text_of("%s/runs/%s%s-rank%d-lr%g-seed%d-steps%d",
+                   opt.out, search, c->label, c->rank, c->lr, c->seed, c->steps);
+}
+
 // Starts a cell, or reads it if it is done. Its options and what it prints go to BASE.part, which becomes
 // BASE.txt when all of it stands there. Cells at the same time share the CPUs.
 static void begin_cell(cell *c, char **shared, int number, int of)
 {
-    char *name = text_of("%s-rank%d-lr%g-seed%d-steps%d", c->label, c->rank, c->lr, c->seed, c->steps);
-    c->base = text_of("%s/runs/%s", opt.out, name);
+    c->base = base_of(c);
     char *done = text_of("%s.txt", c->base), *part = text_of("%s.part", c->base);
     char **argv = cell_options(c, shared), *command = command_line(argv);
     size_t bytes;
@@ -503,42 +512,47 @@ static char **shared_options(void)
     return shared;
 }
 
-// The cells from `next` on, --jobs at a time. How long the rest takes is counted in steps; an evaluation counts
-// as 20.
-static void run_cells(cell *list, int next, char **shared)
+// How long the cells that are not done take, in steps; an evaluation counts as 20.
+static double work_left(const cell *list)
 {
-    int n = (int)arrlen(list), running = 0, status;
-    double left = 0, worked = 0, start = seconds();
-    struct rusage usage;
-    for (int i = next; i < n; i++) left += list[i].steps + 20;
-    while (running || (next < n && !interrupted)) {
-        if (running < opt.jobs && next < n && !interrupted) {
-            cell *c = &list[next++];
-            begin_cell(c, shared, next, n);
-            running += c->process != 0;
-            if (c->done) left -= c->steps + 20;
-            continue;
-        }
-        int to_go = worked > 0 ? (int)((seconds() - start) / worked * left) : 0;
-        show("run %d of %d, %d:%02d to go", next, n, to_go / 60, to_go % 60);
-        int i = wait_for_cell(list, &status, &usage);
-        show_progress("", 1, 1);
-        if (i < 0) continue;
-        end_cell(&list[i], exit_status(status), &usage, i + 1, n);
-        write_lists(list);                      // what is known is kept, whatever ends the program
-        worked += list[i].steps + 20;
-        left -= list[i].steps + 20;
-        running--;
-    }
+    double left = 0;
+    for (const cell *c = list; c < list + arrlen(list); c++) left += c->done ? 0 : c->steps + 20;
+    return left;
 }
 
-// Every cell that is planned and, with --own-lr, those that its results then ask for.
-static void run_all(cell **list, config c, int steps)
+// Whether another cell that writes to the same files is running: one of the same options, for another part.
+static int files_in_use(const cell *list, const cell *c)
+{
+    char *base = base_of(c);
+    for (const cell *o = list; o < list + arrlen(list); o++)
+        if (o->process && !strcmp(o->base, base)) return 1;
+    return 0;
+}
+
+// Every cell that is planned, --jobs at a time, and with --own-lr those that their results then ask for.
+static void run_cells(cell **list, config c, int steps)
 {
     char **shared = shared_options();
-    for (int done = 0, n; (n = (int)arrlen(*list)) > done && !interrupted; done = n) {
-        run_cells(*list, done, shared);
-        if (opt.own_lr && !interrupted) plan_own_rates(list, c, steps);
+    int next = 0, running = 0, status;
+    double worked = 0, start = seconds();
+    struct rusage usage;
+    while (running || (next < arrlen(*list) && !interrupted)) {
+        int n = (int)arrlen(*list);
+        if (running < opt.jobs && next < n && !interrupted && !files_in_use(*list, *list + next)) {
+            cell *new = *list + next++;
+            begin_cell(new, shared, next, n);
+            running += new->process != 0;
+        } else {
+            int to_go = worked > 0 ? (int)((seconds() - start) / worked * work_left(*list)) : 0;
+            show("run %d of %d, %d:%02d to go", next, n, to_go / 60, to_go % 60);
+            int i = wait_for_cell(*list, &status, &usage);
+            show_progress("", 1, 1);
+            if (i < 0) continue;
+            end_cell(*list + i, exit_status(status), &usage, i + 1, n);
+            worked += (*list)[i].steps + 20;
+            running--;
+        }
+        if (opt.own_lr && !interrupted) plan_own_rates(list, c, steps, next);
     }
 }
 
@@ -563,7 +577,7 @@ static void run_compare(void)
     share_cpus();
     config c = open_config();
     cell *list = NULL;
-    if (opt.own_lr) plan_own_rates(&list, c, steps);
+    if (opt.own_lr) plan_own_rates(&list, c, steps, 0);
     else {
         plan_main(&list, c, steps);
         plan_ranks(&list, c, steps);
@@ -572,7 +586,7 @@ static void run_compare(void)
     printf("%td runs of up to %d steps in %s%s; ", arrlen(list), steps, opt.out, opt.own_lr ? " to begin with" : "");
     printf("Ctrl-C stops, the same command goes on\n\n");
     in_loop = 1;
-    run_all(&list, c, steps);
+    run_cells(&list, c, steps);
     char *title = text_of("%s on %s: %d steps of %d rows, %s %g, %s, %d seed%s",
         opt.model, opt.data, steps, opt.batch * opt.accum, opt.own_lr ? "a learning rate for each, sought from" : "learning rate", opt.lr,
         opt.schedule, opt.seeds, opt.seeds > 1 ? "s" : "");

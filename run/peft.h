@@ -294,4 +294,31 @@ static void peft_read_weights(model *m, const char *dir)
     checkpoint_close(&c);
 }
 
+// The last part of a path or of a name on Hugging Face, in a fresh string.
+static char *last_part(const char *path)
+{
+    size_t n = strlen(path);
+    while (n && path[n - 1] == '/') n--;
+    size_t from = n;
+    while (from && path[from - 1] != '/') from--;
+    return copy_bytes(path + from, n - from);
+}
+
+// Says so where an adapter that fits was made for another base. Only the last part of the names is compared: the
+// rest is where it lay on the other machine, or on Hugging Face.
+static void peft_note_base(const char *dir, const char *base)
+{
+    char *path;
+    json_t *json = directory_json(dir, "adapter_config.json", &path);
+    const char *named = string_field(json, "base_model_name_or_path");
+    char *theirs = last_part(named ? named : ""), *ours = last_part(base);
+    char *safe = printable(theirs, ""), *safe_too = printable(ours, "");
+    if (*theirs && strcmp(ours, ".") && strcmp(ours, "..") && strcasecmp(theirs, ours))
+        fprintf(stderr, "note: %s: names %s as its base and is used on %s\n", path, safe, safe_too);
+    json_decref(json);
+    free(path);
+    free(theirs), free(ours);
+    free(safe), free(safe_too);
+}
+
 #endif

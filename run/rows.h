@@ -454,7 +454,7 @@ static void check_ids(const dataset *d, int vocab)
 static void print_rows(const char *label, const dataset *d)
 {
     char *path = printable(d->path, "");
-    printf("%-10s %s: %td rows", label, path, arrlen(d->rows));
+    printf("%-10s %s: %td row%s", label, path, arrlen(d->rows), arrlen(d->rows) == 1 ? "" : "s");
     free(path);
     if (d->cut) printf(", %d cut to --seq %d", d->cut, opt.seq);
     if (d->dropped) printf(", %d left out: --seq %d leaves nothing of their answer", d->dropped, opt.seq);

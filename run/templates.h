@@ -147,7 +147,7 @@ static char *trimmed(const char *text)
 }
 
 // The Jinja source of the model's own template in a fresh string, NULL where it has none. A list of several
-// has one that is called "default".
+// should have one that is called "default"; without it, the source is "", which is no template's.
 static char *own_template(const char *dir)
 {
     char *path = join(dir, "chat_template.jinja"), *settings_path;
@@ -155,7 +155,7 @@ static char *own_template(const char *dir)
     char *source = exists(path) ? read_file(path, &bytes) : NULL;
     json_t *settings = directory_json(dir, "tokenizer_config.json", &settings_path), *one;
     json_t *own = json_object_get(settings, "chat_template");
-    const char *text = json_string_value(own);
+    const char *text = json_is_array(own) ? "" : json_string_value(own);
     json_array_foreach(own, i, one) {
         const char *name = string_field(one, "name");
         if (name && !strcmp(name, "default")) text = string_field(one, "template");
