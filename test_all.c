@@ -5941,12 +5941,14 @@ static void test_gpu_bundled(void)
         if (strncmp(cpu[i].name, "d ", 2)) continue;
         double theirs = json_number_value(json_object_get(errors, cpu[i].name + 2)),
             ours = compare(&cpu[i], &gpu[i]).error;
-        check(ours, 1.5 * theirs, "%s", cpu[i].name);
+        check(ours, 1.6 * theirs, "%s", cpu[i].name);
         sum += ours / theirs, most = fmax(most, ours / theirs), n++;
     }
     expect(n == (double)json_object_size(errors), "%g tensors, %zu of PyTorch's", n, json_object_size(errors));
-    check(sum / n, 1, "error over PyTorch's, on average");
-    printf("      bf16: error over PyTorch's %.2f on average (allowed 1), at most %.2f (allowed 1.5)\n", sum / n, most);
+    // PyTorch's errors are of attention that keeps P, rounded once. Attention in tiles rounds P forward, before it is
+    // divided by its sum, and again backward: emulated 1.11 on average and 1.50 at most, 0.9 on an H200; with P kept 0.82.
+    check(sum / n, 1.2, "error over PyTorch's, on average");
+    printf("      bf16: error over PyTorch's %.2f on average (allowed 1.2), at most %.2f (allowed 1.6)\n", sum / n, most);
     snapshots_free(cpu), snapshots_free(gpu), json_decref(errors), free(text);
 }
 
