@@ -63,7 +63,7 @@ build/tokenizer.o: tokenizer.c lib/words.h ops/utf8.h Makefile
 	@mkdir -p build
 	$(CC) $(FLAGS) -c tokenizer.c -o $@
 
-build/cuda_%.o: train.cu ops/ops.h ops/tensor_core.h Makefile
+build/cuda_%.o: train.cu ops/ops.h ops/tensor_core.cuh Makefile
 	@mkdir -p build
 	$(NVCC) $(NVFLAGS) $(REAL_$*) -c train.cu -o $@
 

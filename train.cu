@@ -32,7 +32,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_pipeline.h>
-#include "ops/tensor_core.h"
+#include "ops/tensor_core.cuh"
 #define LAUNCH(kernel, blocks, threads, ...) kernel<<<blocks, threads>>>(__VA_ARGS__)
 #define LAUNCH_SHARED(kernel, blocks, threads, bytes, ...) kernel<<<blocks, threads, bytes>>>(__VA_ARGS__)
 #define SHARED_MEMORY(name) extern __shared__ __align__(16) char name[]
@@ -727,7 +727,7 @@ extern "C" void rope(mat x, dev_ints pos, mat table, int sign)
 //     block 2              │   ■   │   ■   │   ◣   │       │
 //
 // Each of four warps has 16 of the queries, or twice 16: their row of S for this tile, and of out, are in the registers of
-// its lanes (ops/tensor_core.h). A softmax of which a part is known is put right when the next part comes
+// its lanes (ops/tensor_core.cuh). A softmax of which a part is known is put right when the next part comes
 // (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention, arXiv 2205.14135, 2307.08691):
 //
 //     m' = max(m, max S),   P = exp(S − m'),   l = l exp(m − m') + Σ P,   o = o exp(m − m') + P v;

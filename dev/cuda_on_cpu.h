@@ -411,7 +411,7 @@ inline bool __any_sync(unsigned mask, bool yes, CUDA_HERE)
     });
 }
 
-/* What ops/tensor_core.h has for a card: how a warp's lanes hold a matrix is drawn there. The last lane to come computes for
+/* What ops/tensor_core.cuh has for a card: how a warp's lanes hold a matrix is drawn there. The last lane to come computes for
    all, in double, and rounds once.                                                                                      */
 
 template <class T> struct alignas(2 * sizeof(T)) pair_of { T x, y; };

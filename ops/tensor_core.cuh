@@ -1,4 +1,4 @@
-/*  ops/tensor_core.h: what a GPU's warp does with matrices, for attention in train.cu. The 32 lanes of a warp hold a
+/*  ops/tensor_core.cuh: what a GPU's warp does with matrices, for attention in train.cu. The 32 lanes of a warp hold a
     matrix together: each has a few of its numbers, always two neighbours of a row, a pair. With g = lane / 4
     and t = lane % 4 lane holds
 
