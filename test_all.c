@@ -5931,25 +5931,37 @@ static void test_gpu_methods(void)
 // measured it, against float64), and on average over the tensors no more than it.
 static void test_gpu_bundled(void)
 {
-    if (gpu_tolerance(1) < 1e-3) { compare_halves("bundled", 0); return; }      // float and double
+    if (gpu_tolerance(1) < 1e-3) { compare_halves("bundled 0", 0); return; }        // float and double
     size_t bytes;
-    char *text = read_file("dev/golden/bf16_errors.json", &bytes);
-    json_t *errors = parse_json("bf16_errors.json", text, bytes);
-    snapshot *cpu = results_of("bundled", 0, NULL), *gpu = gpu_results("bundled", 0, cpu, scratch);
-    double sum = 0, most = 0, n = 0;
-    for (int i = 0; i < arrlen(cpu); i++) {
-        if (strncmp(cpu[i].name, "d ", 2)) continue;
-        double theirs = json_number_value(json_object_get(errors, cpu[i].name + 2)),
-            ours = compare(&cpu[i], &gpu[i]).error;
-        check(ours, 1.6 * theirs, "%s", cpu[i].name);
-        sum += ours / theirs, most = fmax(most, ours / theirs), n++;
+    const char *pair;
+    char *text = read_file("dev/golden/bf16_errors.json", &bytes), what[40];
+    json_t *errors = parse_json("bf16_errors.json", text, bytes), *of_pair;
+    struct { char *key; struct { double ours, theirs; } value; } *tensors = NULL;
+    sh_new_strdup(tensors);
+    json_object_foreach(errors, pair, of_pair) {
+        snprintf(what, sizeof what, "bundled %.20s", pair);
+        snapshot *cpu = results_of(what, 0, NULL), *gpu = gpu_results(what, 0, cpu, scratch);
+        for (int i = 0; i < arrlen(cpu); i++) {
+            const json_t *theirs = json_object_get(of_pair, cpu[i].name + 2);
+            if (strncmp(cpu[i].name, "d ", 2)) continue;
+            expect(theirs != NULL, "%s has an error of PyTorch's", cpu[i].name);
+            if (shgeti(tensors, cpu[i].name) < 0) shput(tensors, cpu[i].name, ((typeof(tensors->value)){0, 0}));
+            ptrdiff_t at = shgeti(tensors, cpu[i].name);
+            tensors[at].value.ours += compare(&cpu[i], &gpu[i]).error;
+            tensors[at].value.theirs += json_number_value(theirs);
+        }
+        snapshots_free(cpu), snapshots_free(gpu);
     }
-    expect(n == (double)json_object_size(errors), "%g tensors, %zu of PyTorch's", n, json_object_size(errors));
-    // PyTorch's errors are of attention that keeps P, rounded once. Attention in tiles rounds P forward, before it is
-    // divided by its sum, and again backward: emulated 1.11 on average and 1.50 at most, 0.9 on an H200; with P kept 0.82.
-    check(sum / n, 1.2, "error over PyTorch's, on average");
-    printf("      bf16: error over PyTorch's %.2f on average (allowed 1.2), at most %.2f (allowed 1.6)\n", sum / n, most);
-    snapshots_free(cpu), snapshots_free(gpu), json_decref(errors), free(text);
+    double sum = 0, most = 0, n = (double)shlen(tensors);
+    for (int i = 0; i < shlen(tensors); i++) {
+        double ours = tensors[i].value.ours, theirs = tensors[i].value.theirs;
+        check(ours, 1.5 * theirs, "%s", tensors[i].key);
+        sum += ours / theirs, most = fmax(most, ours / theirs);
+    }
+    expect(n == (double)json_object_size(json_object_get(errors, "0")), "%g tensors of PyTorch's", n);
+    check(sum / n, 1, "error over PyTorch's, on average");
+    printf("      bf16: error over PyTorch's %.2f on average (allowed 1), at most %.2f (allowed 1.5)\n", sum / n, most);
+    shfree(tensors), json_decref(errors), free(text);
 }
 
 // Three runs of everything give the same bits. Emulated, each takes threads and blocks in another order (dev/cuda_on_cpu.h

@@ -9,7 +9,8 @@ pieces.txt             tokenizers with spaces, USER and UNUSED pieces of every k
 merges.json            small vocabularies under every published kind of byte-level BPE and of SentencePiece's tokenizer.json, and the
                        ids and texts of Hugging Face's tokenizers there
 special_tokens.json    directories with special and added tokens, and transformers' ids there
-bf16_errors.json       how far PyTorch's own bf16 gradients of the bundled model are off: relative L2 distance to float64's, a tensor
+bf16_errors.json       how far PyTorch's own bf16 gradients of the bundled model are off: relative L2 distance to float64's, a tensor,
+                       for several pairs of rows, since one pair's is as much chance as precision
 stories260K.txt        256 greedy tokens after "Once upon a time", decoded by SentencePiece
 base-*/                small random Llamas, as transformers saves them
 CASE/                  an adapter as PEFT saves it, and golden.safetensors: in float64 the logits, the loss and every gradient
@@ -34,6 +35,8 @@ from peft.tuners.lora.config import LoraGAConfig
 from peft.tuners.lora.loraga import preprocess_loraga
 
 from make_data import PROMPT
+
+PAIRS = 4                       # of rows in bf16_errors.json
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden")
 STEPS, WARMUP, RATE, CLIP = 8, 2, 5e-3, 0.5
@@ -446,12 +449,17 @@ def merges():
 
 
 def bf16_errors():
-    """Full fine-tuning of base/ on the first two rows of data/train.jsonl. Right padding that no label and no mask sees adds nothing."""
+    """Full fine-tuning of base/ on a pair of rows of data/train.jsonl, then the next pair, and so on."""
+    with open(os.path.join(HERE, "..", "..", "data", "train.jsonl")) as file:
+        rows = [json.loads(next(file)) for _ in range(2 * PAIRS)]
+    errors = {str(pair): bf16_errors_of(rows[2 * pair:2 * pair + 2]) for pair in range(PAIRS)}
+    json.dump(errors, open(os.path.join(HERE, "bf16_errors.json"), "w"), indent=0)
+
+
+def bf16_errors_of(rows):
+    """Right padding that no label and no mask sees adds nothing."""
     import sentencepiece
-    root = os.path.join(HERE, "..", "..")
-    tokenizer = sentencepiece.SentencePieceProcessor(os.path.join(root, "base", "tokenizer.model"))
-    with open(os.path.join(root, "data", "train.jsonl")) as file:
-        rows = [json.loads(next(file)) for _ in range(2)]
+    tokenizer = sentencepiece.SentencePieceProcessor(os.path.join(HERE, "..", "..", "base", "tokenizer.model"))
     prompts = [PROMPT.format(question=row["question"], answer="") for row in rows]
     ids = [[tokenizer.bos_id()] + tokenizer.encode(prompt + row["answer"]) + [tokenizer.eos_id()] for prompt, row in zip(prompts, rows)]
     starts = [1 + len(tokenizer.encode(prompt)) for prompt in prompts]
@@ -466,46 +474,6 @@ def bf16_errors():
         torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100).backward()
         gradients[dtype] = {name: parameter.grad.double() for name, parameter in model.named_parameters()}
     want, got = gradients[torch.float64], gradients[torch.bfloat16]
-    json.dump({name: float(f"{(got[name] - want[name]).norm() / want[name].norm():.4g}") for name in want}, open(os.path.join(HERE, "bf16_errors.json"), "w"), indent=0)
+    return {name: float(f"{(got[name] - want[name]).norm() / want[name].norm():.4g}") for name in want}
 
 
-def greedy_text(directory):
-    import sentencepiece
-    tokenizer = sentencepiece.SentencePieceProcessor(os.path.join(directory, "tokenizer.model"))
-    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    prompt = [tokenizer.bos_id()] + tokenizer.encode("Once upon a time")
-    ids = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=256)[0].tolist()
-    with open(os.path.join(HERE, "stories260K.txt"), "w") as file:
-        file.write(tokenizer.decode([i for i in ids if i not in (1, 2)]) + "\n")
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stories", metavar="DIR")
-    parser.add_argument("--base", action="store_true")
-    arguments = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    if arguments.base:
-        return bundled_tokenizer(), pieces(), special_tokens(), merges(), bf16_errors()
-    torch.set_num_threads(1)                     # the same bytes again on the same machine; on another, the same to the last digits
-    os.makedirs(HERE, exist_ok=True)
-    for name in list(BASES) + list(CASES):
-        shutil.rmtree(os.path.join(HERE, name), ignore_errors=True)
-    json.dump([{"ids": ids, "prompt": prompt} for ids, prompt in ROWS], open(os.path.join(HERE, "rows.json"), "w"))
-    singular_values()
-    bundled_tokenizer()
-    pieces()
-    special_tokens()
-    merges()
-    bf16_errors()
-    for name, options in BASES.items():
-        make_base(name, options)
-    for name, (base, config) in CASES.items():
-        make_case(name, base, config)
-    if arguments.stories:
-        greedy_text(arguments.stories)
-
-
-if __name__ == "__main__":
-    main()

@@ -731,23 +731,27 @@ static snapshot *op_results(void)
     return training_results(list);
 }
 
-// The first step of full fine-tuning of the bundled model, on its first two rows.
-static snapshot *bundled_results(const snapshot *other)
+// The first step of full fine-tuning of the bundled model, on a pair of rows of data/train.jsonl.
+static snapshot *bundled_results(int pair, const snapshot *other)
 {
     options before = opt;
-    char *args[] = {"train", "--model", "base", "--data", "data/train.jsonl", "--val", "data/val.jsonl",
+    char *rows = in_scratch("pair.jsonl"), command[200];
+    snprintf(command, sizeof command, "head -n %d data/train.jsonl | tail -n 2 > %s", 2 * pair + 2, rows);
+    if (system(command)) die("%s failed", command);
+    char *args[] = {"train", "--model", "base", "--data", rows, "--val", "data/val.jsonl",
                     "--method", "full", "--batch", "2", "--no-shuffle", NULL};
     snapshot *list = step_tensors((int)(sizeof args / sizeof *args) - 1, args, other);
     opt = before;
+    free(rows);
     return list;
 }
 
-// "ops", "bundled", or a step of one method on the small model, "METHOD" or "METHOD on KIN".
+// "ops", "bundled PAIR", or a step of one method on the small model, "METHOD" or "METHOD on KIN".
 static snapshot *results_of(const char *what, int recompute, const snapshot *other)
 {
     dice = (rng){42};
     if (!strcmp(what, "ops")) return op_results();
-    if (!strcmp(what, "bundled")) return bundled_results(other);
+    if (!strncmp(what, "bundled ", 8)) return bundled_results(atoi(what + 8), other);
     char name[40];
     const char *on = strstr(what, " on ");
     int which = 0;
