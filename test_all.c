@@ -4062,8 +4062,6 @@ static void test_defaults(void)
     static const struct { const char *fields; int max_pos, kv_heads, head_dim, window, full_layers, qkv_bias, o_bias; } cases[] = {
         {"\"llama\"",                                           2048, 64,   4, INT_MAX, 0, 0, 0},
         {"\"llama\", \"attention_bias\": true, \"head_dim\": null", 2048, 64, 4, INT_MAX, 0, 1, 1},
-        {"\"llama\", \"attention_bias\": null, \"mlp_bias\": null, \"tie_word_embeddings\": null, \"is_causal\": null",
-                                                                2048, 64,   4, INT_MAX, 0, 0, 0},
         {"\"mistral\"",                                       131072,  8,   4,    4096, 0, 0, 0},
         {"\"mistral\", \"sliding_window\": null, \"num_key_value_heads\": null", 131072, 64, 4, INT_MAX, 0, 0, 0},
         {"\"qwen2\"",                                          32768, 32,   4, INT_MAX, 0, 1, 0},
@@ -4895,6 +4893,8 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "\"is_causal\" is false, which is not built"},
     {"a switch in quotes",  "sed -i 's/^{/{\"mlp_bias\": \"true\",/' $D/model/config.json", "",
         "\"mlp_bias\" must be true or false"},
+    {"a switch that is null", "sed -i 's/\"tie_word_embeddings\":[^,]*/\"tie_word_embeddings\": null/' "
+        "$D/model/config.json", "", "\"tie_word_embeddings\" must be true or false"},
     {"biases",              "sed -i 's/^{/{\"attention_bias\": true,/' $D/model/config.json", "",
         "model.layers.0.self_attn.q_proj.bias"},
     {"a token the model has no row for", NEW_TOKEN, "--data $D/new.jsonl", "a row holds token 768"},

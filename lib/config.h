@@ -125,13 +125,12 @@ static double config_number(const json_t *json, const char *path, const char *na
     return number_field(json, path, &(struct config_field){name, NUMBER, NOWHERE, missing, 1e-30, 1e15, NULL});
 }
 
-// True or false; null is as good as nothing. What is not built is refused by name.
+// True or false; what is not built is refused by name.
 static int switch_field(const json_t *json, const char *path, const struct config_field *f)
 {
     const json_t *item = json_object_get(json, f->name);
-    int there = item && !json_is_null(item);
-    if (there && !json_is_boolean(item)) die("%s: \"%s\" must be true or false", path, f->name);
-    int value = there ? json_is_true(item) : f->missing != 0;
+    if (item && !json_is_boolean(item)) die("%s: \"%s\" must be true or false", path, f->name);
+    int value = item ? json_is_true(item) : f->missing != 0;
     if (f->at == NOWHERE && value != (f->missing != 0))
         die("%s: \"%s\" is %s, which is not built here", path, f->name, value ? "true" : "false");
     return value;
