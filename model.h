@@ -465,12 +465,6 @@ static double base_parameters(const model *m)
     return sum;
 }
 
-// The numbers in a matrix whose rows are filled up to a multiple of 8, as a product's copy of it in bf16 is.
-static size_t filled_up(mat m)
-{
-    return (size_t)m.batch * (size_t)m.rows * (size_t)(ceil_div(m.cols, 8) * 8);
-}
-
 // The sizes by which the ops reserve work space of their own.
 static needs needs_of(const model *m)
 {
@@ -480,7 +474,9 @@ static needs needs_of(const model *m)
     n.trained = 2 * (size_t)p->rank * (size_t)p->rank;                  // dora's A Aᵀ (r, r), made wider
     for (int i = 0; i < arrlen(m->tensors); i++) {
         const tensor *t = &m->tensors[i];
-        size_t size = elements(*t->value), padded = filled_up(*t->value);
+        mat v = *t->value;
+        size_t size = elements(v);
+        size_t padded = (size_t)v.batch * (size_t)v.rows * (size_t)pitch(v.cols);
         if (t->kind == BASE && size > n.weight) n.weight = size;
         if ((t->kind == PARAM || t->kind == START) && padded > n.trained) n.trained = padded;
     }

@@ -240,8 +240,8 @@ static void training_loop(run *r)
 
 // ---- 2  the commands --------------------------------------------------------------------------------------
 
-// --init: Hugging Face's start, normal with σ = initializer_range (0.02) for matrices, ones for norms, zeros for
-// biases.
+// --init: Hugging Face's start, normal with σ = initializer_range (0.02) for matrices, ones for norms, zeros
+// for biases.
 static void random_weights(model *m)
 {
     for (int i = 0; i < arrlen(m->tensors); i++) {

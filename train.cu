@@ -16,9 +16,10 @@
     sum is a tree of fixed shape, and no atomic operation adds floating-point numbers: the same input gives
     the same bits on every run.
 
-    What a pass over memory costs: in bf16 x (16384, 4096) of Llama2-7B is read in 31 µs on a card of 4.3 TB/s,
-    and 32 layers read and write the like some 2000 times in a step of 900 ms (doc/gpu.md has the profile). So
-    RMSNorm copies the residual stream in the kernel that reads it, and who first writes a gradient sets it.
+    What a pass over memory costs: in bf16 x (16384, 4096) of Llama2-7B is read in 31 µs on a card of 4.3
+    TB/s, and 32 layers read and write the like some 2000 times in a step of 900 ms (doc/gpu.md has the
+    profile). So RMSNorm copies the residual stream in the kernel that reads it, and who first writes a
+    gradient sets it.
 
     Without a GPU this file compiles as C++ against dev/cuda_on_cpu.h, which runs every block and thread.   */
 
@@ -102,8 +103,8 @@ enum { MOST_BLOCKS = 65535 };                           // along the y of a grid
 enum { PACK = 16 / sizeof(real) };
 struct pack { wide x[PACK]; };
 
-// How it lies in memory: its elements, and the same bytes as words. A load of words need not wait for the bytes
-// before the next load begins, one that takes elements apart must.
+// How it lies in memory: its elements, and the same bytes as words. A load of words need not wait for the
+// bytes before the next load begins, one that takes elements apart must.
 template <class T> union packed {
     static constexpr size_t bytes = PACK * sizeof(T);
     struct alignas(bytes < 16 ? bytes : 16) { unsigned word[bytes / 4]; } words;
@@ -718,16 +719,16 @@ extern "C" void rope(mat x, dev_ints pos, mat table, int sign)
 //  S = q kᵀ/√d,   P = softmax(S) over the keys that a query sees,   out = P v
 //
 // P has a row a query and a column a key: at 4096 of each it would be 32 MB a head, so it is never in memory.
-// A block keeps QUERIES queries of one head in shared memory. Keys and values stream past, a tile of them at a
-// time, the next on its way while this one is used:
+// A block keeps QUERIES queries of one head in shared memory. Keys and values stream past, a tile of them at
+// a time, the next on its way while this one is used:
 //
 //                   keys →  tile 0  tile 1  tile 2  tile 3          ■  all of it is seen
 //     block 0 of queries   │   ◣   │       │       │       │        ◣  the diagonal: some are seen
 //     block 1              │   ■   │   ◣   │       │       │           the rest is not even read
 //     block 2              │   ■   │   ■   │   ◣   │       │
 //
-// Each of four warps has 16 of the queries, or twice 16: their row of S for this tile, and of out, are in the registers of
-// its lanes (ops/tensor_core.cuh). A softmax of which a part is known is put right when the next part comes
+// Each of four warps has some of the queries: their rows of S for this tile, and of out, are in the registers
+// of its lanes (ops/tensor_core.cuh). A softmax of which a part is known is put right when the next part is
 // (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention, arXiv 2205.14135, 2307.08691):
 //
 //     m' = max(m, max S),   P = exp(S − m'),   l = l exp(m − m') + Σ P,   o = o exp(m − m') + P v;
@@ -737,7 +738,8 @@ extern "C" void rope(mat x, dev_ints pos, mat table, int sign)
 //
 // 16 bits are rounded to where a product takes them: P, and dS below. The rest is wide.
 enum { ATTENTION_THREADS = 128, MOST_HEAD_DIM = 128 };
-// Bands of 16 queries that a warp has: two, so that it uses twice what it reads of a tile; one where a number is long.
+// Bands of 16 queries that a warp has: two, so that it uses twice what it reads of a tile; one where a number
+// is long.
 constexpr int BANDS = sizeof(real) == 2 ? 2 : 1;
 enum { QUERIES = 64 * BANDS, KEYS = 64 };                // that a block keeps
 constexpr int TILE = sizeof(real) == 2 ? 32 : 16;       // rows that stream past at a time
@@ -747,23 +749,42 @@ typedef pair_of<wide> wide_pair;
 // The block of queries that begins at number `first` of this span, or of keys.
 struct span_rows { span s; int first; };
 
-// Query i of a span sees the keys from seen_from to its own.
+// Query i of a span sees its own key and those before it, `window` keys at most.
 __device__ static inline int own_key(const span &s, int i) { return s.nk - s.nq + i; }
 __device__ static inline bool sees(const span &s, int window, int i, int key)
 {
     return key <= own_key(s, i) && key > own_key(s, i) - window && i < s.nq;
 }
 
-// A tile in shared memory: rows of D numbers, each 16 bytes longer than it need be, so that the eight rows that
-// load_tiles reads at a time lie in different banks.
+// What a block of queries has: n of them, of which the first has the key `own`; and the keys from … to − 1,
+// that some of them see.
+struct query_block {
+    span s;
+    int first, n, own, from, to, window;
+    __device__ query_block(const span_rows &b, int window_) : s(b.s), first(b.first), window(window_)
+    {
+        n = s.nq - first < QUERIES ? s.nq - first : QUERIES;
+        own = own_key(s, first);
+        from = own >= window ? own - window + 1 : 0;
+        to = own + n;
+    }
+    // whether all of them see the whole tile that begins at this key; whether the one in this row sees a key
+    __device__ bool sees_tile(int key) const { return key + TILE - 1 <= own && key > own + n - 1 - window; }
+    __device__ bool sees_key(int row, int key) const { return sees(s, window, first + row, key); }
+};
+
+// A tile in shared memory: rows of D numbers, each 16 bytes longer than it need be, so that the eight rows
+// that load_tiles reads at a time lie in different banks.
 template <int D> struct tile { static constexpr int LD = D + PACK; };
 
 // Begins to copy rows of one head into shared memory; what the tile has beyond them and beyond d is zero.
 // Neighbouring threads take neighbouring packs of 16 bytes of a row; where rows do not begin at 16 bytes, a
 // thread copies its numbers one by one.
-template <int N, int D> __device__ static inline void fetch(real *to, const mat &m, int row, int rows, int head, int d)
+template <int N, int D> __device__ static inline
+void fetch(real *to, const mat &m, int row, int rows, int head, int d)
 {
-    constexpr int ACROSS = D <= 4 * PACK ? 4 : D <= 8 * PACK ? 8 : D <= 16 * PACK ? 16 : D <= 32 * PACK ? 32 : 64;
+    constexpr int PACKS = D / PACK;
+    constexpr int ACROSS = PACKS <= 4 ? 4 : PACKS <= 8 ? 8 : PACKS <= 16 ? 16 : PACKS <= 32 ? 32 : 64;
     constexpr int DOWN = ATTENTION_THREADS / ACROSS;                    // ACROSS packs of DOWN rows at a time
     const int c = threadIdx.x % ACROSS * PACK, first = threadIdx.x / ACROSS;
     const real *from = (const real *)m.p + (row + first) * m.ld + head * d + c;
@@ -771,10 +792,11 @@ template <int N, int D> __device__ static inline void fetch(real *to, const mat 
     to += first * tile<D>::LD + c;
     if (c >= D) return;
     if (aligned) {
-        UNROLL
-        for (int r = 0; r < N; r += DOWN)
+        UNROLL for (int r = 0; r < N; r += DOWN) {
+            int zeros = first + r < rows && c < d ? 0 : 16;
             if (N % DOWN == 0 || first + r < N)
-                __pipeline_memcpy_async(to + r * tile<D>::LD, from + r * m.ld, 16, first + r < rows && c < d ? 0 : 16);
+                __pipeline_memcpy_async(to + r * tile<D>::LD, from + r * m.ld, 16, zeros);
+        }
         return;
     }
     for (int r = 0; first + r < N; r += DOWN)
@@ -782,34 +804,39 @@ template <int N, int D> __device__ static inline void fetch(real *to, const mat 
             to[r * tile<D>::LD + e] = first + r < rows && c + e < d ? from[r * m.ld + e] : (real)0;
 }
 
-// Waits for all copies but those of the last fetches, if `behind` says that there are such.
-__device__ static inline void arrived(bool behind)
+// The next tile of each of the two matrices that stream past; two of each have room, in turns.
+template <int D> __device__ static inline
+void fetch_both(real *to_a, const mat &a, real *to_b, const mat &b,
+                int slot, int row, int rows, int head, int d)
 {
-    if (behind) __pipeline_wait_prior(1);
+    fetch<TILE, D>(to_a + slot * TILE * tile<D>::LD, a, row, rows, head, d);
+    fetch<TILE, D>(to_b + slot * TILE * tile<D>::LD, b, row, rows, head, d);
+    __pipeline_commit();
+}
+
+// Waits for all that was fetched, but for the last tiles if `more` are on their way.
+__device__ static inline void arrived(bool more)
+{
+    if (more) __pipeline_wait_prior(1);
     else __pipeline_wait_prior(0);
     __syncthreads();
 }
 
-// c (16, N) = a (16, D) bᵀ,  b (N, D); both in shared memory.
-template <int M, int N, int D>
-__device__ static inline void rows_by_rows(wide_pair (&c)[M][N / 8][2], const real *a, const real *b)
+// c (16 M, N) = a (16 M, D) bᵀ,  b (N, D); both in shared memory.
+template <int M, int N, int D> __device__ static inline
+void rows_by_rows(wide_pair (&c)[M][N / 8][2], const real *a, const real *b)
 {
     int lane = threadIdx.x % WARP;
-    a += lane % 16 * tile<D>::LD + lane / 16 * 8;                       // its four matrices: two down, two across
+    a += lane % 16 * tile<D>::LD + lane / 16 * 8;                       // four matrices: two down, two across
     b += (lane % 8 + lane / 16 * 8) * tile<D>::LD + lane / 8 % 2 * 8;   // two across, two down
-    UNROLL
-    for (int m = 0; m < M; m++)
+    UNROLL for (int m = 0; m < M; m++)
         for (int n = 0; n < N / 8; n++) c[m][n][0] = c[m][n][1] = {0, 0};
-    UNROLL
-    for (int k = 0; k < D; k += 16) {
+    UNROLL for (int k = 0; k < D; k += 16) {
         real_pair x[M][4], y[4];
-        UNROLL
-        for (int m = 0; m < M; m++) load_tiles(x[m], a + m * 16 * tile<D>::LD + k);
-        UNROLL
-        for (int n = 0; n < N; n += 16) {
+        UNROLL for (int m = 0; m < M; m++) load_tiles(x[m], a + m * 16 * tile<D>::LD + k);
+        UNROLL for (int n = 0; n < N; n += 16) {
             load_tiles(y, b + n * tile<D>::LD + k);
-            UNROLL
-            for (int m = 0; m < M; m++) {
+            UNROLL for (int m = 0; m < M; m++) {
                 mma(c[m][n / 8], x[m], y);
                 mma(c[m][n / 8 + 1], x[m], y + 2);
             }
@@ -817,25 +844,20 @@ __device__ static inline void rows_by_rows(wide_pair (&c)[M][N / 8][2], const re
     }
 }
 
-// c (16, D) += a (16, N) b,  a in registers, rounded here, b (N, D) in shared memory.
-template <int M, int N, int D>
-__device__ static inline void add_product(wide_pair (&c)[M][D / 8][2], wide_pair (&a)[M][N / 8][2], const real *b)
+// c (16 M, D) += a (16 M, N) b,  a in registers, rounded here, b (N, D) in shared memory.
+template <int M, int N, int D> __device__ static inline
+void add_product(wide_pair (&c)[M][D / 8][2], wide_pair (&a)[M][N / 8][2], const real *b)
 {
     int lane = threadIdx.x % WARP;
     b += lane % 16 * tile<D>::LD + lane / 16 * 8;
-    UNROLL
-    for (int n = 0; n < N; n += 16) {
+    UNROLL for (int n = 0; n < N; n += 16) {
         real_pair x[M][4], y[4];
-        UNROLL
-        for (int m = 0; m < M; m++)
-            UNROLL
-            for (int i = 0; i < 4; i++)
+        UNROLL for (int m = 0; m < M; m++)
+            UNROLL for (int i = 0; i < 4; i++)
                 x[m][i] = pair_up<real>(a[m][n / 8 + i / 2][i % 2].x, a[m][n / 8 + i / 2][i % 2].y);
-        UNROLL
-        for (int k = 0; k < D; k += 16) {
+        UNROLL for (int k = 0; k < D; k += 16) {
             load_transposed(y, b + n * tile<D>::LD + k);
-            UNROLL
-            for (int m = 0; m < M; m++) {
+            UNROLL for (int m = 0; m < M; m++) {
                 mma(c[m][k / 8], x[m], y);
                 mma(c[m][k / 8 + 1], x[m], y + 2);
             }
@@ -851,19 +873,17 @@ template <int M> __device__ static inline place place_of(int m, int n, int i)
     return {((int)threadIdx.x / WARP * M + m) * 16 + lane / 4 + 8 * i, 8 * n + lane % 4 * 2};
 }
 
-// Rows first … first + 15 of m become scale c, for one head; those from `rows` on are not there.
-template <int M, int D> __device__ static inline void write_rows(const mat &to_, int row, int rows, int head, int d,
-                                                                 wide_pair (&c)[M][D / 8][2], const wide (&scale)[M][2])
+// The block's rows of one head, from `row` on, become scale c, each with its own scale. There are `rows`.
+template <int M, int D> __device__ static inline
+void write_rows(const mat &out, int row, int rows, int head, int d,
+                wide_pair (&c)[M][D / 8][2], const wide (&scale)[M][2])
 {
-    int lane = threadIdx.x % WARP;
-    UNROLL
-    for (int j = 0; j < 2 * M; j++) {
-        int m = j / 2, i = j % 2, r = place_of<M>(m, 0, i).row;
-        real *to = row_of(to_, row + r) + (size_t)head * d;
+    UNROLL for (int j = 0; j < 2 * M; j++) {
+        const int m = j / 2, i = j % 2, r = place_of<M>(m, 0, i).row;
+        real *to = row_of(out, row + r) + head * d;
         bool paired = (uintptr_t)to % sizeof(real_pair) == 0;
-        UNROLL
-        for (int n = 0; n < D / 8; n++) {
-            int col = 8 * n + lane % 4 * 2;
+        UNROLL for (int n = 0; n < D / 8; n++) {
+            int col = place_of<M>(m, n, i).col;
             real_pair p = pair_up<real>(scale[m][i] * c[m][n][i].x, scale[m][i] * c[m][n][i].y);
             if (r >= rows) continue;
             if (paired && col + 1 < d) *(real_pair *)(to + col) = p;
@@ -886,47 +906,36 @@ constexpr wide LOG2E = (wide)1.4426950408889634;        // exp(x) = exp2(x log�
 
 // One block: QUERIES queries of a span, in one query head, against all keys that they see.
 template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS)
-attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide scale, const span_rows *blocks)
+attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide scale,
+                 const span_rows *blocks)
 {
     SHARED_MEMORY(memory);
     constexpr int LD = tile<D>::LD;
     real *Q = (real *)memory, *K = Q + QUERIES * LD, *V = K + 2 * TILE * LD;
-    const span s = blocks[blockIdx.x].s;
-    const int first = blocks[blockIdx.x].first, head = blockIdx.y, kv = head / (q.cols / k.cols);
-    const int queries = s.nq - first < QUERIES ? s.nq - first : QUERIES, own = own_key(s, first);
-    const int from = own >= window ? own - window + 1 : 0, to = own + queries;  // keys that some query sees
+    const query_block b(blocks[blockIdx.x], window);
+    const int head = blockIdx.y, kv = head / (q.cols / k.cols), row = b.s.q + b.first;
     const int warp_row = threadIdx.x / WARP * 16 * BANDS;
     const wide log2_scale = scale * LOG2E;                              // exp(scale x) = exp2(log2_scale x)
 
     wide_pair o[BANDS][D / 8][2] = {}, S[BANDS][TILE / 8][2];
     wide most[BANDS][2], sum[BANDS][2] = {};
-    UNROLL
-    for (int j = 0; j < 2 * BANDS; j++) most[j / 2][j % 2] = -INFINITY;
-    auto fetch_keys = [&](int key, int slot) {
-        fetch<TILE, D>(K + slot * TILE * LD, k, s.k + key, to - key, kv, d);
-        fetch<TILE, D>(V + slot * TILE * LD, v, s.k + key, to - key, kv, d);
-        __pipeline_commit();
-    };
-    fetch<QUERIES, D>(Q, q, s.q + first, queries, head, d);
-    fetch_keys(from, 0);
-    for (int key = from, slot = 0; key < to; key += TILE, slot ^= 1) {
-        bool more = key + TILE < to;
-        if (more) fetch_keys(key + TILE, slot ^ 1);
+    UNROLL for (int j = 0; j < 2 * BANDS; j++) most[j / 2][j % 2] = -INFINITY;
+    fetch<QUERIES, D>(Q, q, row, b.n, head, d);
+    fetch_both<D>(K, k, V, v, 0, b.s.k + b.from, b.to - b.from, kv, d);
+    for (int key = b.from, slot = 0; key < b.to; key += TILE, slot ^= 1) {
+        int next = key + TILE;
+        bool more = next < b.to, all_seen = b.sees_tile(key);
+        if (more) fetch_both<D>(K, k, V, v, slot ^ 1, b.s.k + next, b.to - next, kv, d);
         arrived(more);
         rows_by_rows<BANDS, TILE, D>(S, Q + warp_row * LD, K + slot * TILE * LD);          // S = q kᵀ
-        bool all_seen = key + TILE - 1 <= own && key > own + queries - 1 - window;
-        UNROLL
-        for (int j = 0; j < 2 * BANDS; j++) {                              // the lane's rows
+        UNROLL for (int j = 0; j < 2 * BANDS; j++) {                              // the lane's rows
             const int m = j / 2, i = j % 2;
             wide largest = -INFINITY;
-            UNROLL
-            for (int n = 0; n < TILE / 8; n++) {
+            UNROLL for (int n = 0; n < TILE / 8; n++) {
                 wide_pair &x = S[m][n][i];
-                if (!all_seen) {
-                    place p = place_of<BANDS>(m, n, i);
-                    if (!sees(s, window, first + p.row, key + p.col)) x.x = -INFINITY;
-                    if (!sees(s, window, first + p.row, key + p.col + 1)) x.y = -INFINITY;
-                }
+                place p = place_of<BANDS>(m, n, i);
+                if (!all_seen && !b.sees_key(p.row, key + p.col)) x.x = -INFINITY;
+                if (!all_seen && !b.sees_key(p.row, key + p.col + 1)) x.y = -INFINITY;
                 largest = fmax(largest, fmax(x.x, x.y));
             }
             // m need not be the largest score, only near it, so that no P is beyond 2⁸
@@ -936,14 +945,14 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
                 wide shrink = grows ? fast_exp2(most[m][i] - largest) : 1;      // exp(m − m')
                 if (grows) most[m][i] = largest;
                 sum[m][i] *= shrink;
-                UNROLL
-                for (int n = 0; n < D / 8; n++) o[m][n][i] = {o[m][n][i].x * shrink, o[m][n][i].y * shrink};
+                UNROLL for (int n = 0; n < D / 8; n++)
+                    o[m][n][i] = {o[m][n][i].x * shrink, o[m][n][i].y * shrink};
             }
-            wide base = most[m][i] == -INFINITY ? 0 : most[m][i];               // no key seen so far: exp2(−∞) is 0
-            UNROLL
-            for (int n = 0; n < TILE / 8; n++) {
+            wide base = most[m][i] == -INFINITY ? 0 : most[m][i];   // no key seen so far: exp2(−∞) is 0
+            UNROLL for (int n = 0; n < TILE / 8; n++) {
                 wide_pair &x = S[m][n][i];
-                x = {fast_exp2(x.x * log2_scale - base), fast_exp2(x.y * log2_scale - base)};   // P = exp(S − m)
+                x.x = fast_exp2(x.x * log2_scale - base);                       // P = exp(S − m)
+                x.y = fast_exp2(x.y * log2_scale - base);
                 sum[m][i] += x.x + x.y;                                         // l, this lane's part
             }
         }
@@ -951,16 +960,15 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
         __syncthreads();                                                // the tile may be overwritten
     }
     wide inverse[BANDS][2];
-    UNROLL
-    for (int j = 0; j < 2 * BANDS; j++) {
+    UNROLL for (int j = 0; j < 2 * BANDS; j++) {
         const int m = j / 2, i = j % 2;
         place p = place_of<BANDS>(m, 0, i);
         wide l = over_row(sum[m][i], plus());
         inverse[m][i] = 1 / l;
-        if (p.col == 0 && p.row < queries)
-            ((wide *)lse.p)[index_of(lse, 0, s.q + first + p.row, head)] = most[m][i] / LOG2E + log(l);
+        wide *at = (wide *)lse.p + index_of(lse, 0, row + p.row, head);
+        if (p.col == 0 && p.row < b.n) *at = most[m][i] / LOG2E + log(l);
     }
-    write_rows<BANDS, D>(out, s.q + first, queries, head, d, o, inverse);
+    write_rows<BANDS, D>(out, row, b.n, head, d, o, inverse);
 }
 
 //  out = P v:         dv = Pᵀ dout,   dP = dout vᵀ
@@ -968,82 +976,79 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
 //  S = q kᵀ/√d:       dq = dS k/√d,   dk = dSᵀ q/√d
 //                     (Σ_c P[c] Σ_i dout[i] v[c, i] = Σ_i dout[i] Σ_c P[c] v[c, i] = Σ_i dout[i] out[i])
 //
-// dq is a sum over keys, and dk and dv are sums over queries. A block that made all three would have to add to
-// rows that other blocks add to, in an order that chance decides. So there are two kernels, each with its sum
-// in registers, and both make S and dP: seven products instead of five.
+// dq is a sum over keys, and dk and dv are sums over queries. A block that made all three would have to add
+// to rows that other blocks add to, in an order that chance decides. So there are two kernels, each with its
+// sum in registers, and both make S and dP: seven products instead of five.
+
+// P = exp(S − lse), both given times log₂e; a key that is not seen has none.
+__device__ static inline wide probability(wide S, wide lse, bool seen)
+{
+    return seen ? fast_exp2(S - lse) : 0;
+}
 
 // One block: QUERIES queries of a span in one head. Keys and values stream past. It also leaves Δ.
 template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS)
-attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, mat lse, int d, int window, wide scale,
-                    const span_rows *blocks)
+attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, mat lse,
+                    int d, int window, wide scale, const span_rows *blocks)
 {
     SHARED_MEMORY(memory);
     constexpr int LD = tile<D>::LD;
     real *Q = (real *)memory, *G = Q + QUERIES * LD, *K = G + QUERIES * LD, *V = K + 2 * TILE * LD;
-    const span s = blocks[blockIdx.x].s;
-    const int first = blocks[blockIdx.x].first, head = blockIdx.y, kv = head / (q.cols / k.cols);
-    const int queries = s.nq - first < QUERIES ? s.nq - first : QUERIES, own = own_key(s, first);
-    const int from = own >= window ? own - window + 1 : 0, to = own + queries;
+    const query_block b(blocks[blockIdx.x], window);
+    const int head = blockIdx.y, kv = head / (q.cols / k.cols), row = b.s.q + b.first;
     const int lane = threadIdx.x % WARP, warp_row = threadIdx.x / WARP * 16 * BANDS;
     const wide log2_scale = scale * LOG2E;
 
-    auto fetch_keys = [&](int key, int slot) {
-        fetch<TILE, D>(K + slot * TILE * LD, k, s.k + key, to - key, kv, d);
-        fetch<TILE, D>(V + slot * TILE * LD, v, s.k + key, to - key, kv, d);
-        __pipeline_commit();
-    };
-    fetch<QUERIES, D>(Q, q, s.q + first, queries, head, d);
-    fetch<QUERIES, D>(G, dout, s.q + first, queries, head, d);
-    fetch_keys(from, 0);
+    fetch<QUERIES, D>(Q, q, row, b.n, head, d);
+    fetch<QUERIES, D>(G, dout, row, b.n, head, d);
+    fetch_both<D>(K, k, V, v, 0, b.s.k + b.from, b.to - b.from, kv, d);
 
-    wide Delta[BANDS][2] = {}, L[BANDS][2] = {};              // of the lane's rows; a quarter of a row is its own
-    UNROLL
-    for (int j = 0; j < 2 * BANDS; j++) {
+    wide Delta[BANDS][2] = {}, L[BANDS][2] = {};        // of the lane's rows; a quarter of a row is its own
+    UNROLL for (int j = 0; j < 2 * BANDS; j++) {
         const int m = j / 2, i = j % 2;
-        int r = place_of<BANDS>(m, 0, i).row, row = s.q + first + r;
-        if (r < queries) {
-            const real *g = row_of(dout, row) + (size_t)head * d, *o = row_of(out, row) + (size_t)head * d;
+        int r = place_of<BANDS>(m, 0, i).row;
+        bool there = r < b.n;
+        if (there) {
+            const real *g = row_of(dout, row + r) + head * d, *o = row_of(out, row + r) + head * d;
             for (int c = lane % 4; c < d; c += 4) Delta[m][i] += up(g[c]) * up(o[c]);
-            L[m][i] = ((const wide *)lse.p)[index_of(lse, 0, row, head)] * LOG2E;
+            L[m][i] = ((const wide *)lse.p)[index_of(lse, 0, row + r, head)] * LOG2E;
         }
         Delta[m][i] = over_row(Delta[m][i], plus());
-        if (r < queries && lane % 4 == 0) ((wide *)delta.p)[index_of(delta, 0, row, head)] = Delta[m][i];
+        wide *at = (wide *)delta.p + index_of(delta, 0, row + r, head);
+        if (there && lane % 4 == 0) *at = Delta[m][i];
     }
 
     wide_pair sum[BANDS][D / 8][2] = {}, S[BANDS][TILE / 8][2], dS[BANDS][TILE / 8][2];
-    for (int key = from, slot = 0; key < to; key += TILE, slot ^= 1) {
-        bool more = key + TILE < to;
-        if (more) fetch_keys(key + TILE, slot ^ 1);
+    for (int key = b.from, slot = 0; key < b.to; key += TILE, slot ^= 1) {
+        int next = key + TILE;
+        bool more = next < b.to, all_seen = b.sees_tile(key);
+        if (more) fetch_both<D>(K, k, V, v, slot ^ 1, b.s.k + next, b.to - next, kv, d);
         arrived(more);
         rows_by_rows<BANDS, TILE, D>(S, Q + warp_row * LD, K + slot * TILE * LD);      // S  = q kᵀ
         rows_by_rows<BANDS, TILE, D>(dS, G + warp_row * LD, V + slot * TILE * LD);     // dP = dout vᵀ
-        bool all_seen = key + TILE - 1 <= own && key > own + queries - 1 - window;
-        UNROLL
-        for (int j = 0; j < BANDS * TILE / 4; j++) {
+        UNROLL for (int j = 0; j < BANDS * TILE / 4; j++) {
             const int m = j / (TILE / 4), n = j / 2 % (TILE / 8), i = j % 2;
             place p = place_of<BANDS>(m, n, i);
             wide_pair x = S[m][n][i], y = dS[m][n][i];
-            x = {fast_exp2(x.x * log2_scale - L[m][i]), fast_exp2(x.y * log2_scale - L[m][i])};       // P = exp(S − lse)
-            if (!all_seen) {
-                if (!sees(s, window, first + p.row, key + p.col)) x.x = 0;
-                if (!sees(s, window, first + p.row, key + p.col + 1)) x.y = 0;
-            }
-            dS[m][n][i] = {x.x * (y.x - Delta[m][i]), x.y * (y.y - Delta[m][i])};           // dS = P ⊙ (dP − Δ)
+            bool seen = all_seen || b.sees_key(p.row, key + p.col);
+            bool next_seen = all_seen || b.sees_key(p.row, key + p.col + 1);
+            wide P = probability(x.x * log2_scale, L[m][i], seen);
+            wide next_P = probability(x.y * log2_scale, L[m][i], next_seen);
+            dS[m][n][i] = {P * (y.x - Delta[m][i]), next_P * (y.y - Delta[m][i])};      // dS = P ⊙ (dP − Δ)
         }
         add_product<BANDS, TILE, D>(sum, dS, K + slot * TILE * LD);                    // dq += dS k
         __syncthreads();
     }
     wide scales[BANDS][2];
-    UNROLL
-    for (int j = 0; j < 2 * BANDS; j++) scales[j / 2][j % 2] = scale;
-    write_rows<BANDS, D>(dq, s.q + first, queries, head, d, sum, scales);
+    UNROLL for (int j = 0; j < 2 * BANDS; j++) scales[j / 2][j % 2] = scale;
+    write_rows<BANDS, D>(dq, row, b.n, head, d, sum, scales);
 }
 
-// One block: 64 keys of a span in one head of keys. The queries that see them stream past, of every query head
-// that shares the keys, one head after the other. S and dP are made transposed: their rows are keys.
+// One block: 64 keys of a span in one head of keys. The queries that see them stream past, of every query
+// head that shares the keys, one head after the other. S and dP are made transposed: their rows are keys.
 template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS)
-attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat delta, int d, int window, wide scale,
-                     const span_rows *blocks)
+attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat delta,
+                     int d, int window, wide scale, const span_rows *blocks)
 {
     SHARED_MEMORY(memory);
     constexpr int LD = tile<D>::LD;
@@ -1062,9 +1067,7 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
     auto fetch_queries = [&](int step) {
         int slot = step % 2, row = s.q + from + step % tiles * TILE, head = kv * group + step / tiles;
         int rows = s.q + to - row;
-        fetch<TILE, D>(Q + slot * TILE * LD, q, row, rows, head, d);
-        fetch<TILE, D>(G + slot * TILE * LD, dout, row, rows, head, d);
-        __pipeline_commit();
+        fetch_both<D>(Q, q, G, dout, slot, row, rows, head, d);
         for (int r = threadIdx.x; r < TILE; r += ATTENTION_THREADS) {
             L[slot][r] = r < rows ? ((const wide *)lse.p)[index_of(lse, 0, row + r, head)] * LOG2E : 0;
             Delta[slot][r] = r < rows ? ((const wide *)delta.p)[index_of(delta, 0, row + r, head)] : 0;
@@ -1084,19 +1087,17 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
         rows_by_rows<1, TILE, D>(dS, V + warp_row * LD, G + slot * TILE * LD);      // dPᵀ = v doutᵀ
         bool all_seen = first + keys - 1 <= own_key(s, query) && first > own_key(s, query + TILE - 1) - window
                         && query + TILE <= to;
-        UNROLL
-        for (int j = 0; j < TILE / 4; j++) {
+        UNROLL for (int j = 0; j < TILE / 4; j++) {
             const int n = j / 2, i = j % 2;
             place p = place_of<1>(0, n, i);
             const wide *l = &L[slot][p.col], *D0 = &Delta[slot][p.col];
             wide_pair x = P[0][n][i], y = dS[0][n][i];
-            x = {fast_exp2(x.x * log2_scale - l[0]), fast_exp2(x.y * log2_scale - l[1])};             // P = exp(S − lse)
-            if (!all_seen) {
-                if (!sees(s, window, query + p.col, first + p.row)) x.x = 0;
-                if (!sees(s, window, query + p.col + 1, first + p.row)) x.y = 0;
-            }
+            bool seen = all_seen || sees(s, window, query + p.col, first + p.row);
+            bool next_seen = all_seen || sees(s, window, query + p.col + 1, first + p.row);
+            x.x = probability(x.x * log2_scale, l[0], seen);
+            x.y = probability(x.y * log2_scale, l[1], next_seen);
             P[0][n][i] = x;
-            dS[0][n][i] = {x.x * (y.x - D0[0]), x.y * (y.y - D0[1])};                       // dS = P ⊙ (dP − Δ)
+            dS[0][n][i] = {x.x * (y.x - D0[0]), x.y * (y.y - D0[1])};               // dS = P ⊙ (dP − Δ)
         }
         add_product<1, TILE, D>(sum_v, P, G + slot * TILE * LD);                    // dv += Pᵀ dout
         add_product<1, TILE, D>(sum_k, dS, Q + slot * TILE * LD);                   // dk += dSᵀ q
@@ -1109,7 +1110,8 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
 
 // The blocks of queries of all spans, those with the most keys first, so that no long one is begun last;
 // behind them the blocks of keys, likewise. They lie on the device until spans come that are not these.
-static struct { span *spans; int count, query_blocks, key_blocks; } listed;
+enum { NONE_LISTED = -1 };
+static struct { span *spans; int count, query_blocks, key_blocks; } listed = {NULL, NONE_LISTED, 0, 0};
 
 static int by_work(const void *a, const void *b)
 {
@@ -1121,7 +1123,8 @@ static span_rows *list_blocks(const span *spans, int count)
 {
     size_t bytes = count * sizeof *spans, room = 0;
     if (listed.count == count && !memcmp(listed.spans, spans, bytes)) return (span_rows *)buffers[BLOCKS].p;
-    for (int i = 0; i < count; i++) room += (spans[i].nq + QUERIES - 1) / QUERIES + (spans[i].nk + KEYS - 1) / KEYS;
+    for (int i = 0; i < count; i++)
+        room += (spans[i].nq + QUERIES - 1) / QUERIES + (spans[i].nk + KEYS - 1) / KEYS;
     span_rows *list = (span_rows *)malloc(room * sizeof *list + 1), *end = list;
     span *kept = (span *)realloc(listed.spans, bytes + 1);
     if (!list || !kept) fail("attention", "out of memory");
@@ -1151,7 +1154,7 @@ static span_rows *list_blocks(const span *spans, int count)
         else RUN_SHARED(kernel<128>, grid, attention_bytes(128, rows), __VA_ARGS__); \
     } while (0)
 #define RUN_SHARED(kernel, grid, bytes, ...) \
-    (check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "shared memory"), \
+    (check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), #kernel), \
      LAUNCH_SHARED(kernel, grid, ATTENTION_THREADS, bytes, __VA_ARGS__), check(cudaGetLastError(), #kernel))
 
 static int attention_bytes(int D, int rows)
@@ -1161,7 +1164,8 @@ static int attention_bytes(int D, int rows)
 
 static void check_head_dim(int d)
 {
-    if (d > MOST_HEAD_DIM) fail("attention", "heads of more than 128 numbers are not built for a GPU; ./train runs on the CPU");
+    if (d > MOST_HEAD_DIM)
+        fail("attention", "heads of more than 128 numbers are not built for a GPU; ./train runs on the CPU");
 }
 
 extern "C" void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, int window,
@@ -1511,11 +1515,11 @@ extern "C" size_t dev_reserve(needs n, int take)
     bytes[FACTOR_A] = converted * sizeof(real);
     bytes[FACTOR_B] = converted * sizeof(real);
     bytes[HOST] = n.fetched * sizeof(wide);
-    bytes[BLOCKS] = 2 * (size_t)n.tokens * sizeof(span_rows);   // a block of queries and one of keys has a row at least
-    listed.count = 0;
+    bytes[BLOCKS] = 2 * (size_t)n.tokens * sizeof(span_rows);   // a block has one row at least
+    if (take) listed.count = NONE_LISTED;                       // the list's memory is about to change
     if (n.train) {
         bytes[DELTA] = (size_t)n.tokens * n.heads * sizeof(wide);
-        bytes[LINKS] = n.normed * sizeof(same_id);                 // embedding_backward's; no more tokens than that
+        bytes[LINKS] = n.normed * sizeof(same_id);              // embedding_backward's, of no more tokens
     }
     size_t rhos = n.normed * sizeof(wide);                      // rmsnorm_backward's
     size_t sums = (SUMS + 1) * sizeof(double);                  // sum_of_squares'

@@ -170,14 +170,18 @@ static void measure_steps(void)
     double all = 0;
     for (int step = 0; step < least || (!opt.steps && all < 3); step++) {
         double norm, began = now();
-        memset(spent, 0, sizeof spent);
+        memset(op_spent, 0, sizeof op_spent);
         train_step(&r, &b, &norm, &tokens);
         update(&r.m, step + 1, 1e-4, norm);
         double time = now() - began;
         all += time;
         if (step > 1 && time > shared->step) continue;
         shared->step = time, shared->tokens = tokens;
-        memcpy(shared->spent, spent, sizeof spent);
+        memset(shared->spent, 0, sizeof shared->spent);
+        for (struct op_spent *o = op_spent; o->op; o++) {
+            cost *sum = &shared->spent[o->group];
+            sum->seconds += o->spent.seconds, sum->flops += o->spent.flops, sum->bytes += o->spent.bytes;
+        }
     }
 }
 

@@ -13,22 +13,34 @@
 #undef main
 #include "stopwatch.h"
 
-static const struct shape_row { const char *name; int dim, hidden, layers, heads, kv_heads, vocab; } shapes[] = {
-    {"tiny", 128, 192, 2, 4, 2, 512}, {"1b", 2048, 5632, 22, 32, 4, 32000}, {"7b", 4096, 11008, 32, 32, 32, 32000},
-    {"layer", 4096, 11008, 2, 32, 32, 32000},           // of 7b, two: there in a second
+#define COUNT(table) (sizeof table / sizeof *table)
+
+// usual: those that are measured where no word chooses others.
+static const struct shape_row { const char *name; int usual, dim, hidden, layers, heads, kv_heads, vocab; } shapes[] = {
+    {"tiny", 0, 128, 192, 2, 4, 2, 512}, {"1b", 1, 2048, 5632, 22, 32, 4, 32000}, {"7b", 1, 4096, 11008, 32, 32, 32, 32000},
+    {"layer", 0, 4096, 11008, 2, 32, 32, 32000},        // of 7b, two: there in a second
 };
 static const struct bench_row { const char *method; int rank, flops; } bench_rows[] = { // flops: of P, a token
     {"lora", 36, 4}, {"bone", 64, 4}, {"bat", 64, 6}, {"bat-row", 64, 4}, {"full", 1, 6},
 };
-static const struct load { const char *name; int rows, seq; } loads[] = {
-    {"4x1024", 4, 1024}, {"16x1024", 16, 1024}, {"4x4096", 4, 4096}, {"2x32", 2, 32},
+static const struct load { const char *name; int usual, rows, seq; } loads[] = {
+    {"4x1024", 1, 4, 1024}, {"16x1024", 1, 16, 1024}, {"4x4096", 1, 4, 4096}, {"2x32", 0, 2, 32},
 };
 
-static const char *const *words;                        // of the command line
-static int chosen(const char *name, int unless)         // unless: the answer where no word is of this kind
+// What the words of the command line choose.
+static struct { int shapes[COUNT(shapes)], methods[COUNT(bench_rows)], loads[COUNT(loads)]; } picked;
+static int any_shape, any_method, any_load;
+
+static void choose(const char *word)
 {
-    for (const char *const *w = words; *w; w++) if (!strcmp(*w, name)) return 1;
-    return unless;
+    int known = 0;
+    for (size_t i = 0; i < COUNT(shapes); i++)
+        if (!strcmp(word, shapes[i].name)) known = any_shape = picked.shapes[i] = 1;
+    for (size_t i = 0; i < COUNT(bench_rows); i++)
+        if (!strcmp(word, bench_rows[i].method)) known = any_method = picked.methods[i] = 1;
+    for (size_t i = 0; i < COUNT(loads); i++)
+        if (!strcmp(word, loads[i].name)) known = any_load = picked.loads[i] = 1;
+    if (!known) die("%s: no shape, method or load of that name (dev/bench_gpu.c)", word);
 }
 
 static mat one_number(mat m)                            // reading it waits for the device
@@ -181,27 +193,26 @@ static void measure(const struct shape_row *s, const struct bench_row *what, con
 
 int main(int argc, char **argv)
 {
-    int peer = 0, profile = 0, first = 1, shape_named = 0, method_named_ = 0, load_named = 0;
-    for (; first < argc && argv[first][0] == '-'; first++) {
-        peer |= !strcmp(argv[first], "--peer"), profile |= !strcmp(argv[first], "--profile");
+    int peer = 0, profile = 0;
+    stopwatch_runs = 0;
+    for (int a = 1; a < argc; a++) {
+        if (!strcmp(argv[a], "--peer")) peer = 1;
+        else if (!strcmp(argv[a], "--profile")) profile = 1;
+        else choose(argv[a]);
     }
-    words = (const char *const *)argv + first, stopwatch_runs = 0;
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) shape_named |= chosen(shapes[i].name, 0);
-    for (size_t i = 0; i < sizeof bench_rows / sizeof *bench_rows; i++) method_named_ |= chosen(bench_rows[i].method, 0);
-    for (size_t i = 0; i < sizeof loads / sizeof *loads; i++) load_named |= chosen(loads[i].name, 0);
     printf("%s\n", dev_name());
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        if (!chosen(shapes[i].name, !shape_named && (i == 1 || i == 2))) continue;
-        int n = i ? 8192 : 256;
+    for (const struct shape_row *s = shapes; s < shapes + COUNT(shapes); s++) {
+        if (!(any_shape ? picked.shapes[s - shapes] : s->usual)) continue;
+        int n = s->dim < 8192 / 4 ? 256 : 8192;
         double rate = matmul_rate(n);
         printf("products of %d: %.1f TFLOP/s\n", n, rate / 1e12);
-        for (size_t l = 0; l < sizeof loads / sizeof *loads; l++)
-            for (size_t r = 0; r < sizeof bench_rows / sizeof *bench_rows; r++)
-                if (chosen(loads[l].name, !load_named && l < 3) && chosen(bench_rows[r].method, !method_named_))
-                    measure(&shapes[i], &bench_rows[r], &loads[l], rate, profile);
+        for (size_t l = 0; l < COUNT(loads); l++)
+            for (size_t r = 0; r < COUNT(bench_rows); r++)
+                if ((any_load ? picked.loads[l] : loads[l].usual) && (!any_method || picked.methods[r]))
+                    measure(s, &bench_rows[r], &loads[l], rate, profile);
         char command[400];
-        const struct shape_row *s = &shapes[i];
-        snprintf(command, sizeof command, "python3 dev/bench_gpu_peer.py --shape %d,%d,%d,%d,%d,%d", s->dim, s->hidden, s->layers, s->heads, s->kv_heads, s->vocab);
+        snprintf(command, sizeof command, "python3 dev/bench_gpu_peer.py --shape %d,%d,%d,%d,%d,%d", s->dim, s->hidden, s->layers,
+            s->heads, s->kv_heads, s->vocab);
         if (peer && system(command)) die("%s failed: torch, transformers and peft are needed for it", command);
     }
     return 0;

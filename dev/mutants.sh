@@ -171,8 +171,8 @@ GPU product: not added       | train.cu   | s/beta = mode == ADD ? 1 : 0/beta = 
 GPU product: stride of one weight for all | train.cu | s/b.batch > 1 ? (long long)b.stride : 0/(long long)b.stride/ | gpu-ops | forward
 GPU attention: sees the future | train.cu | s/return key <= own_key(s, i) \&\&/return key <= own_key(s, i) + 1 \&\&/ | gpu-ops | forward
 GPU attention: sees one less | train.cu   | s/key > own_key(s, i) - window \&\& i/key > own_key(s, i) - window + 1 \&\& i/ | gpu-ops | forward
-GPU attention: a tile beyond the window | train.cu | /^attention_kernel/,/^attention_dq/s/own - window + 1 : 0/own - window + 2 : 0/ | gpu-ops | forward
-GPU attention: dropped Δ     | train.cu   | s/x.x \* (y.x - Delta\[m\]\[i\])/x.x * y.x/                         | gpu-ops     | forward
+GPU attention: a tile beyond the window | train.cu | s/own - window + 1 : 0/own - window + 2 : 0/ | gpu-ops | forward
+GPU attention: dropped Δ     | train.cu   | s/P \* (y.x - Delta\[m\]\[i\])/P * y.x/                         | gpu-ops     | forward
 GPU attention: dropped Δ of keys | train.cu | s/x.x \* (y.x - D0\[0\])/x.x * y.x/                                  | gpu-ops     | forward
 GPU attention: wrong head of a group | train.cu | s/head = blockIdx.y, kv = head \/ (q.cols \/ k.cols)/head = blockIdx.y, kv = head % (k.cols \/ d)/ | gpu-ops | forward
 GPU attention: one head of a group | train.cu | s/steps = tiles \* group;/steps = tiles;/                          | gpu-ops     | forward

@@ -7,9 +7,8 @@ static const char *const group_names[GROUPS] = {"matmul", "adapter", "attention"
 
 // Seconds spent, and the least that had to be done: multiply-adds, and bytes between op and memory, each operand once.
 typedef struct { double seconds, flops, bytes; } cost;
-static cost spent[GROUPS];
 
-// The same op by op; a product counts by its group, too.
+// Op by op; a product counts by its group, too.
 enum { MOST_OPS = 64 };
 static struct op_spent { const char *op; enum group group; int calls; cost spent; } op_spent[MOST_OPS];
 static int stopwatch_runs = 1;
@@ -22,8 +21,7 @@ static void spend(const char *op, enum group group, cost c)
     while (op_spent[i].op && (strcmp(op_spent[i].op, op) || op_spent[i].group != group)) i++;
     if (i == MOST_OPS - 1) die("stopwatch.h: too many ops");
     op_spent[i].op = op, op_spent[i].group = group, op_spent[i].calls++;
-    for (cost **into = (cost *[]){&spent[group], &op_spent[i].spent, NULL}; *into; into++)
-        (*into)->seconds += c.seconds, (*into)->flops += c.flops, (*into)->bytes += c.bytes;
+    op_spent[i].spent.seconds += c.seconds, op_spent[i].spent.flops += c.flops, op_spent[i].spent.bytes += c.bytes;
 }
 
 static double size_of(mat m) { return m.p ? (double)elements(m) * (double)dtypes[m.type].size : 0; }

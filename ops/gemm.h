@@ -250,7 +250,7 @@ static inline void pack_across(real *out, mat m, int first, int last, int k0, in
 
 // Copies one panel or sliver that does not: out[k·width + i] = m[first + i, k0 + k]. Each i is a line of its
 // own: squares of LANES lines by LANES steps of k are read, transposed and stored as whole vectors. Where the
-// width is no multiple of LANES, the square with the last lines writes beyond the width, into the place of the
+// width is no multiple of LANES, the square with the last lines writes beyond it, into the place of the
 // next k. What belongs there is stored later (k rises, i falls), and `out` has room for a vector more at its
 // end.
 static inline void pack(real *out, mat m, int first, int k0, int K, const int width)
@@ -429,8 +429,8 @@ static void gemm_thread(const product *p, int thread, int threads)
 // ---- few rows of y ----------------------------------------------------------------------------------------
 //
 //  A token that is generated has one row of x for all of W: a number of W is used once, and the time is that
-//  of reading it. So W is not copied first. LANES of its rows are read side by side, LANES steps of k at a time,
-//  and turned in registers: then a vector holds one k of LANES columns of y, as half a sliver does.
+//  of reading it. So W is not copied first. LANES of its rows are read side by side, LANES steps of k at a
+//  time, and turned in registers: then a vector holds one k of LANES columns of y, as half a sliver does.
 //
 //      b[j]    k k k k               b[j] b[j+1] b[j+2] b[j+3]
 //      b[j+1]  k k k k   transpose    k    k      k      k         each of these vectors times a[i, k]

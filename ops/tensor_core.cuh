@@ -1,6 +1,6 @@
-/*  ops/tensor_core.cuh: what a GPU's warp does with matrices, for attention in train.cu. The 32 lanes of a warp hold a
-    matrix together: each has a few of its numbers, always two neighbours of a row, a pair. With g = lane / 4
-    and t = lane % 4 lane holds
+/*  ops/tensor_core.cuh: what a GPU's warp does with matrices, for attention in train.cu. The 32 lanes of a
+    warp hold a matrix together. Each has a few pairs of its numbers, two neighbours of a row, or of a column
+    of b. With g = lane / 4 and t = lane % 4 a lane holds
 
         of c (16, 8):   c[0] row g, columns 2t, 2t+1;     c[1] row g+8, the same columns
         of a (16, 16):  a[0], a[1] likewise;              a[2], a[3] the same rows, columns 2t+8, 2t+9
@@ -12,8 +12,8 @@
            …                                                   has made, the next takes from registers
 
         mma(c, a, b)              c += a b
-        load_tiles(p, row)        four 8 x 8 matrices from shared memory. Lane 8i + j gives the address of row j
-                                  of matrix i; p[i] becomes row g, columns 2t, 2t+1, of matrix i
+        load_tiles(p, row)        four 8 x 8 matrices from shared memory. Lane 8i + j gives the address of row
+                                  j of matrix i; p[i] becomes row g, columns 2t, 2t+1, of matrix i
         load_transposed(p, row)   the same of the transposed matrices: p[i] is column g, rows 2t, 2t+1
 
     For bf16 they are one instruction each (PTX ISA, mma.m16n8k16 and ldmatrix). Float and double, which check
@@ -76,7 +76,8 @@ template <class T> __device__ static inline pair_of<T> from_lane(pair_of<T> p, i
 
 // Four rounds: in round i the lanes 4g + i give their part of rows g and g+8 of a, and lanes 4·2t + i and
 // 4·(2t+1) + i theirs of columns 2t and 2t+1 of b.
-template <class T> __device__ static inline void mma(pair_of<T> c[2], const pair_of<T> a[4], const pair_of<T> b[2])
+template <class T> __device__ static inline
+void mma(pair_of<T> c[2], const pair_of<T> a[4], const pair_of<T> b[2])
 {
     int lane = threadIdx.x % 32;
     for (int i = 0; i < 4; i++)
@@ -100,7 +101,8 @@ template <class T> __device__ static inline const T *row_of_lane(const T *row, i
 template <class T> __device__ static inline void load_tiles(pair_of<T> p[4], const T *row)
 {
     int lane = threadIdx.x % 32;
-    for (int i = 0; i < 4; i++) p[i] = *(const pair_of<T> *)(row_of_lane(row, 8 * i + lane / 4) + lane % 4 * 2);
+    for (int i = 0; i < 4; i++)
+        p[i] = *(const pair_of<T> *)(row_of_lane(row, 8 * i + lane / 4) + lane % 4 * 2);
 }
 
 template <class T> __device__ static inline void load_transposed(pair_of<T> p[4], const T *row)

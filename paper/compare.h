@@ -587,8 +587,9 @@ static void run_compare(void)
     printf("Ctrl-C stops, the same command goes on\n\n");
     in_loop = 1;
     run_cells(&list, c, steps);
+    const char *rate = opt.own_lr ? "a learning rate for each, sought from" : "learning rate";
     char *title = text_of("%s on %s: %d steps of %d rows, %s %g, %s, %d seed%s",
-        opt.model, opt.data, steps, opt.batch * opt.accum, opt.own_lr ? "a learning rate for each, sought from" : "learning rate", opt.lr,
+        opt.model, opt.data, steps, opt.batch * opt.accum, rate, opt.lr,
         opt.schedule, opt.seeds, opt.seeds > 1 ? "s" : "");
     write_lists(list);                          // also where all of it was done before
     write_tables(list, title);

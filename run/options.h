@@ -12,7 +12,8 @@ typedef struct {
     const char *model, *init, *adapter, *data, *val, *out, *log, *resume, *method, *targets, *schedule;
     const char *template, *plot;
     const char *generate, *merge, *tokenize;
-    int eval, list, help, version, check, compare, quick, sweep_lr, own_lr, jobs, no_before, seeds, tf32, chat, exact_match, no_shuffle;
+    int eval, list, help, version, check, compare, quick, sweep_lr, own_lr, jobs, no_before, seeds, tf32, chat, exact_match,
+        no_shuffle;
     int rank, mini_r, dora_detach, steps, batch, accum, recompute, seq, warmup, seed, threads, eval_every, save_every;
     int max_new, keep_best, patience, dry_run;
     double epochs, alpha, plus_ratio, lr, weight_decay, clip, temperature, top_p;
