@@ -4467,6 +4467,35 @@ static void test_same_options(void)
     free(dir), close_small(m);
 }
 
+// The counts of state.json are whole numbers that an int holds, its best loss a number; all else is refused by name.
+static void test_state_counts(void)
+{
+    static const char *const names[] = {"step", "evaluated", "best_step", "evaluations_since", "best_eval_loss"};
+    model *m = open_small(small_plan("lora"), 0);
+    shared_run = (run){.m = *m, .step = 3, .steps = 5};
+    opt.model = "base", opt.data = opt.val = "rows.jsonl", opt.keep_best = 1;
+    for (int i = 0; i < 5; i++)
+        for (int bad = 0; bad < 5; bad++) {
+            json_t *values[] = {json_real(2147483648.0), json_real(-1), json_real(1.5), json_string("3"), json_integer(3)};
+            char *name = text_of("counts-%d-%d", i, bad), *dir = in_scratch(name);
+            json_t *state = run_settings(&shared_run);
+            for (int j = 1; j < 5; j++) set_field(state, names[j], json_integer(2));
+            set_field(state, "best_on", text_value(opt.val));
+            char *value = json_text(values[bad]);
+            set_field(state, names[i], json_incref(values[bad]));
+            stage_begin(dir);
+            stage_state(state);
+            stage_publish(&(place_of_result){.path = dir});
+            char *said = said_by(only_read_state, dir);
+            int fits = bad == 4 || (i == 4 && (bad == 0 || bad == 2));
+            expect(fits ? !*said : !!strstr(said, names[i]), "%s of %s: «%s»", names[i], value, said);
+            for (int j = 0; j < 5; j++) json_decref(values[j]);
+            free(value), free(said), free(dir), free(name);
+        }
+    opt.keep_best = 0;
+    close_small(m);
+}
+
 // Whatever a signal does to a run in mid-flight, the next one goes on from the last step saved.
 static void test_killed(void)
 {
@@ -6165,6 +6194,8 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_nan_saved, BOTH, "run/checkpoint.h"},
     {"same-options", "a run goes on only with the options that it had",
         test_same_options, BOTH, "run/checkpoint.h"},
+    {"state-counts", "what state.json counts is a whole number that an int holds, or it is refused by name",
+        test_state_counts, BOTH, "run/checkpoint.h"},
     {"killed", "so does one that a signal ended",
         test_killed, ONLY_F32, "run/checkpoint.h, run/signals.h"},
     {"compare", "--compare gives every method a row, continues, and its runs are ordinary ones",
