@@ -138,7 +138,7 @@ TESTS = build/test_f64 build/test_f32 build/test_asan build/corpus build/test_cu
         $(if $(GPU),$(PRECISIONS:%=build/test_cuda_%))
 test: found train train_emu $(if $(NVCC),train_cuda) $(TESTS)
 	@mkdir -p build; rm -f build/test.log; \
-	for part in $(TESTS) dev/mutants.sh; do \
+	for part in dev/lines.sh $(TESTS) dev/mutants.sh; do \
 	    start=$$(date +%s); only=; [ $$part != build/test_asan ] || only=splits; \
 	    [ $$part != dev/mutants.sh ] || only='--sample 20'; \
 	    ASAN_OPTIONS=detect_leaks=0 ./$$part $$only > build/part.log 2>&1; \
