@@ -943,6 +943,8 @@ static double close_behind(int k) { return k < 4 ? 2 - 0.25 * k : k == 4 ? 1.24 
 static double one_far_ahead(int k) { return k == 0 ? 10 : k < 4 ? 2 - 0.25 * k : 0.8; }
 
 // Singular values of LAPACK, then those of matrices that were made of them.
+static double falling_slowly(int k) { return 1 - k / 500.0; }
+
 static void test_svd(void)
 {
     size_t bytes;
@@ -962,6 +964,7 @@ static void test_svd(void)
     free(text);
     svd_of_known("close behind", 60, 50, 30, 4, close_behind);
     svd_of_known("one far ahead", 60, 50, 30, 4, one_far_ahead);
+    svd_of_known("falling slowly", 230, 210, 200, 20, falling_slowly);
     check_nearly_parallel();
 }
 

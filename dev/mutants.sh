@@ -44,6 +44,7 @@ lora: A = B = 0, which no step leaves | adapters.h |
 lora: A = B = 0 learns nothing | adapters.h |
     /^static void lora_init/,/^}/s/put(l->A, a, TYPE_OF(wide));/zero(l->A);/                                  | gsm8k       | lora
 svd: Gram-Schmidt once       | lib/svd.h  | s/pass < 2; pass++/pass < 1; pass++/                              | svd         |
+svd: no filter               | lib/svd.h  | s/return x > 1 ? (int)fmin(8, .*;/return 0;/                      | svd         |
 svd: no spare rows           | lib/svd.h  | s/int b = r + 8 + r \/ 2 < small ? r + 8 + r \/ 2 : small/int b = r/ | svd         |
 dora: sign                   | adapters.h |
     s/matmul_tn(CB, C, l->B, l->scale, SET)/matmul_tn(CB, C, l->B, -l->scale, SET)/                           | gradients   | dora
