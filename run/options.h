@@ -3,6 +3,7 @@
 #ifndef OPTIONS_H
 #define OPTIONS_H
 #include "../adapters.h"
+#include "ranks.h"
 #include "threads.h"
 #include <ctype.h>
 
@@ -408,8 +409,33 @@ static void parse_options(int argc, char **argv)
         die("%s is for one run, and --compare makes many", opt.plot ? "--plot" : "--dry-run");
     if (opt.steps && opt.epochs != 1) die("--steps and --epochs both say how long to train; give one of them");
     if (opt.threads) omp_set_num_threads(opt.threads);
-    else if (!getenv("OMP_NUM_THREADS")) omp_set_num_threads(usable_cpus(""));
+    else if (!getenv("OMP_NUM_THREADS")) omp_set_num_threads(threads_of_rank(usable_cpus("")));
     if (opt.tf32 && !dev_tf32()) die("--tf32 is for floats on a GPU; this program computes otherwise");
+}
+
+// Several ranks train or evaluate, with one command line. A step's micro-batches are halved until each rank has its
+// share of them.
+static void check_ranks(void)
+{
+    int n = ranks(), training = !opt.help && !opt.version && !opt.chat;
+    for (int i = 0; i < OPTIONS; i++) {
+        const struct option *o = &option_table[i];
+        if (o->kind == 'h' || o->at == AT(threads)) continue;
+        const char *value = given_values[i];
+        ranks_compare(o->name, !value ? "its default" : *value ? value : "given");
+    }
+    if (n == 1) return;
+    for (int i = 1; i <= COMMANDS; i++) {
+        int alone = given_values[i] && option_table[i].at != AT(eval) && option_table[i].at != AT(list);
+        if (alone) die("%s is the work of one process, and here are %d ranks; ./train does it", option_table[i].name, n);
+        training &= !given_values[i];
+    }
+    if (opt.chat) die("--chat is the work of one process, and here are %d ranks; ./train does it", n);
+    if (opt.temperature > 0) die("--temperature draws one token after the other, in one process; leave it out with %d ranks", n);
+    if (training && (n & (n - 1))) die("%d ranks: they add their gradients by pairs; start 2, 4, 8, …", n);
+    if (training && opt.accum % n)
+        die("--accum %d: %d ranks share the micro-batches of a step evenly; give a multiple of %d, say --accum %d",
+            opt.accum, n, n, ceil_div(opt.accum, n) * n);
 }
 
 // A bit for each of projections[]. PEFT's names, q_proj, and its "all-linear" will do.
