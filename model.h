@@ -148,7 +148,7 @@ typedef struct {
     int positions;              // the longest sequence
     int train;                  // keep what the backward pass needs
     int dora_detach;            // dora: the norm counts as a constant in the backward pass
-    int halvings;               // how often a step's micro-batches are halved: each asks for a block of gradients
+    int halvings;               // how often a step's micro-batches are halved; each takes a block of gradients
     int recompute;              // 1: but not gate and up; 2: of each layer only x, the residual stream
     int sequences;              // generation: how many are answered at once
     int cache_rows;             // generation: their number × length; 0: no cache
@@ -491,7 +491,8 @@ static needs needs_of(const model *m)
 // All memory of a model, once it lies there: every block, the ops' own work space, and the base.
 static inline double planned_bytes(const model *m)
 {
-    double bytes = (3 + m->p.halvings) * (double)m->used[PARAM] * sizeof(wide) + (double)dev_reserve(needs_of(m), 0);
+    double trained = (3 + m->p.halvings) * (double)m->used[PARAM] * sizeof(wide);
+    double bytes = trained + (double)dev_reserve(needs_of(m), 0);
     for (int k = NORM; k < KINDS; k++)
         bytes += (double)m->used[k] * (double)dtypes[type_of_kind((enum kind)k)].size;
     for (int i = 0; i < arrlen(m->tensors); i++) {

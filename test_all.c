@@ -5541,7 +5541,7 @@ static int several_ranks(void)
     setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
     setenv("MPIRUN", "timeout -k 5 90 mpirun --oversubscribe --bind-to none", 1);
     int there = !system("command -v mpirun >/dev/null && set -- $TRAIN_MPI && [ -x $1 ]");
-    if (!there) snprintf(skipped, sizeof skipped, "mpirun is not here, or train_mpi");
+    if (!there) snprintf(skipped, sizeof skipped, "mpirun or train_mpi is not here");
     return there;
 }
 

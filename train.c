@@ -28,8 +28,8 @@ static double learning_rate(int s, int steps)
     return opt.lr;
 }
 
-// Mean loss over the target tokens of a data set. Its micro-batches are dealt out to the ranks, and their losses
-// are added in one order.
+// Mean loss over the target tokens of a data set. Its micro-batches are dealt out to the ranks, and their
+// losses are added in one order.
 static double evaluate(model *m, const dataset *d, long *targets)
 {
     int n = (int)arrlen(d->rows), rows = n < 1024 ? n : 1024;
@@ -127,10 +127,10 @@ static void fill_batch(const run *r, batch *b, int first, int last)
     for (int i = first; i < last && i < first + opt.batch; i++) batch_add(b, &r->train.rows[r->order[i]]);
 }
 
-// Forward and backward of `count` micro-batches, which begin with a row of the step and end before `last`: their
-// gradients are added to m->grad, which is zero. An even number is halved, and the sums of the halves are added;
-// an odd number goes one after the other. So the sums make the same tree, to the last bit, where several ranks
-// have a part of it each. Returns Σ loss, added up by the same tree.
+// Forward and backward of `count` micro-batches, from row `first` of the step on, whose rows end before `last`.
+// Their gradients are added to m->grad, which is zero. An even number is halved, and the sums of both halves
+// are added; an odd number goes one after the other. So it is the same tree of sums, to the last bit, where
+// several ranks have a part of it each (doc/ranks.md). Returns Σ loss, added up likewise.
 static double sum_gradients(run *r, batch *b, int first, int last, int count, double scale, int depth)
 {
     double sum = 0;
@@ -151,8 +151,8 @@ static double sum_gradients(run *r, batch *b, int first, int last, int count, do
     return sum;
 }
 
-// The gradients of one optimiser step, from --accum micro-batches of --batch rows, of which each rank takes an
-// equal share. Returns the mean loss over the target tokens of all its rows; *norm is the norm of the gradient
+// The gradients of one optimiser step, from --accum micro-batches of --batch rows, of which each rank takes
+// its share. Returns the mean loss over the target tokens of all its rows; *norm is the norm of the gradient
 // before clipping.
 static double train_step(run *r, batch *b, double *norm, int *tokens)
 {

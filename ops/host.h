@@ -53,8 +53,8 @@ static inline char *printable_if_room(const char *text, const char *kept)
     return out;
 }
 
-// Whether an error was told, where errors go, and whether a terminal gets lines of progress. run/ranks_mpi.c has others
-// where several processes work together.
+// Whether an error was told, where errors go, and whether a terminal gets lines of progress. Where several
+// processes work together, run/ranks_mpi.c changes all three.
 __attribute__((weak)) char told_here, *told = &told_here;
 __attribute__((weak)) int errors_to = STDERR_FILENO;
 __attribute__((weak)) int shows_progress = 1;

@@ -116,7 +116,8 @@ static uint64_t hash_of(const char *p, size_t bytes)
     return hash;
 }
 
-// Ranks add up gradients of one model: ends the program where the base's file or what trains differs among them.
+// Ranks add up gradients of one model: ends the program where the base's file or what trains differs among
+// them.
 static void compare_models(model *m)
 {
     char text[64];
@@ -230,8 +231,8 @@ static void stage_best(const char *dir)
     free_names(names);
 }
 
-// Saves the adapter or model, with --keep-best that of the best step, and what --resume needs of this one. All ranks hold
-// the same; rank 0 writes it.
+// Saves the adapter or model, with --keep-best that of the best step, and what --resume needs of this one. All
+// ranks hold the same; rank 0 writes it.
 static void save_run(run *r)
 {
     model *m = &r->m;

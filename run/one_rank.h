@@ -29,7 +29,7 @@ ONE_RANK void ranks_begin(void)
 {
     const char *started = getenv("OMPI_COMM_WORLD_SIZE");
     if (started && atoi(started) > 1)
-        die("mpirun started %s of a program that is made for one process; ./train_mpi is for several", started);
+        die("mpirun started %s of a program for one process; ./train_mpi is for several", started);
 }
 
 #endif

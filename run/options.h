@@ -413,29 +413,36 @@ static void parse_options(int argc, char **argv)
     if (opt.tf32 && !dev_tf32()) die("--tf32 is for floats on a GPU; this program computes otherwise");
 }
 
-// Several ranks train or evaluate, with one command line. A step's micro-batches are halved until each rank has its
-// share of them.
+// Ends the program where the ranks were not started alike. --threads may differ.
+static void compare_options(void)
+{
+    for (int i = 0; i < OPTIONS; i++) {
+        const char *value = given_values[i];
+        if (option_table[i].kind == 'h' || option_table[i].at == AT(threads)) continue;
+        ranks_compare(option_table[i].name, !value ? "its default" : *value ? value : "given");
+    }
+}
+
+// Several ranks train or evaluate. They halve a step's micro-batches until each has its share of them.
 static void check_ranks(void)
 {
-    int n = ranks(), training = !opt.help && !opt.version && !opt.chat;
-    for (int i = 0; i < OPTIONS; i++) {
-        const struct option *o = &option_table[i];
-        if (o->kind == 'h' || o->at == AT(threads)) continue;
-        const char *value = given_values[i];
-        ranks_compare(o->name, !value ? "its default" : *value ? value : "given");
-    }
-    if (n == 1) return;
+    int n = ranks();
+    const char *alone = opt.chat ? "--chat" : NULL, *command = NULL;
+    compare_options();
+    if (n == 1 || opt.help || opt.version) return;
     for (int i = 1; i <= COMMANDS; i++) {
-        int alone = given_values[i] && option_table[i].at != AT(eval) && option_table[i].at != AT(list);
-        if (alone) die("%s is the work of one process, and here are %d ranks; ./train does it", option_table[i].name, n);
-        training &= !given_values[i];
+        if (!given_values[i]) continue;
+        command = option_table[i].name;
+        if (option_table[i].at != AT(eval) && option_table[i].at != AT(list)) alone = command;
     }
-    if (opt.chat) die("--chat is the work of one process, and here are %d ranks; ./train does it", n);
-    if (opt.temperature > 0) die("--temperature draws one token after the other, in one process; leave it out with %d ranks", n);
-    if (training && (n & (n - 1))) die("%d ranks: they add their gradients by pairs; start 2, 4, 8, …", n);
-    if (training && opt.accum % n)
+    if (alone) die("%s is the work of one process, and here are %d ranks; ./train does it", alone, n);
+    if (opt.temperature > 0)
+        die("--temperature draws one token after the other; with %d ranks leave it out", n);
+    if (command) return;
+    if (n & (n - 1)) die("%d ranks: they add their gradients by pairs; start 2, 4, 8, …", n);
+    if (opt.accum % n)
         die("--accum %d: %d ranks share the micro-batches of a step evenly; give a multiple of %d, say --accum %d",
-            opt.accum, n, n, ceil_div(opt.accum, n) * n);
+            opt.accum, n, n, (opt.accum / n + 1) * n);
 }
 
 // A bit for each of projections[]. PEFT's names, q_proj, and its "all-linear" will do.

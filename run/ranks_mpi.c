@@ -13,8 +13,8 @@ static int begun;                       // and not ended
 int ranks(void) { return count; }
 int this_rank(void) { return rank; }
 
-// A failure of MPI itself: a cable, a machine that is gone. MPI does not end the program by itself then, so that there is
-// one line in our words.
+// A failure of MPI itself: a cable, a machine that is gone. MPI is told to return then, so that there is one
+// line in our words.
 static void check(int error, const char *what)
 {
     char text[MPI_MAX_ERROR_STRING] = "";
@@ -33,7 +33,8 @@ void ranks_end(void)
     MPI_Finalize();                     // returns when all ranks are here
 }
 
-// Runs at exit(). Who fails ends all: the others may wait for it already. What was half-written is removed before.
+// Runs at exit(). Who fails ends all: the others may wait for it already. What was half-written is removed
+// before.
 static void on_end(int status, void *unused)
 {
     (void)unused;
@@ -41,8 +42,8 @@ static void on_end(int status, void *unused)
     ranks_end();
 }
 
-// What all ranks of a machine find wrong, a bad option say, is said once: whoever sets this byte first speaks, and the
-// others wait to be ended.
+// What all ranks of a machine find wrong, a bad option say, is said once: whoever sets this byte first speaks,
+// and the others wait to be ended.
 static void share_told(void)
 {
     MPI_Win window;
@@ -74,8 +75,8 @@ void ranks_begin(void)
     MPI_Comm_size(MPI_COMM_WORLD, &count);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     if (count == 1) return;
-    check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &machine), "beginning");
-    int local;
+    int local, shared = MPI_COMM_TYPE_SHARED;
+    check(MPI_Comm_split_type(MPI_COMM_WORLD, shared, rank, MPI_INFO_NULL, &machine), "beginning");
     MPI_Comm_rank(machine, &local);
     share_told();
     shows_progress = 0;                 // mpirun makes a terminal even where its own output goes to a file
@@ -83,8 +84,8 @@ void ranks_begin(void)
     if (gpu_begin) gpu_begin(local);
 }
 
-// Of a CPU that n ranks of this machine may use, each gets an n-th. mpirun binds ranks to CPUs of their own, unless it is
-// told --bind-to none. A container's quota, which makes fewer CPUs than there are, is shared by all.
+// Of a CPU that n ranks of this machine may use, each gets an n-th. mpirun binds ranks to CPUs of their own,
+// unless it is told --bind-to none. A container's quota, which makes fewer CPUs than there are, is shared by all.
 int threads_of_rank(int cpus)
 {
     static int users[CPU_SETSIZE];
@@ -104,6 +105,7 @@ void ranks_compare(const char *what, const char *mine)
 {
     enum { MOST = PATH_MAX };
     char first[MOST], own[MOST];
+    if (count == 1) return;
     snprintf(first, MOST, "%s", mine);
     memcpy(own, first, MOST);
     check(MPI_Bcast(first, MOST, MPI_CHAR, 0, MPI_COMM_WORLD), "comparing ranks");
@@ -113,20 +115,22 @@ void ranks_compare(const char *what, const char *mine)
 
 void ranks_add(double *x, int n)
 {
-    if (count > 1) check(MPI_Allreduce(MPI_IN_PLACE, x, n, MPI_DOUBLE, MPI_SUM, MPI_COMM_WORLD), "sharing results");
+    if (count == 1) return;
+    check(MPI_Allreduce(MPI_IN_PLACE, x, n, MPI_DOUBLE, MPI_SUM, MPI_COMM_WORLD), "sharing results");
 }
 
 int ranks_largest(int x)
 {
-    if (count > 1) check(MPI_Allreduce(MPI_IN_PLACE, &x, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD), "agreeing");
+    if (count == 1) return x;
+    check(MPI_Allreduce(MPI_IN_PLACE, &x, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD), "agreeing");
     return x;
 }
 
 void ranks_swap(void *to, const void *from, size_t bytes, int partner)
 {
     int n = (int)bytes;                 // of a piece, or of a number
-    check(MPI_Sendrecv(from, n, MPI_BYTE, partner, 0, to, n, MPI_BYTE, partner, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE),
-          "swapping sums");
+    check(MPI_Sendrecv(from, n, MPI_BYTE, partner, 0, to, n, MPI_BYTE, partner, 0,
+                       MPI_COMM_WORLD, MPI_STATUS_IGNORE), "swapping sums");
 }
 
 // The device's memory is the host's, unless run/ranks_nccl.c is linked, which sends from GPU to GPU.

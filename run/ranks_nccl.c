@@ -17,7 +17,8 @@ static void check_nccl(ncclResult_t e, const char *what)
     if (e != ncclSuccess) die("NCCL: %s: %s", what, ncclGetErrorString(e));
 }
 
-// Rank 0 draws a name for the meeting, and the others learn it, each byte as a number that rank 0 alone knows.
+// Rank 0 draws a name for the meeting, and the others learn it, each byte as a number that rank 0 alone
+// knows.
 static ncclUniqueId meeting(void)
 {
     ncclUniqueId id;
@@ -35,7 +36,8 @@ void gpu_begin(int local)
     int devices = 0;
     check_cuda(cudaGetDeviceCount(&devices), "counting devices");
     if (local >= devices)
-        die("rank %d is number %d of its machine, which has %d GPUs; start a rank a GPU", this_rank(), local + 1, devices);
+        die("rank %d is number %d of its machine, which has %d GPUs; start a rank a GPU",
+            this_rank(), local + 1, devices);
     check_cuda(cudaSetDevice(local), "choosing a device");
     check_nccl(ncclCommInitRank(&all, ranks(), meeting(), this_rank()), "beginning");
 }

@@ -27,8 +27,8 @@ static int all_interrupted(void)
     return number;
 }
 
-// Ctrl-C, kill, a terminal that is closed, a reader that is gone, and what mpirun hands on to all ranks at once. Who started the program with one of them ignored, as
-// nohup does, wants it ignored.
+// Ctrl-C, kill, a terminal that is closed, a reader that is gone, and SIGUSR1, which mpirun hands on to all
+// ranks at once. Who started the program with one of them ignored, as nohup does, wants it ignored.
 static void catch_signals(void)
 {
     static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGUSR1};
