@@ -4664,7 +4664,7 @@ static void test_state_counts(void)
 static void test_killed(void)
 {
     static const struct { const char *name; int number; } signals[] = {
-        {"INT", SIGINT}, {"TERM", SIGTERM}, {"HUP", SIGHUP}, {"PIPE", SIGPIPE}, {"KILL", SIGKILL},
+        {"INT", SIGINT}, {"TERM", SIGTERM}, {"HUP", SIGHUP}, {"PIPE", SIGPIPE}, {"USR1", SIGUSR1}, {"KILL", SIGKILL},
     };
     static const char *const args = FEW_ROWS " --steps 60 --save-every 1";
     train_well("%s --log $D/whole.log --out $D/whole", args);
@@ -5551,8 +5551,8 @@ static void train_ranks(int ranks_used, const char *name, const char *format, ..
 {
     TEXT(args, format);
     char command[5000];
-    snprintf(command, sizeof command, "rm -rf $D/%s; $MPIRUN -q -n %d $TRAIN_MPI %s --log $D/%s.log --out $D/%s "
-        ">$D/stdout 2>$D/stderr </dev/null", name, ranks_used, args, name, name);
+    snprintf(command, sizeof command, "rm -rf $D/%s; env -u OMP_NUM_THREADS $MPIRUN -q -n %d $TRAIN_MPI %s "
+        "--log $D/%s.log --out $D/%s >$D/stdout 2>$D/stderr </dev/null", name, ranks_used, args, name, name);
     int status = WEXITSTATUS(system(command));
     char *said = output_of("stderr");
     expect(!status && !*said, "%d ranks, %s: status %d, says «%s»", ranks_used, args, status, said);
@@ -5581,6 +5581,10 @@ static void test_mpi(void)
         train_well("%s --log $D/whole.log --out $D/whole", args);
         for (int n = i < METHODS ? 4 : 2; n <= most; n *= 2) {
             train_ranks(n, "part", "%s", args);
+            snprintf(what, sizeof what, "threads here %d", usable_cpus("") < n ? 1 : usable_cpus("") / n);
+            char *text = output_of("stdout");
+            expect(has(text, what), "%d ranks: expected «%s», got «%s»", n, what, text);
+            free(text);
             snprintf(what, sizeof what, "--accum %s, %d ranks", accum, n);
             snprintf(file, sizeof file, "%smodel.safetensors", strcmp(M, "full") ? "adapter_" : "");
             compare_runs(M, file, what);
@@ -5641,8 +5645,9 @@ static void prepare_harm(void)
 {
     shell("rm -rf $D/one $D/other $D/place $D/pid* $D/harm.log; mkdir $D/one $D/other $D/place; for at in one other; do "
         "cp -r base $D/$at/base && chmod -R u+w $D/$at/base && cp $D/few.jsonl $D/$at/val.jsonl; done; "
-        "head -11 data/train.jsonl >$D/one/rows.jsonl; head -12 data/train.jsonl >$D/other/rows.jsonl; cp $D/one/rows.jsonl $D/other/same.jsonl; cp $D/one/rows.jsonl $D/one/same.jsonl; "
-        "cp data/train.jsonl $D/one/many.jsonl; cp data/train.jsonl $D/other/many.jsonl; echo none >$D/one/none.jsonl; "
+        "head -11 data/train.jsonl >$D/one/rows.jsonl; head -12 data/train.jsonl >$D/other/rows.jsonl; "
+        "cp $D/one/rows.jsonl $D/other/same.jsonl; cp $D/one/rows.jsonl $D/one/same.jsonl; "
+        "cp data/train.jsonl $D/one/many.jsonl; echo none >$D/one/none.jsonl; "
         "printf '\\1' | dd of=$D/other/base/model.safetensors bs=1 seek=1000000 conv=notrunc 2>/dev/null", "cannot prepare");
 }
 
@@ -5656,9 +5661,10 @@ static void test_mpi_failures(void)
         prepare_harm();
         snprintf(command, sizeof command, "cd $D/one\n"
             "(while ! grep -q '\"step\":2,\"loss' $D/harm.log 2>/dev/null; do sleep 0.05; done; %s) & watcher=$!\n"
-            "$MPIRUN %s -n %d sh -c 'echo $$ >$D/pid$OMPI_COMM_WORLD_RANK; [ $OMPI_COMM_WORLD_RANK != %d ] || %s; exec $TRAIN_MPI"
-            " %s --val val.jsonl --max-new 4 --out $D/place/out --log $D/harm.log \"$@\"' sh >$D/stdout 2>$D/stderr\n"
-            "s=$?; kill $watcher 2>/dev/null; exit $s", h->meanwhile, killed ? "" : "-q", h->ranks, h->harmed, h->harm, h->args);
+            "$MPIRUN %s -n %d sh -c 'echo $$ >$D/pid$OMPI_COMM_WORLD_RANK; [ $OMPI_COMM_WORLD_RANK != %d ] || %s; "
+            "exec $TRAIN_MPI %s --val val.jsonl --max-new 4 --out $D/place/out --log $D/harm.log \"$@\"' sh "
+            ">$D/stdout 2>$D/stderr\ns=$?; kill $watcher 2>/dev/null; exit $s",
+            h->meanwhile, killed ? "" : "-q", h->ranks, h->harmed, h->harm, h->args);
         double start = seconds();
         int status = WEXITSTATUS(system(command));
         double took = seconds() - start;

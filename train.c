@@ -362,7 +362,7 @@ static void print_plan(const run *r)
     const config *c = &m->c;
     double base = base_parameters(m), trained = (double)m->trainable, state = megabytes(m, PARAM);
     printf("device     %s\n", dev_name());
-    if (ranks() > 1) printf("ranks      %d, %d threads each\n", ranks(), omp_get_max_threads());
+    if (ranks() > 1) printf("ranks      %d, threads here %d\n", ranks(), omp_get_max_threads());
     printf("model      %s: %s, %.2fM parameters, %d layers of %d, vocabulary %d\n",
            shown(opt.init ? opt.init : opt.model), c->family->name, base / 1e6, c->layers, c->dim, c->vocab);
     printf("method     %s: %s", m->p.method->name, m->p.method->equation);
