@@ -37,9 +37,9 @@ REAL_f64  = -DDOUBLE
 # Several processes: Open MPI, and between GPUs NCCL.
 MPICC    := $(shell command -v mpicc 2>/dev/null)
 MPILIBS  := $(if $(MPICC),$(addprefix -L,$(shell $(MPICC) --showme:libdirs 2>/dev/null)) -lmpi)
-NCCL     := $(if $(NVCC),$(wildcard /usr/include/nccl.h $(dir $(NVCC))../include/nccl.h))
+NCCL     := $(if $(and $(NVCC),$(MPICC)),$(wildcard /usr/include/nccl.h $(dir $(NVCC))../include/nccl.h))
 
-all: found train $(if $(MPICC),train_mpi) $(if $(NVCC),train_cuda) $(if $(MPICC),$(if $(NCCL),train_cuda_mpi))
+all: found train $(if $(MPICC),train_mpi) $(if $(NVCC),train_cuda) $(if $(NCCL),train_cuda_mpi)
 
 # What is needed, and what to install where it is missing.
 found:
@@ -56,7 +56,7 @@ found:
 	    || echo "- no C++ compiler: train_emu and make test need one (g++)"; \
 	echo "$(if $(NVCC),✓,-) nvcc $(if $(NVCC),(train_cuda),not here: no train_cuda)"; \
 	echo "$(if $(MPICC),✓,-) MPI $(if $(MPICC),(train_mpi),not here: no train_mpi (openmpi-bin libopenmpi-dev))"; \
-	echo "$(if $(NCCL),✓,-) NCCL $(if $(NCCL),(train_cuda_mpi),not here: no train_cuda_mpi)"; \
+	echo "$(if $(NCCL),✓,-) NCCL $(if $(NCCL),(train_cuda_mpi),beside nvcc and MPI not here: no train_cuda_mpi)"; \
 	echo "$(if $(GPU),✓ $(GPU),- no GPU: make train_emu runs train.cu on the CPU)"; \
 	if [ -n "$$missing" ]; then echo "Install what is missing: sudo apt-get install -y$$missing"; exit 1; fi
 
