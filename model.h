@@ -148,7 +148,7 @@ typedef struct {
     int positions;              // the longest sequence
     int train;                  // keep what the backward pass needs
     int dora_detach;            // dora: the norm counts as a constant in the backward pass
-    int halvings;               // how often a step's micro-batches are halved; each takes a block of gradients
+    int halvings;               // how often micro-batches are halved: so many more blocks of gradients
     int recompute;              // 1: but not gate and up; 2: of each layer only x, the residual stream
     int sequences;              // generation: how many are answered at once
     int cache_rows;             // generation: their number × length; 0: no cache

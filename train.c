@@ -127,7 +127,7 @@ static void fill_batch(const run *r, batch *b, int first, int last)
     for (int i = first; i < last && i < first + opt.batch; i++) batch_add(b, &r->train.rows[r->order[i]]);
 }
 
-// Forward and backward of `count` micro-batches, from row `first` of the step on, whose rows end before `last`.
+// Forward and backward of `count` micro-batches, from row `first` on; the step's rows end before `last`.
 // Their gradients are added to m->grad, which is zero. An even number is halved, and the sums of both halves
 // are added; an odd number goes one after the other. So it is the same tree of sums, to the last bit, where
 // several ranks have a part of it each (doc/ranks.md). Returns Σ loss, added up likewise.

@@ -406,23 +406,27 @@ merges: U+180E a space       | lib/words.h | s/^#define WHITE_SPACE "/&\\\\x{180
 merges: marks unsorted       | lib/words.h | s/if (marks > 1) sort_marks/if (0) sort_marks/                    | merges      |
 merges: what matches is dropped | run/tokenizer_json.h | s/isolated .. inverted, isolated .. !inverted/isolated, 1/ | merges |
 merges: digits together      | run/tokenizer_json.h | s/one ? /0 ? /                                           | merges      |
-ranks: a lost sum            | run/ranks.h | s/^            add(mine, others, 1);/            (void)mine, (void)others;/ | mpi | bone
-ranks: a lost loss           | run/ranks.h | s/^        sum += other;/        (void)other;/                          | mpi         | bone
-ranks: the next one for a partner | run/ranks.h | s/this_rank() ^ bit;/(this_rank() + bit) % ranks();/             | mpi         | bone
-ranks: the same partner again | run/ranks.h | s/this_rank() ^ bit;/this_rank() ^ 1;/                               | mpi         | bone
-ranks: a piece alone         | run/ranks.h | s/rows_of(x, i, n), others/rows_of(x, 0, n), others/                   | mpi         | full
-ranks: all CPUs for each     | run/ranks_mpi.c | s/share += 1.0 \/ users\[i\]/share++/                               | mpi         | bone
-ranks: a row counted twice   | train.c     | s/^    first += this_rank() \* share \* opt.batch;/    first += this_rank() * share * opt.batch - (this_rank() > 0);/ | mpi | bone
-ranks: every rank takes all  | train.c     | s/^    first += this_rank() \* share \* opt.batch;/    (void)share;/    | mpi         | bone
-ranks: halves not apart      | train.c     | s/^    copy(earlier, grad);/    zero(earlier);/                            | mpi         | bone
-ranks: one after the other   | train.c     | s/^    if (count % 2) {/    if (1) {/                                      | mpi         | bone
-ranks: one evaluates all     | train.c     | s/arrlen(losses) % ranks() == this_rank();/1;/              | mpi         | bone
-ranks: answers of one rank   | run/generate.h | s/^    ranks_add(counts, 2);//                                          | mpi-resume  |
-ranks: a signal stops one    | run/signals.h | s/ranks_largest(interrupted)/(int)interrupted/                           | mpi-resume  |
-ranks: who dies tells nobody | run/ranks_mpi.c | s/MPI_Abort(MPI_COMM_WORLD, status)/for (;;) pause()/                   | mpi-failures | bad option
-ranks: who has other options goes on | run/ranks_mpi.c | s/if (strcmp(first, own))/if (0)/                            | mpi-failures | another
-ranks: every rank speaks     | run/ranks_mpi.c | s/0, &bytes, &unit, &told)/rank, \&bytes, \&unit, \&told)/              | mpi-failures | bad option
-ranks: one waits for ever    | train.c     | s/^    sum = sum_over_ranks(grad, sum);/    if (!this_rank()) sum = sum_over_ranks(grad, sum);/ | mpi | bone
+ranks: a lost sum | run/ranks.h | s/^            add(mine, others, 1);/            (void)mine, (void)others;/ | mpi | bone
+ranks: a lost loss | run/ranks.h | s/^        sum += other;/        (void)other;/ | mpi | bone
+ranks: the next one for a partner | run/ranks.h | s/this_rank() ^ bit;/(this_rank() + bit) % ranks();/ | mpi | bone
+ranks: the same partner again | run/ranks.h | s/this_rank() ^ bit;/this_rank() ^ 1;/ | mpi | bone
+ranks: a piece alone | run/ranks.h | s/rows_of(x, i, n), others/rows_of(x, 0, n), others/ | mpi | full
+ranks: all CPUs for each | run/ranks_mpi.c | s/share += 1.0 \/ users\[i\]/share++/ | mpi | bone
+ranks: a row counted twice | train.c |
+    s/first += this_rank() \* share \* opt.batch;/first += this_rank() * share * opt.batch - (this_rank() > 0);/ | mpi | bone
+ranks: every rank takes all | train.c | s/^    first += this_rank() \* share \* opt.batch;/    (void)share;/ | mpi | bone
+ranks: halves not apart | train.c | s/^    copy(earlier, grad);/    zero(earlier);/ | mpi | bone
+ranks: one after the other | train.c | s/^    if (count % 2) {/    if (1) {/ | mpi | bone
+ranks: one evaluates all | train.c | s/arrlen(losses) % ranks() == this_rank();/1;/ | mpi | bone
+ranks: answers of one rank | run/generate.h | s/^    ranks_add(counts, 2);// | mpi-resume | 
+ranks: a signal stops one | run/signals.h | s/ranks_largest(interrupted)/(int)interrupted/ | mpi-resume | 
+ranks: who dies tells nobody | run/ranks_mpi.c |
+    s/MPI_Abort(MPI_COMM_WORLD, status)/for (;;) pause()/ | mpi-failures | bad option
+ranks: who has other options goes on | run/ranks_mpi.c | s/if (strcmp(first, own))/if (0)/ | mpi-failures | another
+ranks: every rank speaks | run/ranks_mpi.c |
+    s/0, &bytes, &unit, &told)/rank, \&bytes, \&unit, \&told)/ | mpi-failures | bad option
+ranks: one waits for ever | train.c |
+    s/^    sum = sum_over_ranks(grad, sum);/    if (!this_rank()) sum = sum_over_ranks(grad, sum);/ | mpi | bone
 merges: BOS where one is named | run/special_tokens.h | s/merges \&\& !json_is_true(add_bos)/0/                  | merges      |
 '
 
@@ -633,7 +637,8 @@ __attribute__((constructor)) static void choose(void)
                 "$whole/list.${file//\//.}" "$file" >"$whole/src/$file"
         done
         ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DTHIS_BUILD=BOTH -DDOUBLE -include $whole/mutant.h \
-            $whole/src/test_all.c $whole/src/tokenizer.c ${mpi:+$whole/ranks.o} $whole/mutant.c -o $whole/test $libs 2>$whole/errors && return
+            $whole/src/test_all.c $whole/src/tokenizer.c ${mpi:+$whole/ranks.o} $whole/mutant.c -o $whole/test $libs \
+            2>$whole/errors && return
         sed -n "s|^$whole/src/\([^:]*\):\([0-9]*\):.*error: .*else.*|\1 \2 - 1|p; t
                 s|^$whole/src/\([^:]*\):\([0-9]*\):.*error:.*|\1 \2|p" $whole/errors | while read -r file number; do
             number=$((number))                          # an else without its if is the fault of the line before
@@ -683,7 +688,8 @@ case $1 in
 esac
 choose_mutants "$only" $every >$whole/chosen
 ! grep -q train.cu $whole/chosen || make -s build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o
-compile_tests $whole/src -DDOUBLE && compile_tokenizer $whole/src && compile_ranks $whole/src && mv $whole/src/*.o $whole || exit 1
+compile_tests $whole/src -DDOUBLE && compile_tokenizer $whole/src && compile_ranks $whole/src || exit 1
+mv $whole/src/*.o $whole
 plant_all || exit 1
 list_mutants >$whole/list
 try_all | tee build/mutants.log
