@@ -68,6 +68,7 @@ static void fall_silent(void)
 
 void ranks_begin(void)
 {
+    setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);     // a rank that waits leaves its CPU to whoever works
     if (MPI_Init(NULL, NULL) != MPI_SUCCESS) die("MPI does not begin; start with mpirun -n N");
     begun = 1;
     on_exit(on_end, NULL);
