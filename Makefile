@@ -1,4 +1,5 @@
-#  make            builds ./train, and ./train_cuda where nvcc is (train_cuda_f32 and train_cuda_f64 compute in more digits)
+#  make            builds ./train, ./train_cuda where nvcc is (train_cuda_f32 and train_cuda_f64 compute in more digits), and
+#                  ./train_mpi and ./train_cuda_mpi for several processes where MPI and NCCL are (doc/ranks.md)
 #  make train_emu  builds ./train_emu: the GPU's source on the CPU, for --check and gdb (train_emu_f64 computes in double)
 #  make check      the quick ones of them: floors, gradients, goldens
 #  make test       builds and runs every test this machine can run
@@ -33,7 +34,12 @@ REAL_f32  =
 REAL_bf16 = -DBFLOAT16
 REAL_f64  = -DDOUBLE
 
-all: found train $(if $(NVCC),train_cuda)
+# Several processes: Open MPI, and between GPUs NCCL.
+MPICC    := $(shell command -v mpicc 2>/dev/null)
+MPILIBS  := $(if $(MPICC),$(addprefix -L,$(shell $(MPICC) --showme:libdirs 2>/dev/null)) -lmpi)
+NCCL     := $(if $(and $(NVCC),$(MPICC)),$(wildcard /usr/include/nccl.h $(dir $(NVCC))../include/nccl.h))
+
+all: found train $(if $(MPICC),train_mpi) $(if $(NVCC),train_cuda) $(if $(NCCL),train_cuda_mpi)
 
 # What is needed, and what to install where it is missing.
 found:
@@ -49,6 +55,8 @@ found:
 	command -v $(CXX) >/dev/null && echo "✓ C++ compiler ($(CXX))" \
 	    || echo "- no C++ compiler: train_emu and make test need one (g++)"; \
 	echo "$(if $(NVCC),✓,-) nvcc $(if $(NVCC),(train_cuda),not here: no train_cuda)"; \
+	echo "$(if $(MPICC),✓,-) MPI $(if $(MPICC),(train_mpi),not here: no train_mpi (openmpi-bin libopenmpi-dev))"; \
+	echo "$(if $(NCCL),✓,-) NCCL $(if $(NCCL),(train_cuda_mpi),beside nvcc and MPI not here: no train_cuda_mpi)"; \
 	echo "$(if $(GPU),✓ $(GPU),- no GPU: make train_emu runs train.cu on the CPU)"; \
 	if [ -n "$$missing" ]; then echo "Install what is missing: sudo apt-get install -y$$missing"; exit 1; fi
 
@@ -64,6 +72,14 @@ build/tokenizer.o: tokenizer.c lib/words.h ops/utf8.h Makefile
 	@mkdir -p build
 	$(CC) $(FLAGS) -c tokenizer.c -o $@
 
+build/ranks_mpi.o: run/ranks_mpi.c run/ranks.h ops/ops.h ops/mat.h ops/host.h Makefile
+	@mkdir -p build
+	OMPI_CC="$(CC)" $(MPICC) $(FLAGS) -c run/ranks_mpi.c -o $@
+
+build/ranks_nccl.o: run/ranks_nccl.c run/ranks.h ops/ops.h ops/mat.h ops/host.h Makefile
+	@mkdir -p build
+	$(CC) $(FLAGS) -I$(dir $(NVCC))../include -c run/ranks_nccl.c -o $@
+
 build/cuda_%.o: train.cu ops/ops.h ops/tensor_core.cuh Makefile
 	@mkdir -p build
 	$(NVCC) $(NVFLAGS) $(REAL_$*) -c train.cu -o $@
@@ -75,6 +91,9 @@ build/emu_%.o: train.cu ops/ops.h dev/cuda_on_cpu.h Makefile
 train: build/train_f32.o build/cpu_f32.o build/tokenizer.o
 	$(CC) -fopenmp $^ -o $@ $(LDLIBS)
 
+train_mpi: build/train_f32.o build/cpu_f32.o build/tokenizer.o build/ranks_mpi.o
+	$(CC) -fopenmp $^ -o $@ $(MPILIBS) $(LDLIBS)
+
 # What --check compares a GPU with: train.c on the CPU in double, of which a program that runs on the GPU sees one function.
 build/reference.o: build/train_f64.o build/cpu_f64.o
 	$(LD) -r $^ -o $@
@@ -84,11 +103,17 @@ build/reference.o: build/train_f64.o build/cpu_f64.o
 train_cuda: build/train_bf16.o build/cuda_bf16.o build/reference.o build/tokenizer.o
 	$(NVCC) $^ -o $@ -lcublas -lgomp $(LDLIBS)
 
+train_cuda_mpi: build/train_bf16.o build/cuda_bf16.o build/reference.o build/tokenizer.o build/ranks_mpi.o build/ranks_nccl.o
+	$(NVCC) $^ -o $@ -lcublas -lnccl -lgomp $(MPILIBS) $(LDLIBS)
+
 train_cuda_f32 train_cuda_f64: train_cuda_%: build/train_%.o build/cuda_%.o build/reference.o build/tokenizer.o
 	$(NVCC) $^ -o $@ -lcublas -lgomp $(LDLIBS)
 
 train_emu: build/train_f32.o build/emu_f32.o build/reference.o build/tokenizer.o
 	$(CXX) -fopenmp $^ -o $@ $(LDLIBS)
+
+train_emu_mpi: build/train_f32.o build/emu_f32.o build/reference.o build/tokenizer.o build/ranks_mpi.o
+	$(CXX) -fopenmp $^ -o $@ $(MPILIBS) $(LDLIBS)
 
 train_emu_f64: build/train_f64.o build/emu_f64.o build/reference.o build/tokenizer.o
 	$(CXX) -fopenmp $^ -o $@ $(LDLIBS)
@@ -136,7 +161,7 @@ bench-gpu: build/bench_gpu
 PRECISIONS = f64 f32 bf16
 TESTS = build/test_f64 build/test_f32 build/test_asan build/corpus build/test_cuda_on_cpu $(PRECISIONS:%=build/test_emu_%) \
         $(if $(GPU),$(PRECISIONS:%=build/test_cuda_%))
-test: found benches train train_emu $(if $(NVCC),train_cuda) $(TESTS)
+test: all benches train_emu $(TESTS)
 	@mkdir -p build; rm -f build/test.log; \
 	for part in dev/lines.sh $(TESTS) dev/mutants.sh; do \
 	    start=$$(date +%s); only=; [ $$part != build/test_asan ] || only=splits; \
@@ -252,6 +277,6 @@ base: train
 .SECONDARY:
 
 clean:
-	rm -rf train train_cuda train_cuda_f32 train_cuda_f64 train_emu train_emu_f64 build
+	rm -rf train train_mpi train_cuda train_cuda_f32 train_cuda_f64 train_cuda_mpi train_emu train_emu_f64 train_emu_mpi build
 
 .PHONY: all found benches check test mutants faults floors bench bench-gpu sanitize fuzz seam base clean

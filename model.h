@@ -148,10 +148,13 @@ typedef struct {
     int positions;              // the longest sequence
     int train;                  // keep what the backward pass needs
     int dora_detach;            // dora: the norm counts as a constant in the backward pass
+    int halvings;               // how often micro-batches are halved: so many more blocks of gradients
     int recompute;              // 1: but not gate and up; 2: of each layer only x, the residual stream
     int sequences;              // generation: how many are answered at once
     int cache_rows;             // generation: their number × length; 0: no cache
 } plan;
+
+enum { MOST_HALVINGS = 20 };            // --accum goes to 2^20
 
 struct model {
     config c;
@@ -178,6 +181,7 @@ struct model {
     tensor *tensors;                                    // every tensor above, by name
     size_t used[KINDS];                                 // elements a block
     dev block[KINDS], grad, moment1, moment2;
+    dev partial[MOST_HALVINGS];                         // gradients of the earlier half of micro-batches
     size_t trainable;
     char refused[240];                                  // why the method does not fit this model, or empty
     int walk;                                           // 0 measure, 1 point
@@ -487,7 +491,8 @@ static needs needs_of(const model *m)
 // All memory of a model, once it lies there: every block, the ops' own work space, and the base.
 static inline double planned_bytes(const model *m)
 {
-    double bytes = 3 * (double)m->used[PARAM] * sizeof(wide) + (double)dev_reserve(needs_of(m), 0);
+    double trained = (3 + m->p.halvings) * (double)m->used[PARAM] * sizeof(wide);
+    double bytes = trained + (double)dev_reserve(needs_of(m), 0);
     for (int k = NORM; k < KINDS; k++)
         bytes += (double)m->used[k] * (double)dtypes[type_of_kind((enum kind)k)].size;
     for (int i = 0; i < arrlen(m->tensors); i++) {
@@ -567,6 +572,7 @@ static void model_allocate(model *m)
         m->grad = device_block(bytes, "gradients");
         m->moment1 = device_block(bytes, "AdamW's first moments");
         m->moment2 = device_block(bytes, "AdamW's second moments");
+        for (int i = 0; i < m->p.halvings; i++) m->partial[i] = device_block(bytes, "sums of gradients");
     }
     size_t tokens = (size_t)m->p.tokens * sizeof(int);
     m->ids = device_block(tokens, "ids");
@@ -653,6 +659,7 @@ static void model_free(model *m)
     dev_free(m->grad);
     dev_free(m->moment1);
     dev_free(m->moment2);
+    for (int i = 0; i < MOST_HALVINGS; i++) dev_free(m->partial[i]);
     dev_free((dev)m->ids);
     dev_free((dev)m->pos);
     dev_free((dev)m->label);

@@ -4667,7 +4667,7 @@ static void test_state_counts(void)
 static void test_killed(void)
 {
     static const struct { const char *name; int number; } signals[] = {
-        {"INT", SIGINT}, {"TERM", SIGTERM}, {"HUP", SIGHUP}, {"PIPE", SIGPIPE}, {"KILL", SIGKILL},
+        {"INT", SIGINT}, {"TERM", SIGTERM}, {"HUP", SIGHUP}, {"PIPE", SIGPIPE}, {"USR1", SIGUSR1}, {"KILL", SIGKILL},
     };
     static const char *const args = FEW_ROWS " --steps 60 --save-every 1";
     train_well("%s --log $D/whole.log --out $D/whole", args);
@@ -5530,6 +5530,155 @@ static void test_process(void)
         ">$D/stdout 2>$D/stderr; [ $? = 1 ] && grep -q 'No space left' $D/stderr && grep -q 'all else is saved' $D/stderr && "
         "[ -s $D/closed/adapter_model.safetensors ] && rm -r $D/closed",
         "a full log");
+}
+
+// ---- several ranks ---------------------------------------------------------------------------------------------------
+
+// Whether there are mpirun and ./train_mpi (or $TRAIN_MPI). Their tests end in any case: who waits for ever is killed.
+static int several_ranks(void)
+{
+    char *program = realpath("train_mpi", NULL);
+    setenv("TRAIN_MPI", program ? program : "none", 0);
+    free(program);
+    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
+    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+    setenv("MPIRUN", "timeout -k 5 90 mpirun --oversubscribe --bind-to none", 1);
+    int there = !system("command -v mpirun >/dev/null && set -- $TRAIN_MPI && [ -x $1 ]");
+    if (!there) snprintf(skipped, sizeof skipped, "mpirun or train_mpi is not here");
+    return there;
+}
+
+// Trains with so many ranks into $D/NAME and $D/NAME.log.
+__attribute__((format(printf, 3, 4)))
+static void train_ranks(int ranks_used, const char *name, const char *format, ...)
+{
+    TEXT(args, format);
+    char command[5000];
+    snprintf(command, sizeof command, "rm -rf $D/%s; env -u OMP_NUM_THREADS $MPIRUN -q -n %d $TRAIN_MPI %s "
+        "--log $D/%s.log --out $D/%s >$D/stdout 2>$D/stderr </dev/null", name, ranks_used, args, name, name);
+    int status = WEXITSTATUS(system(command));
+    char *said = output_of("stderr");
+    expect(!status && !*said, "%d ranks, %s: status %d, says «%s»", ranks_used, args, status, said);
+    free(said);
+}
+
+// Rows for few steps: an epoch's last step has 3 rows of 8, so that the last of four ranks has nothing to do in it.
+#define RANK_ROWS "--data $D/eleven.jsonl --val $D/few.jsonl --batch 2 --seq 128 --max-new 4 --rank 8 --steps 3 --eval-every 2"
+
+// The sum of the gradients is one tree, whoever adds up which part of it; so is that of the losses.
+static void test_mpi(void)
+{
+    static const struct { const char *method, *accum; int most; } extra[] = {
+        {"bone", "2", 2}, {"bone", "6", 2}, {"bone", "8", 4}, {"full", "12", 4}, {"bat", "4 --recompute 2", 2},
+    };
+    enum { EXTRA = sizeof extra / sizeof *extra };
+    char what[100], args[400], file[64];
+    if (!several_ranks()) return;
+    shell("head -11 data/train.jsonl >$D/eleven.jsonl", "cannot prepare");
+    for (int i = 0; i < METHODS + EXTRA; i++) {
+        const char *M = i < METHODS ? methods[i].name : extra[i - METHODS].method;
+        const char *accum = i < METHODS ? "4" : extra[i - METHODS].accum;
+        int most = i < METHODS ? 4 : extra[i - METHODS].most;
+        if (kept_out(M, 1)) continue;
+        snprintf(args, sizeof args, RANK_ROWS " --method %s --accum %s", M, accum);
+        train_well("%s --log $D/whole.log --out $D/whole", args);
+        for (int n = i < METHODS ? 4 : 2; n <= most; n *= 2) {
+            train_ranks(n, "part", "%s", args);
+            snprintf(what, sizeof what, "threads here %d", usable_cpus("") < n ? 1 : usable_cpus("") / n);
+            char *text = output_of("stdout");
+            expect(has(text, what), "%d ranks: expected «%s», got «%s»", n, what, text);
+            free(text);
+            snprintf(what, sizeof what, "--accum %s, %d ranks", accum, n);
+            snprintf(file, sizeof file, "%smodel.safetensors", strcmp(M, "full") ? "adapter_" : "");
+            compare_runs(M, file, what);
+        }
+    }
+}
+
+// A run goes on with any number of ranks, whichever it had before; --eval gives their line for 3, too.
+static void test_mpi_resume(void)
+{
+    static const char *const args = FEW_ROWS " --batch 2 --accum 4 --steps 6 --keep-best --eval-every 2";
+    static const int before[] = {1, 2, 4}, behind[] = {4, 1, 2};
+    char more[300];
+    if (!several_ranks()) return;
+    train_well("%s --save-every 3 --log $D/whole.log --out $D/whole", args);
+    for (int i = 0; i < 3; i++) {
+        snprintf(more, sizeof more, "$MPIRUN -n %d sh -c 'echo $$ >$D/pid$OMPI_COMM_WORLD_RANK; exec $TRAIN_MPI %s --log "
+            "$D/part.log --out $D/part' ", before[i], args);
+        setenv("BEGIN", more, 1);
+        shell("rm -rf $D/part* $D/pid*; eval \"$BEGIN\" >$D/stdout 2>$D/stderr & p=$!; while kill -0 $p && "
+            "! grep -q '\"step\":2,\"loss' $D/part.log 2>/dev/null; do sleep 0.01; done; "
+            "kill -TERM $(cat $D/pid$(($(ls $D/pid* | wc -l) - 1))); wait $p; [ $? = 143 ] && [ -s $D/part/state.json ]",
+            "%d ranks, of which one is stopped", before[i]);
+        compare_beginnings("bone", "several ranks");
+        snprintf(more, sizeof more, "$MPIRUN -q -n %d $TRAIN_MPI %s --resume $D/part --log $D/part.log --out $D/part "
+            ">$D/stdout 2>$D/stderr", behind[i], args);
+        shell(more, "resumed");
+        snprintf(more, sizeof more, "%d ranks, then %d", before[i], behind[i]);
+        compare_runs("bone", "adapter_model.safetensors", more);
+    }
+    shell("$TRAIN --eval --exact-match --max-new 3 --val $D/few.jsonl | tail -n 2 >$D/stdout; "
+        "$MPIRUN -q -n 3 $TRAIN_MPI --eval --exact-match --max-new 3 --val $D/few.jsonl | tr -d '\\r' | tail -n 2 | "
+        "cmp - $D/stdout", "--eval");
+}
+
+// What goes wrong on one rank, or on all, ends all of them, with one line. `harm` is what a shell does before it becomes
+// rank `harmed`, `meanwhile` what happens once a second step is logged; $D/one and $D/other have a base and rows each.
+#define MANY_STEPS "--accum 4 --batch 2 --data many.jsonl --steps 500"
+static const struct harm { const char *what; int ranks, harmed; const char *harm, *meanwhile, *args, *says; } harms[] = {
+    {"a bad option",          4, 0, ":", ":", "--accum 4 --lr x", "--lr x: expected a number"},
+    {"another option",        4, 2, "set -- --lr 0.1", ":", "--accum 4", "rank 2 has --lr 0.1, rank 0 has its default"},
+    {"a command",             2, 1, "set -- --eval", ":", "--accum 4", "rank 1 has --eval given, rank 0 has its default"},
+    {"other rows",            2, 1, "cd $D/other", ":", "--accum 4 --data rows.jsonl", "rank 1 has --data 12, hash"},
+    {"another base",          2, 1, "cd $D/other", ":", "--accum 4 --data same.jsonl", "rank 1 has a base with hash"},
+    {"rows that are none",    2, 0, ":", ":", "--accum 4 --data none.jsonl", "none.jsonl:1:"},
+    {"too few micro-batches", 4, 0, ":", ":", "--accum 6", "--accum 6: 4 ranks"},
+    {"no partner",            3, 0, ":", ":", "--accum 6", "3 ranks: they add"},
+    {"a comparison",          2, 0, ":", ":", "--compare", "--compare is the work of one process"},
+    {"an answer by chance",   2, 0, ":", ":", "--accum 4 --temperature 1", "--temperature draws"},
+    {"no memory on one",      2, 1, "ulimit -v 1000000", ":", "--accum 4 --data many.jsonl --batch 200", "out of memory: "},
+    {"a base cut short",      2, 0, ":", "truncate -s 100000 $D/one/base/model.safetensors", MANY_STEPS, "was cut short"},
+    {"nowhere to write",      2, 0, ":", "rm -r $D/place", MANY_STEPS " --save-every 5", "cannot write"},
+    {"rank 1 killed",         2, 0, ":", "kill -9 $(cat $D/pid1)", MANY_STEPS, "noticed that process rank 1"},
+    {"rank 0 killed",         4, 0, ":", "kill -9 $(cat $D/pid0)", MANY_STEPS, "noticed that process rank 0"},
+};
+
+static void prepare_harm(void)
+{
+    shell("rm -rf $D/one $D/other $D/place $D/pid* $D/harm.log; mkdir $D/one $D/other $D/place; for at in one other; do "
+        "cp -r base $D/$at/base && chmod -R u+w $D/$at/base && cp $D/few.jsonl $D/$at/val.jsonl; done; "
+        "head -11 data/train.jsonl >$D/one/rows.jsonl; head -12 data/train.jsonl >$D/other/rows.jsonl; "
+        "cp $D/one/rows.jsonl $D/other/same.jsonl; cp $D/one/rows.jsonl $D/one/same.jsonl; "
+        "cp data/train.jsonl $D/one/many.jsonl; echo none >$D/one/none.jsonl; "
+        "printf '\\1' | dd of=$D/other/base/model.safetensors bs=1 seek=1000000 conv=notrunc 2>/dev/null", "cannot prepare");
+}
+
+static void test_mpi_failures(void)
+{
+    char command[4000];
+    if (!several_ranks()) return;
+    for (const struct harm *h = harms; h < harms + sizeof harms / sizeof *harms; h++) {
+        int killed = has(h->meanwhile, "kill -9");          // then mpirun says so
+        if (not_asked_for(h->what)) continue;
+        prepare_harm();
+        snprintf(command, sizeof command, "cd $D/one\n"
+            "(while ! grep -q '\"step\":2,\"loss' $D/harm.log 2>/dev/null; do sleep 0.05; done; %s) & watcher=$!\n"
+            "$MPIRUN %s -n %d sh -c 'echo $$ >$D/pid$OMPI_COMM_WORLD_RANK; [ $OMPI_COMM_WORLD_RANK != %d ] || %s; "
+            "exec $TRAIN_MPI %s --val val.jsonl --max-new 4 --out $D/place/out --log $D/harm.log \"$@\"' sh "
+            ">$D/stdout 2>$D/stderr\ns=$?; kill $watcher 2>/dev/null; exit $s",
+            h->meanwhile, killed ? "" : "-q", h->ranks, h->harmed, h->harm, h->args);
+        double start = seconds();
+        int status = WEXITSTATUS(system(command));
+        double took = seconds() - start;
+        char *text = output_of("stderr"), *end = strchr(text, '\n');
+        expect(status == (killed ? 137 : 1) && took < 60, "%s: status %d after %.0f s", h->what, status, took);
+        expect(has(text, h->says), "%s: expected «%s», got «%s»", h->what, h->says, text);
+        expect(killed || (!strncmp(text, "error: ", 7) && end && !end[1]), "%s: expected one line, got «%s»", h->what, text);
+        shell("! ls $D/place 2>/dev/null | grep -q .", "%s: something is left", h->what);
+        free(text);
+    }
+    shell("$MPIRUN -q -n 2 $TRAIN_MPI --chat 2>&1 | grep -q 'chat is the work of one process'", "a chat");
 }
 
 // ---- merging in 16 bits --------------------------------------------------------------------------------------------
@@ -6438,6 +6587,12 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_leftovers, ONLY_F32, "lib/directory.h"},
     {"faults", "a call that fails or a kill anywhere: one clear line, the older result or all of the new one",
         test_faults, ONLY_F32, "ops/host.h, lib/directory.h"},
+    {"mpi", "1, 2 and 4 ranks leave the bytes of one process: adapter, moments and log, by every method",
+        test_mpi, ONLY_F32, "train.c, run/ranks.h"},
+    {"mpi-resume", "a signal to one rank stops all after one step; any other number of ranks goes on from there",
+        test_mpi_resume, ONLY_F32, "train.c, run/ranks_mpi.c"},
+    {"mpi-failures", "what goes wrong on one rank ends all, with one line and nothing half-written",
+        test_mpi_failures, ONLY_F32, "run/ranks_mpi.c, run/options.h"},
     {"process", "closed descriptors, a lost reader, ignored signals, a full log: nothing is lost",
         test_process, ONLY_F32, "run/signals.h"},
     {"discard", "a signal leaves nothing of a directory in the making, whatever its files are called",

@@ -10,6 +10,7 @@
 #include "adapters.h"
 #include "run/plot.h"
 #include "run/signals.h"
+#include "run/one_rank.h"
 #include "paper/compare.h"
 
 // ---- 1  training ------------------------------------------------------------------------------------------
@@ -27,21 +28,26 @@ static double learning_rate(int s, int steps)
     return opt.lr;
 }
 
-// Mean loss over the target tokens of a data set.
+// Mean loss over the target tokens of a data set. Its micro-batches are dealt out to the ranks, and their
+// losses are added in one order.
 static double evaluate(model *m, const dataset *d, long *targets)
 {
     int n = (int)arrlen(d->rows), rows = n < 1024 ? n : 1024;
     batch b = batch_new(m->p.tokens, rows);
-    double sum = 0;
+    double sum = 0, *losses = NULL;
     *targets = 0;
     for (int i = 0; i < n;) {
         batch_clear(&b);
         while (i < n && b.rows < rows && b.tokens + d->rows[i].n - 1 <= m->p.tokens)
             batch_add(&b, &d->rows[i++]);
-        sum += model_step(m, &b, 0);
+        int mine = arrlen(losses) % ranks() == this_rank();
+        arrput(losses, mine ? model_step(m, &b, 0) : 0);
         *targets += b.targets;
         show_progress("evaluating row", i, n);
     }
+    ranks_add(losses, (int)arrlen(losses));
+    for (int i = 0; i < arrlen(losses); i++) sum += losses[i];
+    arrfree(losses);
     batch_free(&b);
     return sum / (double)*targets;
 }
@@ -121,22 +127,48 @@ static void fill_batch(const run *r, batch *b, int first, int last)
     for (int i = first; i < last && i < first + opt.batch; i++) batch_add(b, &r->train.rows[r->order[i]]);
 }
 
-// The gradients of one optimiser step, from --accum micro-batches of --batch rows. Returns the mean loss over
-// the target tokens of all its rows; *norm is the norm of the gradient before clipping.
+// Forward and backward of `count` micro-batches, from row `first` on; the step's rows end before `last`.
+// Their gradients are added to m->grad, which is zero. An even number is halved, and the sums of both halves
+// are added; an odd number goes one after the other. So it is the same tree of sums, to the last bit, where
+// several ranks have a part of it each (doc/ranks.md). Returns Σ loss, added up likewise.
+static double sum_gradients(run *r, batch *b, int first, int last, int count, double scale, int depth)
+{
+    double sum = 0;
+    if (count % 2) {
+        for (int i = first; i < last && i < first + count * opt.batch; i += opt.batch) {
+            fill_batch(r, b, i, last);
+            sum += model_step(&r->m, b, scale);
+        }
+        return sum;
+    }
+    mat grad = flat(&r->m, r->m.grad);
+    mat earlier = flat(&r->m, r->m.partial[depth]);
+    sum = sum_gradients(r, b, first, last, count / 2, scale, depth + 1);
+    copy(earlier, grad);
+    zero(grad);
+    sum += sum_gradients(r, b, first + count / 2 * opt.batch, last, count / 2, scale, depth + 1);
+    add(grad, earlier, 1);
+    return sum;
+}
+
+// The gradients of one optimiser step, from --accum micro-batches of --batch rows, of which each rank takes
+// its share. Returns the mean loss over the target tokens of all its rows; *norm is the norm of the gradient
+// before clipping.
 static double train_step(run *r, batch *b, double *norm, int *tokens)
 {
-    int first, last, targets = 0;
+    int first, last, targets = 0, share = opt.accum / ranks();
     step_rows(r, &first, &last);
-    for (int i = first; i < last; i++) targets += learnt_tokens(&r->train.rows[r->order[i]]);
-
-    double sum = 0;
     *tokens = 0;
-    zero(flat(&r->m, r->m.grad));
-    for (int i = first; i < last; i += opt.batch) {
-        fill_batch(r, b, i, last);
-        sum += model_step(&r->m, b, 1.0 / targets);
-        *tokens += b->tokens;
+    for (int i = first; i < last; i++) {
+        const row *of_step = &r->train.rows[r->order[i]];
+        targets += learnt_tokens(of_step);
+        *tokens += of_step->n - 1;
     }
+    mat grad = flat(&r->m, r->m.grad);
+    zero(grad);
+    first += this_rank() * share * opt.batch;
+    double sum = sum_gradients(r, b, first, last, share, 1.0 / targets, 0);
+    sum = sum_over_ranks(grad, sum);
     *norm = gradient_norm(&r->m);
     check_finite(&r->m, r->step + 1, sum / targets, *norm);
     return sum / targets;
@@ -231,7 +263,7 @@ static void training_loop(run *r)
         update(&r->m, r->step + 1, lr, norm);
         r->step++;
         report_step(r, loss, norm, lr, tokens, seconds() - start);
-        if (interrupted || r->step == r->steps) break;
+        if (all_interrupted() || r->step == r->steps) break;
         evaluate_between(r);
         if (opt.save_every && r->step % opt.save_every == 0) save_run(r);
     }
@@ -295,6 +327,7 @@ static void plan_sizes(plan *p, config c, const dataset *train, const dataset *v
         die("--batch %d times %d tokens is too much; raise --accum instead", opt.batch, longest);
     p->tokens = opt.batch * (longest - 1);
     p->positions = longest;
+    p->halvings = p->train ? __builtin_ctz((unsigned)(opt.accum / ranks())) : 0;
     if (!scored) return;
     int answered = longest_prompt(val) + opt.max_new;
     if (answered > longest) p->positions = answered;
@@ -329,6 +362,7 @@ static void print_plan(const run *r)
     const config *c = &m->c;
     double base = base_parameters(m), trained = (double)m->trainable, state = megabytes(m, PARAM);
     printf("device     %s\n", dev_name());
+    if (ranks() > 1) printf("ranks      %d, threads here %d\n", ranks(), omp_get_max_threads());
     printf("model      %s: %s, %.2fM parameters, %d layers of %d, vocabulary %d\n",
            shown(opt.init ? opt.init : opt.model), c->family->name, base / 1e6, c->layers, c->dim, c->vocab);
     printf("method     %s: %s", m->p.method->name, m->p.method->equation);
@@ -348,7 +382,7 @@ static void print_plan(const run *r)
     double activations = megabytes(m, ACT) + megabytes(m, STAT) + megabytes(m, AUX);
     double work = megabytes(m, WORK) + megabytes(m, CACHE) + (double)dev_reserve(needs_of(m), 0) / 1e6;
     printf("memory     trained weights, gradients, AdamW %.1f MB; activations %.1f MB; work space %.1f MB",
-           4 * state + megabytes(m, START), activations, work);
+           (4 + m->p.halvings) * state + megabytes(m, START), activations, work);
     putchar('\n');
     fflush(stdout);
 }
@@ -375,10 +409,12 @@ static void print_base(model *m)
 static void finish_training(run *r)
 {
     save_run(r);
+    int all = all_interrupted();                        // rank 0 has saved by now
     in_loop = 0;
     if (interrupted) {
         printf("\nstopped after step %d; the same command with --resume %s goes on from there\n",
                r->step, opt.out);
+        if (all) ranks_end();
         exit(128 + interrupted);
     }
     if (out_of_patience(r))
@@ -430,7 +466,7 @@ static void try_steps(run *r)
 // A log that could not be written to its end makes the run a failure, but only once all else is saved.
 static void close_log(run *r)
 {
-    if (opt.plot && !r->log_failed) draw_plot(r);
+    if (!this_rank() && opt.plot && !r->log_failed) draw_plot(r);
     if (r->log && fclose(r->log)) r->log_failed = 1;
     if (r->log_failed) die("--log %s: could not be written to its end; all else is saved", opt.log);
 }
@@ -490,6 +526,8 @@ static void open_run(run *r)
     check_ids(&r->train, c.vocab);
     if (opt.val) r->val = read_rows(r->t, opt.val, opt.seq);
     check_ids(&r->val, c.vocab);
+    compare_rows("--data", &r->train);
+    compare_rows("--val", &r->val);
     model_measure(&r->m, c, p);
     int answers = has_answers(&r->val) && (opt.exact_match || base_parameters(&r->m) < 50e6);
     if (answers) r->scored = arrlen(r->val.rows) < SCORED ? (int)arrlen(r->val.rows) : SCORED;
@@ -522,10 +560,11 @@ static void fine_tune(void)
     if (opt.plot) plot_terminal();                      // stops at once at a name of another kind
     open_run(&r);
     print_plan(&r);
-    destination = check_out("--out", opt.out, opt.model, 1);
-    if (opt.log) check_log();
-    if (opt.plot) check_plot();
+    if (!this_rank()) destination = check_out("--out", opt.out, opt.model, 1);
+    if (!this_rank() && opt.log) check_log();
+    if (!this_rank() && opt.plot) check_plot();
     r.step = fill_run(&r);
+    compare_models(&r.m);
     print_base(&r.m);
     if (r.step > r.steps)
         die("--resume %s: has %d steps behind it, --steps asks for %d", opt.resume, r.step, r.steps);
@@ -534,8 +573,8 @@ static void fine_tune(void)
         close_run(&r);
         return;
     }
-    if (opt.log) r.log = open_log(opt.log, r.step);
-    else if (opt.plot) r.log = temporary_file();
+    if (!this_rank() && opt.log) r.log = open_log(opt.log, r.step);
+    else if (!this_rank() && opt.plot) r.log = temporary_file();
     if (!r.step && !opt.no_before) report_eval(&r, "before", 1);
     else if (r.step < r.steps) evaluate_between(&r);
     training_loop(&r);
@@ -555,12 +594,14 @@ static void run_eval(void)
     open_template(t);
     dataset none = {0}, val = read_rows(t, opt.val, opt.seq);
     check_ids(&val, c.vocab);
+    compare_rows("--val", &val);
     plan p = plan_for_use();
     int rows = opt.exact_match ? (int)arrlen(val.rows) : 0;
     if (rows && !has_answers(&val)) die("--exact-match: not every row of %s has an answer", opt.val);
     plan_sizes(&p, c, &none, &val, rows);
     model_measure(&m, c, p);
     fill_model(&m, NULL, 0);
+    compare_models(&m);
     print_rows("rows", &val);
     print_first_row(t, &val);
     print_positions(&m);
@@ -962,10 +1003,12 @@ int main(int argc, char **argv)
     spin_briefly(argv);
     setvbuf(stdout, NULL, _IOLBF, 0);
     int status = 0;
+    ranks_begin();
     atexit(stage_discard);
     catch_cut_files();
     catch_signals();
     parse_options(argc, argv);
+    check_ranks();
     if (opt.help) print_help();
     else if (opt.version) puts("train " VERSION);
     else if (opt.list) run_list();

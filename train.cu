@@ -45,10 +45,12 @@
 #define RUN(kernel, ...) (LAUNCH(kernel, __VA_ARGS__), check(cudaGetLastError(), #kernel))
 #include "ops/ops.h"
 
+extern "C" int errors_to;               // ops/host.h: the descriptor of standard error, as a rule
+
 static void fail(const char *what, const char *why)
 {
     fflush(stdout);
-    fprintf(stderr, "error: GPU: %s: %s\n", what, why);
+    dprintf(errors_to, "error: GPU: %s: %s\n", what, why);
     exit(1);
 }
 

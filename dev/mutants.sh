@@ -407,6 +407,27 @@ merges: U+180E a space       | lib/words.h | s/^#define WHITE_SPACE "/&\\\\x{180
 merges: marks unsorted       | lib/words.h | s/if (marks > 1) sort_marks/if (0) sort_marks/                    | merges      |
 merges: what matches is dropped | run/tokenizer_json.h | s/isolated .. inverted, isolated .. !inverted/isolated, 1/ | merges |
 merges: digits together      | run/tokenizer_json.h | s/one ? /0 ? /                                           | merges      |
+ranks: a lost sum | run/ranks.h | s/^            add(mine, others, 1);/            (void)mine, (void)others;/ | mpi | bone
+ranks: a lost loss | run/ranks.h | s/^        sum += other;/        (void)other;/ | mpi | bone
+ranks: the next one for a partner | run/ranks.h | s/this_rank() ^ bit;/(this_rank() + bit) % ranks();/ | mpi | bone
+ranks: the same partner again | run/ranks.h | s/this_rank() ^ bit;/this_rank() ^ 1;/ | mpi | bone
+ranks: a piece alone | run/ranks.h | s/rows_of(x, i, n), others/rows_of(x, 0, n), others/ | mpi | full
+ranks: all CPUs for each | run/ranks_mpi.c | s/share += 1.0 \/ users\[i\]/share++/ | mpi | bone
+ranks: a row counted twice | train.c |
+    s/first += this_rank() \* share \* opt.batch;/first += this_rank() * share * opt.batch - (this_rank() > 0);/ | mpi | bone
+ranks: every rank takes all | train.c | s/^    first += this_rank() \* share \* opt.batch;/    (void)share;/ | mpi | bone
+ranks: halves not apart | train.c | s/^    copy(earlier, grad);/    zero(earlier);/ | mpi | bone
+ranks: one after the other | train.c | s/^    if (count % 2) {/    if (1) {/ | mpi | bone
+ranks: one evaluates all | train.c | s/arrlen(losses) % ranks() == this_rank();/1;/ | mpi | bone
+ranks: answers of one rank | run/generate.h | s/^    ranks_add(counts, 2);// | mpi-resume | 
+ranks: a signal stops one | run/signals.h | s/ranks_largest(interrupted)/(int)interrupted/ | mpi-resume | 
+ranks: who dies tells nobody | run/ranks_mpi.c |
+    s/MPI_Abort(MPI_COMM_WORLD, status)/for (;;) pause()/ | mpi-failures | bad option
+ranks: who has other options goes on | run/ranks_mpi.c | s/if (strcmp(first, own))/if (0)/ | mpi-failures | another
+ranks: every rank speaks | run/ranks_mpi.c |
+    s/0, &bytes, &unit, &told)/rank, \&bytes, \&unit, \&told)/ | mpi-failures | bad option
+ranks: one waits for ever | train.c |
+    s/^    sum = sum_over_ranks(grad, sum);/    if (!this_rank()) sum = sum_over_ranks(grad, sum);/ | mpi | bone
 merges: BOS where one is named | run/special_tokens.h | s/merges \&\& !json_is_true(add_bos)/0/                  | merges      |
 '
 
@@ -427,11 +448,13 @@ prompt-edge stops config defaults rows windows
 cut-rows
 targets config-spelling json-values row-files safetensors too-many no-place epoch-rows cut-file escapes sampling
 together answers room nan-saved same-options option-tables option-names methods-named full-disk output
-kept-files unknown-fields discard
+kept-files unknown-fields discard mpi
 odd-merges counts bf16-start block-ends base-size descriptors quota wrong-input
 }
 
 libs='-ljansson -lz -lpcre2-8 -lutf8proc -lm'
+mpi=$(command -v mpicc)                                 # then the program is one for several ranks
+[ -z "$mpi" ] || libs="-lmpi $libs"
 
 # directory, flags: compiles the tests of the sources in it, and with them the program (--train). Code that is not the ops' is
 # not optimised: it runs longer, and is compiled in half the time.
@@ -440,31 +463,35 @@ compile_tests() {
     ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DTHIS_BUILD=BOTH $2 -c "$1/test_all.c" -o "$1/test.o"
 }
 compile_tokenizer() { ${CC:-cc} -std=gnu11 -O1 -march=native -w -c "$1/tokenizer.c" -o "$1/tokenizer.o"; }
-link_tests() { ${CC:-cc} -fopenmp "$1/test.o" "$1/tokenizer.o" -o "$1/test" $libs; }
+compile_ranks() { [ -z "$mpi" ] || "$mpi" -std=gnu11 -O1 -w -c "$1/run/ranks_mpi.c" -o "$1/ranks.o"; }
+link_tests() { ${CC:-cc} -fopenmp "$1/test.o" "$1/tokenizer.o" ${mpi:+"$1/ranks.o"} -o "$1/test" $libs; }
 
 # directory, file, test: the double tests of the sources in it; only what the file belongs to is compiled anew
 build() {
     if [ "$3" = gsm8k ]; then                           # which trains, in float
-        cp $whole/tokenizer.o "$1"; compile_tests "$1" -O2 && link_tests "$1"; return
+        cp $whole/*.o "$1"; compile_tests "$1" -O2 && link_tests "$1"; return
     fi
     case $2 in
     train.cu)
         ${CXX:-c++} -std=c++17 -O1 -w -fopenmp -DDOUBLE -I. -x c++ -c "$1/train.cu" -o "$1/emu.o" &&
         ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" $libs ;;
     tokenizer.c|lib/words.h)
-        cp $whole/test.o "$1"; compile_tokenizer "$1" && link_tests "$1" ;;
+        cp $whole/*.o "$1"; compile_tokenizer "$1" && link_tests "$1" ;;
+    run/ranks_mpi.c)
+        cp $whole/*.o "$1"; compile_ranks "$1" && link_tests "$1" ;;
     ops/utf8.h)
-        compile_tests "$1" -DDOUBLE && compile_tokenizer "$1" && link_tests "$1" ;;
+        cp $whole/*.o "$1"; compile_tests "$1" -DDOUBLE && compile_tokenizer "$1" && link_tests "$1" ;;
     *)
-        cp $whole/tokenizer.o "$1"; compile_tests "$1" -DDOUBLE && link_tests "$1" ;;
+        cp $whole/*.o "$1"; compile_tests "$1" -DDOUBLE && link_tests "$1" ;;
     esac
 }
 
 copy_sources() { rm -rf "$1"; mkdir -p "$1"; cp -r --parents *.h *.c train.cu ops lib run paper dev/halves.h "$1"; }
 
 run_test() { # directory, test, method: what it leaves lies in the directory
-    TMPDIR=$PWD/$1 TRAIN="$PWD/$1/test --train" OMP_NUM_THREADS=1 FIRST_FAILURE=1 \
-        timeout ${LIMIT:-120} "$1/test" "$2" ${3:+"$3"} >"$1/log" 2>&1
+    local program="$PWD/$1/test --train"
+    TMPDIR=$PWD/$1 TRAIN=$program TRAIN_MPI=$program OMP_NUM_THREADS=1 FIRST_FAILURE=1 \
+        timeout ${LIMIT:-120} "$1/test" "$2" ${3:+"$3"} </dev/null >"$1/log" 2>&1
 }
 
 try() { # directory, what, file, expression, test, method or order
@@ -599,7 +626,7 @@ __attribute__((constructor)) static void choose(void)
         number=$((number + $(wc -l <"$whole/list.${file//\//.}")))
     done
     while IFS=$'\1' read -r number what file expression test method; do
-        [ "$file" != train.cu ] && [ "$test" != gsm8k ] || continue
+        [ "$file" != train.cu ] && [ "$file" != run/ranks_mpi.c ] && [ "$test" != gsm8k ] || continue
         fault=$(fault_of "$file" "$expression")
         [ -z "$fault" ] || echo "$number	$fault" >>"$whole/list.${file//\//.}"
     done <$whole/chosen
@@ -611,7 +638,8 @@ __attribute__((constructor)) static void choose(void)
                 "$whole/list.${file//\//.}" "$file" >"$whole/src/$file"
         done
         ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DTHIS_BUILD=BOTH -DDOUBLE -include $whole/mutant.h \
-            $whole/src/test_all.c $whole/src/tokenizer.c $whole/mutant.c -o $whole/test $libs 2>$whole/errors && return
+            $whole/src/test_all.c $whole/src/tokenizer.c ${mpi:+$whole/ranks.o} $whole/mutant.c -o $whole/test $libs \
+            2>$whole/errors && return
         sed -n "s|^$whole/src/\([^:]*\):\([0-9]*\):.*error: .*else.*|\1 \2 - 1|p; t
                 s|^$whole/src/\([^:]*\):\([0-9]*\):.*error:.*|\1 \2|p" $whole/errors | while read -r file number; do
             number=$((number))                          # an else without its if is the fault of the line before
@@ -661,7 +689,8 @@ case $1 in
 esac
 choose_mutants "$only" $every >$whole/chosen
 ! grep -q train.cu $whole/chosen || make -s build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o
-compile_tests $whole/src -DDOUBLE && compile_tokenizer $whole/src && mv $whole/src/*.o $whole || exit 1
+compile_tests $whole/src -DDOUBLE && compile_tokenizer $whole/src && compile_ranks $whole/src || exit 1
+mv $whole/src/*.o $whole
 plant_all || exit 1
 list_mutants >$whole/list
 try_all | tee build/mutants.log

@@ -420,8 +420,51 @@ def tile_seen(which, i, j):
     return first_key <= last_query
 
 
+# ---- the sum of eight micro-batches, on one rank and on four ------------------------------------------------
+
+def ranks():
+    p = Picture("ranks", 478, "The gradients of eight micro-batches are added as one binary tree, by one rank or by four")
+    colours = ["blue", "orange", "green", "purple"]
+    x0, w, h, tall = 118, 76, 30, 74
+    level = [350 - tall * i for i in range(4)]
+
+    def centre(first, count):
+        return x0 + w * (first + count / 2)
+
+    for rank in range(4):
+        p.frame(x0 + 2 * w * rank + 3, level[1] - 12, 2 * w - 6, tall + h + 54, "dash")
+        p.text(centre(2 * rank, 2), level[0] + h + 26, f"rank {rank}", 14, "muted")
+    p.text(60, level[0] + h / 2, "gradients of", 13, "muted")
+    p.text(60, level[0] + h / 2 + 17, "micro-batches", 13, "muted")
+    p.text(60, level[1] + h / 2, "in each rank", 13, "muted")
+    p.text(60, level[2] + h / 2, "rank ^ 1", 13, "muted")
+    p.text(60, level[3] + h / 2, "rank ^ 2", 13, "muted")
+    for step in range(1, 4):
+        for first in range(0, 8, 2 ** step):
+            top = (centre(first, 2 ** step), level[step] + h)
+            for half in (first, first + 2 ** (step - 1)):
+                p.line([(centre(half, 2 ** (step - 1)), level[step - 1]), top])
+    for i in range(8):
+        p.box(x0 + w * i + 10, level[0], w - 20, h, f"g_{{{i}}}", colours[i // 2])
+    for rank in range(4):
+        p.box(centre(2 * rank, 2) - 44, level[1], 88, h, f"g_{{{2 * rank}}} + g_{{{2 * rank + 1}}}", colours[rank])
+    for pair in range(2):
+        x = centre(4 * pair, 4) - 90
+        p.rect(x, level[2], 90, h, colours[2 * pair])
+        p.rect(x + 90, level[2], 90, h, colours[2 * pair + 1])
+        p.text(x + 90, level[2] + h / 2, f"g_{{{4 * pair}}} … g_{{{4 * pair + 3}}}, in both")
+    for rank in range(4):
+        p.rect(centre(0, 8) - 152 + 76 * rank, level[3], 76, h, colours[rank])
+    p.text(centre(0, 8), level[3] + h / 2, "g_{0} … g_{7}, the same bits in all four")
+    p.text(425, 24, "Whoever adds which part: the sums are these, in this order.", 15, bold=True)
+    p.text(425, 56, "One rank goes through the tree by itself, and keeps an earlier half while it makes the later one.",
+           13, "muted")
+    p.text(425, 458, "Partners swap what they have, and both add: a + b is b + a to the last bit.", 13, "muted")
+    return p
+
+
 if __name__ == "__main__":
     folder = pathlib.Path(__file__).resolve().parent / "pictures"
     folder.mkdir(exist_ok=True)
-    for draw in (shards, groupings, reading, memory, rooms, tiles, attention):
+    for draw in (shards, groupings, reading, memory, rooms, tiles, attention, ranks):
         draw().save(folder)

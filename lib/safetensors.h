@@ -462,14 +462,13 @@ static void safetensors_write(const char *name, const output *o, int n)
 // but what a signal handler may call. The threads of a product meet the end together; the first one speaks.
 static void on_cut_file(int signal_number, siginfo_t *info, void *context)
 {
-    static char told;
     const mapping *f = mapped;
     (void)context;
     while (f && ((char *)info->si_addr < f->p || (char *)info->si_addr >= f->p + f->bytes)) f = f->next;
     if (!f) { signal(signal_number, SIG_DFL); return; }         // another fault: it comes again and ends the program
-    while (__atomic_test_and_set(&told, __ATOMIC_SEQ_CST)) pause();
+    while (__atomic_test_and_set(told, __ATOMIC_SEQ_CST)) pause();
     stage_discard();
-    ssize_t written = write(STDERR_FILENO, f->line, strlen(f->line));
+    ssize_t written = write(errors_to, f->line, strlen(f->line));
     _exit(written < 0 ? 2 : 1);
 }
 

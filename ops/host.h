@@ -53,20 +53,25 @@ static inline char *printable_if_room(const char *text, const char *kept)
     return out;
 }
 
+// Whether an error was told, where errors go, and whether a terminal gets lines of progress. Where several
+// processes work together, run/ranks_mpi.c changes all three.
+__attribute__((weak)) char told_here, *told = &told_here;
+__attribute__((weak)) int errors_to = STDERR_FILENO;
+__attribute__((weak)) int shows_progress = 1;
+
 // One clear line, then a non-zero exit. What was half-written is removed by the exit handler
 // (lib/directory.h). Where several threads run out of memory together, the first one speaks.
 __attribute__((noreturn, format(printf, 1, 2)))
 static inline void die(const char *format, ...)
 {
-    static char told;
     char *text = NULL, *line;
     va_list args;
-    if (__atomic_test_and_set(&told, __ATOMIC_SEQ_CST)) for (;;) pause();
+    if (__atomic_test_and_set(told, __ATOMIC_SEQ_CST)) for (;;) pause();
     va_start(args, format);
     line = vasprintf(&text, format, args) < 0 ? NULL : printable_if_room(text, "");
     va_end(args);
     fflush(stdout);
-    fprintf(stderr, "error: %s\n", line ? line : "out of memory");
+    dprintf(errors_to, "error: %s\n", line ? line : "out of memory");
     exit(1);
 }
 
@@ -303,7 +308,7 @@ static inline double seconds(void)
 __attribute__((format(printf, 1, 2)))
 static inline void show(const char *format, ...)
 {
-    if (!isatty(STDOUT_FILENO)) return;
+    if (!shows_progress || !isatty(STDOUT_FILENO)) return;
     va_list args;
     va_start(args, format);
     fputs("\r\033[K", stdout);

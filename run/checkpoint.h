@@ -81,11 +81,12 @@ typedef struct {
     int evaluated;                      // the step of the last evaluation that --eval-every asked for
 } run;
 
+static const uint64_t FNV_PRIME = 0x100000001b3u, FNV_START = 0xcbf29ce484222325u;
+
 // The rows that a run trains on, as a text: how many, and FNV-1a over their tokens.
 static const char *rows_text(const dataset *d, char text[64])
 {
-    const uint64_t FNV_PRIME = 0x100000001b3u;
-    uint64_t hash = 0xcbf29ce484222325u;
+    uint64_t hash = FNV_START;
     for (int i = 0; i < arrlen(d->rows); i++) {
         const row *r = &d->rows[i];
         hash = (hash ^ (uint64_t)r->n) * FNV_PRIME;
@@ -95,6 +96,54 @@ static const char *rows_text(const dataset *d, char text[64])
     }
     snprintf(text, 64, "%td, hash %016llx", arrlen(d->rows), (unsigned long long)hash);
     return text;
+}
+
+static void compare_rows(const char *option, const dataset *d)
+{
+    char text[64];
+    ranks_compare(option, rows_text(d, text));
+}
+
+// Like FNV-1a, eight bytes at a time.
+static uint64_t hash_of(const char *p, size_t bytes)
+{
+    uint64_t hash = FNV_START ^ bytes, word = 0;
+    for (size_t i = 0; i < bytes; i += sizeof word) {
+        memcpy(&word, p + i, bytes - i < sizeof word ? bytes - i : sizeof word);
+        hash = (hash ^ word) * FNV_PRIME;
+        hash ^= hash >> 32;                             // else two signs that differ would cancel
+    }
+    return hash;
+}
+
+// Ranks add up gradients of one model: ends the program where the base's file or what trains differs among
+// them.
+static void compare_models(model *m)
+{
+    char text[64];
+    int n = (int)shlen(m->file.tensors);
+    uint64_t *hashes = alloc((size_t)n + 1, sizeof *hashes), base = FNV_START, trained = FNV_START;
+    if (ranks() == 1) n = 0;
+    #pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < n; i++) {
+        mat x = m->file.tensors[i].value.data;
+        hashes[i] = hash_of((const char *)(uintptr_t)x.p, elements(x) * dtypes[x.type].size);
+    }
+    for (int i = 0; i < n; i++) base = (base ^ hashes[i]) * FNV_PRIME;
+    for (int i = 0; i < arrlen(m->tensors) && ranks() > 1; i++) {
+        const tensor *t = &m->tensors[i];
+        if (t->kind != PARAM && t->kind != START) continue;
+        size_t numbers = elements(*t->value);
+        wide *x = alloc(numbers, sizeof *x);
+        get(x, *t->value);
+        trained = (trained ^ hash_of((const char *)x, numbers * sizeof *x)) * FNV_PRIME;
+        free(x);
+    }
+    snprintf(text, sizeof text, "hash %016llx", (unsigned long long)base);
+    ranks_compare("a base with", text);
+    snprintf(text, sizeof text, "hash %016llx", (unsigned long long)trained);
+    ranks_compare("trained weights that begin with", text);
+    free(hashes);
 }
 
 static const char *targets_text(int targets, char text[64])      // as --targets has them
@@ -182,10 +231,12 @@ static void stage_best(const char *dir)
     free_names(names);
 }
 
-// Saves the adapter or model, with --keep-best that of the best step, and what --resume needs of this one.
+// Saves the adapter or model, with --keep-best that of the best step, and what --resume needs of this one. All
+// ranks hold the same; rank 0 writes it.
 static void save_run(run *r)
 {
     model *m = &r->m;
+    if (this_rank()) return;
     for (int i = 0; i < arrlen(m->tensors); i++)
         if (m->tensors[i].kind == PARAM && !isfinite(sum_of_squares(*m->tensors[i].value)))
             die("step %d: %s is not finite and is not saved; a smaller --lr may help", r->step, m->tensors[i].name);

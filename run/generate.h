@@ -112,26 +112,31 @@ static char *score_answer(scores *got, const tokenizer *t, sequence *s, const ro
 }
 
 // The first `rows` prompts of d, answered a few at a time: as many as the plan has slots. *sample gets the
-// first one's text.
+// first one's text, on rank 0. The ranks take turns with the rows.
 static scores exact_match(model *m, const tokenizer *t, const dataset *d, int rows, char **sample,
                           void (*progress)(int, int))
 {
-    int slots = rows < m->p.sequences ? rows : m->p.sequences, next = 0, done = 0;
+    int mine = ceil_div(rows - this_rank(), ranks()), next = this_rank(), done = 0;
+    int slots = mine < m->p.sequences ? mine : m->p.sequences;
     sequence *s = alloc((size_t)slots, sizeof *s);
     int *who = alloc((size_t)slots, sizeof *who), *answers = alloc((size_t)slots, sizeof *answers);
     batch b = batch_new(m->p.tokens, slots);
     scores got = {0};
     rng g = {0};
-    for (; next < slots; next++) begin_answer(&s[next], &d->rows[answers[next] = next]);
+    for (int i = 0; i < slots; i++, next += ranks()) begin_answer(&s[i], &d->rows[answers[i] = next]);
     while (generate_pass(m, t, s, slots, &b, who, &g))
         for (int i = 0; i < slots; i++) {       // an answer that is complete makes room for the next row's
             if (!s[i].done || !s[i].ids) continue;
             char *text = score_answer(&got, t, &s[i], &d->rows[answers[i]]);
             if (answers[i] == 0 && sample) *sample = text;
             else free(text);
-            if (next < rows) begin_answer(&s[i], &d->rows[answers[i] = next++]);
-            progress(++done, rows);
+            if (next < rows) begin_answer(&s[i], &d->rows[answers[i] = next]), next += ranks();
+            progress(++done, mine);
         }
+    double counts[] = {got.hits, got.cut};
+    ranks_add(counts, 2);
+    got = (scores){(int)counts[0], (int)counts[1]};
+    if (sample && this_rank()) *sample = copy_text("");
     batch_free(&b);
     free(s);
     free(who);

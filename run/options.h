@@ -3,6 +3,7 @@
 #ifndef OPTIONS_H
 #define OPTIONS_H
 #include "../adapters.h"
+#include "ranks.h"
 #include "threads.h"
 #include <ctype.h>
 
@@ -408,8 +409,40 @@ static void parse_options(int argc, char **argv)
         die("%s is for one run, and --compare makes many", opt.plot ? "--plot" : "--dry-run");
     if (opt.steps && opt.epochs != 1) die("--steps and --epochs both say how long to train; give one of them");
     if (opt.threads) omp_set_num_threads(opt.threads);
-    else if (!getenv("OMP_NUM_THREADS")) omp_set_num_threads(usable_cpus(""));
+    else if (!getenv("OMP_NUM_THREADS")) omp_set_num_threads(threads_of_rank(usable_cpus("")));
     if (opt.tf32 && !dev_tf32()) die("--tf32 is for floats on a GPU; this program computes otherwise");
+}
+
+// Ends the program where the ranks were not started alike. --threads may differ.
+static void compare_options(void)
+{
+    for (int i = 0; i < OPTIONS; i++) {
+        const char *value = given_values[i];
+        if (option_table[i].kind == 'h' || option_table[i].at == AT(threads)) continue;
+        ranks_compare(option_table[i].name, !value ? "its default" : *value ? value : "given");
+    }
+}
+
+// Several ranks train or evaluate. They halve a step's micro-batches until each has its share of them.
+static void check_ranks(void)
+{
+    int n = ranks();
+    const char *alone = opt.chat ? "--chat" : NULL, *command = NULL;
+    compare_options();
+    if (n == 1 || opt.help || opt.version) return;
+    for (int i = 1; i <= COMMANDS; i++) {
+        if (!given_values[i]) continue;
+        command = option_table[i].name;
+        if (option_table[i].at != AT(eval) && option_table[i].at != AT(list)) alone = command;
+    }
+    if (alone) die("%s is the work of one process, and here are %d ranks; ./train does it", alone, n);
+    if (opt.temperature > 0)
+        die("--temperature draws one token after the other; with %d ranks leave it out", n);
+    if (command) return;
+    if (n & (n - 1)) die("%d ranks: they add their gradients by pairs; start 2, 4, 8, …", n);
+    if (opt.accum % n)
+        die("--accum %d: %d ranks share the micro-batches of a step evenly; give a multiple of %d, say --accum %d",
+            opt.accum, n, n, (opt.accum / n + 1) * n);
 }
 
 // A bit for each of projections[]. PEFT's names, q_proj, and its "all-linear" will do.
