@@ -30,7 +30,7 @@
 #ifndef ADAPTERS_H
 #define ADAPTERS_H
 #include "lib/svd.h"
-#include "model.h"
+#include "backbones.h"
 
 // ---- full and frozen --------------------------------------------------------------------------------------
 //
@@ -733,11 +733,12 @@ enum { METHODS = sizeof methods / sizeof *methods };
 
 // The gradient of the first step for the W of one layer, into their l->dW. One layer at a time, because the
 // gradients of all layers together would be as large as the model.
-static void first_gradient(model *m, layer *L, const batch *first, int batches)
+static void first_gradient(model *m, int depth, const batch *first, int batches)
 {
     int targets = 0;
-    for (linear *l = L->linears; l < L->linears + LINEARS; l++) {
-        if (!has_adapter(l)) continue;
+    for (int i = 0; i < arrlen(m->linears); i++) {
+        linear *l = m->linears[i];
+        if (l->depth != depth || !has_adapter(l)) continue;
         l->dW = mat_of(NULL, TYPE_OF(wide), SHAPE(l->W.rows, l->W.cols));
         l->dW.p = device_block(elements(l->dW) * sizeof(wide), "the first gradient");
     }
@@ -745,9 +746,11 @@ static void first_gradient(model *m, layer *L, const batch *first, int batches)
     for (int i = 0; i < batches; i++) model_step(m, &first[i], 1.0 / targets);
 }
 
-static void first_gradient_free(layer *L)
+static void first_gradient_free(model *m, int depth)
 {
-    for (linear *l = L->linears; l < L->linears + LINEARS; l++) {
+    for (int i = 0; i < arrlen(m->linears); i++) {
+        linear *l = m->linears[i];
+        if (l->depth != depth) continue;
         dev_free(l->dW.p);
         l->dW.p = NULL;
     }
@@ -757,16 +760,17 @@ static void first_gradient_free(layer *L)
 // from. Calls progress after each linear, because pissa takes a while.
 static void adapters_init(model *m, const batch *first, int batches, void (*progress)(int done, int of))
 {
-    for (int i = 0; i < m->c.layers; i++) {
-        layer *L = &m->layers[i];
-        if (m->p.method->wants_gradient) first_gradient(m, L, first, batches);
-        for (linear *l = L->linears; l < L->linears + LINEARS; l++) {
-            char name[32];
-            snprintf(name, sizeof name, "%d.%s", i, l->is->name);
-            if (l->method->init) l->method->init(m, l, name);
-            progress(i * LINEARS + (int)(l - L->linears) + 1, m->c.layers * LINEARS);
-        }
-        if (m->p.method->wants_gradient) first_gradient_free(L);
+    int n = (int)arrlen(m->linears);
+    for (int i = 0; i < n; i++) {
+        linear *l = m->linears[i];
+        char name[32];
+        if (m->p.method->wants_gradient && (!i || m->linears[i - 1]->depth < l->depth))
+            first_gradient(m, l->depth, first, batches);
+        snprintf(name, sizeof name, "%d.%.16s", l->depth, l->is.name);
+        if (l->method->init) l->method->init(m, l, name);
+        progress(i + 1, n);
+        if (m->p.method->wants_gradient && (i + 1 == n || m->linears[i + 1]->depth > l->depth))
+            first_gradient_free(m, l->depth);
     }
     if (m->p.method->wants_gradient) zero(flat(m, m->grad));    // first_gradient added to it
 }

@@ -683,7 +683,7 @@ static void test_zero_rows(void)
             W[j] = like(l->W);
             copy(W[j], l->W), zero(rows_of(W[j], 1, 2));
             l->W = base->linears[j]->W = W[j];
-            l->method->init(m, l, projections[j % LINEARS].name);
+            l->method->init(m, l, l->is.name);
         }
         batch b = small_batch(0, 3);
         mat x = all_logits(m, &b), y = all_logits(base, &b);
@@ -699,7 +699,7 @@ static void test_zero_rows(void)
         check(last / first, 1, "dora, loss after five steps over the first");
         for (int j = 0; j < 14; j++) {
             expect(isfinite(sum_of_squares(merged(m, m->linears[j]))), "dora, merged %s: not finite",
-                projections[j % LINEARS].name);
+                m->linears[j]->is.name);
             dev_free(W[j].p);
         }
         dev_free(x.p), dev_free(y.p), batch_free(&b), close_small(m), close_small(base);
@@ -802,7 +802,7 @@ static void check_modes(model *m, linear *l, mat x, mat W, int forward)
         gemm_plain(want, from, 0, W, !forward, from.cols, 1, mode);
         if (forward) linear_forward(m, l, got, x, mode);
         else linear_backward(m, l, got, y, x, mode);
-        check_mat(got, want, EXACT, "%s, %s, %s %s", m->p.method->name, l->is->name, forward ? "y" : "dx",
+        check_mat(got, want, EXACT, "%s, %s, %s %s", m->p.method->name, l->is.name, forward ? "y" : "dx",
                   mode == SET ? "written" : "added");
         dev_free(got.p), dev_free(want.p);
     }
@@ -825,7 +825,7 @@ static void definition_case(model *m, int j, double (*delta)(const layer_numbers
     l->first = l->last = 1;             // nobody else reads this x
     check_modes(m, l, x, Wd, 1);
     check_modes(m, l, x, Wd, 0);
-    check_mat(merged(m, l), Wd, EXACT, "%s, %s, merge", M, projections[j].name);
+    check_mat(merged(m, l), Wd, EXACT, "%s, %s, merge", M, l->is.name);
     for (wide **p = (wide *[]){n.W, n.P, n.A, n.mag}, **end = p + 4; p < end; p++) free(*p);
     dev_free(x.p), dev_free(Wd.p);
 }
@@ -857,11 +857,11 @@ static void test_frozen_is_full(void)
     for (int j = 0; j < 14; j++) {
         mat dW = full->linears[j]->dW;
         squares += sum_of_squares(dW);
-        check_mat(frozen->linears[j]->dD, dW, EXACT, "frozen, layer %d %s", j / LINEARS, projections[j % LINEARS].name);
-        if (j % LINEARS == 0) first_gradient(ga, &ga->layers[j / LINEARS], parts, 2);
-        check_mat(ga->linears[j]->dW, dW, 10 * EXACT, "lora-ga, first gradient of layer %d %s", j / LINEARS,
-            projections[j % LINEARS].name);
-        if (j % LINEARS == LINEARS - 1) first_gradient_free(&ga->layers[j / LINEARS]);
+        check_mat(frozen->linears[j]->dD, dW, EXACT, "frozen, layer %d %s", j / SEVEN, full->linears[j]->is.name);
+        if (j % SEVEN == 0) first_gradient(ga, j / SEVEN, parts, 2);
+        check_mat(ga->linears[j]->dW, dW, 10 * EXACT, "lora-ga, first gradient of layer %d %s", j / SEVEN,
+            full->linears[j]->is.name);
+        if (j % SEVEN == SEVEN - 1) first_gradient_free(ga, j / SEVEN);
     }
     check_number(gradient_norm(frozen), sqrt(squares), EXACT, "frozen, norm");
     for (batch *p = (batch[]){b, parts[0], parts[1], {0}}; p->ids; p++) batch_free(p);
@@ -1059,7 +1059,7 @@ static void test_saved_lora(void)
         for (int j = 0; j < 14; j++) {
             char module[64];
             int r, in, out, width;
-            snprintf(module, sizeof module, "%d.%s", j / LINEARS, projections[j % LINEARS].module);
+            snprintf(module, sizeof module, "%d.%s", j / SEVEN, m->linears[j]->is.module);
             wide *A = stored_numbers(&c, module, "lora_A.weight", &r, &in), *B = stored_numbers(&c, module,
                 "lora_B.weight", &out, &width);
             wide *W = host(base->linears[j]->W), *want = host(merged(m, m->linears[j]));
@@ -1087,7 +1087,7 @@ static void test_residual(void)
         for (int j = 0; j < 14; j++) {
             char name[40];
             mat W = base->linears[j]->W;
-            snprintf(name, sizeof name, "layer %d %s", j / LINEARS, projections[j % LINEARS].name);
+            snprintf(name, sizeof name, "layer %d %s", j / SEVEN, m->linears[j]->is.name);
             check_mat(merged(m, m->linears[j]), W, EXACT, "%s, %s", methods[i].name, name);
             if (!strcmp(methods[i].name, "pissa")) check_rest(m, m->linears[j], W, name);
         }
@@ -2414,7 +2414,6 @@ static void uneven_case(const char *method_name, const char *layers)
         plan p = small_plan(method_name);
         p.modules = modules;
         p.selects = peft_targeted;
-        p.targets = 0;
         p.train = !use;
         model *m = open_small(p, 0);
         if (!use) shake(m, 0.2, &dice);
@@ -2472,8 +2471,8 @@ static void test_target_modules(void)
         peft_read_config(&p, scratch);
         model *m = open_small(p, 0);
         for (int j = 0; j < 14; j++)
-            expect(!has_adapter(m->linears[j]) == (cases[i].layers[j / LINEARS][j % LINEARS] == '-'), "%s, layer %d %s",
-                cases[i].modules, j / LINEARS, projections[j % LINEARS].name);
+            expect(!has_adapter(m->linears[j]) == (cases[i].layers[j / SEVEN][j % SEVEN] == '-'), "%s, layer %d %s",
+                cases[i].modules, j / SEVEN, m->linears[j]->is.name);
         close_small(m), free(path);
     }
 }
@@ -3901,7 +3900,7 @@ static void only_read_adapter(const char *dir)
     model m = {0};
     plan p = small_plan("lora");
     opt.model = opened_base;
-    p.targets = fewer_layers ? 1 << Q_PROJ : p.targets;
+    p.targets = fewer_layers ? "q" : "all";
     model_measure(&m, open_config(), p);
     fill_model(&m, NULL, 0);
     peft_read_weights(&m, dir);
@@ -4420,7 +4419,10 @@ static void change_option(const struct option *o)
     plan *p = &shared_run.m.p;
     void *at = (char *)&opt + o->at;
     if (!strcmp(o->name, "--method")) p->method = method_named("rslora");
-    else if (!strcmp(o->name, "--targets")) p->targets ^= 1;
+    else if (!strcmp(o->name, "--targets")) {
+        model *m = &shared_run.m;
+        for (int i = 0; i < arrlen(m->linears); i += SEVEN) m->linears[i]->targeted ^= 1;
+    }
     else if (!strcmp(o->name, "--rank")) p->rank++;
     else if (!strcmp(o->name, "--mini-r")) p->mini_r++;
     else if (!strcmp(o->name, "--alpha")) p->alpha++;
@@ -4459,6 +4461,7 @@ static void test_same_options(void)
         said = said_by(only_read_state, dir);
         expect(strstr(said, *name) && strstr(said, "was trained with"), "%s: «%s»", *name, said);
         free(said);
+        if (!strcmp(*name, "--targets")) change_option(o);              // and back
         opt = then;
         shared_run.m.p = m->p;
         shared_run.steps = 5;

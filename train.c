@@ -298,7 +298,7 @@ static void plan_sizes(plan *p, config c, const dataset *train, const dataset *v
     if (!scored) return;
     int answered = longest_prompt(val) + opt.max_new;
     if (answered > longest) p->positions = answered;
-    double bytes = 2.0 * c.layers * c.kv_heads * c.head_dim * sizeof(real) * answered;
+    double bytes = c.backbone->cache_bytes(&c, answered);
     p->sequences = (int)fmax(1, fmin(fmin(scored, MOST_SEQUENCES), floor(1e9 / bytes)));
     p->cache_rows = p->sequences * answered;
 }
@@ -334,8 +334,8 @@ static void print_plan(const run *r)
     printf("method     %s: %s", m->p.method->name, m->p.method->equation);
     if (!full_training(m)) {
         printf(", rank %d on", m->p.rank);
-        for (int i = 0; i < LINEARS; i++)
-            if (m->p.targets >> i & 1) printf(" %s", projections[i].name);
+        for (int i = 0; i < linears_of_layer(m); i++)
+            if (targeted_in_some(m, i)) printf(" %s", m->linears[i]->is.name);
         if (m->p.modules) printf(" where its target_modules say so");
     }
     printf("\ntrains     %.0f parameters, %.2f %% of the model\n", trained, 100 * trained / base);
@@ -736,7 +736,7 @@ static void run_merge(void)
         linear *l = m.linears[i];
         if (!has_adapter(l) || (l->W.type != BF16 && l->W.type != F16)) continue;
         double survived = update_survived(&m, l, l->W.type);
-        printf("layer %2d %-4s  ", l->depth, l->is->name);
+        printf("layer %2d %-4s  ", l->depth, l->is.name);
         const char *type = dtypes[l->W.type].name;
         if (isnan(survived)) printf("its update is zero, or too small for a number of this program\n");
         else printf("%5.1f %% of the update survive rounding to %s\n", 100 * survived, type);

@@ -131,7 +131,7 @@ static void read_answers(void)
 
 // A model of one layer, which adapters are read for, and a run that trains it, which states are read for.
 static const config tiny = {
-    .dim = 8, .hidden = 12, .layers = 1, .heads = 2, .kv_heads = 2, .head_dim = 4, .vocab = 4,
+    .backbone = &llama_backbone, .dim = 8, .hidden = 12, .layers = 1, .heads = 2, .kv_heads = 2, .head_dim = 4, .vocab = 4,
     .max_pos = 16, .eps = 1e-6, .theta = 10000,
 };
 static run tiny_run;

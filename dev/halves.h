@@ -41,6 +41,8 @@ static mat like(mat m)                  // zeros of its shape and dtype
 //
 // Two layers, grouped queries, widths that differ everywhere, so that a transposed index cannot hide.
 
+enum { SEVEN = 7 };                     // linears of a layer
+
 static char scratch[64];                // a directory for this process
 
 static char *in_scratch(const char *name) { return join(scratch, name); }

@@ -97,11 +97,11 @@ static const char *rows_text(const dataset *d, char text[64])
     return text;
 }
 
-static const char *targets_text(int targets, char text[64])      // as --targets has them
+static const char *targets_text(const model *m, char text[64])      // as --targets has them
 {
     *text = 0;
-    for (int i = 0; i < LINEARS; i++)
-        if (targets >> i & 1) sprintf(text + strlen(text), "%s%s", *text ? "," : "", projections[i].name);
+    for (int i = 0; i < linears_of_layer(m); i++)
+        if (targeted_in_some(m, i)) snprintf(text + strlen(text), 8, "%s%s", *text ? "," : "", m->linears[i]->is.name);
     return text;
 }
 
@@ -117,7 +117,7 @@ static json_t *run_settings(const run *r)
     now.rank = p->rank;
     now.alpha = p->alpha;
     now.mini_r = p->mini_r;
-    now.targets = targets_text(p->targets, targets);
+    now.targets = targets_text(&r->m, targets);
     now.steps = r->steps;
     now.template = chat.is->name;
     json_t *json = json_object();

@@ -22,7 +22,7 @@ typedef struct {
 static const char default_method[] = "bone";
 
 static options opt = {
-    .model = "base", .method = default_method, .targets = "q,k,v,o,gate,up,down", .schedule = "cosine",
+    .model = "base", .method = default_method, .targets = "all", .schedule = "cosine",
     .rank = 32, .mini_r = 8, .epochs = 1, .batch = 16, .accum = 1, .seq = 256, .seed = 1, .seeds = 1, .jobs = 1, .max_new = 128,
     .plus_ratio = 16, .lr = 4e-3, .clip = 1, .top_p = 1,
 };
@@ -412,25 +412,6 @@ static void parse_options(int argc, char **argv)
     if (opt.tf32 && !dev_tf32()) die("--tf32 is for floats on a GPU; this program computes otherwise");
 }
 
-// A bit for each of projections[]. PEFT's names, q_proj, and its "all-linear" will do.
-static int parse_targets(const char *list)
-{
-    int targets = 0;
-    while (*(list += strspn(list, ", "))) {
-        size_t n = strcspn(list, ", ");
-        char *name = copy_bytes(list, n);
-        const char *last = strrchr(name, '.') ? strrchr(name, '.') + 1 : name;     // self_attn.q_proj
-        int i = 0, all = !strcasecmp(name, "all-linear") || !strcasecmp(name, "all");
-        while (i < LINEARS && strcasecmp(last, projections[i].name) && strcasecmp(last, module_name(i))) i++;
-        if (i == LINEARS && !all) die("--targets: there is no linear layer \"%s\"; choose from q,k,v,o,gate,up,down", name);
-        targets |= all ? (1 << LINEARS) - 1 : 1 << i;
-        list += n;
-        free(name);
-    }
-    if (!targets) die("--targets: names no layer; choose from q,k,v,o,gate,up,down");
-    return targets;
-}
-
 static plan plan_from_options(void)
 {
     char name[NAME];
@@ -444,7 +425,7 @@ static plan plan_from_options(void)
         die("--method %s: there is no such method; --list shows them", opt.method);
     }
     return (plan){
-        .method = m, .rank = opt.rank, .mini_r = opt.mini_r, .targets = parse_targets(opt.targets), .seed = (uint64_t)opt.seed,
+        .method = m, .rank = opt.rank, .mini_r = opt.mini_r, .targets = opt.targets, .seed = (uint64_t)opt.seed,
         .alpha = opt.alpha > 0 ? opt.alpha : opt.rank, .plus_ratio = opt.plus_ratio, .tokens = 1, .positions = 1, .train = 1,
         .dora_detach = opt.dora_detach, .recompute = opt.recompute,
     };

@@ -36,6 +36,16 @@ static void peft_config_miss(json_t *json, const plan *p)
     else set_field(json, "init_weights", json_boolean(1));
 }
 
+// Linear i of a layer as "target_modules" names it: by its last name, "q_proj", if no other has the same, as in
+// "attention.key" and "feed_forward.key".
+static const char *module_name(const model *m, int i)
+{
+    const char *module = m->linears[i]->is.module, *last = strchr(module, '.') + 1;
+    for (int j = 0; j < linears_of_layer(m); j++)
+        if (j != i && same_module(m->linears[j]->is.module, last)) return module;
+    return last;
+}
+
 static json_t *peft_config(const model *m, const char *base)
 {
     const plan *p = &m->p;
@@ -51,8 +61,8 @@ static json_t *peft_config(const model *m, const char *base)
     // The target modules as they came with an adapter, or those that all layers have.
     json_t *targets = p->modules ? json_incref(p->modules) : json_array();
     set_field(json, "target_modules", targets);
-    for (int i = 0; i < LINEARS && !p->modules; i++)
-        if (p->targets >> i & 1) json_array_append_new(targets, text_value(module_name(i)));
+    for (int i = 0; i < linears_of_layer(m) && !p->modules; i++)
+        if (targeted_in_some(m, i)) json_array_append_new(targets, text_value(module_name(m, i)));
     if (!strcmp(type, "LORA")) peft_config_lora(json, p, p->alpha * doubled);
     if (!strcmp(type, "MISS")) peft_config_miss(json, p);
     return json;
@@ -161,7 +171,7 @@ static int peft_targeted(const json_t *modules, const char *module)
     const char *text = json_string_value(modules);
     size_t i, n = strlen(module);
     if (text) {
-        if (!strcasecmp(text, "all-linear")) return strstr(module, "_proj") != NULL;
+        if (!strcasecmp(text, "all-linear")) return 1;
         char *posix = posix_regex(text);
         int found = matches(posix, module);
         free(posix);
@@ -201,7 +211,8 @@ static json_t *peft_modules(const json_t *json, const char *path)
     json_array_foreach(modules, i, item)
         if (!json_is_string(item)) die("%s: \"target_modules\" holds something else than names", path);
     if (text) expect_regex(path, text);
-    for (const char *const *other = others; *other; other++)
+    int all = text && !strcasecmp(text, "all-linear");
+    for (const char *const *other = others; *other && !all; other++)
         if (peft_targeted(modules, *other))
             die("%s: \"target_modules\" asks for %s, and only the seven linear layers of a block, q_proj to down_proj, "
                 "have adapters here; merge it with PEFT (merge_and_unload) and give the result as --model", path, *other);
@@ -266,7 +277,6 @@ static void peft_read_config(plan *p, const char *dir)
     p->method = peft_method(json, path);
     p->modules = peft_modules(json, path);
     p->selects = peft_targeted;
-    p->targets = 0;
     p->rank = strcmp(p->method->peft_type, "FROZEN") ? config_int(json, path, "r", -1) : 1;
     p->mini_r = config_int(json, path, "mini_r", 1);
     p->alpha = config_number(json, path, "lora_alpha", 8);
