@@ -4,8 +4,9 @@
 #ifndef BACKBONES_H
 #define BACKBONES_H
 #include "llama.h"
+#include "rwkv6.h"
 
-static const backbone *const backbones[] = {&llama_backbone, NULL};
+static const backbone *const backbones[] = {&llama_backbone, &rwkv6_backbone, NULL};
 
 // "model_type" names the family, and with it the backbone.
 static void config_family(config *c, const json_t *json, const char *path)

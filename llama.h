@@ -459,6 +459,9 @@ static int llama_spare(const char *name)
     return strstr(name, "rotary_emb.inv_freq") || !strcmp(name, "lm_head.weight");
 }
 
+// ρ of a row, or of each head.
+static int llama_norms(const config *c) { return c->qk_norm ? c->heads : 1; }
+
 static const backbone llama_backbone = {
     .families = llama_families, .fields = llama_fields, .config = llama_config,
     .layer_name = "model.layers", .embed_name = "model.embed_tokens.weight", .head_name = "lm_head.weight",
@@ -467,7 +470,7 @@ static const backbone llama_backbone = {
     .forward = llama_forward, .backward = llama_backward,
     .norm_layout = llama_norm_layout,
     .norm_forward = llama_norm_forward, .norm_backward = llama_norm_backward,
-    .cache_bytes = llama_cache_bytes,
+    .norms = llama_norms, .cache_bytes = llama_cache_bytes,
 };
 
 #endif

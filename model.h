@@ -82,6 +82,9 @@ typedef struct backbone {
     const config_field *fields;                                 // of config.json
     void (*config)(config *c, const json_t *json, const char *path);       // what they mean together
 
+    // What only the file of weights tells (NULL where there is none); may be NULL itself.
+    void (*sizes)(config *c, checkpoint *file);
+
     // In the file: "model.layers", "model.embed_tokens.weight", "lm_head.weight"; and what may stand there
     // unread.
     const char *layer_name, *embed_name, *head_name;
@@ -104,7 +107,12 @@ typedef struct backbone {
     void (*norm_forward)(model *m, mat out, mat x);
     void (*norm_backward)(model *m, mat dx, mat dout, mat x);           // dx += …
 
-    double (*cache_bytes)(const config *c, int length);     // generation: what a text of so many tokens keeps
+    int (*norms)(const config *c);      // numbers a token that a norm's backward pass keeps beside it
+
+    // Generation: what a text of so many tokens keeps. has_state: a state of one size in place of a cache; span
+    // s.k then says whose it is, and a text that has gone on cannot go back.
+    double (*cache_bytes)(const config *c, int length);
+    int has_state;
 } backbone;
 
 // Where a tensor lies. One block of memory a kind.
@@ -450,7 +458,7 @@ static needs needs_of(const model *m)
 {
     const plan *p = &m->p;
     needs n = {.tokens = p->tokens, .heads = m->c.heads, .train = p->train};
-    n.normed = p->tokens * (m->c.qk_norm ? m->c.heads : 1);
+    n.normed = p->tokens * m->c.backbone->norms(&m->c);
     n.trained = 2 * (size_t)p->rank * (size_t)p->rank;                  // dora's A Aᵀ (r, r), made wider
     for (int i = 0; i < arrlen(m->tensors); i++) {
         const tensor *t = &m->tensors[i];
@@ -626,6 +634,7 @@ static void batch_check(const model *m, const batch *b)
 {
     int ok = b->tokens <= m->p.tokens;
     int keys = b->cached ? m->p.cache_rows : b->tokens;
+    int texts = m->p.sequences > 1 ? m->p.sequences : 1;
     if (!ok) die("a micro-batch of %d tokens exceeds the plan of %d", b->tokens, m->p.tokens);
     for (int i = 0; i < b->tokens; i++)
         ok &= b->ids[i] >= 0 && b->ids[i] < m->c.vocab && b->pos[i] >= 0 && b->pos[i] < m->p.positions;
@@ -636,7 +645,8 @@ static void batch_check(const model *m, const batch *b)
     for (int i = 0; i < b->rows; i++) {
         span s = b->spans[i];
         ok &= s.q >= 0 && s.nq >= 0 && s.q + s.nq <= b->tokens;
-        ok &= s.k >= 0 && s.nk >= s.nq && s.k + s.nk <= keys;
+        ok &= s.k >= 0 && s.nk >= s.nq;
+        ok &= b->cached && m->c.backbone->has_state ? s.k < texts : s.k + s.nk <= keys;
     }
     if (!ok) die("a micro-batch holds an id, a position or a row that the plan has no place for");
 }

@@ -310,7 +310,7 @@ static int not_asked_for(const char *name) { return kept_out(name, 0); }        
 static const struct { double at, weight; } four_points[4] = {{-2, 1}, {-1, -8}, {1, 8}, {2, -1}};
 
 // Central differences of f at every number of x against dx: four points, so that the error is h⁴ and h may be large
-// enough for rounding not to matter.
+// enough for rounding not to matter; and small enough that few numbers cross the bend of relu² within it.
 __attribute__((format(printf, 5, 6)))
 static void check_numeric(double (*f)(void *), void *context, mat x, mat dx, const char *format, ...)
 {
@@ -319,7 +319,7 @@ static void check_numeric(double (*f)(void *), void *context, mat x, mat dx, con
     double *numeric = alloc(n, sizeof *numeric), *analytic = doubles(dx);
     for (size_t i = 0; i < n; i++) {
         wide *at_i = (wide *)x.p + i, was = *at_i;
-        double sum = 0, h = 2e-4;
+        double sum = 0, h = 2e-5;
         for (int k = 0; k < 4; k++) {
             *at_i = (wide)((double)was + four_points[k].at * h);
             sum += four_points[k].weight * f(context);
@@ -350,12 +350,12 @@ static model *open_shaken(plan p, int which)
 }
 
 // Tied and untied: full has another gradient of the embeddings then; that of all others is the same.
-// Full fine-tuning on every kin of the small model; of the methods each on the first and on one more, in turn.
+// Full fine-tuning on every kin of the small model; of the methods each on the first, on RWKV6 and on one more, in turn.
 static void test_gradients(void)
 {
     for (int i = 0; i < METHODS; i++)
         for (int which = 0; which < KIN && !left_out(i); which++) {
-            if (i && which && which != 2 + i % (KIN - 2)) continue;
+            if (i && which && which != 2 + i % (KIN - 3) && which != KIN - 1) continue;
             model *m = open_shaken(small_plan(methods[i].name), which);
             stepped s = {m, small_batch(0, 3)};
             model_step(m, &s.b, 1.0 / s.b.targets);
@@ -431,7 +431,7 @@ static void test_stale_memory(void)
             wide *first = host(flat(m, m->grad));
             for (int k = 0; k < 4; k++)
                 memset(m->block[overwritten[k]], 0xff, m->used[overwritten[k]] * sizeof(real));         // NaN
-            rope_table(m);                                              // work space, but written only once
+            if (m->c.backbone->fill) m->c.backbone->fill(m);            // work space, but written only once
             zero(flat(m, m->grad));
             check_number(model_step(m, &b, 0.1), loss, SAME_BITS, "%s, %s, loss after NaN", methods[i].name, kin[n].name);
             check_gradient(m, first, SAME_BITS, "%s, %s, after NaN", methods[i].name, kin[n].name);

@@ -671,6 +671,7 @@ static void run_chat(void)
             die("this dialogue has %d tokens, which leave no room of %d; begin a new one", asked.n, room);
         int known = 0;
         while (known < s.cached && known < asked.n - 1 && s.ids[known] == asked.ids[known]) known++;
+        if (m.c.backbone->has_state && known < s.cached) known = 0;         // a state cannot go back
         memcpy(s.ids, asked.ids, (size_t)asked.n * sizeof(int));
         s = (sequence){.ids = s.ids, .n = asked.n, .cached = known,
                        .room = asked.n + opt.max_new < room ? asked.n + opt.max_new : room};

@@ -323,7 +323,7 @@ merges: BOS where one is named | run/special_tokens.h | s/merges \&\& !json_is_t
 # By rule: how many of a thousand of a file's small faults (dev/mutate.awk), from which place of the thousand on ($FROM; 0). They
 # are all in one build (dev/plant.awk), which a run tells by $MUTANT which of them to have.
 share=${SHARE:-15} from=${FROM:-0}
-ruled=${RULED:-adapters.h model.h llama.h backbones.h train.c tokenizer.c $(echo ops/*.[ch] lib/*.h run/*.h)}
+ruled=${RULED:-adapters.h model.h llama.h rwkv6.h backbones.h train.c tokenizer.c $(echo ops/*.[ch] lib/*.h run/*.h)}
 
 # Any of these tests ($TESTS) may turn red by a fault that a rule has planted: the quick ones, and those that alone reach some
 # lines.

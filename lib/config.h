@@ -23,6 +23,7 @@ typedef struct {
     int rope_original;          // the positions that the model was first trained on
     double init_range;          // σ of random weights
     double dropout;             // of attention's probabilities in training, which is not built
+    int att, mix_rank, decay_rank, head_divisor;        // RWKV6: widths of attention and of its low ranks; ε of heads
     int stop[MOST_STOPS], stops; // tokens that end a text, besides the tokenizer's EOS
     char *text;                 // the file itself: a merged model is written with the same config
 } config;
@@ -67,7 +68,7 @@ static const char *const harmless_fields[] = {
     "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
     "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id",
     "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
-    "unsloth_version", "unsloth_fixed", NULL};
+    "unsloth_version", "unsloth_fixed", "rescale_every", "model_version", "context_length", NULL};
 
 // The JSON number of a field in [least, most]; `missing` where it is not there or null.
 static double number_field(const json_t *json, const char *path, const config_field *f)

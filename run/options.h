@@ -431,9 +431,19 @@ static plan plan_from_options(void)
     };
 }
 
+// Looks into the file of weights where config.json does not tell all sizes.
+static config with_sizes(config c, const char *dir)
+{
+    if (!c.backbone->sizes) return c;
+    checkpoint file = dir ? checkpoint_open(dir, "model") : (checkpoint){0};
+    c.backbone->sizes(&c, dir ? &file : NULL);
+    if (dir) checkpoint_close(&file);
+    return c;
+}
+
 static config open_config(void)
 {
-    if (opt.init) return config_read(opt.init);
+    if (opt.init) return with_sizes(config_read(opt.init), NULL);
     char *path = join(opt.model, "config.json"), *generation;
     if (!exists(path)) refuse_format(opt.model);
     config c = config_read(path);
@@ -442,7 +452,7 @@ static config open_config(void)
     json_decref(json);
     free(path);
     free(generation);
-    return c;
+    return with_sizes(c, opt.model);
 }
 
 #endif
