@@ -15,6 +15,7 @@
 typedef struct model model;
 typedef struct linear linear;
 typedef struct batch batch;
+typedef struct tensor tensor;
 
 // How full the blocks ACT and STAT are. layout() sets them back to an earlier level: the next layer's tensors
 // then lie in the memory of those that were declared above that level.
@@ -101,6 +102,9 @@ typedef struct backbone {
     void (*norm_layout)(model *m);
     void (*fill)(model *m);
 
+    // --init: the numbers x of a tensor, where Hugging Face's start will not do; may be NULL.
+    void (*start)(model *m, const tensor *t, wide *x, rng *g);
+
     // next = layer i of m->x[i]; and back: m->dx is d(next) on entry and d(m->x[i]) on return.
     void (*forward)(model *m, int i, mat next, const batch *b);
     void (*backward)(model *m, int i, const batch *b, int dx_wanted);
@@ -109,8 +113,8 @@ typedef struct backbone {
 
     int (*norms)(const config *c);      // numbers a token that a norm's backward pass keeps beside it
 
-    // Generation: what a text of so many tokens keeps. has_state: a state of one size in place of a cache; span
-    // s.k then says whose it is, and a text that has gone on cannot go back.
+    // Generation: what a text of so many tokens keeps. has_state: a state of one size in place of a cache; s.k
+    // of a span then says whose it is, and a text that has gone on cannot go back.
     double (*cache_bytes)(const config *c, int length);
     int has_state;
 } backbone;
@@ -129,7 +133,7 @@ enum kind {
     KINDS
 };
 
-typedef struct {
+struct tensor {
     char name[112];             // the name in Hugging Face's or PEFT's file
     enum kind kind;
     shape shape;
@@ -137,7 +141,7 @@ typedef struct {
     mat m1, m2;                 // AdamW's moments of a PARAM
     double rate;                // its learning rate, times the run's: LoRA+ makes B faster
     linear *of;                 // the linear layer that it belongs to, or NULL
-} tensor;
+};
 
 // What the run asks of the model.
 typedef struct {
@@ -459,6 +463,7 @@ static needs needs_of(const model *m)
     const plan *p = &m->p;
     needs n = {.tokens = p->tokens, .heads = m->c.heads, .train = p->train};
     n.normed = p->tokens * m->c.backbone->norms(&m->c);
+    n.texts = m->c.backbone->has_state;
     n.trained = 2 * (size_t)p->rank * (size_t)p->rank;                  // dora's A Aᵀ (r, r), made wider
     for (int i = 0; i < arrlen(m->tensors); i++) {
         const tensor *t = &m->tensors[i];

@@ -18,8 +18,9 @@ static const family rwkv6_families[] = {{"rwkv6", "RWKV6", .max_pos = INT_MAX}, 
 // The last two are not in the published models: where they are missing, the file's tensors say them.
 static const config_field rwkv6_fields[] = {
     {"hidden_size",             WHOLE,  TO(dim),          REQUIRED, 1, 1 << 24,  NULL},
-    {"attention_hidden_size",   WHOLE,  TO(att),          0,        1, 1 << 24,  NULL},     // missing: hidden_size
+    {"attention_hidden_size",   WHOLE,  TO(att),          0,        1, 1 << 24,  NULL},     // 0: hidden_size
     {"intermediate_size",       WHOLE,  TO(hidden),       0,        1, 1 << 24,  NULL},     // 3.5 hidden_size
+    {"num_attention_heads",     WHOLE,  TO(heads),        0,        0, 1 << 24,  NULL},     // head_size again
     {"num_hidden_layers",       WHOLE,  TO(layers),       REQUIRED, 1, 1 << 24,  NULL},
     {"head_size",               WHOLE,  TO(head_dim),     64,       1, 128,      NULL},
     {"head_size_divisor",       WHOLE,  TO(head_divisor), 8,        1, 1 << 12,  NULL},
@@ -204,7 +205,8 @@ static void rwkv6_work(model *m)
     };
     int forward = 9;
     int count = m->p.train ? (int)(sizeof list / sizeof *list) : forward;
-    for (int i = 0; i < count; i++) declare(m, ACT, list[i].value, NULL, SHAPE(N, list[i].cols), "%s", list[i].name);
+    for (int i = 0; i < count; i++)
+        declare(m, ACT, list[i].value, NULL, SHAPE(N, list[i].cols), "%s", list[i].name);
     if (m->p.train)
         declare(m, AUX, &own->states, NULL, SHAPE(ceil_div(N, WKV_KEPT), A * c->head_dim), "states");
 }
@@ -307,7 +309,8 @@ static void time_mixing(model *m, int i, const batch *b)
     rwkv6 *own = m->own;
     rwkv6_layer *L = rwkv6_at(m, i);
     const struct { int lerp; linear *l; mat y; } reads[] = {
-        {MIX_K, &L->key, L->k}, {MIX_V, &L->value, L->v}, {MIX_R, &L->receptance, L->r}, {MIX_G, &L->gate, L->g},
+        {MIX_K, &L->key, L->k}, {MIX_V, &L->value, L->v},
+        {MIX_R, &L->receptance, L->r}, {MIX_G, &L->gate, L->g},
     };
     mat last = b->cached ? L->last1 : (mat){0};
     find_mixes(m, i, last, b);
@@ -393,12 +396,12 @@ static void mixes_backward(model *m, rwkv6_layer *L, const batch *b)
     mat none = {0};
     mat h = column_blocks(own->h, m->c.mix_rank), dh = column_blocks(own->dh, m->c.mix_rank);
     mat dm = column_blocks(own->dm, m->c.dim);
-    matmul_tn(L->mix_B.d, h, dm, 1, ADD);                                   // m_j = h_j B_j:  dB_j += h_jᵀ dm_j
-    matmul_nt(dh, dm, L->mix_B.p, 1, SET);                                  //                 dh_j = dm_j B_jᵀ
+    matmul_tn(L->mix_B.d, h, dm, 1, ADD);                                   // m_j = h_j B_j: dB_j += h_jᵀ dm_j
+    matmul_nt(dh, dm, L->mix_B.p, 1, SET);                                  //                dh_j = dm_j B_jᵀ
     tanh_backward(own->dh, own->dh, own->h);
     lerp(m, none, L->mu_x, none, b);
-    matmul_tn(L->mix_A.d, own->lerp, own->dh, 1, ADD);                      // h = lerp A:     dA += lerpᵀ dh
-    matmul_nt(own->dlerp, own->dh, L->mix_A.p, 1, SET);                     //                 dlerp = dh Aᵀ
+    matmul_tn(L->mix_A.d, own->lerp, own->dh, 1, ADD);                      // h = lerp A:    dA += lerpᵀ dh
+    matmul_nt(own->dlerp, own->dh, L->mix_A.p, 1, SET);                     //                dlerp = dh Aᵀ
     lerp_backward(m, L->mu_x, none, none, b);
 }
 
@@ -410,7 +413,8 @@ static void time_backward(model *m, int i, const batch *b, int dx_wanted)
     rwkv6_layer *L = rwkv6_at(m, i);
     int C = m->c.dim;
     const struct { int lerp; linear *l; mat dy; } reads[] = {
-        {MIX_K, &L->key, own->dk}, {MIX_V, &L->value, own->dv}, {MIX_R, &L->receptance, own->dr}, {MIX_G, &L->gate, own->dg},
+        {MIX_K, &L->key, own->dk}, {MIX_V, &L->value, own->dv},
+        {MIX_R, &L->receptance, own->dr}, {MIX_G, &L->gate, own->dg},
     };
     gate_heads(m, L);
     linear_backward(m, &L->output, own->dzg, m->dx, own->zg, SET);          // mid = x + output(zg)
@@ -477,6 +481,49 @@ static int rwkv6_spare(const char *name)
     return 0;
 }
 
+// How BlinkDL starts a model (RWKV_Tmix_x060, RWKV_CMix_x060 and generate_init_weight), but that a matrix is
+// normal where his is orthogonal. In layer i of n, deep = i/(n−1) grows from 0 to 1, and shallow = 1 − i/n falls
+// from 1. Number c of a tensor of n has at = c/(n−1).
+static void rwkv6_start(model *m, const tensor *t, wide *x, rng *g)
+{
+    static const struct { const char *name; double power, lift; } lerps[] = {
+        {"time_maa_x", 1, 0}, {"time_maa_w", 1, 0}, {"time_maa_k", 1, 0}, {"time_maa_v", 1, 0.3},
+        {"time_maa_r", 0.5, 0}, {"time_maa_g", 0.5, 0},
+    };
+    static const struct { const char *name; double scale; } matrices[] = {
+        {"attention.output", 0}, {"feed_forward.value", 0}, {"feed_forward.receptance", 0},
+        {"attention.key", 0.1}, {"attention.gate", 0.1},
+    };
+    const config *c = &m->c;
+    const char *number = strstr(t->name, "blocks.");
+    int layer = number ? atoi(number + 7) : 0;
+    double deep = c->layers > 1 ? layer / (c->layers - 1.0) : 0;
+    double shallow = 1 - (double)layer / c->layers;
+    size_t n = elements(*t->value);
+    double scale = 1;
+    for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++)
+        if (strstr(t->name, matrices[i].name)) scale = matrices[i].scale;
+    if (strstr(t->name, "head.weight")) scale = 0.5;
+    for (size_t j = 0; j < n; j++) {
+        double at = (double)j / ((double)n > 1 ? (double)n - 1 : 1), u = 2 * rng_uniform(g) - 1;
+        double zigzag = ((double)((j + 1) % 3) - 1) * 0.1;
+        if (strstr(t->name, "ln")) x[j] = strstr(t->name, ".weight") ? 1 : 0;
+        else if (strstr(t->name, "_w1")) x[j] = 0;
+        else if (strstr(t->name, "_w2")) x[j] = (wide)(0.01 * u);
+        else if (strstr(t->name, "time_decay")) x[j] = (wide)(-6 + 5 * pow(at, 0.7 + 1.3 * deep));
+        else if (strstr(t->name, "time_faaaa")) x[j] = (wide)(deep * (1 - at) + zigzag);
+        else if (strstr(t->name, "embeddings")) x[j] = (wide)(1e-4 * u);
+        else x[j] *= (wide)(scale / sqrt(t->shape.n[1]));                  // a matrix, normal already
+        if (strstr(t->name, "ln_x.weight")) x[j] = (wide)pow((1.0 + layer) / c->layers, 0.7);
+    }
+    int ffn = strstr(t->name, "feed_forward") != NULL;
+    for (size_t i = 0; i < sizeof lerps / sizeof *lerps; i++)
+        for (size_t j = 0; j < n && strstr(t->name, lerps[i].name) && t->shape.n[0] == 1; j++) {
+            double power = shallow * (ffn ? 1 : lerps[i].power);
+            x[j] = (wide)(1 - pow((double)j / (double)n, power) - lerps[i].lift * deep);
+        }
+}
+
 static const backbone rwkv6_backbone = {
     .families = rwkv6_families, .fields = rwkv6_fields, .config = rwkv6_config, .sizes = rwkv6_sizes,
     .layer_name = "rwkv.blocks", .embed_name = "rwkv.embeddings.weight", .head_name = "head.weight",
@@ -485,7 +532,7 @@ static const backbone rwkv6_backbone = {
     .forward = rwkv6_forward, .backward = rwkv6_backward,
     .norm_layout = rwkv6_norm_layout,
     .norm_forward = rwkv6_norm_forward, .norm_backward = rwkv6_norm_backward,
-    .norms = rwkv6_norms, .cache_bytes = rwkv6_cache_bytes, .has_state = 1,
+    .start = rwkv6_start, .norms = rwkv6_norms, .cache_bytes = rwkv6_cache_bytes, .has_state = 1,
 };
 
 #endif

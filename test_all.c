@@ -5928,6 +5928,11 @@ static void test_gpu_methods(void)
         snprintf(what, sizeof what, "full on %s", kin[which].name);
         if (!not_asked_for(what)) compare_halves(what, which % 2 ? 2 : 0);
     }
+    for (int i = 1; i < METHODS; i++) {
+        char what[60];
+        snprintf(what, sizeof what, "%s on rwkv6", methods[i].name);
+        if (!left_out(i)) compare_halves(what, i % 2 ? 2 : 0);
+    }
 }
 
 // bf16 is as good as PyTorch's: of each gradient of the bundled model at most 1.5 times its error (dev/golden.py

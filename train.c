@@ -241,7 +241,7 @@ static void training_loop(run *r)
 // ---- 2  the commands --------------------------------------------------------------------------------------
 
 // --init: Hugging Face's start, normal with σ = initializer_range (0.02) for matrices, ones for norms, zeros
-// for biases.
+// for biases; or the backbone's own.
 static void random_weights(model *m)
 {
     for (int i = 0; i < arrlen(m->tensors); i++) {
@@ -253,6 +253,7 @@ static void random_weights(model *m)
         int matrix = t->shape.n[1] > 0;
         int bias = t->of && t->value == &t->of->bias;
         for (size_t j = 0; j < n; j++) x[j] = matrix ? (wide)(m->c.init_range * rng_normal(&g)) : !bias;
+        if (m->c.backbone->start) m->c.backbone->start(m, t, x, &g);
         put(*t->value, x, TYPE_OF(wide));
         free(x);
     }

@@ -549,37 +549,41 @@ static const real *row_before(mat x, mat before, const span *s, int spans, int n
     return before.p && own.nk > own.nq ? ROW(before, own.k) : NULL;
 }
 
+// f of row n: μ + m[n]
+static inline real mix_at(mat mu, mat m, int n, int c) { return ROW(mu, 0)[c] + (m.p ? ROW(m, n)[c] : 0); }
+
 // out[n] = x[n] + (x[n−1] − x[n]) f,  f = μ + m[n]
 void shift_mix_forward(mat out, mat x, mat before, mat mu, mat m, const span *s, int spans)
 {
     #pragma omp parallel for if (BIG(x))
     for (int n = 0; n < x.rows; n++) {
         const real *xn = ROW(x, n), *prev = row_before(x, before, s, spans, n);
-        for (int c = 0; c < x.cols; c++) {
-            real f = ROW(mu, 0)[c] + (m.p ? ROW(m, n)[c] : 0);
-            ROW(out, n)[c] = xn[c] + ((prev ? prev[c] : 0) - xn[c]) * f;
-        }
+        for (int c = 0; c < x.cols; c++)
+            ROW(out, n)[c] = xn[c] + ((prev ? prev[c] : 0) - xn[c]) * mix_at(mu, m, n, c);
     }
 }
 
 //  dx[n] += dout[n] (1 − f[n]) + dout[n+1] f[n+1], the next row of the same span
 //  dm[n]  = dout[n] (x[n−1] − x[n]),   dμ += Σ_n dm[n]
-//  Threads share the columns: every row of dx gets its two terms from one of them.
 void shift_mix_backward(mat dx, mat dmu, mat dm, mat dout, mat x, mat mu, mat m, const span *s, int spans)
 {
     enum { COLUMNS = 64 };
+    mat none = {0};
     #pragma omp parallel for if (BIG(x))
-    for (int c0 = 0; c0 < x.cols; c0 += COLUMNS)
+    for (int n = 0; n < x.rows; n++) {
+        const real *xn = ROW(x, n), *prev = row_before(x, none, s, spans, n), *d = ROW(dout, n);
+        int has_next = n + 1 < x.rows && row_before(x, none, s, spans, n + 1);
+        for (int c = 0; c < (dx.p ? x.cols : 0); c++) ROW(dx, n)[c] += d[c] * (1 - mix_at(mu, m, n, c));
+        for (int c = 0; c < (dx.p && has_next ? x.cols : 0); c++)
+            ROW(dx, n)[c] += ROW(dout, n + 1)[c] * mix_at(mu, m, n + 1, c);
+        for (int c = 0; c < (dm.p ? x.cols : 0); c++) ROW(dm, n)[c] = d[c] * ((prev ? prev[c] : 0) - xn[c]);
+    }
+    #pragma omp parallel for if (BIG(x))
+    for (int c0 = 0; c0 < (dmu.p ? x.cols : 0); c0 += COLUMNS)
         for (int n = 0; n < x.rows; n++) {
-            const real *xn = ROW(x, n), *prev = row_before(x, (mat){0}, s, spans, n);
-            for (int c = c0; c < x.cols && c < c0 + COLUMNS; c++) {
-                real f = ROW(mu, 0)[c] + (m.p ? ROW(m, n)[c] : 0), d = ROW(dout, n)[c];
-                real by = d * ((prev ? prev[c] : 0) - xn[c]);
-                if (dx.p) ROW(dx, n)[c] += d * (1 - f);
-                if (dx.p && prev) ROW(dx, n - 1)[c] += d * f;
-                if (dm.p) ROW(dm, n)[c] = by;
-                if (dmu.p) ROW(dmu, 0)[c] += by;
-            }
+            const real *xn = ROW(x, n), *prev = row_before(x, none, s, spans, n), *d = ROW(dout, n);
+            for (int c = c0; c < x.cols && c < c0 + COLUMNS; c++)
+                ROW(dmu, 0)[c] += d[c] * ((prev ? prev[c] : 0) - xn[c]);
         }
 }
 
@@ -644,7 +648,7 @@ static wkv_token wkv_at(mat r, mat k, mat v, mat w, mat u, int n, int h)
     return (wkv_token){ROW(r, n) + c, ROW(k, n) + c, ROW(v, n) + c, ROW(w, n) + c, ROW(u, h)};
 }
 
-static real decay(real w) { return (real)exp(-exp((double)w)); }
+static real decay(real w) { return exp_real(-exp_real(w)); }
 
 // S[i][j] = e_i S[i][j] + k_i v_j
 static void wkv_step(real *S, wkv_token t, int d)
@@ -715,7 +719,7 @@ static void wkv_token_backward(wkv_grads g, real *dS, const real *S, wkv_token t
         }
         g.r[i] = Sdy + t.u[i] * t.k[i] * vdy;
         g.k[i] = dSv + t.u[i] * t.r[i] * vdy;
-        g.w[i] = (real)-exp((double)t.w[i]) * e * dSS;
+        g.w[i] = -exp_real(t.w[i]) * e * dSS;
         if (g.u) g.u[i] += t.r[i] * t.k[i] * vdy;
         for (int j = 0; j < d; j++) {
             g.v[j] += dSi[j] * t.k[i];

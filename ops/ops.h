@@ -74,6 +74,7 @@ typedef struct {
     int tokens, heads;          // of a micro-batch; of queries
     int normed;                 // the most rows that RMSNorm gets
     int train;                  // there is a backward pass
+    int texts;                  // ops that are told spans, beside attention
     size_t fetched;             // the most logits that leave the device at once
 } needs;
 
@@ -138,14 +139,16 @@ void     swiglu_backward(mat dgate, mat dup, mat dout, mat gate, mat up);       
 void     cross_entropy(mat losses, mat logits, dev_ints labels, double scale);
 
 // RWKV6
-// out = w x̂ + b, x̂ = (x − mean) / √(variance + ε): a row is cut into `groups` equal parts, each normed alone.
+// out = w x̂ + b, x̂ = (x − mean) / √(variance + ε): a row is cut into `groups` equal parts, each normed
+// alone. Backward: dx += …, dw += …, db += …
 void     layernorm_forward(mat out, mat x, mat w, mat b, int groups, double eps);
-void     layernorm_backward(mat dx, mat dw, mat db, mat dout, mat x, mat w, int groups, double eps);    // += …
+void     layernorm_backward(mat dx, mat dw, mat db, mat dout, mat x, mat w, int groups, double eps);
 // out[n] = x[n] + (x[n−1] − x[n]) ⊙ (mu + m[n]), where mu is (C) and m (N, C) or without memory. Before the
 // first row of a span stands zero; or, where the span goes on with a text (nk > nq), row s.k of `before`.
 // The backward pass adds to dx and dmu and writes dm = …; it knows no `before`.
 void     shift_mix_forward(mat out, mat x, mat before, mat mu, mat m, const span *s, int spans);
-void     shift_mix_backward(mat dx, mat dmu, mat dm, mat dout, mat x, mat mu, mat m, const span *s, int spans);
+void     shift_mix_backward(mat dx, mat dmu, mat dm, mat dout, mat x, mat mu, mat m,
+                            const span *s, int spans);
 void     tanh_forward(mat y, mat x);                                  // y = tanh(x); y may be x
 void     tanh_backward(mat dx, mat dy, mat y);                        // dx = dy (1 − y²); dx may be dy
 void     relu2_forward(mat y, mat x);                                 // y = max(x, 0)²
