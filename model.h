@@ -66,9 +66,10 @@ struct linear {
     const method *method;
     int first, last;            // is it the first, the last of those that read the same x with this method?
     double scale;               // s of y += s (x Aᵀ) Bᵀ
-    mat A, dA, B, dB;           // lora: (r, in), (out, r). bat: B (out/r, r, r). bat-row: B (in/r, r, r)
+    mat A, dA, B, dB;           // lora: (r, in), (out, r). bat: B (out/r, r, r). bat-row: (in/r, r, r)
     mat A0, B0;                 // pissa, olora, lora-ga: the start of A and B
-    mat D, dD;                  // bone (r, out), mini (r, mini_r), frozen (out, in)
+    mat D, dD;                  // bone (r, out), mini (r, mini_r), disha (a, b), frozen (out, in)
+    int groups[2];              // bat-free: p strips of block rows, q groups of block columns
     mat h;                      // lora: x Aᵀ (N, r), kept for the backward pass
     mat mag, dmag;              // dora: the magnitude m (out)
     mat z, VA;                  // dora: x Vᵀ (N, out), V Aᵀ (out, r), V = W + s B A
@@ -143,10 +144,13 @@ struct tensor {
     linear *of;                 // the linear layer that it belongs to, or NULL
 };
 
+enum { IN_SIDE = -1, OUT_SIDE = -2 };
+
 // What the run asks of the model.
 typedef struct {
     const method *method;
     int rank, mini_r;
+    int shard[2], groups[2];    // disha's and bat-free's; IN_SIDE, OUT_SIDE: what the linear has
     const char *targets;        // the linears that get an adapter: their names, or "all"
     json_t *modules;            // or an adapter's own "target_modules", which choose in each layer anew
     int (*selects)(const json_t *modules, const char *module);  // whether they name this module

@@ -253,12 +253,7 @@ static void lerp_backward(model *m, param mu, mat dby, mat by, const batch *b)
     shift_mix_backward(own->dn, mu.d, dby, own->dlerp, own->n, mu.p, by, b->spans, b->rows);
 }
 
-static mat block_of(mat x, int j, int cols)             // columns j·cols … of each row
-{
-    x = offset(x, (size_t)(j * cols));
-    x.cols = cols;
-    return view(x);
-}
+static mat block_of(mat x, int j, int cols) { return columns_of(x, j * cols, cols); }
 
 // Generation: n of each text's last token.
 static void keep_last(mat last, mat n, const batch *b)
@@ -425,7 +420,7 @@ static void time_backward(model *m, int i, const batch *b, int dx_wanted)
     wkv6_backward(own->dr, own->dk, own->dv, own->dw, L->u.d, own->states, own->dy,
                   L->r, L->k, L->v, L->w, L->u.p, b->spans, b->rows);
     find_mixes(m, i, (mat){0}, b);
-    zero(own->dn);
+    if (dx_wanted) zero(own->dn);
     for (int j = 0; j < 4; j++) {
         mat dlerp = own->dlerp;
         mat by = block_of(own->m, reads[j].lerp, C);

@@ -521,10 +521,22 @@ static char *tiny_model(void)
         "\"model_type\": \"llama\"", "\"model_type\": \"llama\", \"attention_bias\": true, \"mlp_bias\": true",
         "\"model_type\": \"mistral\", \"sliding_window\": 3", "\"model_type\": \"qwen3\", \"attention_bias\": true",
         "\"model_type\": \"qwen2\", \"use_sliding_window\": true, \"sliding_window\": 2, \"max_window_layers\": 1"};
+    static const char *const rwkv6_format =
+        "{\"model_type\": \"rwkv6\", \"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, \"head_size\": %d, "
+        "\"attention_hidden_size\": %d, \"vocab_size\": %d, \"time_mix_extra_dim\": %d, \"time_decay_extra_dim\": %d}";
     static int made;
     char name[32], text[600];
     snprintf(name, sizeof name, "tiny%d", made++);
     char *dir = in_scratch(name), *path = in_scratch("tiny.json");
+    int head = between(2, 5);
+    if (made % 6 == 0) {
+        snprintf(text, sizeof text, rwkv6_format, between(2, 20), between(1, 24), between(1, 3), head, head * between(1, 3),
+            between(3, 40), between(1, 4), between(1, 4));
+        write_text(path, text);
+        write_model(dir, path, 0.4, TYPE_OF(wide));
+        free(path);
+        return dir;
+    }
     int kv = between(1, 3), group = between(1, 3);
     snprintf(text, sizeof text, format, between(2, 20), between(1, 24), between(1, 3), kv * group, kv, 2 * between(1, 3),
         between(3, 40), between(0, 1) ? "true" : "false", families_drawn[between(0, 4)]);
@@ -757,6 +769,12 @@ static double bat_block(const layer_numbers *n, int block, int o, int i)
 static double bat_delta(const layer_numbers *n, int o, int i) { return bat_block(n, o / n->r, o, i); }
 static double bat_row_delta(const layer_numbers *n, int o, int i) { return bat_block(n, i / n->r, o, i); }
 
+// Of the small model every block has a B of its own.
+static double bat_free_delta(const layer_numbers *n, int o, int i)
+{
+    return bat_block(n, o / n->r * (n->in / n->r) + i / n->r, o, i);
+}
+
 // s (B A − B0 A0), s = α/r or α/√r, α = 7. B0 A0 is the start that pissa, olora and lora-ga subtract.
 static double lora_delta(const layer_numbers *n, int o, int i)
 {
@@ -779,7 +797,7 @@ static double dora_delta(const layer_numbers *n, int o, int i)
 static const struct { const char *method; double (*delta)(const layer_numbers *n, int o, int i); } definitions[] = {
     {"frozen", frozen_delta}, {"lora", lora_delta}, {"rslora", lora_delta}, {"lora+", lora_delta}, {"dora", dora_delta},
     {"pissa", lora_delta}, {"olora", lora_delta}, {"lora-ga", lora_delta}, {"bone", bone_delta}, {"mini", mini_delta},
-    {"bat", bat_delta}, {"bat-row", bat_row_delta},
+    {"disha", mini_delta}, {"bat", bat_delta}, {"bat-row", bat_row_delta}, {"bat-free", bat_free_delta},
 };
 enum { DEFINITIONS = sizeof definitions / sizeof *definitions };
 
@@ -830,6 +848,8 @@ static void definition_case(model *m, int j, double (*delta)(const layer_numbers
     dev_free(x.p), dev_free(Wd.p);
 }
 
+static plan corner_plan(const char *method_name, const int pair[2]);
+
 // Bone's shards, Bat-row's factors and the merges all equal it.
 static void test_definition(void)
 {
@@ -842,6 +862,118 @@ static void test_definition(void)
         if (d == DEFINITIONS) continue;
         model *m = open_shaken(small_plan(M), 0);
         for (int j = 0; j < 7; j++) definition_case(m, j, definitions[d].delta);
+        close_small(m);
+    }
+    for (int which = 0; which < 3; which++) {           // DiSHA: Bone's transpose; one row, one column
+        static const int pairs[3][2] = {{IN_SIDE, 5}, {1, 7}, {3, 1}};
+        model *m = open_shaken(corner_plan("disha", pairs[which]), 0);
+        for (int j = 0; j < 7 && !not_asked_for("disha"); j++) definition_case(m, j, mini_delta);
+        close_small(m);
+    }
+}
+
+// A corner of DiSHA or of Bat's groupings, and the method that stands there: with the same numbers the same loss and the same
+// gradient. Frozen's ΔW (out, in) is D (in, out) on its side.
+static mat as_corner(const linear *l, mat own, const char *corner)
+{
+    if (strcmp(corner, "frozen")) return own;
+    mat turned = like(mat_of(NULL, own.type, SHAPE(own.cols, own.rows)));
+    for (int i = 0; i < own.rows; i++)
+        for (int j = 0; j < own.cols; j++) ROW(turned, j)[i] = ROW(own, i)[j];
+    (void)l;
+    return turned;
+}
+
+static const struct { const char *method, *corner; int pair[2]; } corners[] = {
+    {"disha", "bone", {5, OUT_SIDE}}, {"disha", "mini", {5, 4}}, {"disha", "frozen", {IN_SIDE, OUT_SIDE}},
+    {"bat-free", "bat", {OUT_SIDE, 1}}, {"bat-free", "bat-row", {1, IN_SIDE}},
+};
+enum { CORNERS = sizeof corners / sizeof *corners };
+
+static plan corner_plan(const char *method_name, const int pair[2])
+{
+    plan p = small_plan(method_name);
+    memcpy(strcmp(method_name, "disha") ? p.groups : p.shard, pair, sizeof p.shard);
+    return p;
+}
+
+static void test_corners(void)
+{
+    for (int i = 0; i < CORNERS; i++)
+        for (int which = 0; which < KIN; which += KIN - 1) {
+            const char *C = corners[i].corner;
+            if (not_asked_for(C)) continue;
+            model *m = open_shaken(corner_plan(corners[i].method, corners[i].pair), which);
+            model *corner = open_small(small_plan(C), which);
+            batch b = small_batch(0, 3);
+            for (int j = 0; j < arrlen(m->linears); j++) {
+                const linear *l = m->linears[j], *k = corner->linears[j];
+                copy(l->D.p ? k->D : k->B, as_corner(l, l->D.p ? l->D : l->B, C));
+            }
+            double loss = model_step(m, &b, 1.0 / b.targets), want = model_step(corner, &b, 1.0 / b.targets);
+            check_number(loss, want, EXACT, "%s, %s, loss", C, kin[which].name);
+            for (int j = 0; j < arrlen(m->linears); j++) {
+                const linear *l = m->linears[j], *k = corner->linears[j];
+                check_mat(as_corner(l, l->D.p ? l->dD : l->dB, C), l->D.p ? k->dD : k->dB, 10 * EXACT, "%s, %s, gradient of %s",
+                    C, kin[which].name, l->is.name);
+                check_mat(merged(m, m->linears[j]), merged(corner, corner->linears[j]), EXACT, "%s, %s, merged %s", C,
+                    kin[which].name, l->is.name);
+            }
+            batch_free(&b), close_small(m), close_small(corner);
+        }
+}
+
+// Of what rank a matrix is: elimination with the largest number of what is left as pivot.
+static int rank_of(double *x, int rows, int cols)
+{
+    int rank = 0;
+    double first = 0;
+    for (; rank < rows && rank < cols; rank++) {
+        int r = rank, c = rank;
+        for (int i = rank; i < rows; i++)
+            for (int j = rank; j < cols; j++)
+                if (fabs(x[i * cols + j]) > fabs(x[r * cols + c])) r = i, c = j;
+        double pivot = x[r * cols + c];
+        if (!rank) first = fabs(pivot);
+        if (fabs(pivot) <= 1e-9 * first || pivot == 0) break;
+        for (int j = 0; j < cols; j++) {
+            double held = x[r * cols + j];
+            x[r * cols + j] = x[rank * cols + j], x[rank * cols + j] = held;
+        }
+        for (int i = 0; i < rows; i++) {
+            double held = x[i * cols + c];
+            x[i * cols + c] = x[i * cols + rank], x[i * cols + rank] = held;
+        }
+        for (int i = rank + 1; i < rows; i++) {
+            double factor = x[i * cols + rank] / pivot;
+            for (int j = rank; j < cols; j++) x[i * cols + j] -= factor * x[rank * cols + j];
+        }
+    }
+    return rank;
+}
+
+// The rank of ΔW = W' − W, with random numbers in the adapter. 0: as high as W's shape allows.
+static void test_rank(void)
+{
+    static const struct { const char *method; int pair[2], rank; } cases[] = {
+        {"lora", {0, 0}, 5}, {"bone", {0, 0}, 5}, {"mini", {0, 0}, 4}, {"frozen", {0, 0}, 0}, {"bat", {0, 0}, 0},
+        {"bat-row", {0, 0}, 0}, {"disha", {5, OUT_SIDE}, 5}, {"disha", {IN_SIDE, 5}, 5}, {"disha", {5, 4}, 4},
+        {"disha", {3, 7}, 3}, {"disha", {1, OUT_SIDE}, 1}, {"disha", {IN_SIDE, 1}, 1}, {"disha", {IN_SIDE, OUT_SIDE}, 0},
+        {"bat-free", {1, 1}, 0}, {"bat-free", {OUT_SIDE, IN_SIDE}, 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        if (not_asked_for(cases[i].method)) continue;
+        model *m = open_shaken(cases[i].pair[0] ? corner_plan(cases[i].method, cases[i].pair) : small_plan(cases[i].method), 0);
+        for (int j = 0; j < SEVEN; j++) {
+            linear *l = m->linears[j];
+            int rows = l->W.rows, cols = l->W.cols, most = rows < cols ? rows : cols;
+            double *W = doubles(l->W), *x = doubles(merged(m, l));
+            for (int k = 0; k < rows * cols; k++) x[k] -= W[k];
+            int rank = rank_of(x, rows, cols), want = cases[i].rank && cases[i].rank < most ? cases[i].rank : most;
+            expect(rank == want, "%s %dx%d, %s: ΔW has rank %d, expected %d", cases[i].method, cases[i].pair[0], cases[i].pair[1],
+                l->is.name, rank, want);
+            free(W), free(x);
+        }
         close_small(m);
     }
 }
@@ -2530,6 +2662,96 @@ static void test_tokenizer_expected(void)
 }
 
 static char *said_by(void (*work)(const char *path), const char *path);
+
+// A vocabulary of RWKV's kind: the 256 bytes, then `more`.
+static char *words_file(const char *more)
+{
+    char *path = in_scratch("words.txt");
+    FILE *f = fopen(path, "w");
+    if (!f) die("%s: %s", path, strerror(errno));
+    for (int b = 0; b < 256; b++) fprintf(f, b < 128 ? "%d '\\x%02x' 1\n" : "%d b'\\x%02x' 1\n", b + 1, b);
+    fputs(more, f);
+    if (fclose(f)) die("%s: %s", path, strerror(errno));
+    return path;
+}
+
+static void only_words(const char *path) { open_words(path, 0); }
+
+static void test_words(void)
+{
+    static const char more[] = "257 'ab' 2\r\n258 'abc' 3\n259 \"'s\" 2\n260 '\\xe9' 2\n261 '\u4eba\u4eba' 6\n262 b'\\xe4\\xba' 2\n"
+                               "264 '\\n\\n' 2\n265 '\\\\\\'' 2\n266 '\\u4e00' 3\n267 ' \\t' 2";
+    static const struct { const char *text; int ids[8], n; } cases[] = {
+        {"abcab", {258, 257}, 2}, {"abd", {257, 101}, 2}, {"it's", {106, 117, 259}, 3}, {"\u00e9\u00e8", {260, 196, 169}, 3},
+        {"\u4eba\u4eba\u4eba", {261, 262, 187}, 3}, {"a\n\n\n", {98, 264, 11}, 3}, {"\\'\u4e00 \t", {265, 266, 267}, 3}, {"", {0}, 0},
+    };
+    static const struct { const char *more, *says; } wrong_words[] = {
+        {"257 'ab' 3", "line 257: expected"}, {"257 ab 2", "line 257: expected"}, {"257 'ab 2", "line 257: expected"},
+        {"x 'ab' 2", "line 257: expected"}, {"257 '\\xg0' 1", "line 257: expected"}, {"257 'ab' 2 3", "line 257: expected"},
+        {"257 '' 0", "line 257: expected"}, {"257 'ab' 2\n257 'cd' 2", "line 258: id 257 stands twice"},
+        {"257 'ab' 2\n258 'ab' 2", "the word of id 258 stands twice"}, {"0 'ab' 2", "line 257: expected"},
+        {"99999999999 'ab' 2", "line 257: expected"}, {"257 '\\U00110000' 4", "line 257: expected"},
+    };
+    char *path = words_file(more);
+    tokenizer *t = open_words(path, 0);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        size_t n, bytes;
+        int *ids = tokenizer_encode(t, cases[i].text, strlen(cases[i].text), 1, &n);
+        expect(n == (size_t)cases[i].n && !memcmp(ids, cases[i].ids, n * sizeof *ids), "%s: %zu ids, the first %d", cases[i].text,
+            n, n ? ids[0] : -1);
+        char *back = tokenizer_decode(t, ids, n, &bytes);
+        expect(!strcmp(back, cases[i].text), "%s comes back as %s", cases[i].text, back);
+        free(ids), free(back);
+    }
+    expect(tokenizer_eos(t) == 0 && tokenizer_bos(t) == -1 && tokenizer_vocab(t) == 268, "the ends");
+    tokenizer_free(t);
+    for (size_t i = 0; i < sizeof wrong_words / sizeof *wrong_words; i++) {
+        free(words_file(wrong_words[i].more));
+        char *said = said_by(only_words, path);
+        expect(has(said, wrong_words[i].says), "%s: «%s», expected «%s»", wrong_words[i].more, said, wrong_words[i].says);
+        free(said);
+    }
+    free(path);
+}
+
+// The example of BlinkDL's own README.
+static void test_world(void)
+{
+    static const int want[] = {6699, 304, 25740, 109, 39990, 4600, 4596, 22590, 30449, 4706};
+    static const char text[] = "The Eiffel tower is in the city of";
+    if (!need("tokenizers/rwkv_vocab_v20230424.txt")) return;
+    for (int crlf = 0; crlf < 2; crlf++) {
+        char *path = join(real_input, "tokenizers/rwkv_vocab_v20230424.txt"), *copied = in_scratch("world.txt"), command[600];
+        snprintf(command, sizeof command, "sed 's/\r$//%s' %s >%s", crlf ? "; s/$/\r/" : "", path, copied);
+        if (system(command)) die("%s", command);
+        tokenizer *t = open_words(copied, 65536);
+        size_t n;
+        int *ids = tokenizer_encode(t, text, strlen(text), 1, &n);
+        expect(n == 10 && !memcmp(ids, want, sizeof want), "%zu ids", n);
+        expect(tokenizer_vocab(t) == 65530, "ids up to %d", tokenizer_vocab(t));
+        free(ids), free(path), free(copied), tokenizer_free(t);
+    }
+}
+
+static void test_rwkv_counts(void)
+{
+    static const struct { const char *name; int C, F; double millions; } shapes[] = {{"3B", 2560, 8960, 55.05}, {"7B", 4096, 14336, 88.08}};
+    for (int i = 0; i < 4; i++) {
+        char text[300], *path = in_scratch("rwkv.json");
+        snprintf(text, sizeof text, "{\"model_type\": \"rwkv6\", \"hidden_size\": %d, \"intermediate_size\": null, "
+            "\"num_hidden_layers\": 32, \"vocab_size\": 65536}", shapes[i / 2].C);
+        write_text(path, text);
+        config c = with_sizes(config_read(path), NULL);
+        plan p = plan_from_options();
+        p.method = method_named(i % 2 ? "lora" : "bone");
+        p.rank = i % 2 ? 32 : 64;
+        model m = {0};
+        model_measure(&m, c, p);
+        check_number(round((double)m.trainable / 1e4) / 100, shapes[i / 2].millions, 1e-9, "%s, %s", shapes[i / 2].name, p.method->name);
+        expect(c.hidden == shapes[i / 2].F, "%s: F is %d", shapes[i / 2].name, c.hidden);
+        model_unmeasure(&m), free(c.text), free(path);
+    }
+}
 
 // The bytes that a hexadecimal text says; "-" says none.
 static char *bytes_of(const char *hex, size_t *n)
@@ -6027,6 +6249,16 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_definition, BOTH, "adapters.h"},
     {"frozen-is-full", "frozen's gradient is full fine-tuning's over the same matrices; lora-ga's first, too",
         test_frozen_is_full, BOTH, "adapters.h"},
+    {"corners", "DiSHA's and Bat's groupings are Bone, mini, frozen, bat and bat-row at their corners: loss, gradient, merge",
+        test_corners, BOTH, "adapters.h"},
+    {"ranks", "ΔW has the rank that each method's page says",
+        test_rank, ONLY_F64, "adapters.h"},
+    {"rwkv-words", "RWKV's vocabulary: every kind of literal, the longest word first, and what is refused",
+        test_words, BOTH, "tokenizer.c"},
+    {"rwkv-world", "BlinkDL's vocabulary gives his ids, with either kind of line end",
+        test_world, BOTH, "tokenizer.c"},
+    {"rwkv-counts", "on RWKV6 of 3B and 7B Bone and LoRA train as many numbers as the paper's tables say",
+        test_rwkv_counts, BOTH, "rwkv6.h"},
     {"svd", "power iteration finds LAPACK's singular values",
         test_svd, BOTH, "lib/svd.h"},
     {"lora-start", "A begins kaiming-uniform, to its bounds, and B at zero",

@@ -125,6 +125,8 @@ static plan small_plan(const char *method_name)
     p.method = method_named(method_name);
     p.rank = strncmp(method_name, "bat", 3) && strcmp(method_name, "lora-ga") ? 5 : 4;
     p.mini_r = 4;
+    if (!strcmp(method_name, "disha")) memcpy(p.shard, (int[]){5, 3}, sizeof p.shard);
+    if (!strcmp(method_name, "bat-free")) memcpy(p.groups, (int[]){OUT_SIDE, IN_SIDE}, sizeof p.groups);
     p.alpha = 7;
     p.tokens = 32;
     p.positions = 16;

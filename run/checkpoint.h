@@ -111,13 +111,15 @@ static const char *targets_text(const model *m, char text[64])      // as --targ
 static json_t *run_settings(const run *r)
 {
     const plan *p = &r->m.p;
-    char rows[64], targets[64];
+    char rows[64], targets[64], shard[32], groups[32];
     options now = opt;
     now.method = p->method->name;
     now.rank = p->rank;
     now.alpha = p->alpha;
     now.mini_r = p->mini_r;
     now.targets = targets_text(&r->m, targets);
+    now.shard = p->shard[0] ? pair_text(p->shard, shard) : NULL;
+    now.groups = p->groups[0] ? pair_text(p->groups, groups) : NULL;
     now.steps = r->steps;
     now.template = chat.is->name;
     json_t *json = json_object();
@@ -125,6 +127,7 @@ static json_t *run_settings(const run *r)
     for (const struct option *o = option_table; o < option_table + OPTIONS; o++) {
         const void *at = field_of(&now, o);
         if (o->same != SAME) continue;
+        if (o->kind == 's' && !*(const char *const *)at) continue;
         if (o->kind == 's') set_field(json, o->name, text_value(*(const char *const *)at));
         else set_field(json, o->name, number_value(o->kind == 'd' ? *(const double *)at : *(const int *)at));
     }

@@ -46,9 +46,25 @@ static const char *module_name(const model *m, int i)
     return last;
 }
 
+// Bone and mini are corners of DiSHA that PEFT knows: an adapter that lies there is written as they are.
+static plan plan_as_written(const model *m)
+{
+    plan p = m->p;
+    if (strcmp(p.method->name, "disha")) return p;
+    int a = p.shard[0] ? p.shard[0] : p.rank, b = p.shard[1] ? p.shard[1] : p.rank, divides = b > 0;
+    for (int i = 0; i < arrlen(m->linears) && divides; i++)
+        divides = !has_adapter(m->linears[i]) || m->linears[i]->W.rows % b == 0;
+    if (a < 0 || (b != OUT_SIDE && !divides)) return p;
+    p.method = method_named(b == OUT_SIDE ? "bone" : "mini");
+    p.rank = a;
+    if (divides) p.mini_r = b;
+    return p;
+}
+
 static json_t *peft_config(const model *m, const char *base)
 {
-    const plan *p = &m->p;
+    const plan as_written = plan_as_written(m), *p = &as_written;
+    char pair[32];
     const char *type = p->method->peft_type;
     json_t *json = json_object();
     int doubled = p->method->has_start ? 2 : 1;                           // s (B A − B0 A0): rank 2r, the same s
@@ -63,6 +79,10 @@ static json_t *peft_config(const model *m, const char *base)
     set_field(json, "target_modules", targets);
     for (int i = 0; i < linears_of_layer(m) && !p->modules; i++)
         if (targeted_in_some(m, i)) json_array_append_new(targets, text_value(module_name(m, i)));
+    int shard[2] = {p->shard[0] ? p->shard[0] : p->rank, p->shard[1] ? p->shard[1] : p->rank};
+    int groups[2] = {p->groups[0] ? p->groups[0] : 1, p->groups[1] ? p->groups[1] : 1};
+    if (!strcmp(type, "DISHA")) set_field(json, "shard", text_value(pair_text(shard, pair)));
+    if (!strcmp(type, "BAT_FREE")) set_field(json, "groups", text_value(pair_text(groups, pair)));
     if (!strcmp(type, "LORA")) peft_config_lora(json, p, p->alpha * doubled);
     if (!strcmp(type, "MISS")) peft_config_miss(json, p);
     return json;
@@ -266,6 +286,13 @@ static const method *peft_method(const json_t *json, const char *path)
         "--model", path, type);
 }
 
+// "64xout", into a pair.
+static void peft_pair(const json_t *json, const char *path, const char *name, int pair[2])
+{
+    const char *text = string_field(json, name);
+    if (!text || !read_pair(text, pair)) die("%s: \"%s\" must be two sides such as \"64xout\"", path, name);
+}
+
 // What adapter_config.json says, into the plan.
 static void peft_read_config(plan *p, const char *dir)
 {
@@ -280,6 +307,8 @@ static void peft_read_config(plan *p, const char *dir)
     p->rank = strcmp(p->method->peft_type, "FROZEN") ? config_int(json, path, "r", -1) : 1;
     p->mini_r = config_int(json, path, "mini_r", 1);
     p->alpha = config_number(json, path, "lora_alpha", 8);
+    if (!strcmp(p->method->name, "disha")) peft_pair(json, path, "shard", p->shard);
+    if (!strcmp(p->method->name, "bat-free")) peft_pair(json, path, "groups", p->groups);
     for (const char **name = (const char *[]){"lora_dropout", "miss_dropout", NULL}; *name && p->train; name++) {
         double dropout = json_number_value(json_object_get(json, *name));       // 0 if it is no number
         if (dropout > 0)
