@@ -222,7 +222,9 @@ static json_t *peft_modules(const json_t *json, const char *path)
 {
     static const char *const others[] = {
         "lm_head", "model.embed_tokens", "model.norm", "model.layers.0.input_layernorm",
-        "model.layers.0.post_attention_layernorm", "model.layers.0.self_attn", "model.layers.0.mlp", NULL};
+        "model.layers.0.post_attention_layernorm", "model.layers.0.self_attn", "model.layers.0.mlp",
+        "head", "rwkv.embeddings", "rwkv.ln_out", "rwkv.blocks.0.ln1", "rwkv.blocks.0.ln2", "rwkv.blocks.0.pre_ln",
+        "rwkv.blocks.0.attention", "rwkv.blocks.0.attention.ln_x", "rwkv.blocks.0.feed_forward", NULL};
     json_t *modules = json_object_get(json, "target_modules"), *item;
     const char *text = json_string_value(modules);
     size_t i;
@@ -234,8 +236,8 @@ static json_t *peft_modules(const json_t *json, const char *path)
     int all = text && !strcasecmp(text, "all-linear");
     for (const char *const *other = others; *other && !all; other++)
         if (peft_targeted(modules, *other))
-            die("%s: \"target_modules\" asks for %s, and only the seven linear layers of a block, q_proj to down_proj, "
-                "have adapters here; merge it with PEFT (merge_and_unload) and give the result as --model", path, *other);
+            die("%s: \"target_modules\" asks for %s, and only the linear layers inside of a block have adapters "
+                "here; merge it with PEFT (merge_and_unload) and give the result as --model", path, *other);
     return json_incref(modules);
 }
 
