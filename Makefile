@@ -37,7 +37,8 @@ all: found train $(if $(NVCC),train_cuda)
 
 # What is needed, and what to install where it is missing.
 found:
-	@have() { printf '#define PCRE2_CODE_UNIT_WIDTH 8\n#include <%s>\n' $$1 | $(CC) -fopenmp -E -x c - >/dev/null 2>&1; }; missing=; \
+	@have() { printf '#define PCRE2_CODE_UNIT_WIDTH 8\n#include <%s>\n' $$1 | \
+	    $(CC) -fopenmp -E -x c - >/dev/null 2>&1; }; missing=; \
 	line() { if [ $$2 = 1 ]; then echo "✓ $$1"; else echo "✗ $$1"; missing="$$missing $$3"; fi; }; \
 	line "compiler with OpenMP ($(CC))" $$(have omp.h && echo 1 || echo 0) gcc; \
 	line "stb_ds.h"  $$(have stb/stb_ds.h && echo 1 || echo 0) libstb-dev; \
@@ -137,7 +138,7 @@ TESTS = build/test_f64 build/test_f32 build/test_asan build/corpus build/test_cu
         $(if $(GPU),$(PRECISIONS:%=build/test_cuda_%))
 test: found train train_emu $(if $(NVCC),train_cuda) $(TESTS)
 	@mkdir -p build; rm -f build/test.log; \
-	for part in $(TESTS) dev/mutants.sh; do \
+	for part in dev/lines.sh $(TESTS) dev/mutants.sh; do \
 	    start=$$(date +%s); only=; [ $$part != build/test_asan ] || only=splits; \
 	    [ $$part != dev/mutants.sh ] || only='--sample 20'; \
 	    ASAN_OPTIONS=detect_leaks=0 ./$$part $$only > build/part.log 2>&1; \
@@ -168,7 +169,8 @@ sanitize: found build/test_asan
 	TRAIN=build/asan_train ASAN_OPTIONS=detect_leaks=0 build/asan_f32
 	head -n 2 data/train.jsonl >build/two.jsonl
 	for M in bone bat-row full pissa; do rm -rf build/vg; \
-	    $(VALGRIND) --data build/two.jsonl --val build/two.jsonl --steps 1 --batch 2 --max-new 2 --method $$M --out build/vg || exit 1; done
+	    $(VALGRIND) --data build/two.jsonl --val build/two.jsonl --steps 1 --batch 2 --max-new 2 --method $$M \
+	        --out build/vg || exit 1; done
 	rm -rf build/vg-merged; $(VALGRIND) --merge build/vg-merged --adapter build/vg
 	$(VALGRIND) --generate "Once upon a time" --max-new 3 --temperature 1 --model build/vg-merged
 	$(VALGRIND) --eval --exact-match --max-new 2 --val build/two.jsonl --adapter build/vg

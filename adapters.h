@@ -535,8 +535,8 @@ static void mini_merge(model *m, linear *l, mat W)
 //     y = x (W₀ + expand(D))ᵀ = x W₀ᵀ + tile(S_a(x) D),    expand(D)[o, i] = D[i mod a, o mod b]
 //
 //  S_a(x) (N, a) adds up the a-wide shards of x, tile repeats b columns along out; the last shard of each may
-//  be short. a·b parameters, D = 0: step 0 changes nothing. expand(D) has the rank of D: at most min(a, b), and
-//  so have all its updates; within a shard they are colinear. --shard AxB, where a side may be `in` or `out`:
+//  be short. a·b parameters, D = 0: step 0 changes nothing. expand(D) has the rank of D, at most min(a, b),
+//  and all shards of W move alike: their updates are colinear. --shard AxB, a side may be `in` or `out`:
 //
 //     r x out    Bone                    in x out    frozen: W moves freely
 //     in x r     Bone's transpose        r x b       mini, if b divides out
@@ -557,9 +557,9 @@ static void disha_layout(model *m, linear *l, const char *name)
     int out = l->W.rows;
     int a = m->p.shard[0] ? side_of(m->p.shard[0], l) : m->p.rank;
     int b = m->p.shard[1] ? side_of(m->p.shard[1], l) : m->p.rank;
-    if (a > in) refuse(m, "--shard: %d rows of D, but %s has %d inputs: the others would never move", a, name, in);
+    if (a > in) refuse(m, "--shard: D has %d rows and %s %d inputs: the others would be dead", a, name, in);
     if (b > out)
-        refuse(m, "--shard: %d columns of D, but %s has %d outputs: the others would never move", b, name, out);
+        refuse(m, "--shard: D has %d columns and %s %d outputs: the others would be dead", b, name, out);
     declare(m, PARAM, &l->D, &l->dD, SHAPE(a, b), "%s.miss_block", name);
     reserve(&m->narrow, tokens, a);
     reserve(&m->dnarrow, tokens, a);
@@ -751,10 +751,10 @@ static void bat_row_merge(model *m, linear *l, mat W)
 //     W'_ij = W_ij + W_ij B_g + B_g,    g = (strip of block row i, group of block column j),  B (p·q, r, r)
 //
 //  A grid of p × q groups: p strips of block rows, q groups of block columns, --groups PxQ. `out` stands for
-//  all out/r block rows, `in` for all in/r block columns: out x 1 is Bat, 1 x in is Bat-row, 1 x 1 has one B for
-//  all blocks, out x in one for each. p·q·r² parameters, B = 0: step 0 changes nothing.
-//  Each strip is Bat-row on its own rows of W, with the B of its q groups. That costs p·N·in·r beside N·in·out:
-//  as long as p·r < out less than to build W', as Bat does.
+//  all out/r block rows, `in` for all in/r block columns: out x 1 is Bat, 1 x in is Bat-row, 1 x 1 has one B
+//  for all blocks, out x in one for each. p·q·r² parameters, B = 0: step 0 changes nothing.
+//  Each strip is Bat-row on its own rows of W, with the B of its q groups. That costs p·N·in·r beside
+//  N·in·out: as long as p·r < out less than to build W', as Bat does.
 
 // A group's side: so many, of so many blocks.
 static int grouped(model *m, const char *name, int side, int blocks)

@@ -114,8 +114,8 @@ typedef struct backbone {
 
     int (*norms)(const config *c);      // numbers a token that a norm's backward pass keeps beside it
 
-    // Generation: what a text of so many tokens keeps. has_state: a state of one size in place of a cache; s.k
-    // of a span then says whose it is, and a text that has gone on cannot go back.
+    // Generation: what a text of so many tokens keeps. has_state: a state of one size in place of a cache;
+    // k of a span then says whose it is, and a text that has gone on cannot go back.
     double (*cache_bytes)(const config *c, int length);
     int has_state;
 } backbone;

@@ -361,7 +361,8 @@ static void test_gradients(void)
             model_step(m, &s.b, 1.0 / s.b.targets);
             for (int j = 0; j < arrlen(m->tensors); j++) {
                 const tensor *t = &m->tensors[j];
-                if (t->kind == PARAM) check_numeric(loss_of, &s, *t->value, *t->grad, "%s, %s, d %s", methods[i].name, kin[which].name, t->name);
+                if (t->kind == PARAM)
+                    check_numeric(loss_of, &s, *t->value, *t->grad, "%s, %s, d %s", methods[i].name, kin[which].name, t->name);
             }
             batch_free(&s.b), close_small(m);
         }
@@ -522,8 +523,9 @@ static char *tiny_model(void)
         "\"model_type\": \"mistral\", \"sliding_window\": 3", "\"model_type\": \"qwen3\", \"attention_bias\": true",
         "\"model_type\": \"qwen2\", \"use_sliding_window\": true, \"sliding_window\": 2, \"max_window_layers\": 1"};
     static const char *const rwkv6_format =
-        "{\"model_type\": \"rwkv6\", \"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, \"head_size\": %d, "
-        "\"attention_hidden_size\": %d, \"vocab_size\": %d, \"time_mix_extra_dim\": %d, \"time_decay_extra_dim\": %d}";
+        "{\"model_type\": \"rwkv6\", \"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, "
+        "\"head_size\": %d, \"attention_hidden_size\": %d, \"vocab_size\": %d, \"time_mix_extra_dim\": %d, "
+        "\"time_decay_extra_dim\": %d}";
     static int made;
     char name[32], text[600];
     snprintf(name, sizeof name, "tiny%d", made++);
@@ -1423,7 +1425,8 @@ static void test_few_rows(void)
             for (int rows = 1; rows <= THIN + 1; rows++) {
                 copy(few, start);
                 matmul_nt(rows_of(few, 2, rows), rows_of(a, 2, rows), b, 0.7, (enum mode)mode);
-                check_mat(rows_of(few, 2, rows), rows_of(all, 2, rows), SAME_BITS, "%d rows, weight in %s%s", rows, dtypes[type].name,
+                check_mat(rows_of(few, 2, rows), rows_of(all, 2, rows), SAME_BITS, "%d rows, weight in %s%s", rows,
+                    dtypes[type].name,
                     mode == ADD ? ", added" : "");
                 check_mat(rows_of(few, 2 + rows, 1), rows_of(start, 2 + rows, 1), SAME_BITS, "the row behind %d rows", rows);
             }
@@ -1845,7 +1848,8 @@ static const struct { op_case op; int head; span spans[SPANS]; } large_cases[] =
             {3 * BLOCK + 1, 2 * BLOCK + 1, 3 * BLOCK + 1, 2 * BLOCK + 1}}},
     {.op = {"attention, earlier keys", {{194, 32}}, {{{194, 32}}, {{441, 16}}, {{441, 16}}}, att_forward, att_backward, 0},
         .head = 8, .spans = {{0, BLOCK + 1, 0, 90}, {BLOCK + 1, 130, 90, 331}, {BLOCK + 131, 3, 421, 20}}},
-    {.op = {"attention, a window of 2", {{130, 32}}, {{{130, 32}}, {{130, 16}}, {{130, 16}}}, att_forward, att_backward, WINDOW(2)},
+    {.op = {"attention, a window of 2", {{130, 32}}, {{{130, 32}}, {{130, 16}}, {{130, 16}}}, att_forward, att_backward,
+        WINDOW(2)},
         .head = 8, .spans = {{0, 130, 0, 130}}},
     {.op = {"attention, a window within a block", {{194, 32}}, {{{194, 32}}, {{441, 16}}, {{441, 16}}}, att_forward, att_backward,
         WINDOW(BLOCK - 1)},
@@ -2679,11 +2683,13 @@ static void only_words(const char *path) { open_words(path, 0); }
 
 static void test_words(void)
 {
-    static const char more[] = "257 'ab' 2\r\n258 'abc' 3\n259 \"'s\" 2\n260 '\\xe9' 2\n261 '\u4eba\u4eba' 6\n262 b'\\xe4\\xba' 2\n"
+    static const char more[] = "257 'ab' 2\r\n258 'abc' 3\n259 \"'s\" 2\n260 '\\xe9' 2\n261 '\u4eba\u4eba' 6\n"
+                               "262 b'\\xe4\\xba' 2\n"
                                "264 '\\n\\n' 2\n265 '\\\\\\'' 2\n266 '\\u4e00' 3\n267 ' \\t' 2";
     static const struct { const char *text; int ids[8], n; } cases[] = {
         {"abcab", {258, 257}, 2}, {"abd", {257, 101}, 2}, {"it's", {106, 117, 259}, 3}, {"\u00e9\u00e8", {260, 196, 169}, 3},
-        {"\u4eba\u4eba\u4eba", {261, 262, 187}, 3}, {"a\n\n\n", {98, 264, 11}, 3}, {"\\'\u4e00 \t", {265, 266, 267}, 3}, {"", {0}, 0},
+        {"\u4eba\u4eba\u4eba", {261, 262, 187}, 3}, {"a\n\n\n", {98, 264, 11}, 3}, {"\\'\u4e00 \t", {265, 266, 267}, 3},
+        {"", {0}, 0},
     };
     static const struct { const char *more, *says; } wrong_words[] = {
         {"257 'ab' 3", "line 257: expected"}, {"257 ab 2", "line 257: expected"}, {"257 'ab 2", "line 257: expected"},
@@ -2735,7 +2741,9 @@ static void test_world(void)
 
 static void test_rwkv_counts(void)
 {
-    static const struct { const char *name; int C, F; double millions; } shapes[] = {{"3B", 2560, 8960, 55.05}, {"7B", 4096, 14336, 88.08}};
+    static const struct { const char *name; int C, F; double millions; } shapes[] = {
+        {"3B", 2560, 8960, 55.05}, {"7B", 4096, 14336, 88.08},
+    };
     for (int i = 0; i < 4; i++) {
         char text[300], *path = in_scratch("rwkv.json");
         snprintf(text, sizeof text, "{\"model_type\": \"rwkv6\", \"hidden_size\": %d, \"intermediate_size\": null, "
@@ -2747,7 +2755,8 @@ static void test_rwkv_counts(void)
         p.rank = i % 2 ? 32 : 64;
         model m = {0};
         model_measure(&m, c, p);
-        check_number(round((double)m.trainable / 1e4) / 100, shapes[i / 2].millions, 1e-9, "%s, %s", shapes[i / 2].name, p.method->name);
+        double millions = round((double)m.trainable / 1e4) / 100;
+        check_number(millions, shapes[i / 2].millions, 1e-9, "%s, %s", shapes[i / 2].name, p.method->name);
         expect(c.hidden == shapes[i / 2].F, "%s: F is %d", shapes[i / 2].name, c.hidden);
         model_unmeasure(&m), free(c.text), free(path);
     }
@@ -3579,32 +3588,40 @@ static const struct {
     {"lines.json",       BYTES(AB "\n" AB "\n"), NULL, "a", "b", 2, 0},
     {"pair.jsonl",       BYTES("{\"question\": \"\\ud83d\\uDE00\\u00e9\", \"answer\": \"b\"}"), NULL,
         "\xf0\x9f\x98\x80\xc3\xa9", "b", 1, 0},
-    {"tool.jsonl",       BYTES(AB "\n{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"tool\", \"content\": \"b\"}]}"),
+    {"tool.jsonl",       BYTES(AB "\n{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, "
+        "{\"role\": \"tool\", \"content\": \"b\"}]}"),
         "tool.jsonl:2: turn 2 is \"tool\"'s; expected system, user (human) or assistant (gpt)", 0, 0, 0, 0},
     {"no-role.jsonl",    BYTES("{\"messages\": [{\"content\": \"a\"}]}"), "turn 1 does not say whose it is", 0, 0, 0, 0},
     {"no-turn.jsonl",    BYTES("{\"messages\": [\"a\"]}"), "turn 1 does not say whose it is", 0, 0, 0, 0},
     {"no-list.jsonl",    BYTES("{\"messages\": \"a\"}"), "no-list.jsonl:1: expected a list of turns", 0, 0, 0, 0},
     {"no-turns.jsonl",   BYTES("{\"messages\": []}"), "no turn is the assistant's", 0, 0, 0, 0},
-    {"nobody.jsonl",     BYTES("{\"conversations\": [{\"from\": \"human\", \"value\": \"a\"}]}"), "no turn is the assistant's", 0, 0, 0, 0},
+    {"nobody.jsonl",     BYTES("{\"conversations\": [{\"from\": \"human\", \"value\": \"a\"}]}"),
+        "no turn is the assistant's", 0, 0, 0, 0},
     {"no-text.jsonl",    BYTES("{\"messages\": [{\"role\": \"assistant\", \"content\": null}]}"),
         "turn 1 has no text in \"content\" or \"value\"", 0, 0, 0, 0},
     {"number.jsonl",     BYTES("{\"messages\": [{\"role\": \"assistant\", \"content\": 5}]}"), "turn 1 has no text", 0, 0, 0, 0},
     {"image.jsonl",      BYTES("{\"messages\": [{\"role\": \"assistant\", \"content\": [{\"type\": \"text\", \"text\": \"a\"}, "
-        "{\"type\": \"image_url\", \"image_url\": {}}]}]}"), "part 2 of turn 1 is of type image_url, expected a text", 0, 0, 0, 0},
+        "{\"type\": \"image_url\", \"image_url\": {}}]}]}"),
+        "part 2 of turn 1 is of type image_url, expected a text", 0, 0, 0, 0},
     {"tools.jsonl",      BYTES("{\"tools\": [{}], \"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}]}"),
         "has \"tools\", which no template here can write", 0, 0, 0, 0},
     {"weight.jsonl",     BYTES("{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\", \"weight\": 0.5}]}"),
         "the \"weight\" of turn 1 must be 0 or 1", 0, 0, 0, 0},
-    {"call.jsonl",       BYTES("{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\", \"tool_calls\": [{\"id\": \"1\"}]}]}"),
+    {"call.jsonl",       BYTES("{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\", "
+        "\"tool_calls\": [{\"id\": \"1\"}]}]}"),
         "turn 1 has \"tool_calls\", which no template here can write", 0, 0, 0, 0},
-    {"late.jsonl",       BYTES("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"system\", \"content\": \"b\"}, "
-        "{\"role\": \"assistant\", \"content\": \"c\"}]}"), "turn 2 is the system's; --template alpaca has a place for it in front only",
+    {"late.jsonl",       BYTES("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, "
+        "{\"role\": \"system\", \"content\": \"b\"}, "
+        "{\"role\": \"assistant\", \"content\": \"c\"}]}"),
+        "turn 2 is the system's; --template alpaca has a place for it in front only",
         0, 0, 0, 0},
     {"half-list.jsonl",  BYTES("{\"prompt\": \"a\", \"completion\": [{\"role\": \"assistant\", \"content\": \"c\"}]}"),
         "expected a list of turns", 0, 0, 0, 0},
-    {"says-nothing.jsonl", BYTES("{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}, {\"role\": \"assistant\", \"content\": \" \"}]}\n" AB),
+    {"says-nothing.jsonl", BYTES("{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}, "
+        "{\"role\": \"assistant\", \"content\": \" \"}]}\n" AB),
         NULL, "a", "b", 1, 1},
-    {"openai.jsonl",     BYTES("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}"),
+    {"openai.jsonl",     BYTES("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, "
+        "{\"role\": \"assistant\", \"content\": \"b\"}]}"),
         NULL, "a", "b", 1, 0},
     {"true.jsonl",       BYTES(AB "\n{\"instruction\": \"a\", \"input\": true, \"output\": \"b\"}"),
         "true.jsonl:2: \"input\" is true, expected text or a number", 0, 0, 0, 0},
@@ -3682,7 +3699,8 @@ static char *marked(const tokenizer *t, const row *r)
     for (int from = 0, to; from < r->n; from = to) {
         int learnt = is_learnt(r, from);
         for (to = from; to < r->n && is_learnt(r, to) == learnt;) to++;
-        char *part = spelled_out(t, r->ids, from, to), *more = text_of("%s%s%s%s", text, learnt ? "«" : "", part, learnt ? "»" : "");
+        char *part = spelled_out(t, r->ids, from, to);
+        char *more = text_of("%s%s%s%s", text, learnt ? "«" : "", part, learnt ? "»" : "");
         free(part), free(text);
         text = more;
     }
@@ -3721,11 +3739,12 @@ static void test_row_formats(void)
         {"{\"conversations\": [{\"from\": \"system\", \"value\": \"Be brief.\"}, {\"from\": \"human\", \"value\": \"q\"}, "
             "{\"from\": \"gpt\", \"value\": \"a\"}]}", "<s>Be brief." ASKED("q") "«a</s>»"},
         {"{\"conversations\": [{\"from\": \"gpt\", \"value\": \"a\"}]}", "<s>" PAPER "\n\n### Response:«a</s>»"},
-        {"{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\", \"weight\": 0}, "
+        {"{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}, "
+            "{\"role\": \"assistant\", \"content\": \"a\", \"weight\": 0}, "
             "{\"role\": \"user\", \"content\": \"r\"}, {\"role\": \"assistant\", \"content\": \"b\", \"weight\": 1}]}",
             "<s>" PAPER ASKED("q") "a</s>" ASKED("r") "«b</s>»"},
-        {"{\"system\": \"Be brief.\", \"tools\": [], \"conversations\": [{\"from\": \"human\", \"value\": \"q\"}, {\"from\": \"gpt\", "
-            "\"value\": \"a\"}]}", "<s>Be brief." ASKED("q") "«a</s>»"},
+        {"{\"system\": \"Be brief.\", \"tools\": [], \"conversations\": [{\"from\": \"human\", \"value\": \"q\"}, "
+            "{\"from\": \"gpt\", \"value\": \"a\"}]}", "<s>Be brief." ASKED("q") "«a</s>»"},
         {"{\"system\": \"Be brief.\", \"instruction\": \"q\", \"output\": \"a\"}", "<s>Be brief." ASKED("q") "«a</s>»"},
         {"{\"text\": \"two shells\", \"messages\": null}", "<s>«two shells»"},
         {"{\"text\": \"rendered\", \"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", "
@@ -3755,6 +3774,26 @@ static tokenizer *tokenizer_with(const char *dir, const json_t *settings)
     return open_tokenizer(dir, 0);
 }
 
+// In a dialogue as marked() shows it, every answer is learnt, with the token that ends it, and nothing else.
+static void expect_answers_learnt(const tokenizer *t, const json_t *messages, const char *got, const char *name, size_t number)
+{
+    size_t bytes, i, answers = 0;
+    const char *end = tokenizer_added(t, chat.end, &bytes), *at = got;
+    json_t *turn;
+    if (!end) die("%s: answers end with nothing", name);
+    json_array_foreach(messages, i, turn) {
+        if (strcmp(string_field(turn, "role"), "assistant")) continue;
+        char *want = trimmed(string_field(turn, "content"));
+        const char *from = strstr(at, "«"), *to = from ? strstr(from, "»") : NULL, *in = from ? strstr(from, want) : NULL;
+        expect(in && to && in < to, "%s, dialogue %zu: «%s» is not learnt in %s", name, number, want, got);
+        expect(to && !strncmp(to - bytes, end, bytes), "%s, dialogue %zu: the end of «%s» is not learnt in %s", name, number,
+            want, got);
+        if (to) at = to + 1, answers++;
+        free(want);
+    }
+    expect(answers && !strstr(at, "«"), "%s, dialogue %zu: more is learnt: %s", name, number, got);
+}
+
 // Every published template: it is known by its Jinja source, gives the ids of transformers' apply_chat_template, and
 // those of its generation prompt; a dialogue that it refuses is refused. Learnt is what the assistant says.
 static void test_templates(void)
@@ -3769,40 +3808,27 @@ static void test_templates(void)
         opt.template = NULL;
         open_template(t);
         expect(!strcmp(chat.is->name, name), "%s was taken for %s", name, chat.is->name);
-        size_t bytes;
-        const char *end = tokenizer_added(t, chat.end, &bytes);
-        if (!end) die("%s: answers end with nothing", name);
         json_array_foreach(json_object_get(item, "rows"), i, line) {
-            json_t *row_json = json_pack("{sO}", "messages", json_object_get(line, "messages")), *turn;
+            json_t *messages = json_object_get(line, "messages"), *row_json = json_pack("{sO}", "messages", messages);
             const json_t *ids = json_object_get(line, "ids"), *prompt = json_object_get(line, "prompt");
-            char *text = json_text(row_json), *said;
-            size_t j, answers = 0;
+            char *text = json_text(row_json);
             write_text(path, text);
             if (json_is_null(ids)) {
-                said = said_by(only_read_rows, path);
+                char *said = said_by(only_read_rows, path);
                 expect(has(said, "alternate") || has(said, "in front only"), "%s, dialogue %zu: «%s»", name, i, said);
                 free(said), free(text), json_decref(row_json);
                 continue;
             }
             dataset d = read_rows(t, path, 4096);
             message *turns = NULL;
-            read_turns(&turns, "golden", json_object_get(line, "messages"), 1);
+            read_turns(&turns, "golden", messages, 1);
             for (int last = last_answer(turns); arrlen(turns) > last;) free(arrpop(turns).text);
             row asked = encode_question(t, turns);
             expect(ids_are(d.rows[0].ids, (size_t)d.rows[0].n, ids), "%s, dialogue %zu: ids of «%s»", name, i, text);
             if (prompt && !json_is_null(prompt))
                 expect(ids_are(asked.ids, (size_t)asked.n, prompt), "%s, dialogue %zu: ids of its question", name, i);
-            char *got = marked(t, &d.rows[0]), *want, *at = got;
-            json_array_foreach(json_object_get(line, "messages"), j, turn) {    // every answer is learnt, and nothing else
-                if (strcmp(string_field(turn, "role"), "assistant")) continue;
-                want = trimmed(string_field(turn, "content"));
-                char *from = strstr(at, "«"), *to = from ? strstr(from, "»") : NULL, *in = from ? strstr(from, want) : NULL;
-                expect(in && to && in < to, "%s, dialogue %zu: «%s» is not learnt in %s", name, i, want, got);
-                expect(to && !strncmp(to - bytes, end, bytes), "%s, dialogue %zu: the end of «%s» is not learnt in %s", name, i, want, got);
-                if (to) at = to + 1, answers++;
-                free(want);
-            }
-            expect(answers && !strstr(at, "«"), "%s, dialogue %zu: more is learnt: %s", name, i, got);
+            char *got = marked(t, &d.rows[0]);
+            expect_answers_learnt(t, messages, got, name, i);
             free(got), free(text), free_row(&asked), free_dialogue(turns), free_rows(&d), json_decref(row_json);
         }
         tokenizer_free(t);
@@ -3820,15 +3846,19 @@ static void test_gzip(void)
         {"a.jsonl.gz",  "gzip -c $D/plain.jsonl > $D/a.jsonl.gz", NULL},
         {"b.jsonl",     "gzip -9c $D/plain.jsonl > $D/b.jsonl", NULL},
         {"c.jsonl.gz",  "cp $D/plain.jsonl $D/c.jsonl.gz", NULL},
-        {"d.jsonl.gz",  "{ head -n 2 $D/plain.jsonl | gzip -c; tail -n +3 $D/plain.jsonl | gzip -c; printf '\\0\\0'; } > $D/d.jsonl.gz", NULL},
+        {"d.jsonl.gz",  "{ head -n 2 $D/plain.jsonl | gzip -c; tail -n +3 $D/plain.jsonl | gzip -c; printf '\\0\\0'; } "
+            "> $D/d.jsonl.gz", NULL},
         {"e.json.gz",   "{ echo '['; sed '$!s/$/,/' $D/plain.jsonl; echo ']'; } | gzip -c > $D/e.json.gz", NULL},
-        {"cut.jsonl.gz", "gzip -c $D/plain.jsonl | head -c -9 > $D/cut.jsonl.gz", "cut.jsonl.gz: is gzip's, but cut short behind"},
+        {"cut.jsonl.gz", "gzip -c $D/plain.jsonl | head -c -9 > $D/cut.jsonl.gz",
+            "cut.jsonl.gz: is gzip's, but cut short behind"},
         {"head.jsonl.gz", "gzip -c $D/plain.jsonl | head -c 7 > $D/head.jsonl.gz", "cut short behind 0 bytes"},
         {"sum.jsonl.gz", "{ gzip -c $D/plain.jsonl | head -c -8; printf 12345678; } > $D/sum.jsonl.gz", "but damaged behind"},
-        {"bits.jsonl.gz", "{ gzip -c $D/plain.jsonl | head -c 40; head -c 400 /dev/zero | tr '\\0' '\\377'; } > $D/bits.jsonl.gz", "damaged behind"},
+        {"bits.jsonl.gz", "{ gzip -c $D/plain.jsonl | head -c 40; head -c 400 /dev/zero | tr '\\0' '\\377'; } "
+            "> $D/bits.jsonl.gz", "damaged behind"},
         {"more.jsonl.gz", "{ gzip -c $D/plain.jsonl; echo more; } > $D/more.jsonl.gz", "damaged behind"},
         {"none.txt.gz", "gzip -c < /dev/null > $D/none.txt.gz", "none.txt.gz: is empty"},
-        {"line.jsonl.gz", "{ cat $D/plain.jsonl; echo '{\"question\": 1'; } | gzip -c > $D/line.jsonl.gz", "line.jsonl.gz:9: not valid JSON"},
+        {"line.jsonl.gz", "{ cat $D/plain.jsonl; echo '{\"question\": 1'; } | gzip -c > $D/line.jsonl.gz",
+            "line.jsonl.gz:9: not valid JSON"},
         {"name.csv.gz", "gzip -c $D/plain.jsonl > $D/name.csv.gz", "expected a .jsonl, .json or .txt file"},
     };
     tokenizer *t = shared_tokenizer = open_tokenizer("base", 0);
@@ -4280,7 +4310,10 @@ static void test_config(void)
 // Qwen3Config() and PEFT's LoraConfig() say. What they say of windows and biases counts, too.
 static void test_defaults(void)
 {
-    static const struct { const char *fields; int max_pos, kv_heads, head_dim, window, full_layers, qkv_bias, o_bias; } cases[] = {
+    static const struct {
+        const char *fields;
+        int max_pos, kv_heads, head_dim, window, full_layers, qkv_bias, o_bias;
+    } cases[] = {
         {"\"llama\"",                                           2048, 64,   4, INT_MAX, 0, 0, 0},
         {"\"llama\", \"attention_bias\": true, \"head_dim\": null", 2048, 64, 4, INT_MAX, 0, 1, 1},
         {"\"mistral\"",                                       131072,  8,   4,    4096, 0, 0, 0},
@@ -4692,6 +4725,35 @@ static void test_same_options(void)
     free(dir), close_small(m);
 }
 
+// The counts of state.json are whole numbers that an int holds, its best loss a number; all else is refused by name.
+static void test_state_counts(void)
+{
+    static const char *const names[] = {"step", "evaluated", "best_step", "evaluations_since", "best_eval_loss"};
+    model *m = open_small(small_plan("lora"), 0);
+    shared_run = (run){.m = *m, .step = 3, .steps = 5};
+    opt.model = "base", opt.data = opt.val = "rows.jsonl", opt.keep_best = 1;
+    for (int i = 0; i < 5; i++)
+        for (int bad = 0; bad < 5; bad++) {
+            json_t *values[] = {json_real(2147483648.0), json_real(-1), json_real(1.5), json_string("3"), json_integer(3)};
+            char *name = text_of("counts-%d-%d", i, bad), *dir = in_scratch(name);
+            json_t *state = run_settings(&shared_run);
+            for (int j = 1; j < 5; j++) set_field(state, names[j], json_integer(2));
+            set_field(state, "best_on", text_value(opt.val));
+            char *value = json_text(values[bad]);
+            set_field(state, names[i], json_incref(values[bad]));
+            stage_begin(dir);
+            stage_state(state);
+            stage_publish(&(place_of_result){.path = dir});
+            char *said = said_by(only_read_state, dir);
+            int fits = bad == 4 || (i == 4 && (bad == 0 || bad == 2));
+            expect(fits ? !*said : !!strstr(said, names[i]), "%s of %s: «%s»", names[i], value, said);
+            for (int j = 0; j < 5; j++) json_decref(values[j]);
+            free(value), free(said), free(dir), free(name);
+        }
+    opt.keep_best = 0;
+    close_small(m);
+}
+
 // Whatever a signal does to a run in mid-flight, the next one goes on from the last step saved.
 static void test_killed(void)
 {
@@ -4998,11 +5060,14 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "dev/golden/lora-mha", "it is an adapter: --adapter"},
     {"a model as adapter",  ":", "--eval --val "
         "data/val.jsonl --adapter base", "it is a model: --model"},
-    {"a template of no name", ":", "--template vicuna", "--template vicuna: there is no such template; choose from alpaca, llama2"},
-    {"a template's end that is no token", ":", "--template chatml", "ends an answer with <|im_end|>, which is no token of this model"},
+    {"a template of no name", ":", "--template vicuna",
+        "--template vicuna: there is no such template; choose from alpaca, llama2"},
+    {"a template's end that is no token", ":", "--template chatml",
+        "ends an answer with <|im_end|>, which is no token of this model"},
     {"a template without its BOS", "echo '{\"add_bos_token\": false}' > $D/model/tokenizer_config.json", "--template llama2",
         "has {bos} in it, which this model's tokenizer does not put"},
-    {"turns that do not alternate", "echo '{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}]}' >> $D/rows.jsonl", "--template llama2",
+    {"turns that do not alternate",
+        "echo '{\"messages\": [{\"role\": \"assistant\", \"content\": \"a\"}]}' >> $D/rows.jsonl", "--template llama2",
         "rows.jsonl:4: turn 1 is the assistant's and the user's is due"},
     {"the best of no rows", ":", "--keep-best", "--keep-best compares evaluations"},
     {"the best of no evaluations", ":", "--keep-best --val $D/rows.jsonl --eval-every 0", "give --eval-every N, too"},
@@ -5011,7 +5076,8 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"a plot in no folder", ":", "--plot $D/nowhere/plot.svg", "nowhere/: No such file"},
     {"a plot of many runs", ":", "--compare --plot $D/plot.svg", "--plot is for one run"},
     {"a dry run of many",   ":", "--compare --dry-run", "--dry-run is for one run"},
-    {"rows that are cut short", "gzip $D/rows.jsonl; truncate -s -9 $D/rows.jsonl.gz", "--data $D/rows.jsonl.gz", "cut short behind"},
+    {"rows that are cut short", "gzip $D/rows.jsonl; truncate -s -9 $D/rows.jsonl.gz", "--data $D/rows.jsonl.gz",
+        "cut short behind"},
     {"a chat with rows",    ":", "--chat --data data/train.jsonl", "--chat and --data: give one of them"},
     {"a chat with rows to evaluate on", ":", "--chat --val data/val.jsonl", "--chat and --val: give one of them"},
     {"a chat with a plot",  ":", "--chat --plot $D/plot.svg", "--chat and --plot: give one of them"},
@@ -5895,7 +5961,8 @@ static void test_own_template(void)
             "\"template\": \"<|user|> + eos_token\"}]}", NULL, NULL, "zephyr", "</s>"},
         {"{\"chat_template\": null}", NULL, NULL, "alpaca", NULL},
         // ChatML whose system says something else, of its own accord, and one that begins to think
-        {"{\"chat_template\": \"<|im_start|>system\\nYou are a helpful assistant called Drago.<|im_end|>\"}", NULL, NULL, "alpaca", NULL},
+        {"{\"chat_template\": \"<|im_start|>system\\nYou are a helpful assistant called Drago.<|im_end|>\"}",
+            NULL, NULL, "alpaca", NULL},
         {"{\"chat_template\": \"<|im_start|>system\\\\nReason step by step.<|im_end|>\"}", NULL, NULL, "alpaca", NULL},
         {"{\"chat_template\": \"<|im_start|>assistant\\n<think>\\n <|im_end|>\"}", NULL, NULL, "alpaca", NULL},
     };
@@ -5912,7 +5979,8 @@ static void test_own_template(void)
     }
     chat.is = templates;
     chat.end = -1;
-    shell("rm -rf $D/own-template; cp -r base $D/own-template; echo '{\"chat_template\": \"Human: \"}' > $D/own-template/tokenizer_config.json", "cannot prepare");
+    shell("rm -rf $D/own-template; cp -r base $D/own-template; "
+        "echo '{\"chat_template\": \"Human: \"}' > $D/own-template/tokenizer_config.json", "cannot prepare");
     train_well("--eval --model $D/own-template --val $D/few.jsonl");
     char *note = output_of("stderr"), *said = output_of("stdout");
     expect(has(note, "none that this program knows; the paper's prompt is used") && has(said, "\ntemplate   alpaca\n"),
@@ -5966,7 +6034,8 @@ static int best_logged(const char *log, double *lowest)
     double loss;
     *lowest = INFINITY;
     for (char *line = text; *line; line = next_line_of(line))
-        if (!strncmp(line, "{\"step\":", 8) && sscanf(line, "{\"step\":%d,\"eval_loss\":%lf", &step, &loss) == 2 && step && loss < *lowest)
+        if (!strncmp(line, "{\"step\":", 8) && sscanf(line, "{\"step\":%d,\"eval_loss\":%lf", &step, &loss) == 2 && step &&
+            loss < *lowest)
             *lowest = loss, best = step;
     free(text);
     return best;
@@ -6033,9 +6102,11 @@ static void test_dry_run(void)
     char *changed = output_of("changed");
     expect(!*changed, "something was left: %s", changed);
     train_well(SHORT_RUN " --log $D/wet.log --out $D/wet");
-    snprintf(want, sizeof want, "one step   loss %.4f; %.0f tokens", logged("wet.log", 1, "\"loss\":"), logged("wet.log", 1, "\"tokens\":"));
+    snprintf(want, sizeof want, "one step   loss %.4f; %.0f tokens", logged("wet.log", 1, "\"loss\":"),
+        logged("wet.log", 1, "\"tokens\":"));
     expect(has(said, want), "says no «%s»: %s", want, said);
-    expect(has(said, "steps      6 of 8 rows") && has(said, "time       about 0:0") && has(said, "nothing was written"), "the plan: %s", said);
+    expect(has(said, "steps      6 of 8 rows") && has(said, "time       about 0:0") && has(said, "nothing was written"),
+        "the plan: %s", said);
     free(said), free(changed);
 }
 
@@ -6049,7 +6120,8 @@ static void test_plot(void)
     shell("mkdir -p \"$D/a 'b\"", "cannot prepare");
     train_well(SHORT_RUN " --eval-every 2 --plot \"$D/a 'b/p.svg\" --out $D/drawn");
     char *plot = output_of("a 'b/p.svg");
-    expect(has(plot, ">training loss<") && has(plot, ">eval loss<") && has(plot, ">gradient norm<") && has(plot, "</svg>"), "the plot");
+    expect(has(plot, ">training loss<") && has(plot, ">eval loss<") && has(plot, ">gradient norm<") && has(plot, "</svg>"),
+        "the plot");
     expect(has(plot, "bone on data/train.jsonl"), "the plot does not say what was run");
     int points = 0;
     for (const char *at = plot; (at = strstr(at, "xlink:href='#gpPt6'")); at++) points++;
@@ -6062,7 +6134,8 @@ static void test_plot(void)
     char *left = (shell("ls -A $D \"$D/a 'b\" | grep 'tmp-' > $D/left; true", "cannot list"), output_of("left"));
     expect(!*left, "left behind: %s", left);
     free(left);
-    shell("rm -rf $D/none; ! PATH=/none $TRAIN --steps 1 --data $D/few.jsonl --plot $D/none.svg --out $D/none >$D/stdout 2>$D/stderr", "status");
+    shell("rm -rf $D/none; ! PATH=/none $TRAIN --steps 1 --data $D/few.jsonl --plot $D/none.svg --out $D/none "
+        ">$D/stdout 2>$D/stderr", "status");
     char *said = output_of("stderr");
     expect(has(said, "error: --plot") && has(said, "gnuplot is not here"), "without gnuplot: «%s»", said);
     free(said);
@@ -6077,7 +6150,8 @@ static void test_dialogue(void)
         opt = (options){.model = "base", .targets = opt.targets, .schedule = "cosine", .method = "bone", .rank = 32, .mini_r = 8,
             .epochs = 1, .batch = 1, .accum = 1, .seq = 256, .max_new = 24, .plus_ratio = 16, .top_p = 1};
         opt.template = i ? "llama2" : "alpaca";
-        shell(i ? "printf 'How many cups?\\n\\n  \\nAnd now?\\r\\n' | $TRAIN --chat --template llama2 --max-new 24 > $D/said 2>$D/stderr"
+        shell(i ? "printf 'How many cups?\\n\\n  \\nAnd now?\\r\\n' | "
+                  "$TRAIN --chat --template llama2 --max-new 24 > $D/said 2>$D/stderr"
                 : "printf 'How many cups?\\nAnd now?' | $TRAIN --chat --max-new 24 > $D/said 2>$D/stderr", "status");
         char *said = output_of("said"), *end = strchr(said, '\n');
         if (!end) { expect(0, "says «%s»", said); free(said); continue; }
@@ -6092,7 +6166,8 @@ static void test_dialogue(void)
         scores got;
         answer = first_answer(rows, &got);
         char *shown_answer = trimmed(answer), *second_said = trimmed(end + 1);
-        expect(!strcmp(shown_answer, second_said), "%s: answers «%s» and, fed at once, «%s»", opt.template, second_said, shown_answer);
+        expect(!strcmp(shown_answer, second_said), "%s: answers «%s» and, fed at once, «%s»", opt.template, second_said,
+            shown_answer);
         free(shown_answer), free(second_said), free(answer), free(line), free(said);
         json_decref(row_json), tokenizer_free(t);
     }
@@ -6405,6 +6480,8 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_nan_saved, BOTH, "run/checkpoint.h"},
     {"same-options", "a run goes on only with the options that it had",
         test_same_options, BOTH, "run/checkpoint.h"},
+    {"state-counts", "what state.json counts is a whole number that an int holds, or it is refused by name",
+        test_state_counts, BOTH, "run/checkpoint.h"},
     {"killed", "so does one that a signal ended",
         test_killed, ONLY_F32, "run/checkpoint.h, run/signals.h"},
     {"compare", "--compare gives every method a row, continues, and its runs are ordinary ones",

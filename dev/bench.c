@@ -112,7 +112,10 @@ static void measure_machine(void)
 {
     int threads = omp_get_max_threads();
     printf("multiply-add peak from registers, float:");
-    for (int t = 1; t <= threads; t++) printf("  %d thread%s %.1f GFLOP/s", t, t > 1 ? "s" : "", (shared->flops = machine_flops(t)) / 1e9);
+    for (int t = 1; t <= threads; t++) {
+        shared->flops = machine_flops(t);
+        printf("  %d thread%s %.1f GFLOP/s", t, t > 1 ? "s" : "", shared->flops / 1e9);
+    }
     shared->bandwidth = machine_bandwidth(threads);
     printf(";  memory %.1f GB/s\n", shared->bandwidth / 1e9);
     printf("1024 x 1024 x 1024 with %d threads:", threads);
@@ -196,11 +199,17 @@ static void print_row(double rss)
 {
     double all = 0, flops = 0;
     printf("%-8s %4d %8.1f |", opt.method, opt.rank, 1e3 * shared->step);
-    for (int g = 0; g < GROUPS; g++) printf(" %9.1f", 1e3 * shared->spent[g].seconds), all += shared->spent[g].seconds, flops += shared->spent[g].flops;
+    for (int g = 0; g < GROUPS; g++) {
+        const cost *c = &shared->spent[g];
+        printf(" %9.1f", 1e3 * c->seconds);
+        all += c->seconds;
+        flops += c->flops;
+    }
     printf(" %7.1f | %6.0f %6.1f | %7.0f %7.0f | %6.2f %6.2f\n", 1e3 * (shared->step - all), shared->tokens / shared->step,
         100 * flops / shared->step / shared->flops, rss / 1e6, shared->plan / 1e6, shared->load, shared->init);
     printf("%-8s %4s %8s |", "", "", "floor");
-    for (int g = 0; g < GROUPS; g++) printf(" %9.1f", 1e3 * fmax(shared->spent[g].flops / shared->flops, shared->spent[g].bytes / shared->bandwidth));
+    for (int g = 0; g < GROUPS; g++)
+        printf(" %9.1f", 1e3 * fmax(shared->spent[g].flops / shared->flops, shared->spent[g].bytes / shared->bandwidth));
     puts("");
 }
 
@@ -213,7 +222,8 @@ static void measure_row(const char *method_name, int rank)
 }
 
 static const struct { const char *method; int rank; } rows[] = {
-    {"lora", 18}, {"lora", 36}, {"pissa", 18}, {"pissa", 36}, {"bone", 32}, {"bone", 64}, {"bat", 32}, {"bat", 64}, {"bat-row", 32}, {"bat-row", 64}, {"full", 1},
+    {"lora", 18}, {"lora", 36}, {"pissa", 18}, {"pissa", 36}, {"bone", 32}, {"bone", 64}, {"bat", 32}, {"bat", 64},
+    {"bat-row", 32}, {"bat-row", 64}, {"full", 1},
 };
 
 // ---- how cost grows ----------------------------------------------------------------------------------------
@@ -225,8 +235,11 @@ static void measure_scaling(void)
 {
     enum { LAYERS, VOCAB, RANK, BATCH, SEQ, NUMBERS };
     static const struct { const char *name; int number, values[7]; } sweeps[] = {
-        {"rows of 128 tokens", BATCH, {1, 2, 4, 8, 16, 32}}, {"tokens a row (2048 in all)", SEQ, {64, 128, 256, 512, 1024, 2048}},
-        {"layers", LAYERS, {1, 2, 4, 8, 16, 32}}, {"vocabulary", VOCAB, {1000, 2000, 4000, 8000, 16000, 32000, 64000}}, {"rank", RANK, {4, 8, 16, 32, 64, 128, 256}},
+        {"rows of 128 tokens", BATCH, {1, 2, 4, 8, 16, 32}},
+        {"tokens a row (2048 in all)", SEQ, {64, 128, 256, 512, 1024, 2048}},
+        {"layers", LAYERS, {1, 2, 4, 8, 16, 32}},
+        {"vocabulary", VOCAB, {1000, 2000, 4000, 8000, 16000, 32000, 64000}},
+        {"rank", RANK, {4, 8, 16, 32, 64, 128, 256}},
     };
     opt.steps = 6;
     puts("swept,value,ms,tok_per_s,gflop,peak_mb,plan_mb");
@@ -236,12 +249,14 @@ static void measure_scaling(void)
             char command[200];
             n[sweeps[i].number] = *value;
             if (sweeps[i].number == SEQ) n[BATCH] = 2048 / *value;
-            snprintf(command, sizeof command, "rm -rf build/scaling && build/random_model 256,704,%d,4,%d build/scaling", n[LAYERS], n[VOCAB]);
+            snprintf(command, sizeof command, "rm -rf build/scaling && build/random_model 256,704,%d,4,%d build/scaling",
+                n[LAYERS], n[VOCAB]);
             if (system(command)) die("%s failed", command);
             opt.model = "build/scaling", opt.method = "bone", opt.rank = n[RANK], opt.batch = n[BATCH], opt.seq = n[SEQ];
             double flops = 0, peak = in_child(measure_steps);
             for (int g = 0; g < GROUPS; g++) flops += shared->spent[g].flops;
-            printf("%s,%d,%.2f,%.0f,%.3f,%.1f,%.1f\n", sweeps[i].name, *value, 1e3 * shared->step, shared->tokens / shared->step, flops / 1e9, peak / 1e6, shared->plan / 1e6);
+            printf("%s,%d,%.2f,%.0f,%.3f,%.1f,%.1f\n", sweeps[i].name, *value, 1e3 * shared->step,
+                shared->tokens / shared->step, flops / 1e9, peak / 1e6, shared->plan / 1e6);
         }
 }
 

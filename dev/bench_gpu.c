@@ -86,8 +86,10 @@ static double matmul_rate(int n)
 
 static config config_of(const struct shape_row *s)
 {
-    return (config){.backbone = &llama_backbone, .dim, .hidden = s->hidden, .layers = s->layers, .heads = s->heads, .kv_heads = s->kv_heads, .head_dim = s->dim / s->heads,
-        .vocab = s->vocab, .max_pos = 4096, .eps = 1e-5, .theta = 10000, .window = INT_MAX, .rope_factor = 1};
+    return (config){.backbone = &llama_backbone,
+        .dim = s->dim, .hidden = s->hidden, .layers = s->layers, .heads = s->heads, .kv_heads = s->kv_heads,
+        .head_dim = s->dim / s->heads, .vocab = s->vocab, .max_pos = 4096, .eps = 1e-5, .theta = 10000, .window = INT_MAX,
+        .rope_factor = 1};
 }
 
 // Every weight takes its numbers from one pool of random bf16: a seven-billion model is there in seconds.
@@ -177,10 +179,12 @@ static void measure(const struct shape_row *s, const struct bench_row *what, con
     for (int step = 0; step < STEPS; step++) bench_step(&m, &b, step + 2);
     gradient_norm(&m);
     double time = (seconds() - start) / STEPS, P = base_parameters(&m) - (double)c.vocab * c.dim, tokens = p.tokens;
-    double flops = tokens * (what->flops * P + (2 + 5) * (double)l->seq * c.dim * c.layers);     // attention: 2 products forward, 5 back
+    // attention: 2 products forward, 5 back
+    double flops = tokens * (what->flops * P + (2 + 5) * (double)l->seq * c.dim * c.layers);
     dev_memory(&after, &all);
     printf("recompute %d %8.0f tok/s %6.1f TFLOP/s needed, %4.1f %% of the product rate %6.1f GB, planned %6.1f   loss %.3f\n",
-        recompute, tokens / time, flops / time / 1e12, 100 * flops / time / rate, (after - before) / 1e9, planned_bytes(&m) / 1e9, loss);
+        recompute, tokens / time, flops / time / 1e12, 100 * flops / time / rate, (after - before) / 1e9,
+        planned_bytes(&m) / 1e9, loss);
     if (profile) {
         memset(op_spent, 0, sizeof op_spent);
         watched = one_number(m.dx);

@@ -1,6 +1,7 @@
 """transformers + PEFT on the shape and tokens of dev/bench_gpu.c, which calls this with --peer.
 
-    python3 dev/bench_gpu_peer.py --shape DIM,HIDDEN,LAYERS,HEADS,KV_HEADS,VOCAB [--device cpu] [--load ROWSxTOKENS …] [--method "lora r36" …]
+    python3 dev/bench_gpu_peer.py --shape DIM,HIDDEN,LAYERS,HEADS,KV_HEADS,VOCAB [--device cpu] [--load ROWSxTOKENS …]
+                                  [--method "lora r36" …]
 
 Random bf16 weights, adapters in fp32, SDPA attention (FlashAttention where the card has it), fused AdamW, without and with
 gradient checkpointing.
@@ -36,7 +37,8 @@ def measure(name, config, rows, tokens, device, checkpointing, steps=4):
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0, fused=device == "cuda")
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0,
+                                  fused=device == "cuda")
     ids = torch.randint(config.vocab_size, (rows, tokens + 1), device=device)
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     for step in range(-1, steps):
@@ -52,7 +54,8 @@ def measure(name, config, rows, tokens, device, checkpointing, steps=4):
         optimiser.zero_grad()
     wait()
     peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else float("nan")
-    print(f"PEFT  {name:9} {rows:2}x{tokens:<4} checkpointing {checkpointing:d} {rows * tokens * steps / (time.time() - start):9.0f} tok/s   {peak:6.1f} GB", flush=True)
+    print(f"PEFT  {name:9} {rows:2}x{tokens:<4} checkpointing {checkpointing:d} "
+          f"{rows * tokens * steps / (time.time() - start):9.0f} tok/s   {peak:6.1f} GB", flush=True)
 
 
 def attention(rows, tokens, heads, head_dim, turns=10):
@@ -74,7 +77,8 @@ def attention(rows, tokens, heads, head_dim, turns=10):
                     work()
                 torch.cuda.synchronize()
                 seconds.append((time.time() - start) / turns)
-        print(f"attention {rows}x{tokens}, {heads} heads of {head_dim}, {backend.name}: forward {1e3 * seconds[0]:.3f} ms, {flops / seconds[0] / 1e12:.0f} TFLOP/s; "
+        print(f"attention {rows}x{tokens}, {heads} heads of {head_dim}, {backend.name}: "
+              f"forward {1e3 * seconds[0]:.3f} ms, {flops / seconds[0] / 1e12:.0f} TFLOP/s; "
               f"backward {1e3 * seconds[1]:.3f} ms, {2.5 * flops / seconds[1] / 1e12:.0f} TFLOP/s", flush=True)
 
 
@@ -86,8 +90,9 @@ def main():
     parser.add_argument("--method", nargs="+", default=list(METHODS), choices=list(METHODS))
     arguments = parser.parse_args()
     dim, hidden, layers, heads, kv_heads, vocab = map(int, arguments.shape.split(","))
-    config = transformers.LlamaConfig(hidden_size=dim, intermediate_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-                                      num_key_value_heads=kv_heads, vocab_size=vocab, max_position_embeddings=4096)
+    config = transformers.LlamaConfig(hidden_size=dim, intermediate_size=hidden, num_hidden_layers=layers,
+                                      num_attention_heads=heads, num_key_value_heads=kv_heads, vocab_size=vocab,
+                                      max_position_embeddings=4096)
     loads = [tuple(map(int, load.split("x"))) for load in arguments.load]
     for rows, tokens in loads if arguments.device == "cuda" else []:
         attention(rows, tokens, heads, dim // heads)

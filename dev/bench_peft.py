@@ -1,14 +1,16 @@
 """Beside PEFT: the same steps by ./train and by transformers + PEFT, one after the other on the same machine.
 
-    python3 dev/bench_peft.py MODEL_DIR... [--data ROWS.jsonl] [--batch 4 --seq 256 --threads 2 --steps 8 --runs 2]     (needs torch, transformers, peft)
+    python3 dev/bench_peft.py MODEL_DIR... [--data ROWS.jsonl] [--batch 4 --seq 256 --threads 2 --steps 8 --runs 2]
+                                               (needs torch, transformers, peft)
 
 Both read the same model directory and do the whole step: forward, backward, clipping, AdamW, every step on the same --batch
 rows. Losses of the first step stand beside each other, so that it is seen that both do the same work. Without --data a
 row has --seq tokens and learns each of them. With it, rows ({"question", "answer"} and the like) are put into the prompt and
 only the answer is learnt, as in real fine-tuning; the peer pads them to the longest of the batch, as transformers' collator does.
 
-Speed counts the rows' own tokens and is that of the fastest step after the first of a run, and of the faster of --runs runs, which take turns
-(neighbours on the machine only ever slow one down); memory is the peak of resident memory. Each run has a process of its own.
+Speed counts the rows' own tokens and is that of the fastest step after the first of a run, and of the faster of --runs runs,
+which take turns (neighbours on the machine only ever slow one down); memory is the peak of resident memory. Each run has a
+process of its own.
 """
 import argparse
 import json
@@ -29,7 +31,8 @@ def adapter(name, rank):
     import peft
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     if name in ("lora", "pissa"):
-        return peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=True if name == "lora" else "pissa", task_type="CAUSAL_LM")
+        return peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets,
+                               init_lora_weights=True if name == "lora" else "pissa", task_type="CAUSAL_LM")
     return peft.MissConfig(r=rank, target_modules=targets, init_weights=True if name == "bone" else "bat", task_type="CAUSAL_LM")
 
 
@@ -51,7 +54,8 @@ def peer(args):
     seconds, losses = [], []
     pad = torch.nn.utils.rnn.pad_sequence
     ids = pad([torch.tensor(row["ids"]) for row in rows], batch_first=True)
-    labels = pad([torch.tensor([-100] * row["prompt"] + row["ids"][row["prompt"]:]) for row in rows], batch_first=True, padding_value=-100)
+    labels = pad([torch.tensor([-100] * row["prompt"] + row["ids"][row["prompt"]:]) for row in rows], batch_first=True,
+                 padding_value=-100)
     mask = pad([torch.ones(len(row["ids"]), dtype=torch.long) for row in rows], batch_first=True)
     for step in range(args.steps):
         start = clock()
@@ -80,8 +84,9 @@ def peak_of(command, **options):
 
 def ours(args, model, method, rank, text, folder):
     log = os.path.join(folder, "log")
-    _, peak = peak_of(["./train", "--model", model, "--data", text, "--method", method, "--rank", str(rank), "--batch", str(args.batch),
-                       "--seq", str(args.seq + 1), "--steps", str(args.steps), "--lr", "1e-4", "--schedule", "constant", "--no-shuffle",
+    _, peak = peak_of(["./train", "--model", model, "--data", text, "--method", method, "--rank", str(rank),
+                       "--batch", str(args.batch), "--seq", str(args.seq + 1), "--steps", str(args.steps), "--lr", "1e-4",
+                       "--schedule", "constant", "--no-shuffle",
                        "--threads", str(args.threads), "--log", log, "--out", os.path.join(folder, "out")])
     steps = [json.loads(line) for line in open(log)]
     return {"tok_per_s": max(s["tok_per_s"] for s in steps[1:]), "peak": peak, "loss": steps[0]["loss"]}
@@ -92,7 +97,8 @@ def tokens_of(texts, model, folder):
     path = os.path.join(folder, "texts.jsonl")
     with open(path, "w") as f:
         f.writelines(json.dumps({"text": text}) + "\n" for text in texts)
-    lines = subprocess.run(["./train", "--tokenize", path, "--model", model], capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(["./train", "--tokenize", path, "--model", model], capture_output=True, text=True,
+                           check=True).stdout.splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -102,10 +108,12 @@ def write_rows(args, model, folder):
     n = args.batch
     if args.data:
         lines = open(args.data).read().splitlines()[:n]
-        pairs = [next((PROMPT.format(question=row[a], answer=""), row[b]) for a, b in (("question", "answer"), ("query", "response"), ("instruction", "output")) if a in row)
+        pairs = [next((PROMPT.format(question=row[a], answer=""), row[b]) for a, b in
+                      (("question", "answer"), ("query", "response"), ("instruction", "output")) if a in row)
                  for row in map(json.loads, lines)]
         prompts = [1 + len(t) for t in tokens_of([p for p, _ in pairs], model, folder)]
-        kept = [{"ids": ([1] + t + [2])[:args.seq + 1], "prompt": p} for t, p in zip(tokens_of([p + a for p, a in pairs], model, folder), prompts)]
+        kept = [{"ids": ([1] + t + [2])[:args.seq + 1], "prompt": p}
+                for t, p in zip(tokens_of([p + a for p, a in pairs], model, folder), prompts)]
     else:
         words = open("README.md").read().split()
         texts = [" ".join(words[(37 * i + j) % len(words)] for j in range(2 * args.seq)) for i in range(n)]
@@ -129,13 +137,15 @@ def main():
     args = parser.parse_args()
     if args.peer:
         return peer(args)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "TRANSFORMERS_VERBOSITY": "error",
+                   "PYTHONWARNINGS": "ignore", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     environment.pop("OPENBLAS_CORETYPE", None)
     print(f"batch {args.batch}, rows of up to {args.seq} tokens, {args.threads} threads, float32; each ratio is ours over PEFT's")
     for model in args.model:
         with tempfile.TemporaryDirectory() as folder:
             text, ids = write_rows(args, model, folder)
-            print(f"{'method':8} {'rank':>4} {'tok/s':>8} {'PEFT':>8} {'ratio':>6}   {'peak MB':>8} {'PEFT':>8} {'ratio':>6}   {'loss':>9} {'PEFT':>9}", flush=True)
+            print(f"{'method':8} {'rank':>4} {'tok/s':>8} {'PEFT':>8} {'ratio':>6}   {'peak MB':>8} {'PEFT':>8} {'ratio':>6}   "
+                  f"{'loss':>9} {'PEFT':>9}", flush=True)
             config = json.load(open(os.path.join(model, "config.json")))
             for method, rank in METHODS:
                 if method.startswith("bat") and config["hidden_size"] % rank:
@@ -144,13 +154,16 @@ def main():
                 if args.method and (method, rank) != (args.method, args.rank or rank):
                     continue
                 # bat-row has no peer: it stands beside PEFT's bat of the same rank
-                command = [sys.executable, __file__, model, "--peer", ids, "--method", method.removesuffix("-row"), "--rank", str(rank)]
+                command = [sys.executable, __file__, model, "--peer", ids, "--method", method.removesuffix("-row"),
+                           "--rank", str(rank)]
                 for name in ("batch", "seq", "threads", "steps"):
                     command += ["--" + name, str(getattr(args, name))]
-                pairs = [(ours(args, model, method, rank, text, folder), json.loads(peak_of(command, env=environment)[0].splitlines()[-1])) for _ in range(args.runs)]
+                pairs = [(ours(args, model, method, rank, text, folder),
+                          json.loads(peak_of(command, env=environment)[0].splitlines()[-1])) for _ in range(args.runs)]
                 a, b = (max(side, key=lambda run: run["tok_per_s"]) for side in zip(*pairs))
                 print(f"{method:8} {rank:4} {a['tok_per_s']:8.0f} {b['tok_per_s']:8.0f} {a['tok_per_s'] / b['tok_per_s']:6.2f}   "
-                      f"{a['peak'] / 1e6:8.0f} {b['peak'] / 1e6:8.0f} {a['peak'] / b['peak']:6.2f}   {a['loss']:9.5f} {b['loss']:9.5f}", flush=True)
+                      f"{a['peak'] / 1e6:8.0f} {b['peak'] / 1e6:8.0f} {a['peak'] / b['peak']:6.2f}   "
+                      f"{a['loss']:9.5f} {b['loss']:9.5f}", flush=True)
 
 
 main()

@@ -21,16 +21,20 @@ import transformers
 import check_tokenizers
 
 TOLERANCE = 1e-5
-LLAMA = {"architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "initializer_range": 0.02, "model_type": "llama",
-         "rms_norm_eps": 1e-05, "tie_word_embeddings": False, "torch_dtype": "float16", "use_cache": True}
-LLAMA2 = {**LLAMA, "max_position_embeddings": 4096, "pretraining_tp": 1, "rope_scaling": None, "transformers_version": "4.31.0.dev0"}
-LLAMA3 = {**LLAMA, "attention_bias": False, "attention_dropout": 0.0, "max_position_embeddings": 8192, "pretraining_tp": 1, "rope_scaling": None,
-          "rope_theta": 500000.0, "torch_dtype": "bfloat16", "mlp_bias": False}
-MISTRAL = {**LLAMA, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "max_position_embeddings": 32768, "torch_dtype": "bfloat16"}
-QWEN = {**LLAMA, "attention_dropout": 0.0, "max_position_embeddings": 32768, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "torch_dtype": "bfloat16",
-        "use_sliding_window": False}
+LLAMA = {"architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+         "initializer_range": 0.02, "model_type": "llama", "rms_norm_eps": 1e-05, "tie_word_embeddings": False,
+         "torch_dtype": "float16", "use_cache": True}
+LLAMA2 = {**LLAMA, "max_position_embeddings": 4096, "pretraining_tp": 1, "rope_scaling": None,
+          "transformers_version": "4.31.0.dev0"}
+LLAMA3 = {**LLAMA, "attention_bias": False, "attention_dropout": 0.0, "max_position_embeddings": 8192, "pretraining_tp": 1,
+          "rope_scaling": None, "rope_theta": 500000.0, "torch_dtype": "bfloat16", "mlp_bias": False}
+MISTRAL = {**LLAMA, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "max_position_embeddings": 32768,
+           "torch_dtype": "bfloat16"}
+QWEN = {**LLAMA, "attention_dropout": 0.0, "max_position_embeddings": 32768, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+        "torch_dtype": "bfloat16", "use_sliding_window": False}
 STRETCHED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"}
-FAMILIES = {                            # name: heads, key-value heads, head_dim (0: 8, and not in the file), tokenizer, config.json
+# name: heads, key-value heads, head_dim (0: 8, and not in the file), tokenizer, config.json
+FAMILIES = {
     "llama-2": (8, 8, 0, None, LLAMA2),
     "llama-2-chat": (8, 8, 0, None, {**LLAMA2, "_name_or_path": "meta-llama/Llama-2-7b-chat-hf"}),
     "tinyllama": (8, 1, 0, None, {**LLAMA2, "max_position_embeddings": 2048, "torch_dtype": "bfloat16"}),
@@ -41,14 +45,19 @@ FAMILIES = {                            # name: heads, key-value heads, head_dim
     "mistral-v0.1": (8, 2, 0, None, {**MISTRAL, "rope_theta": 10000.0, "sliding_window": 16}),           # published: 4096
     "mistral-v0.3": (8, 2, 0, None, {**MISTRAL, "rope_theta": 1000000.0, "sliding_window": None, "attention_dropout": 0.0}),
     "llama-3": (8, 2, 0, "llama3", LLAMA3),
-    "llama-3.1": (8, 2, 0, "llama3", {**LLAMA3, "max_position_embeddings": 131072, "rope_scaling": {**STRETCHED, "factor": 8.0}, "eos_token_id": [2, 3, 4]}),
-    "llama-3.2": (8, 2, 16, "llama3", {**LLAMA3, "max_position_embeddings": 131072, "rope_scaling": {**STRETCHED, "factor": 32.0}, "tie_word_embeddings": True}),
-    "smollm2": (9, 3, 0, "smollm2", {**LLAMA3, "rope_theta": 100000, "tie_word_embeddings": True, "is_llama_config": True, "rope_interleaved": False,
-                                     "transformers.js_config": {"dtype": "q4"}}),
-    "deepseek-llm": (8, 8, 0, "deepseek-llm", {**LLAMA2, "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "torch_dtype": "bfloat16"}),
-    "qwen2.5": (8, 2, 0, "qwen2.5", {**QWEN, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "max_window_layers": 28, "sliding_window": 131072,
+    "llama-3.1": (8, 2, 0, "llama3", {**LLAMA3, "max_position_embeddings": 131072,
+                                      "rope_scaling": {**STRETCHED, "factor": 8.0}, "eos_token_id": [2, 3, 4]}),
+    "llama-3.2": (8, 2, 16, "llama3", {**LLAMA3, "max_position_embeddings": 131072,
+                                       "rope_scaling": {**STRETCHED, "factor": 32.0}, "tie_word_embeddings": True}),
+    "smollm2": (9, 3, 0, "smollm2", {**LLAMA3, "rope_theta": 100000, "tie_word_embeddings": True, "is_llama_config": True,
+                                     "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}}),
+    "deepseek-llm": (8, 8, 0, "deepseek-llm", {**LLAMA2, "rms_norm_eps": 1e-06, "rope_theta": 10000.0,
+                                               "torch_dtype": "bfloat16"}),
+    "qwen2.5": (8, 2, 0, "qwen2.5", {**QWEN, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2",
+                                     "max_window_layers": 28, "sliding_window": 131072,
                                      "use_mrope": False, "tie_word_embeddings": True}),
-    "qwen3": (8, 2, 16, "qwen3", {**QWEN, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False, "max_window_layers": 28,
+    "qwen3": (8, 2, 16, "qwen3", {**QWEN, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3",
+                                  "attention_bias": False, "max_window_layers": 28,
                                   "rope_scaling": None, "sliding_window": None, "tie_word_embeddings": True}),
 }
 
@@ -92,7 +101,8 @@ def make(name, folder, corpus):
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**json.loads(json.dumps(config))))
     with torch.no_grad():               # far from the start, where every token is as likely as any other
         for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * (0.25 if parameter.dim() == 2 else 0.2) + (parameter if parameter.dim() == 1 else 0))
+            parameter.copy_(torch.randn_like(parameter) * (0.25 if parameter.dim() == 2 else 0.2) +
+                            (parameter if parameter.dim() == 1 else 0))
     model.float().save_pretrained(folder)
     json.dump(config, open(os.path.join(folder, "config.json"), "w"), indent=2)
     return tokenizer
@@ -126,7 +136,8 @@ def loss_of(model, tokenizer, texts):
 def greedy(model, tokenizer, text):
     ids = torch.tensor([tokenizer.begin + tokenizer.encode(text)])
     with torch.no_grad():
-        said = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24, pad_token_id=0)[0].tolist()
+        said = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24,
+                              pad_token_id=0)[0].tolist()
     return tokenizer.decode([i for i in said if i not in tokenizer.ends])
 
 
@@ -145,14 +156,16 @@ def check(name, folder, corpus, texts):
     same = said == greedy(model, tokenizer, prompt)
     if not same:
         print(ascii(said), ascii(greedy(model, tokenizer, prompt)))
-    train(*base, "--data", rows, "--seq", 4096, "--method", "bone", "--rank", 4, "--steps", 3, "--batch", 2, "--lr", 1e-2, "--out", adapter)
+    train(*base, "--data", rows, "--seq", 4096, "--method", "bone", "--rank", 4, "--steps", 3, "--batch", 2, "--lr", 1e-2,
+          "--out", adapter)
     adapted = eval_loss(*common, "--adapter", adapter)
     in_peft = loss_of(peft.PeftModel.from_pretrained(load(model_dir), adapter).eval(), tokenizer, texts)
     train("--merge", merged, *base, "--adapter", adapter)
     in_transformers = loss_of(load(merged), tokenizer, texts)
     error = max(abs(ours - theirs), abs(adapted - in_peft), abs(adapted - in_transformers))
     ok = same and error <= TOLERANCE and abs(adapted - ours) > 10 * TOLERANCE
-    print(f"{'✓' if ok else '✗'} {name:13} {ours:10.6f} {theirs:12.6f} {'=' if same else '≠'} {adapted:10.6f} {in_peft:10.6f} {in_transformers:12.6f}   {error:.1e}", flush=True)
+    print(f"{'✓' if ok else '✗'} {name:13} {ours:10.6f} {theirs:12.6f} {'=' if same else '≠'} {adapted:10.6f} {in_peft:10.6f} "
+          f"{in_transformers:12.6f}   {error:.1e}", flush=True)
     return ok
 
 
@@ -167,7 +180,8 @@ def check_instruct(folder):
         whole = tokenizer.apply_chat_template(chat, tokenize=False).rstrip("\n")          # up to the end token
         ids, first = tokenizer(whole)["input_ids"], len(tokenizer(prompt)["input_ids"])
         with torch.no_grad():
-            losses = torch.nn.functional.cross_entropy(model(torch.tensor([ids])).logits[0, :-1].double(), torch.tensor(ids[1:]), reduction="none")
+            losses = torch.nn.functional.cross_entropy(model(torch.tensor([ids])).logits[0, :-1].double(),
+                                                       torch.tensor(ids[1:]), reduction="none")
         total, count = total + losses[first - 1:].sum().item(), count + len(ids) - first
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -176,8 +190,10 @@ def check_instruct(folder):
     good = abs(ours - theirs) <= TOLERANCE
     print(f"{'✓' if good else '✗'} loss of {count} tokens: ./train {ours:.6f}, transformers {theirs:.6f}")
     for question in ("What is the capital of France?", "Write a short poem about the sea."):
-        ids = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
-        answer = tokenizer.decode(model.generate(ids, do_sample=False, max_new_tokens=60)[0][ids.shape[1]:], skip_special_tokens=True)
+        ids = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True,
+                                            return_tensors="pt", return_dict=True)["input_ids"]
+        answer = tokenizer.decode(model.generate(ids, do_sample=False, max_new_tokens=60)[0][ids.shape[1]:],
+                                  skip_special_tokens=True)
         said = train("--generate", question, "--chat", "--max-new", 60, "--model", folder)[:-1].decode()
         good &= said == answer
         print(f"{'✓' if said == answer else '✗'} {question} {ascii(said)}{'' if said == answer else ' ≠ ' + ascii(answer)}")

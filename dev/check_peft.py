@@ -21,7 +21,8 @@ import transformers
 
 from make_data import PROMPT
 
-METHODS = ["lora", "rslora", "lora+", "dora", "pissa", "olora", "lora-ga", "bone", "mini", "bat"]      # those PEFT has a format for
+# those PEFT has a format for
+METHODS = ["lora", "rslora", "lora+", "dora", "pissa", "olora", "lora-ga", "bone", "mini", "bat"]
 TOLERANCE = 1e-5
 
 
@@ -75,8 +76,8 @@ def step_further(model, rows):
 def check(method, arguments, rows, folder):
     adapter, merged, back = (os.path.join(folder, f"{method}-{name}") for name in ("adapter", "merged", "back"))
     common = ["--model", arguments.model, "--val", arguments.subset, "--seq", arguments.seq]
-    train("--model", arguments.model, "--data", arguments.subset, "--seq", arguments.seq, "--method", method, "--rank", 4, "--mini-r", 4, "--alpha", 6,
-          "--steps", 4, "--batch", 4, "--lr", 5e-3, "--out", adapter)
+    train("--model", arguments.model, "--data", arguments.subset, "--seq", arguments.seq, "--method", method, "--rank", 4,
+          "--mini-r", 4, "--alpha", 6, "--steps", 4, "--batch", 4, "--lr", 5e-3, "--out", adapter)
     ours = eval_loss(*common, "--adapter", adapter)
     model = peft.PeftModel.from_pretrained(base_model(arguments.model), adapter, is_trainable=True).eval()
     theirs = loss_of(model, rows)
@@ -87,7 +88,8 @@ def check(method, arguments, rows, folder):
     further, ours_further = loss_of(model, rows), eval_loss(*common, "--adapter", back)
     errors = [abs(theirs - ours), abs(in_transformers - ours), abs(further - ours_further)]
     ok = max(errors) <= TOLERANCE and abs(further - theirs) > 10 * TOLERANCE
-    print(f"{'✓' if ok else '✗'} {method:8} {ours:10.6f} {theirs:10.6f} {in_transformers:12.6f}   {further:10.6f} {ours_further:10.6f}   {max(errors):.1e}", flush=True)
+    print(f"{'✓' if ok else '✗'} {method:8} {ours:10.6f} {theirs:10.6f} {in_transformers:12.6f}   "
+          f"{further:10.6f} {ours_further:10.6f}   {max(errors):.1e}", flush=True)
     return ok
 
 
@@ -103,7 +105,8 @@ def miss(**options):
 
 
 THEIRS = {
-    "lora": lora(), "dropout": lora(lora_dropout=0.1), "rslora": lora(use_rslora=True), "q, v": lora(target_modules=["q_proj", "v_proj"]), "dora": lora(use_dora=True),
+    "lora": lora(), "dropout": lora(lora_dropout=0.1), "rslora": lora(use_rslora=True),
+    "q, v": lora(target_modules=["q_proj", "v_proj"]), "dora": lora(use_dora=True),
     "pissa": lora(init_lora_weights="pissa"), "olora": lora(init_lora_weights="olora"),
     "miss": miss(), "miss r6": miss(r=6), "mini": miss(mini_r=4, init_weights="mini"), "bat": miss(init_weights="bat"),
 }
@@ -113,7 +116,8 @@ def same_text(model, tokenizer, *arguments):
     text = "Once upon a time"
     ids = torch.tensor([[tokenizer.bos_id()] + tokenizer.encode(text)])
     with torch.no_grad():
-        said = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24, eos_token_id=tokenizer.eos_id(), pad_token_id=0)
+        said = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24,
+                              eos_token_id=tokenizer.eos_id(), pad_token_id=0)
     return tokenizer.decode(said[0].tolist()) == train("--generate", text, "--max-new", 24, *arguments)[:-1]
 
 
@@ -129,12 +133,14 @@ def check_theirs(name, config, arguments, tokenizer, rows, folder):
     same = same_text(model, tokenizer, *base, "--adapter", adapter)
     train("--merge", merged, *base, "--adapter", adapter)
     in_transformers = loss_of(base_model(merged), rows)
-    train(*common, "--data", arguments.subset, "--adapter", adapter, "--steps", 3, "--batch", 4, "--lr", 1e-3, "--max-new", 1, "--out", back)
+    train(*common, "--data", arguments.subset, "--adapter", adapter, "--steps", 3, "--batch", 4, "--lr", 1e-3,
+          "--max-new", 1, "--out", back)
     ours_further = eval_loss(*common, "--adapter", back)
     further = loss_of(peft.PeftModel.from_pretrained(base_model(arguments.model), back).eval(), rows)
     errors = [abs(theirs - ours), abs(in_transformers - theirs), abs(further - ours_further)]
     ok = same and max(errors) <= TOLERANCE and abs(further - theirs) > 10 * TOLERANCE
-    print(f"{'✓' if ok else '✗'} {name:8} {theirs:10.6f} {ours:10.6f} {'=' if same else '≠'} {in_transformers:12.6f} {ours_further:12.6f} {further:10.6f}   {max(errors):.1e}", flush=True)
+    print(f"{'✓' if ok else '✗'} {name:8} {theirs:10.6f} {ours:10.6f} {'=' if same else '≠'} {in_transformers:12.6f} "
+          f"{ours_further:12.6f} {further:10.6f}   {max(errors):.1e}", flush=True)
     return ok
 
 

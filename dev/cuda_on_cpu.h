@@ -331,7 +331,8 @@ inline void wait_at(state s, const char *what, unsigned mask, const char *file, 
 
 // The lanes of `mask` meet; each brings a value. The last to come hands out what each of them gets, while all others
 // wait: hand_out(what the 32 lanes have brought, the warp's first thread).
-template <class F> uint64_t meet(const char *what, unsigned mask, uint64_t value, int source, const char *file, int line, F hand_out)
+template <class F>
+uint64_t meet(const char *what, unsigned mask, uint64_t value, int source, const char *file, int line, F hand_out)
 {
     int self = me;
     int first = me & ~31;
@@ -495,7 +496,8 @@ inline int groups[MAX_THREADS];                 // commits so far
 inline void __pipeline_memcpy_async(void *to, const void *from, size_t bytes, size_t zeros = 0)     // of bytes the last zeros
 {
     using namespace cuda_on_cpu;
-    if ((bytes != 4 && bytes != 8 && bytes != 16) || ((uintptr_t)to | (uintptr_t)from) % bytes) stuck("a copy of 4, 8 or 16 bytes that is not aligned to them");
+    if ((bytes != 4 && bytes != 8 && bytes != 16) || ((uintptr_t)to | (uintptr_t)from) % bytes)
+        stuck("a copy of 4, 8 or 16 bytes that is not aligned to them");
     on_the_way[me].push_back({to, from, bytes, zeros, groups[me]});
 }
 inline void __pipeline_commit() { cuda_on_cpu::groups[cuda_on_cpu::me]++; }

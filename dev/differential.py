@@ -11,15 +11,17 @@ from safetensors import deserialize, SafetensorError
 import sentencepiece
 
 READERS = ["safetensors", "jsonl", "gz", "object", "tokenizer"]        # as dev/fuzz.c calls them
-WORDS = [b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b" ", b"\n", b"\r", b"\t", b"\0", b"\x7f", b"\xff", b"\xc3", b"\xed\xa0\x80",
-         b"\xef\xbb\xbf", b"\xc2\xa0", b"-", b"+", b".", b"0", b"00", b"-0", b"-0.0", b"1e3", b"8.0", b"1E-5", b"e", b".5", b"1.", b"01", b"0x1",
-         b"9223372036854775807", b"9223372036854775808", b"18446744073709551616", b"1" * 40, b"1" * 400, b"1e400", b"NaN", b"Infinity",
-         b"-Infinity", b"nan", b"null", b"true", b"false", b"True", b"\\u0000", b"\\ud83d", b"\\ude00", b"\\ud83d\\ude00", b"\\x41", b"\\u12",
-         b"\\u00e9", b"\\/", b"//", b"/**/", b"'", b'"a":1,', b'"a":1', b'"shape":[],', b'"dtype":"F32",', b'"data_offsets":[0,0],',
-         b'"more":[[]],', b'"more":-1,', b'"__metadata__":{"a":"b"},', b'"__metadata__":null,', b"[" * 130 + b"]" * 130, b'"I64"', b'"U8"',
+WORDS = [b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b" ", b"\n", b"\r", b"\t", b"\0", b"\x7f", b"\xff", b"\xc3",
+         b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xc2\xa0", b"-", b"+", b".", b"0", b"00", b"-0", b"-0.0", b"1e3", b"8.0", b"1E-5",
+         b"e", b".5", b"1.", b"01", b"0x1", b"9223372036854775807", b"9223372036854775808", b"18446744073709551616", b"1" * 40,
+         b"1" * 400, b"1e400", b"NaN", b"Infinity", b"-Infinity", b"nan", b"null", b"true", b"false", b"True", b"\\u0000",
+         b"\\ud83d", b"\\ude00", b"\\ud83d\\ude00", b"\\x41", b"\\u12", b"\\u00e9", b"\\/", b"//", b"/**/", b"'", b'"a":1,',
+         b'"a":1', b'"shape":[],', b'"dtype":"F32",', b'"data_offsets":[0,0],', b'"more":[[]],', b'"more":-1,',
+         b'"__metadata__":{"a":"b"},', b'"__metadata__":null,', b"[" * 130 + b"]" * 130, b'"I64"', b'"U8"',
          b'"F4"', b'"BOOL"', b"[0,8]", b"[0,8,8]", b"[]"]
 OBJECTS = [b'{"hidden_size": 128, "rms_norm_eps": 1e-05, "rope_scaling": null, "tie": true, "a": ["x", {"y": [1, 2.50, -3E+2]}]}',
-           b'{"text": "a\\n\\t\\"b\\" \\u00e9\\ud83d\\ude00 \xc3\xa9 \xe2\x82\xac", "n": 1000000000000000019884624838656, "": {}, "z": []}',
+           b'{"text": "a\\n\\t\\"b\\" \\u00e9\\ud83d\\ude00 \xc3\xa9 \xe2\x82\xac", '
+           b'"n": 1000000000000000019884624838656, "": {}, "z": []}',
            b'\n{ "a" : 0 , "b" : -0.5 , "c" : false }\n']
 ROWS = [b'{"question": "a", "answer": "b"}\n{"question": "c", "answer": 18.50}\n',
         b'[{"question": "a", "answer": "b"},\n {"text": "\\u0041 b c"}]\n',
@@ -84,7 +86,8 @@ def varint(n):
 def protobuf(rng, message):
     out = b""
     for key, value in message:
-        out += varint(key) if rng.random() < 0.9999 else varint(key)[:-1] + bytes([varint(key)[-1] | 128]) + bytes(rng.randint(1, 6))[:-1] + b"\0"
+        out += varint(key) if rng.random() < 0.9999 else \
+            varint(key)[:-1] + bytes([varint(key)[-1] | 128]) + bytes(rng.randint(1, 6))[:-1] + b"\0"
         if isinstance(value, list): value = protobuf(rng, value)
         if isinstance(value, int): out += varint(value)
         elif key & 7 == 2: out += varint(len(value)) + value
@@ -93,8 +96,8 @@ def protobuf(rng, message):
 
 
 NUMBERS = [0, 1, 2, 3, 4, 5, 6, 7, 100, 258, 259, -1, 2**31, 2**32 + 1, 2**63]
-PIECES = ["\u2581a", "ab", "he", "ll", "\u2581he", "\u2581", "\u2581\u2581", "a", "b", "h", "e", "l", "o", "w", "r", "d", "<", ">", "aba",
-          "\u00e9", "\u20ac", "\U0001f600", "\n", " ", "a\u2581b", "<0x4g>", "\ufffd", "Hello", " a", "\t"]
+PIECES = ["\u2581a", "ab", "he", "ll", "\u2581he", "\u2581", "\u2581\u2581", "a", "b", "h", "e", "l", "o", "w", "r", "d", "<",
+          ">", "aba", "\u00e9", "\u20ac", "\U0001f600", "\n", " ", "a\u2581b", "<0x4g>", "\ufffd", "Hello", " a", "\t"]
 TAKEN = ["<s>", "</s>", "<unk>", "<0x41>"]
 
 
@@ -105,14 +108,18 @@ def piece(text, score, kind):
 def mutate_message(rng, message, depth=0):
     kind = rng.randint(0, 9)
     i = rng.randrange(len(message)) if message else 0
-    if depth == 0 and rng.random() < 0.4: i = rng.choice([0, 1, 2] + [i for i, f in enumerate(message) if f[0] != 10] + list(range(259, len(message))))
-    if not message or kind == 0: message.insert(i, [rng.choice([16, 24, 32, 40, 280, 328, 336, 13, 8 * rng.randint(0, 60) + rng.choice([0, 0, 2, 5, 3])], ), rng.choice(NUMBERS)])
+    if depth == 0 and rng.random() < 0.4:
+        i = rng.choice([0, 1, 2] + [i for i, f in enumerate(message) if f[0] != 10] + list(range(259, len(message))))
+    if not message or kind == 0:
+        message.insert(i, [rng.choice([16, 24, 32, 40, 280, 328, 336, 13,
+                                       8 * rng.randint(0, 60) + rng.choice([0, 0, 2, 5, 3])], ), rng.choice(NUMBERS)])
     elif kind == 1: del message[i]
     elif kind == 2: message.insert(rng.randint(0, len(message)), message[i])
     elif kind == 3: message[i] = message[rng.randrange(len(message))]
     elif isinstance(message[i][1], list): mutate_message(rng, message[i][1], depth + 1)
     elif isinstance(message[i][1], int): message[i][1] = rng.choice(NUMBERS)
-    elif len(message[i][1]) == 4 and kind < 8: message[i][1] = struct.pack("<f", rng.choice([0, -1, 1, 5, float("inf"), float("-inf"), float("nan"), -1e30, 1e-40]))
+    elif len(message[i][1]) == 4 and kind < 8:
+        message[i][1] = struct.pack("<f", rng.choice([0, -1, 1, 5, float("inf"), float("-inf"), float("nan"), -1e30, 1e-40]))
     elif kind < 8: message[i][1] = rng.choice(PIECES + TAKEN).encode()
     else: message[i][1] = mutate(rng, message[i][1])
     for field in message:                                           # a number stands where one is read, bytes elsewhere
@@ -124,7 +131,8 @@ def tokenizer(rng):
     own = rng.sample(PIECES, rng.randint(0, 14))
     pieces = [piece("<unk>", 0, 2), piece("<s>", 0, 3), piece("</s>", 0, 3)] + [piece(f"<0x{b:02X}>", 0, 6) for b in range(256)]
     pieces += [piece(p, float(-rng.randint(0, 9)), rng.choice([1, 1, 1, 1, 4, 5]) if i else 1) for i, p in enumerate(own)]
-    message = pieces + [[18, [[24, 2], [280, 1]]], [26, [[24, rng.randint(0, 1)], [32, rng.randint(0, 1)], [40, rng.randint(0, 1)]]]]
+    message = pieces + [[18, [[24, 2], [280, 1]]],
+                        [26, [[24, rng.randint(0, 1)], [32, rng.randint(0, 1)], [40, rng.randint(0, 1)]]]]
     for _ in range(rng.choice([0, 1, 1, 1, 2, 3, 6])): mutate_message(rng, message)
     return protobuf(rng, message)
 
@@ -158,7 +166,8 @@ def read_there(reader, data):
 def generate(rng, reader):
     if reader == "tokenizer": return tokenizer(rng)
     if reader == "gz":
-        packed = gzip.compress(mutate(rng, rng.choice(ROWS)), rng.randint(0, 9), mtime=0) + rng.choice([b"", b"", gzip.compress(b"\n"), bytes(9)])
+        packed = gzip.compress(mutate(rng, rng.choice(ROWS)), rng.randint(0, 9), mtime=0) + \
+            rng.choice([b"", b"", gzip.compress(b"\n"), bytes(9)])
         return mutate(rng, packed) if rng.random() < 0.5 else packed
     if reader != "safetensors": return mutate(rng, rng.choice(OBJECTS if reader == "object" else ROWS))
     text, data = header(rng)

@@ -24,7 +24,8 @@ make -s build/faults.so || exit 1
 # A model of 5000 numbers, three rows, and what the commands begin with.
 cat >"$here/tiny.json" <<END
 {"model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2,
- "vocab_size": $(sed -n 's/.*"vocab_size":[^0-9]*\([0-9]*\).*/\1/p' base/config.json), "rms_norm_eps": 1e-05, "tie_word_embeddings": true}
+ "vocab_size": $(sed -n 's/.*"vocab_size":[^0-9]*\([0-9]*\).*/\1/p' base/config.json), "rms_norm_eps": 1e-05,
+ "tie_word_embeddings": true}
 END
 for i in 1 2 3; do echo "{\"question\": \"$i apples?\", \"answer\": \"#### $i\"}"; done >"$here/rows.jsonl"
 echo '{"text": "One day, a little girl"}' >"$here/texts.jsonl"
@@ -104,7 +105,9 @@ fault() { # directory, command, kind, how, error number, k
         "$train" $(arguments "$1" "$2") >"$1/stdout" 2>"$1/stderr" </dev/null
     local status=$? said
     said=$(wrong "$1" "$2" "$3" "$4" $status | paste -sd ';')
-    [ -z "$said" ] && echo "ok $status" || echo "✗ $2, $3 call $6, $4${5:+ errno $5}, status $status: $said: $(head -c 200 "$1/stderr" | head -n 2 | paste -sd '|')"
+    [ -z "$said" ] && echo "ok $status" ||
+        echo "✗ $2, $3 call $6, $4${5:+ errno $5}, status $status: $said:" \
+            "$(head -c 200 "$1/stderr" | head -n 2 | paste -sd '|')"
 }
 
 # Every k of one command, one kind and one way to fail; of a sample, `each` of them.
@@ -116,13 +119,17 @@ sweep() { # command, kind, how, error number
         first=$(((sweeps += 40503) % step + 1))
     fi
     for ((job = 0; job < ${JOBS:-1}; job++)); do
-        for ((k = first + job * step; k <= n; k += step * ${JOBS:-1})); do fault "$here/run$job" "$1" "$2" "$3" "$4" $k; done >"$out.$job" 2>/dev/null &
+        for ((k = first + job * step; k <= n; k += step * ${JOBS:-1})); do
+            fault "$here/run$job" "$1" "$2" "$3" "$4" $k
+        done >"$out.$job" 2>/dev/null &
     done
     wait
     cat "$out".[0-9]* >"$out"; rm "$out".[0-9]*
     local bad tried; bad=$(grep -c ✗ "$out"); tried=$(wc -l <"$out")
     grep ✗ "$out" | head -n "${SHOW:-5}"
-    echo "$([ "$bad" = 0 ] && echo ✓ || echo ✗) $1: $tried of $n calls ($2, $3${4:+ errno $4}): $(grep -c 'ok 1$' "$out") with one line, $(grep -c 'ok 0$' "$out") not needed, $(grep -c 'ok 137' "$out") killed, $bad wrong"
+    echo "$([ "$bad" = 0 ] && echo ✓ || echo ✗) $1: $tried of $n calls ($2, $3${4:+ errno $4}):" \
+        "$(grep -c 'ok 1$' "$out") with one line, $(grep -c 'ok 0$' "$out") not needed," \
+        "$(grep -c 'ok 137' "$out") killed, $bad wrong"
     passed=$((passed + tried - bad)); failed=$((failed + bad))
 }
 
@@ -134,7 +141,8 @@ killed_run() { # directory, within so many ms
     killed_within "$2" $long --out "$1/out" >"$1/stdout" 2>&1
     if same "$1/out" "$here/before"; then older=$((older + 1)); resume=
     else resume="--resume $1/out"; fi
-    [ -z "$resume" ] || "$train" --eval --model "$model" --adapter "$1/out" --val "$here/rows.jsonl" --threads 1 >"$1/eval" 2>&1 ||
+    [ -z "$resume" ] ||
+        "$train" --eval --model "$model" --adapter "$1/out" --val "$here/rows.jsonl" --threads 1 >"$1/eval" 2>&1 ||
         { echo "what a kill left cannot be read: $(grep error "$1/eval")"; return; }
     "$train" $long $resume --out "$1/out" >"$1/stdout" 2>&1 || { echo "the next run fails: $(grep error "$1/stdout")"; return; }
     same "$1/out" "$here/unbroken" || echo "the next run ends with other bytes"
@@ -180,7 +188,8 @@ kill_all() {
             $what "$here/run0" "$ms" >"$here/said" 2>/dev/null
             [ ! -s "$here/said" ] || { bad=$((bad + 1)); echo "✗ $(cat "$here/said")"; }
         done
-        echo "$([ $bad = 0 ] && echo ✓ || echo ✗) $what: $kills times within $ms ms, $struck killed, of which $older left the older result, $bad wrong"
+        echo "$([ $bad = 0 ] && echo ✓ || echo ✗) $what: $kills times within $ms ms, $struck killed," \
+            "of which $older left the older result, $bad wrong"
         failed=$((failed + bad))
     done
     echo "$((2 * kills - failed)) passed, $failed failed, 0 skipped"

@@ -11,8 +11,10 @@ floor() {
 wrong=0
 for file in ops/*.h ops/cpu.c lib/*.h tokenizer.c model.h llama.h rwkv6.h backbones.h adapters.h run/*.h paper/*.h train.c; do
     own=$(floor "$file")
-    echo "#include \"$file\"" | ${CC:-cc} -std=gnu11 -D_GNU_SOURCE -fopenmp -Werror=implicit-function-declaration -w -I. -fsyntax-only -x c - || { echo "✗ $file calls what it does not include"; wrong=1; }
-    for other in $(${CC:-cc} -std=gnu11 -D_GNU_SOURCE -fopenmp -I. -MM -x c "$file" | sed 's/^[^:]*://; s/\\//g' | tr ' ' '\n' | grep -v '^$' | xargs -n 1 realpath --relative-to=.); do
+    echo "#include \"$file\"" | ${CC:-cc} -std=gnu11 -D_GNU_SOURCE -fopenmp -Werror=implicit-function-declaration -w -I. \
+        -fsyntax-only -x c - || { echo "✗ $file calls what it does not include"; wrong=1; }
+    for other in $(${CC:-cc} -std=gnu11 -D_GNU_SOURCE -fopenmp -I. -MM -x c "$file" | sed 's/^[^:]*://; s/\\//g' |
+                   tr ' ' '\n' | grep -v '^$' | xargs -n 1 realpath --relative-to=.); do
         case $other in /*|../*) continue ;; esac
         [ "$(floor "$other")" -le "$own" ] || { echo "✗ $file (floor $own) includes $other (floor $(floor "$other"))"; wrong=1; }
     done

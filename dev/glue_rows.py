@@ -13,9 +13,11 @@ import sys
 
 TASKS = {                               # names of the columns (CoLA's file has none), the question, the words of labels 0, 1
     "sst2": (None, ["sentence"], "label", "Is the sentiment of this sentence negative or positive?", ["negative", "positive"]),
-    "cola": (["source", "label", "mark", "sentence"], ["sentence"], "label", "Is this sentence grammatically acceptable?", ["no", "yes"]),
+    "cola": (["source", "label", "mark", "sentence"], ["sentence"], "label", "Is this sentence grammatically acceptable?",
+             ["no", "yes"]),
     "mrpc": (None, ["#1 String", "#2 String"], "Quality", "Do these two sentences mean the same?", ["no", "yes"]),
-    "qnli": (None, ["question", "sentence"], "label", "Does this sentence answer the question?", ["not_entailment", "entailment"]),
+    "qnli": (None, ["question", "sentence"], "label", "Does this sentence answer the question?",
+             ["not_entailment", "entailment"]),
 }
 WORDS = {"not_entailment": "no", "entailment": "yes"}        # QNLI's labels are words already
 

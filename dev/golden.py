@@ -6,11 +6,11 @@
 singular_values.json   LAPACK's leading singular values of matrices that test_all.c makes by the same formula
 tokenizer.json         texts and SentencePiece's ids for them with the bundled tokenizer
 pieces.txt             tokenizers with spaces, USER and UNUSED pieces of every kind, and SentencePiece's ids there
-merges.json            small vocabularies under every published kind of byte-level BPE and of SentencePiece's tokenizer.json, and the
-                       ids and texts of Hugging Face's tokenizers there
+merges.json            small vocabularies under every published kind of byte-level BPE and of SentencePiece's tokenizer.json, and
+                       the ids and texts of Hugging Face's tokenizers there
 special_tokens.json    directories with special and added tokens, and transformers' ids there
-bf16_errors.json       how far PyTorch's own bf16 gradients of the bundled model are off: relative L2 distance to float64's, a tensor,
-                       for several pairs of rows, since one pair's is as much chance as precision
+bf16_errors.json       how far PyTorch's own bf16 gradients of the bundled model are off: relative L2 distance to float64's, a
+                       tensor, for several pairs of rows, since one pair's is as much chance as precision
 stories260K.txt        256 greedy tokens after "Once upon a time", decoded by SentencePiece
 base-*/                small random Llamas, as transformers saves them
 CASE/                  an adapter as PEFT saves it, and golden.safetensors: in float64 the logits, the loss and every gradient
@@ -45,24 +45,29 @@ ROWS = [([1, 5, 3, 12, 7, 30, 2], 3), ([1, 9, 4, 4, 11, 22, 0, 8, 6, 17, 2], 4),
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 BASES = {
-    "base-mha": dict(num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=False, rope_parameters={"rope_type": "default", "rope_theta": 500.0}),
-    "base-gqa": dict(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 300.0}),
-    "base-llama3": dict(num_attention_heads=4, num_key_value_heads=2, attention_bias=True, mlp_bias=True, tie_word_embeddings=False,
-                        rope_parameters={"rope_type": "llama3", "rope_theta": 50.0, "factor": 8.0, "low_freq_factor": 0.25, "high_freq_factor": 2.0,
-                                         "original_max_position_embeddings": 8}),
-    "base-mistral": dict(model_type="mistral", num_attention_heads=4, num_key_value_heads=2, head_dim=6, sliding_window=4, tie_word_embeddings=False,
-                         rope_parameters={"rope_type": "default", "rope_theta": 400.0}),
-    "base-qwen2": dict(model_type="qwen2", num_attention_heads=4, num_key_value_heads=2, use_sliding_window=True, sliding_window=3, max_window_layers=1,
-                       tie_word_embeddings=True, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 200.0}),
+    "base-mha": dict(num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=False,
+                     rope_parameters={"rope_type": "default", "rope_theta": 500.0}),
+    "base-gqa": dict(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+                     rope_parameters={"rope_type": "default", "rope_theta": 300.0}),
+    "base-llama3": dict(num_attention_heads=4, num_key_value_heads=2, attention_bias=True, mlp_bias=True,
+                        tie_word_embeddings=False,
+                        rope_parameters={"rope_type": "llama3", "rope_theta": 50.0, "factor": 8.0, "low_freq_factor": 0.25,
+                                         "high_freq_factor": 2.0, "original_max_position_embeddings": 8}),
+    "base-mistral": dict(model_type="mistral", num_attention_heads=4, num_key_value_heads=2, head_dim=6, sliding_window=4,
+                         tie_word_embeddings=False, rope_parameters={"rope_type": "default", "rope_theta": 400.0}),
+    "base-qwen2": dict(model_type="qwen2", num_attention_heads=4, num_key_value_heads=2, use_sliding_window=True,
+                       sliding_window=3, max_window_layers=1, tie_word_embeddings=True,
+                       rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 200.0}),
     "base-qwen3": dict(model_type="qwen3", num_attention_heads=4, num_key_value_heads=2, head_dim=6, tie_word_embeddings=True,
                        rope_parameters={"rope_type": "default", "rope_theta": 1000.0}),
-    "base-bf16": dict(num_attention_heads=4, num_key_value_heads=1, tie_word_embeddings=False, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}),
+    "base-bf16": dict(num_attention_heads=4, num_key_value_heads=1, tie_word_embeddings=False,
+                      rope_parameters={"rope_type": "default", "rope_theta": 10000.0}),
 }
 
 
 # RWKV6, of which transformers has no model: see class Rwkv6.
-RWKV = dict(model_type="rwkv6", vocab_size=32, hidden_size=16, attention_hidden_size=8, intermediate_size=24, head_size=4, head_size_divisor=8,
-            num_hidden_layers=2, layer_norm_epsilon=1e-5, tie_word_embeddings=False)
+RWKV = dict(model_type="rwkv6", vocab_size=32, hidden_size=16, attention_hidden_size=8, intermediate_size=24, head_size=4,
+            head_size_divisor=8, num_hidden_layers=2, layer_norm_epsilon=1e-5, tie_word_embeddings=False)
 RWKV_LINEARS = ["receptance", "key", "value", "gate", "output"]
 MIX, DECAY = 3, 5               # widths of the low ranks
 
@@ -95,8 +100,9 @@ CASES = {
     "olora": ("base-gqa", lora(lora_alpha=6, init_lora_weights="olora")),
     "dora": ("base-gqa", lora(lora_alpha=6, use_dora=True)),
     "lora-ga": ("base-gqa", lora(lora_alpha=6, init_lora_weights="lora_ga", lora_ga_config=LoraGAConfig())),
-    "pissa-saved": ("base-mha", lora(lora_alpha=6, init_lora_weights="pissa", target_modules=["k_proj", "down_proj"])),     # … as PEFT
-    "olora-saved": ("base-gqa", lora(lora_alpha=6, init_lora_weights="olora", target_modules=["k_proj", "down_proj"])),     # saves them
+    # … as PEFT saves them
+    "pissa-saved": ("base-mha", lora(lora_alpha=6, init_lora_weights="pissa", target_modules=["k_proj", "down_proj"])),
+    "olora-saved": ("base-gqa", lora(lora_alpha=6, init_lora_weights="olora", target_modules=["k_proj", "down_proj"])),
     "miss-divides": ("base-mha", miss()),
     "miss-padded": ("base-gqa", miss(r=5)),
     "miss-bf16": ("base-bf16", miss(r=5)),
@@ -105,15 +111,17 @@ CASES = {
     "full-rwkv6": ("base-rwkv6", None),
     "lora-rwkv6": ("base-rwkv6", lora(task_type=None, lora_alpha=6, target_modules=RWKV_LINEARS)),
     "miss-rwkv6": ("base-rwkv6", miss(task_type=None, r=5, target_modules=RWKV_LINEARS)),
-    "bat-rwkv6": ("base-rwkv6", miss(task_type=None, init_weights="bat", target_modules=["attention.key", "attention.output", "feed_forward.value"])),
+    "bat-rwkv6": ("base-rwkv6", miss(task_type=None, init_weights="bat",
+                                     target_modules=["attention.key", "attention.output", "feed_forward.value"])),
 }
 
 
 class Rwkv6(torch.nn.Module):
-    """BlinkDL's RWKV_Tmix_x060 and RWKV_CMix_x060 (RWKV-v5/src/model.py), token by token, under the names of Hugging Face's files."""
+    """BlinkDL's RWKV_Tmix_x060 and RWKV_CMix_x060 (RWKV-v5/src/model.py), token by token, under Hugging Face's names."""
     def __init__(self, dtype):
         super().__init__()
-        C, A, F, V, H = (RWKV[n] for n in ("hidden_size", "attention_hidden_size", "intermediate_size", "vocab_size", "head_size"))
+        C, A, F = (RWKV[n] for n in ("hidden_size", "attention_hidden_size", "intermediate_size"))
+        V, H = RWKV["vocab_size"], RWKV["head_size"]
         vector = lambda *shape: torch.nn.Parameter(torch.zeros(*shape))
         linear = lambda i, o: torch.nn.Linear(i, o, bias=False)
         self.rwkv, self.head = torch.nn.Module(), linear(C, V)
@@ -121,12 +129,14 @@ class Rwkv6(torch.nn.Module):
         self.rwkv.blocks = torch.nn.ModuleList(torch.nn.Module() for _ in range(RWKV["num_hidden_layers"]))
         self.rwkv.blocks[0].pre_ln = torch.nn.LayerNorm(C)
         for block in self.rwkv.blocks:
-            block.ln1, block.ln2, block.attention, block.feed_forward = torch.nn.LayerNorm(C), torch.nn.LayerNorm(C), torch.nn.Module(), torch.nn.Module()
-            a, f = block.attention, block.feed_forward
+            block.ln1, block.ln2 = torch.nn.LayerNorm(C), torch.nn.LayerNorm(C)
+            a = block.attention = torch.nn.Module()
+            f = block.feed_forward = torch.nn.Module()
             for name in "xwkvrg":
                 setattr(a, "time_maa_" + name, vector(1, 1, C))
             a.time_maa_w1, a.time_maa_w2 = vector(C, 5 * MIX), vector(5, MIX, C)
-            a.time_decay, a.time_decay_w1, a.time_decay_w2, a.time_faaaa = vector(1, 1, A), vector(C, DECAY), vector(DECAY, A), vector(A // H, H)
+            a.time_decay, a.time_faaaa = vector(1, 1, A), vector(A // H, H)
+            a.time_decay_w1, a.time_decay_w2 = vector(C, DECAY), vector(DECAY, A)
             a.receptance, a.key, a.value, a.gate, a.output = linear(C, A), linear(C, A), linear(C, A), linear(C, A), linear(A, C)
             a.ln_x = torch.nn.GroupNorm(A // H, A, eps=1e-5 * RWKV["head_size_divisor"] ** 2)
             f.time_maa_k, f.time_maa_r = vector(1, 1, C), vector(1, 1, C)
@@ -139,7 +149,8 @@ class Rwkv6(torch.nn.Module):
         xx = torch.nn.functional.pad(x, (0, 0, 1, -1)) - x
         xxx = torch.tanh((x + xx * a.time_maa_x) @ a.time_maa_w1).view(B * T, 5, -1).transpose(0, 1)
         mw, mk, mv, mr, mg = torch.bmm(xxx, a.time_maa_w2).view(5, B, T, C).unbind(0)
-        mixed = {n: x + xx * (getattr(a, "time_maa_" + n) + m) for n, m in (("w", mw), ("k", mk), ("v", mv), ("r", mr), ("g", mg))}
+        moved = zip("wkvrg", (mw, mk, mv, mr, mg))
+        mixed = {n: x + xx * (getattr(a, "time_maa_" + n) + m) for n, m in moved}
         r, k, v = (l(mixed[n]).view(B, T, H, d) for n, l in (("r", a.receptance), ("k", a.key), ("v", a.value)))
         w = (a.time_decay + torch.tanh(mixed["w"] @ a.time_decay_w1) @ a.time_decay_w2).view(B, T, H, d)
         S, out = x.new_zeros(B, H, d, d), []
@@ -199,7 +210,8 @@ class Rotary64(torch.nn.Module):
             length = 2 * math.pi / frequency
             smooth = (old / length - low) / (high - low)
             between = (1 - smooth) * frequency / rope["factor"] + smooth * frequency
-            frequency = torch.where(length > old / low, frequency / rope["factor"], torch.where(length < old / high, frequency, between))
+            frequency = torch.where(length > old / low, frequency / rope["factor"],
+                                    torch.where(length < old / high, frequency, between))
         self.frequency = frequency
 
     def forward(self, x, position_ids):
@@ -236,15 +248,18 @@ def batch():
 
 def make_base(name, options):
     folder = os.path.join(HERE, name)
-    config = transformers.AutoConfig.for_model(**{"model_type": "llama", **options}, vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, rms_norm_eps=1e-5, max_position_embeddings=64,
-                                      initializer_range=0.3, bos_token_id=1, eos_token_id=2)
+    config = transformers.AutoConfig.for_model(**{"model_type": "llama", **options}, vocab_size=32, hidden_size=16,
+                                               intermediate_size=24, num_hidden_layers=2, rms_norm_eps=1e-5,
+                                               max_position_embeddings=64, initializer_range=0.3, bos_token_id=1,
+                                               eos_token_id=2)
     torch.manual_seed(len(name) * 1000 + sum(map(ord, name)))
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:                # norms and biases
                 parameter += 0.2 * torch.randn_like(parameter)
-    model.to(torch.bfloat16 if "bf16" in name else torch.float32).save_pretrained(folder, **({"max_shard_size": "4KB"} if "bf16" in name else {}))
+    model.to(torch.bfloat16 if "bf16" in name else torch.float32).save_pretrained(
+        folder, **({"max_shard_size": "4KB"} if "bf16" in name else {}))
     path = os.path.join(folder, "config.json")
     text = json.load(open(path))
     text.pop("transformers_version", None)
@@ -311,7 +326,8 @@ def loss_of(model):
     """transformers' own loss, but that turns the logits into float32 first: in float64 it is computed here."""
     output = model(**batch())
     if output.logits.dtype == torch.float64:
-        return torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), batch()["labels"][:, 1:].flatten(), ignore_index=-100), output.logits
+        return torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), batch()["labels"][:, 1:].flatten(),
+                                                 ignore_index=-100), output.logits
     return output.loss, output.logits
 
 
@@ -349,7 +365,8 @@ def make_case(name, base, config):
         text["target_modules"].sort()            # a set: its order differs from run to run
         json.dump(text, open(path, "w"), indent=1)
     if starts_inside(config):                    # the start that PEFT found: A0, B0, of which W gave up s B0 A0
-        golden.update({"start." + n: p.detach().clone() for n, p in trained(adapted(base, config, folder, torch.float64, at_start=True)).items()})
+        golden.update({"start." + n: p.detach().clone() for n, p in
+                       trained(adapted(base, config, folder, torch.float64, at_start=True)).items()})
     model = adapted(base, config, folder, torch.float64)
     loss, logits = loss_of(model)
     loss.backward()
@@ -360,8 +377,11 @@ def make_case(name, base, config):
     golden["losses32"] = torch.tensor(eight_steps(adapted(base, config, folder, torch.float32)), dtype=torch.float64)
     assert logits.dtype == loss.dtype == torch.float64
     safetensors.torch.save_file({n: t.contiguous() for n, t in golden.items()}, os.path.join(folder, "golden.safetensors"))
-    json.dump({"base": base, "method": None if saved(config, folder) else config.init_lora_weights.replace("_", "-") if config else "full", "rank": 4, "alpha": 6}, open(os.path.join(folder, "case.json"), "w"))
-    print(f"{name:14} loss {golden['loss'].item():.6f} falls to {golden['losses64'][-1]:.6f}, float32 off by {(golden['losses64'] - golden['losses32']).abs().max():.1e}")
+    json.dump({"base": base,
+               "method": None if saved(config, folder) else config.init_lora_weights.replace("_", "-") if config else "full",
+               "rank": 4, "alpha": 6}, open(os.path.join(folder, "case.json"), "w"))
+    print(f"{name:14} loss {golden['loss'].item():.6f} falls to {golden['losses64'][-1]:.6f}, "
+          f"float32 off by {(golden['losses64'] - golden['losses32']).abs().max():.1e}")
 
 
 def singular_values():
@@ -376,8 +396,10 @@ def singular_values():
 def bundled_tokenizer():
     import sentencepiece
     tokenizer = sentencepiece.SentencePieceProcessor(os.path.join(HERE, "..", "..", "base", "tokenizer.model"))
-    texts = ["Lily had 12 shells.", " two  spaces ", "", "Zürich, 猫 and 🙂!", "tabs\tand\nlines\n\n", "#### 20", "a", "<s> </s> <unk> <0x0A>", "▁", "x" * 50,
-             "Below is an instruction that describes a task.", "1234567890 - 7 + 5 = ?", "CAPITALS and MiXeD", "\u00a0\u2003\u200b"]
+    texts = ["Lily had 12 shells.", " two  spaces ", "", "Zürich, 猫 and 🙂!", "tabs\tand\nlines\n\n", "#### 20", "a",
+             "<s> </s> <unk> <0x0A>", "▁", "x" * 50,
+             "Below is an instruction that describes a task.", "1234567890 - 7 + 5 = ?", "CAPITALS and MiXeD",
+             "\u00a0\u2003\u200b"]
     rows = [{"text": text, "ids": tokenizer.encode(text)} for text in texts if text]
     json.dump(rows, open(os.path.join(HERE, "tokenizer.json"), "w"), indent=None)
 
@@ -388,10 +410,13 @@ def pieces():
     import sentencepiece
     base = open(os.path.join(HERE, "..", "..", "base", "tokenizer.model"), "rb").read()
     field = lambda number, data: bytes([number << 3 | 2, len(data)]) + data
-    piece = lambda text, score, kind: field(1, field(1, text.encode()) + b"\x15" + numpy.float32(score).tobytes() + bytes([3 << 3, kind]))
-    spaces = lambda **flags: field(3, b"".join(bytes([{"in_front": 3, "trim": 4, "escape": 5}[name] << 3, on]) for name, on in flags.items()))
+    piece = lambda text, score, kind: field(1, field(1, text.encode()) + b"\x15" + numpy.float32(score).tobytes() +
+                                               bytes([3 << 3, kind]))
+    spaces = lambda **flags: field(3, b"".join(bytes([{"in_front": 3, "trim": 4, "escape": 5}[name] << 3, on])
+                                               for name, on in flags.items()))
     user = b"".join(piece(text, 0, 4) for text in ("ab", "abc", "<mask>", "\u2581two", "\U0001f642", "s s", "wa", "nn"))
-    unused = b"".join(piece(text, score, 5) for text, score in (("ad", 1), ("hel", 2), ("us", 0), ("whe", 1), ("her", 1), ("here", 3)))
+    unused = b"".join(piece(text, score, 5) for text, score in
+                      (("ad", 1), ("hel", 2), ("us", 0), ("whe", 1), ("her", 1), ("here", 3)))
     tails = {
         "as it is": b"",
         "no space in front": spaces(in_front=0),
@@ -403,10 +428,13 @@ def pieces():
         "UNUSED pieces": unused,
         "UNUSED and USER pieces": unused + user,
     }
-    texts = [b"two shells", b" a b", b"  a   b  ", b" ", b"   ", b"\t a\n", "\u2581a \u2581 b\u2581".encode(), b"abcab abc aab c", b"<mask><mask >two two",
-             "\U0001f642\U0001f642 s s  s s".encode(), b"she had shells where they were", b"there the mouse hehere had", b"adadhelhel",
+    texts = [b"two shells", b" a b", b"  a   b  ", b" ", b"   ", b"\t a\n", "\u2581a \u2581 b\u2581".encode(),
+             b"abcab abc aab c", b"<mask><mask >two two",
+             "\U0001f642\U0001f642 s s  s s".encode(), b"she had shells where they were", b"there the mouse hehere had",
+             b"adadhelhel",
              b"way inn wann nnnna", b"thereshehadshells" * 12, b"hereherewhelhel" * 9,
-             b"a\xed\xa0\x80b \xed\xb0\x80", b"\xed\x9f\xbf\xee\x80\x80", b"\xff\xfe \xc0\x80 \xc1\xbf", b"\xe0\x80\x80\xe0\xa0\x80", b"\xf4\x8f\xbf\xbf\xf4\x90\x80\x80",
+             b"a\xed\xa0\x80b \xed\xb0\x80", b"\xed\x9f\xbf\xee\x80\x80", b"\xff\xfe \xc0\x80 \xc1\xbf",
+             b"\xe0\x80\x80\xe0\xa0\x80", b"\xf4\x8f\xbf\xbf\xf4\x90\x80\x80",
              b"\xf0\x8f\xbf\xbf\xf0\x90\x80\x80", b"\xe2\x96 \xe2\x96\x81 \xe2", b"\xc2", b"a\x00b"]
     with open(os.path.join(HERE, "pieces.txt"), "w") as file:
         for what, tail in tails.items():
@@ -419,10 +447,12 @@ def pieces():
 
 def special_tokens():
     """The bundled tokenizer.model in directories as they are published, and the ids that transformers gives there."""
-    added = lambda content, **more: {"content": content, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True, **more}
+    added = lambda content, **more: {"content": content, "lstrip": False, "normalized": False, "rstrip": False,
+                                     "single_word": False, "special": True, **more}
     llama = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
     chat = {"768": added("<|im_start|>"), "769": added("<|im_end|>", special=False)}
-    odd = {"768": added("<|im_start|>", lstrip=True, rstrip=True), "769": added("<|im_end|>", single_word=True), "770": added("<|im_end|>!")}
+    odd = {"768": added("<|im_start|>", lstrip=True, rstrip=True), "769": added("<|im_end|>", single_word=True),
+           "770": added("<|im_end|>!")}
     entries = [{"id": int(i), **token} for i, token in chat.items()]
     directories = [
         {},
@@ -431,11 +461,13 @@ def special_tokens():
         {"tokenizer_config.json": {**llama, "legacy": True, "added_tokens_decoder": chat}},
         {"tokenizer_config.json": {**llama, "legacy": False, "added_tokens_decoder": chat, "eos_token": "<|im_end|>"}},
         {"tokenizer_config.json": {**llama, "added_tokens_decoder": odd}},
-        {"tokenizer_config.json": {**llama, "add_bos_token": False}, "added_tokens.json": {"<|im_start|>": 768, "<|im_end|>": 769}},
+        {"tokenizer_config.json": {**llama, "add_bos_token": False},
+         "added_tokens.json": {"<|im_start|>": 768, "<|im_end|>": 769}},
         {"tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"}, "tokenizer.json": entries},
     ]
     # Without a doubled space and without a space in front, where transformers leaves SentencePiece's path.
-    texts = ["two shells", "a</s>b", "</s>x", "<s>a", "x<unk>y", "a</s></s>b", "a</s>", "<|im_start|>user\nhi<|im_end|>\n", "hi<|im_end|>!", "Lily <|im_start|> had <|im_end|> 2"]
+    texts = ["two shells", "a</s>b", "</s>x", "<s>a", "x<unk>y", "a</s></s>b", "a</s>", "<|im_start|>user\nhi<|im_end|>\n",
+             "hi<|im_end|>!", "Lily <|im_start|> had <|im_end|> 2"]
     cases = []
     for files in directories:
         with tempfile.TemporaryDirectory() as folder:
@@ -458,41 +490,51 @@ def special_tokens():
 
 
 def byte_level(texts):
-    """One vocabulary of some 400 tokens, whose merges cross every edge of a word, so that a text cut elsewhere has other ids. It lacks the
-    tokens of two control characters, as SmolLM2's does."""
+    """One vocabulary of some 400 tokens, whose merges cross every edge of a word, so that a text cut elsewhere has other ids.
+    It lacks the tokens of two control characters, as SmolLM2's does."""
     import tokenizers
     from check_tokenizers import KINDS
     byte_letters = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trained = tokenizers.Tokenizer(tokenizers.models.BPE())
     trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    trained.train_from_iterator(texts * 3, tokenizers.trainers.BpeTrainer(vocab_size=440, show_progress=False, max_token_length=4, initial_alphabet=byte_letters))
+    trained.train_from_iterator(texts * 3, tokenizers.trainers.BpeTrainer(
+        vocab_size=440, show_progress=False, max_token_length=4, initial_alphabet=byte_letters))
     model = json.loads(trained.to_str())["model"]
     lacks = set("\u0104\u011d")
     merges = [merge for merge in model["merges"] if not set("".join(merge)) & lacks]
     tokens = [token for token in sorted(model["vocab"], key=model["vocab"].get) if not set(token) & lacks] + ["\u0120zebrafish"]
     cases = []
-    for name, (normalizer, pre_tokenizer, post_processor, added, ignore_merges, in_vocabulary) in {**KINDS, "unknown": KINDS["gpt2"]}.items():
-        added = [{"id": tokens.index(token["content"]) if token["content"] in tokens else len(tokens) + i, **token} for i, token in enumerate(added)]
+    for name, (normalizer, pre_tokenizer, post_processor, added, ignore_merges, in_vocabulary) in \
+            {**KINDS, "unknown": KINDS["gpt2"]}.items():
+        added = [{"id": tokens.index(token["content"]) if token["content"] in tokens else len(tokens) + i, **token}
+                 for i, token in enumerate(added)]
         if post_processor:
             ids = {token["content"]: token["id"] for token in added}
-            post_processor = json.loads(json.dumps(post_processor), object_hook=lambda d: {**d, "ids": [ids[i] for i in d["ids"]]} if "ids" in d else d)
+            post_processor = json.loads(json.dumps(post_processor), object_hook=lambda d:
+                                        {**d, "ids": [ids[i] for i in d["ids"]]} if "ids" in d else d)
         more = {token["content"]: token["id"] for token in added} if in_vocabulary else {}
         unknown = "<|endoftext|>" if name == "unknown" else None
-        parts = {"version": "1.0", "added_tokens": added, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": post_processor,
+        parts = {"version": "1.0", "added_tokens": added, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer,
+                 "post_processor": post_processor,
                  "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-                 "model": {"type": "BPE", "dropout": None, "unk_token": unknown, "continuing_subword_prefix": "", "end_of_word_suffix": "", "fuse_unk": False,
-                           "byte_fallback": False, "ignore_merges": ignore_merges}}
-        whole = {**parts, "model": {**parts["model"], "vocab": {**{token: i for i, token in enumerate(tokens)}, **more}, "merges": merges}}
+                 "model": {"type": "BPE", "dropout": None, "unk_token": unknown, "continuing_subword_prefix": "",
+                           "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False,
+                           "ignore_merges": ignore_merges}}
+        whole = {**parts, "model": {**parts["model"], "vocab": {**{token: i for i, token in enumerate(tokens)}, **more},
+                                    "merges": merges}}
         judge = tokenizers.Tokenizer.from_str(json.dumps(whole))
         ids = [judge.encode(text, add_special_tokens=False).ids for text in texts]
         first = judge.encode("a").ids
-        cases.append({"name": name, "tokenizer.json": parts, "more": more, "eos": added[-1]["content"], "bos": first[0] if first[0] >= len(tokens) else -1, "ids": ids,
-                      "said": [judge.decode(row) for row in ids], "backwards": [judge.decode(row[::-1]) for row in ids] if name == "qwen3" else []})
+        cases.append({"name": name, "tokenizer.json": parts, "more": more, "eos": added[-1]["content"],
+                      "bos": first[0] if first[0] >= len(tokens) else -1, "ids": ids,
+                      "said": [judge.decode(row) for row in ids],
+                      "backwards": [judge.decode(row[::-1]) for row in ids] if name == "qwen3" else []})
     return {"tokens": tokens, "merges": merges, "texts": texts, "cases": cases}
 
 
 def sentencepiece_merges(texts):
-    """SentencePiece's kind as its conversions to tokenizer.json spell it: ▁ in front always, or where no space stands, or never."""
+    """SentencePiece's kind as its conversions to tokenizer.json spell it: ▁ in front always, or where no space stands, or
+    never."""
     import tokenizers
     space = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
     prepend = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, space]}
@@ -502,31 +544,47 @@ def sentencepiece_merges(texts):
     special = ["<unk>", "<s>", "</s>"]
     trained = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     trained.normalizer = tokenizers.normalizers.Replace(" ", "\u2581")
-    trained.train_from_iterator(texts * 3, tokenizers.trainers.BpeTrainer(vocab_size=400, show_progress=False, max_token_length=4, limit_alphabet=60,
-                                special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)]))
+    trained.train_from_iterator(texts * 3, tokenizers.trainers.BpeTrainer(
+        vocab_size=400, show_progress=False, max_token_length=4, limit_alphabet=60,
+        special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)]))
     model = json.loads(trained.to_str())["model"]
     tokens, merges, cases = sorted(model.pop("vocab"), key=trained.token_to_id), model.pop("merges"), []
-    added = [{"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True} for i, token in enumerate(special)]
-    template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], "pair": [],
-                "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}}
+    added = [{"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+              "special": True} for i, token in enumerate(special)]
+    template = {"type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [], "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}}
     template["pair"] = template["single"] + [{"Sequence": {"id": "B", "type_id": 1}}]
-    for name, normalizer, pre_tokenizer, length in (("prepend", prepend, None, 4), ("first", None, metaspace("first"), 4), ("always", None, metaspace("always"), 4),
-                                                    ("never", None, metaspace("never"), 3), ("replace", {"type": "Sequence", "normalizers": [space]}, None, 3)):
-        parts = {"version": "1.0", "added_tokens": added, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": template,
-                 "decoder": {"type": "Sequence", "decoders": decoders[:length]}, "model": model}
-        judge = tokenizers.Tokenizer.from_str(json.dumps({**parts, "model": {**model, "vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges}}))
+    for name, normalizer, pre_tokenizer, length in (
+            ("prepend", prepend, None, 4), ("first", None, metaspace("first"), 4), ("always", None, metaspace("always"), 4),
+            ("never", None, metaspace("never"), 3), ("replace", {"type": "Sequence", "normalizers": [space]}, None, 3)):
+        parts = {"version": "1.0", "added_tokens": added, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer,
+                 "post_processor": template, "decoder": {"type": "Sequence", "decoders": decoders[:length]}, "model": model}
+        judge = tokenizers.Tokenizer.from_str(json.dumps({**parts, "model": {
+            **model, "vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges}}))
         ids = [judge.encode(text, add_special_tokens=False).ids for text in texts]
-        cases.append({"name": name, "tokenizer.json": parts, "more": {}, "eos": "</s>", "bos": 1, "ids": ids, "said": [judge.decode(row) for row in ids], "backwards": []})
+        cases.append({"name": name, "tokenizer.json": parts, "more": {}, "eos": "</s>", "bos": 1, "ids": ids,
+                      "said": [judge.decode(row) for row in ids], "backwards": []})
     return {"tokens": tokens, "merges": merges, "texts": texts, "cases": cases}
 
 
 def merges():
-    texts = ["I'm sure they'LL say don't, 'tis 'S", "  two  spaces\tand\n\n new \r\n lines \n  ", "in 2024 it was 3.14159 or 12345, \u0663\u0664 \u00bd\u00b2", "x=[1,2];//end\n\t}\n\n\n  y()",
-             "\u4eba\u4eba\u751f\u800c\u81ea\u7531\uff0c\u3002\u65e5\u672c\u306e\u30ab\u30ca", "\uac00\ub098 \u1100\u1161\u11a8 e\u0301 \u00e9 \u212b \u2126", "q\u0307\u0323 a\u0301\u0316\u0301\u0316 \u1e0b\u0323 \U0001d15e \u0344",
-             "\u0645\u0631\u062d\u0628\u0627\u064b \u0627\u0644", "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f44d\U0001f3fd \u2764\ufe0f", "<|im_start|>user\nHi<|im_end|>\n<|endoftext|>", " <|begin_of_text|> a<|eot_id|>b",
-             "<\uff5cbegin\u2581of\u2581sentence\uff5c>hi<|EOT|>\u00fc u\u0308", "a<think>b</think><tool_call> <r>  r <l>", " <l>  <r>  <w> a<w> <w>b <w>\u00e9 wor word wor", "cafe\u0301 caf\u00e9 \u00e9t e\u0301t", "a\x04b\x1d c \x1d'd\x1c \x7f",
-             "\u00a0\u3000x\u2028\u180ey \u0085z\u200b", "Zebrafish zebrafish", "' 'll'' ''re", "?! ... ---> == __init__(self):", "\u017f '\u017f \u212aelvin 'L\u0130", "", " ", "\ud55c\uad6d \u0e44\u0e17\u0e22 \u0939\u093f\u0928\u094d\u0926\u0940 \u05e9\u05c1\u05b8"]
-    plain = ["I'm sure they'LL say don't", "  two  spaces\tand\n\n new", " a", "\u2581a \u2581", "", " ", "in 2024 it was 3.14159 </s>hello</s> you<s>\u2581x", "\u4eba\u751f\u800c \u00e9 e\u0301 \U0001f44d\U0001f3fd",
+    texts = ["I'm sure they'LL say don't, 'tis 'S", "  two  spaces\tand\n\n new \r\n lines \n  ",
+             "in 2024 it was 3.14159 or 12345, \u0663\u0664 \u00bd\u00b2", "x=[1,2];//end\n\t}\n\n\n  y()",
+             "\u4eba\u4eba\u751f\u800c\u81ea\u7531\uff0c\u3002\u65e5\u672c\u306e\u30ab\u30ca",
+             "\uac00\ub098 \u1100\u1161\u11a8 e\u0301 \u00e9 \u212b \u2126",
+             "q\u0307\u0323 a\u0301\u0316\u0301\u0316 \u1e0b\u0323 \U0001d15e \u0344",
+             "\u0645\u0631\u062d\u0628\u0627\u064b \u0627\u0644",
+             "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f44d\U0001f3fd \u2764\ufe0f",
+             "<|im_start|>user\nHi<|im_end|>\n<|endoftext|>", " <|begin_of_text|> a<|eot_id|>b",
+             "<\uff5cbegin\u2581of\u2581sentence\uff5c>hi<|EOT|>\u00fc u\u0308",
+             "a<think>b</think><tool_call> <r>  r <l>", " <l>  <r>  <w> a<w> <w>b <w>\u00e9 wor word wor",
+             "cafe\u0301 caf\u00e9 \u00e9t e\u0301t", "a\x04b\x1d c \x1d'd\x1c \x7f",
+             "\u00a0\u3000x\u2028\u180ey \u0085z\u200b", "Zebrafish zebrafish", "' 'll'' ''re", "?! ... ---> == __init__(self):",
+             "\u017f '\u017f \u212aelvin 'L\u0130", "", " ",
+             "\ud55c\uad6d \u0e44\u0e17\u0e22 \u0939\u093f\u0928\u094d\u0926\u0940 \u05e9\u05c1\u05b8"]
+    plain = ["I'm sure they'LL say don't", "  two  spaces\tand\n\n new", " a", "\u2581a \u2581", "", " ",
+             "in 2024 it was 3.14159 </s>hello</s> you<s>\u2581x", "\u4eba\u751f\u800c \u00e9 e\u0301 \U0001f44d\U0001f3fd",
              "a\x00b".replace("\0", "\x04"), "<0x0A> <unk>", "they say they say I'm sure I'm sure", "</s> a</s>  b"]
     with open(os.path.join(HERE, "merges.json"), "w") as file:
         json.dump([byte_level(texts), sentencepiece_merges(plain)], file, ensure_ascii=False, separators=(",", ":"))
@@ -545,9 +603,11 @@ def bf16_errors_of(rows):
     import sentencepiece
     tokenizer = sentencepiece.SentencePieceProcessor(os.path.join(HERE, "..", "..", "base", "tokenizer.model"))
     prompts = [PROMPT.format(question=row["question"], answer="") for row in rows]
-    ids = [[tokenizer.bos_id()] + tokenizer.encode(prompt + row["answer"]) + [tokenizer.eos_id()] for prompt, row in zip(prompts, rows)]
+    ids = [[tokenizer.bos_id()] + tokenizer.encode(prompt + row["answer"]) + [tokenizer.eos_id()]
+           for prompt, row in zip(prompts, rows)]
     starts = [1 + len(tokenizer.encode(prompt)) for prompt in prompts]
-    padded = lambda rows, value: torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+    padded = lambda rows, value: torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True,
+                                                                 padding_value=value)
     inputs, mask = padded(ids, 0), padded([[1] * len(row) for row in ids], 0)
     labels = padded([[-100] * start + row[start:] for row, start in zip(ids, starts)], -100)
     gradients = {}
@@ -580,7 +640,7 @@ def main():
     transformers.utils.logging.disable_progress_bar()
     if arguments.base:
         return bundled_tokenizer(), pieces(), special_tokens(), merges(), bf16_errors()
-    torch.set_num_threads(1)                     # the same bytes again on the same machine; on another, the same to the last digits
+    torch.set_num_threads(1)            # the same bytes again on the same machine; on another, the same to the last digits
     os.makedirs(HERE, exist_ok=True)
     for name in list(BASES) + ["base-rwkv6"] + list(CASES):
         shutil.rmtree(os.path.join(HERE, name), ignore_errors=True)

@@ -45,7 +45,8 @@ finished() { for name in "$@"; do tally+=("$(cat "$RESULTS/$name.tally")"); cat 
 
 # A tool of compute-sanitizer counts only if it says itself that it ran and found nothing, and if the test under it passed.
 sanitize() {
-    compute-sanitizer --tool "$1" --error-exitcode 99 "$bin/test_cuda_$2" gpu-ops >"$RESULTS/sanitized.$1.$2" 2>&1 || { tail -n 30 "$RESULTS/sanitized.$1.$2"; return 1; }
+    compute-sanitizer --tool "$1" --error-exitcode 99 "$bin/test_cuda_$2" gpu-ops >"$RESULTS/sanitized.$1.$2" 2>&1 ||
+        { tail -n 30 "$RESULTS/sanitized.$1.$2"; return 1; }
     grep -qE '^1 passed, 0 failed' "$RESULTS/sanitized.$1.$2" || { tail -n 30 "$RESULTS/sanitized.$1.$2"; return 1; }
     grep -E '^========= (ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards displayed)' "$RESULTS/sanitized.$1.$2"
 }
@@ -55,7 +56,9 @@ export bin RESULTS
 for p in $parts; do
     case $p in
     tests)                              # a CPU in double beside them: the three together
-        for precision in f64 f32 bf16; do OMP_NUM_THREADS=$((($(nproc) + 2) / 3)) part 200 "tests-$precision" "$bin/test_cuda_$precision" & done
+        for precision in f64 f32 bf16; do
+            OMP_NUM_THREADS=$((($(nproc) + 2) / 3)) part 200 "tests-$precision" "$bin/test_cuda_$precision" &
+        done
         wait
         finished tests-f64 tests-f32 tests-bf16;;
     check)

@@ -397,7 +397,8 @@ static void dot_backward(void)
 static void mag_forward(void) { magnitude_forward(op.out, op.in[0], op.in[1]); }
 static void mag_backward(void) { magnitude_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1]); }
 
-// Flags of a case. OUT, IN0 …: this matrix is wide, not real. FROZEN0 …: this input gets no gradient. FRONT_TO_BACK: no columns beside those of the op.
+// Flags of a case. OUT, IN0 …: this matrix is wide, not real. FROZEN0 …: this input gets no gradient.
+// FRONT_TO_BACK: no columns beside those of the op.
 // WINDOW(n): a query sees n keys, and more as the shape grows.
 enum {
     OUT = 1, IN0 = 2, IN1 = 4, IN2 = 8, FROZEN0 = 16, FROZEN1 = 32, FROZEN2 = 64, FRONT_TO_BACK = 128, FLAGS = 256

@@ -13,33 +13,42 @@ import json
 import os
 import random
 
-PEOPLE = [("Lily", "She", "her"), ("Tom", "He", "his"), ("Mia", "She", "her"), ("Sam", "He", "his"), ("Anna", "She", "her"), ("Ben", "He", "his"),
-          ("Lucy", "She", "her"), ("Max", "He", "his"), ("Sue", "She", "her"), ("Tim", "He", "his"), ("Kate", "She", "her"), ("Leo", "He", "his"),
+PEOPLE = [("Lily", "She", "her"), ("Tom", "He", "his"), ("Mia", "She", "her"), ("Sam", "He", "his"),
+          ("Anna", "She", "her"), ("Ben", "He", "his"), ("Lucy", "She", "her"), ("Max", "He", "his"),
+          ("Sue", "She", "her"), ("Tim", "He", "his"), ("Kate", "She", "her"), ("Leo", "He", "his"),
           ("Emma", "She", "her"), ("Jack", "He", "his"), ("Rosa", "She", "her"), ("Finn", "He", "his")]
 
 # one, many
-THINGS = [("shell", "shells"), ("apple", "apples"), ("ball", "balls"), ("stone", "stones"), ("flower", "flowers"), ("cookie", "cookies"), ("book", "books"),
-          ("coin", "coins"), ("button", "buttons"), ("leaf", "leaves"), ("toy", "toys"), ("cup", "cups"), ("star", "stars"), ("card", "cards"),
-          ("egg", "eggs"), ("nut", "nuts"), ("pear", "pears"), ("block", "blocks"), ("feather", "feathers"), ("cake", "cakes")]
+THINGS = [("shell", "shells"), ("apple", "apples"), ("ball", "balls"), ("stone", "stones"), ("flower", "flowers"),
+          ("cookie", "cookies"), ("book", "books"), ("coin", "coins"), ("button", "buttons"), ("leaf", "leaves"),
+          ("toy", "toys"), ("cup", "cups"), ("star", "stars"), ("card", "cards"), ("egg", "eggs"), ("nut", "nuts"),
+          ("pear", "pears"), ("block", "blocks"), ("feather", "feathers"), ("cake", "cakes")]
 
 BOXES = ["box", "bag", "basket", "jar", "drawer", "chest"]
 PLACES = ["park", "garden", "forest", "house", "kitchen", "school", "field", "barn", "yard", "market"]
 
 # {N} a name, {P} its pronoun, {M} another name, {h} her or his, {b} a number, {t} the thing in the form that b asks for
-SETUPS = ["{N} had {a} {t}.", "There were {a} {t} in {N}'s {x}.", "{N} kept {a} {t} in a {x}.", "{N} counted {a} {t} at home.", "{N} took {a} {t} to the {l}."]
-GAINS = ["{P} found {b} more {t}.", "Then {P0} got {b} more {t}.", "{P} bought {b} {t} at the market.", "{M} gave {N} {b} {t}.", "{P} picked up {b} more {t}.",
-         "Mom gave {N} {b} more {t}.", "In the {l} {P0} found {b} {t}.", "{P} was given {b} {t} by {M}.", "{N} made {b} new {t}.", "{P} won {b} {t} in a game."]
-LOSSES = ["{P} lost {b} {t}.", "Then {P0} gave {b} {t} to {M}.", "{P} dropped {b} {t} in the {l}.", "{M} took {b} {t} from {N}.", "{P} sold {b} {t} at the market.",
-          "A dog ran away with {b} {t}.", "{N} gave {b} {t} away.", "{P} left {b} {t} in the {l}.", "{b} {t} fell into the water.", "{P} threw away {b} {t}."]
-RESULTS = ["Now {N} had {c} {t}.", "That made {c} {t}.", "So there were {c} {t} now.", "Now {N} had {c} {t}.", "After that {N} had {c} {t}."]
-QUESTIONS = ["How many {T} does {N} have now?", "How many {T} are there now?", "Now how many {T} does {N} have?", "Tell how many {T} {N} has in the end.",
-             "What is the number of {T} that {N} has now?"]
+SETUPS = ["{N} had {a} {t}.", "There were {a} {t} in {N}'s {x}.", "{N} kept {a} {t} in a {x}.", "{N} counted {a} {t} at home.",
+          "{N} took {a} {t} to the {l}."]
+GAINS = ["{P} found {b} more {t}.", "Then {P0} got {b} more {t}.", "{P} bought {b} {t} at the market.", "{M} gave {N} {b} {t}.",
+         "{P} picked up {b} more {t}.", "Mom gave {N} {b} more {t}.", "In the {l} {P0} found {b} {t}.",
+         "{P} was given {b} {t} by {M}.", "{N} made {b} new {t}.", "{P} won {b} {t} in a game."]
+LOSSES = ["{P} lost {b} {t}.", "Then {P0} gave {b} {t} to {M}.", "{P} dropped {b} {t} in the {l}.", "{M} took {b} {t} from {N}.",
+          "{P} sold {b} {t} at the market.", "A dog ran away with {b} {t}.", "{N} gave {b} {t} away.",
+          "{P} left {b} {t} in the {l}.", "{b} {t} fell into the water.", "{P} threw away {b} {t}."]
+RESULTS = ["Now {N} had {c} {t}.", "That made {c} {t}.", "So there were {c} {t} now.", "Now {N} had {c} {t}.",
+           "After that {N} had {c} {t}."]
+QUESTIONS = ["How many {T} does {N} have now?", "How many {T} are there now?", "Now how many {T} does {N} have?",
+             "Tell how many {T} {N} has in the end.", "What is the number of {T} that {N} has now?"]
 
-FILLERS = ["It was a sunny day.", "It was a cold morning.", "The sky was blue.", "The birds sang in the trees.", "{N} was very happy.", "{N} was a little sad.", "{N} liked the {T} a lot.",
-           "{P} smiled.", "{N} and {M} were good friends.", "They played in the {l}.", "{N} went to the {l}.", "{M} came to the {l} too.", "The wind was warm.",
-           "{M} said hello.", "{N} put them in a {x}.", "Mom called from the {l}.", "It began to rain.", "The {T} were big and red.", "The {T} were small and green.",
-           "{N} ran home.", "The sun went down.", "{M} laughed.", "{P} sat down under a tree.", "They were tired and went to sleep.", "{N} thanked {M}.", "What a nice day it was!"]
-OPENINGS = ["Once there was a child named {N}.", "One day {N} went to the {l}.", "{N} lived near the {l}.", "{N} and {M} were in the {l}.", "One morning {N} woke up early.", "It was a sunny day."]
+FILLERS = ["It was a sunny day.", "It was a cold morning.", "The sky was blue.", "The birds sang in the trees.",
+           "{N} was very happy.", "{N} was a little sad.", "{N} liked the {T} a lot.", "{P} smiled.",
+           "{N} and {M} were good friends.", "They played in the {l}.", "{N} went to the {l}.", "{M} came to the {l} too.",
+           "The wind was warm.", "{M} said hello.", "{N} put them in a {x}.", "Mom called from the {l}.", "It began to rain.",
+           "The {T} were big and red.", "The {T} were small and green.", "{N} ran home.", "The sun went down.", "{M} laughed.",
+           "{P} sat down under a tree.", "They were tired and went to sleep.", "{N} thanked {M}.", "What a nice day it was!"]
+OPENINGS = ["Once there was a child named {N}.", "One day {N} went to the {l}.", "{N} lived near the {l}.",
+            "{N} and {M} were in the {l}.", "One morning {N} woke up early.", "It was a sunny day."]
 
 PROMPT = ("Below is an instruction that describes a task. Write a response that appropriately completes the request."
           "\n\n### Instruction:\n{question}\n\n### Response:{answer}")
@@ -60,8 +69,8 @@ class Scene:
         thing = self.one if number == 1 else self.many
         if number == 1:
             pattern = pattern.replace("There were", "There was").replace("there were", "there was")
-        return pattern.format(N=self.name, P=self.pronoun, P0=self.pronoun.lower(), M=self.other, h=self.her, T=self.many, t=thing, x=self.box,
-                              l=self.rng.choice(PLACES), a=number, b=number, c=number)
+        return pattern.format(N=self.name, P=self.pronoun, P0=self.pronoun.lower(), M=self.other, h=self.her, T=self.many,
+                              t=thing, x=self.box, l=self.rng.choice(PLACES), a=number, b=number, c=number)
 
     def change(self, count, patterns=None):
         """A change that keeps 0 … MOST: its pattern, its size, the count after it."""
@@ -80,7 +89,8 @@ def counting(scene, rng):
     """Someone counts things and they change. A result may follow at once, or wait until more has happened."""
     if rng.random() < 0.1:                                        # two people
         a, b = rng.randint(1, 10), rng.randint(1, 10)
-        return [scene.say("{N} had {a} {t}.", a), scene.say("{M} had {b} {t}.", b), scene.say("Together they had {c} {t}.", a + b)]
+        return [scene.say("{N} had {a} {t}.", a), scene.say("{M} had {b} {t}.", b),
+                scene.say("Together they had {c} {t}.", a + b)]
     count, waiting = rng.randint(1, 14), []
     text = [scene.say(rng.choice(SETUPS), count)]
     for _ in range(rng.choice([1, 1, 2, 2, 3])):
@@ -165,13 +175,15 @@ def write_tokenizer(texts, path):
     import sentencepiece
     model = io.BytesIO()                # not a file: SentencePiece would write its path into the model
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, vocab_size=768, model_type="bpe", byte_fallback=True, split_digits=True,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=True, character_coverage=1.0,
-        unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=1, max_sentence_length=100000, minloglevel=2)
+        sentence_iterator=iter(texts), model_writer=model, vocab_size=768, model_type="bpe", byte_fallback=True,
+        split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=True,
+        character_coverage=1.0, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=1, max_sentence_length=100000,
+        minloglevel=2)
     with open(path, "wb") as file:
         file.write(model.getvalue())
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    print(f"tokenizer: {tokenizer.vocab_size()} pieces, {sum(len(tokenizer.encode(t)) for t in texts[:2000]) / 2000:.0f} tokens a story")
+    print(f"tokenizer: {tokenizer.vocab_size()} pieces, "
+          f"{sum(len(tokenizer.encode(t)) for t in texts[:2000]) / 2000:.0f} tokens a story")
     return tokenizer
 
 
@@ -189,7 +201,8 @@ def main():
     with open(arguments.stories, "w") as file:
         file.writelines(json.dumps({"text": text}) + "\n" for text in stories)
     questions = sorted(write_problems(random.Random(arguments.seed + 1), os.path.join(root, "data")))
-    tokenizer = write_tokenizer(stories[:20000] + [PROMPT.format(question=q, answer="\n####") for q in questions[:100]], os.path.join(root, "base", "tokenizer.model"))
+    tokenizer = write_tokenizer(stories[:20000] + [PROMPT.format(question=q, answer="\n####") for q in questions[:100]],
+                                os.path.join(root, "base", "tokenizer.model"))
     lengths = [len(tokenizer.encode(PROMPT.format(question=q, answer=""))) for q in questions]
     print(f"problems: {sum(lengths) / len(lengths):.0f} tokens a prompt, at most {max(lengths)}; stories: {len(stories)}")
 

@@ -4,45 +4,62 @@
 # there, any of a list of tests may turn red. A mutant that does not change the file, does not compile, or goes unnoticed is
 # a failure; those planted by rule that change nothing are listed in dev/mutants.equivalent, each with its reason. A word
 # keeps it to the mutants whose description has that word, or to a file. Mutants of train.cu run as dev/cuda_on_cpu.h emulates
-# it, with threads and blocks in the order named.
+# it, with threads and blocks in the order named. A line of the table that begins with a space goes on with the row above it.
 #
 #   dev/mutants.sh               all of them
 #   dev/mutants.sh bat-row       those with this word, or of this file
 #   dev/mutants.sh --sample 20   every so-and-so many of the table, 20 in all
 #   dev/mutants.sh --rules       those planted by rule alone. FROM=15 SHARE=30 RULED=lib/svd.h TESTS='svd residual' draws others
 #
-#   what                     | file       | sed expression                                                    | test        | method, or order
+#   what                     | file       | sed expression                                                | test | method or order
 mutants='
 full: sign                   | adapters.h | s/matmul_tn(l->dW, dy, x, 1, ADD)/matmul_tn(l->dW, dy, x, -1, ADD)/ | gradients | full
-full: dropped term           | adapters.h | /^static void full_backward/,/^}/{/matmul_nn(dx/d}                 | gradients   | full
+full: dropped term           | adapters.h | /^static void full_backward/,/^}/{/matmul_nn(dx/d}                | gradients   | full
 full: transposed             | adapters.h | s/matmul_tn(l->dW, dy, x,/matmul_tn(l->dW, x, dy,/                | gradients   | full
-frozen: scale                | adapters.h | s/matmul_tn(l->dD, dy, x, 1, ADD)/matmul_tn(l->dD, dy, x, 2, ADD)/ | gradients  | frozen
-frozen: ΔW left out of dx    | adapters.h | /^static void frozen_backward/,/^}/s/frozen_weight(m, l)/l->W/    | gradients   | frozen
-frozen: transposed           | adapters.h | s/matmul_tn(l->dD, dy, x,/matmul_tn(l->dD, x, dy,/                | gradients   | frozen
-lora: sign                   | adapters.h | s/matmul_tn(l->dB, dy, l->h, l->scale, ADD)/matmul_tn(l->dB, dy, l->h, -l->scale, ADD)/ | gradients | lora
-lora: scale                  | adapters.h | s/matmul_nn(dh, dy, l->B, l->scale, SET)/matmul_nn(dh, dy, l->B, 1, SET)/ | gradients | lora
-lora: dropped term           | adapters.h | s/matmul_nn(dx, dh, l->A, 1, mode)/matmul_nn(dx, dh, l->A, 0, mode)/ | gradients | lora
+frozen: scale                | adapters.h |
+    s/matmul_tn(l->dD, dy, x, 1, ADD)/matmul_tn(l->dD, dy, x, 2, ADD)/                                      | gradients   | frozen
+frozen: ΔW left out of dx    | adapters.h | /^static void frozen_backward/,/^}/s/frozen_weight(m, l)/l->W/  | gradients   | frozen
+frozen: transposed           | adapters.h | s/matmul_tn(l->dD, dy, x,/matmul_tn(l->dD, x, dy,/              | gradients   | frozen
+lora: sign                   | adapters.h |
+    s/matmul_tn(l->dB, dy, l->h, l->scale, ADD)/matmul_tn(l->dB, dy, l->h, -l->scale, ADD)/                   | gradients   | lora
+lora: scale                  | adapters.h |
+    s/matmul_nn(dh, dy, l->B, l->scale, SET)/matmul_nn(dh, dy, l->B, 1, SET)/                                 | gradients   | lora
+lora: dropped term           | adapters.h |
+    s/matmul_nn(dx, dh, l->A, 1, mode)/matmul_nn(dx, dh, l->A, 0, mode)/                                      | gradients   | lora
 lora: transposed             | adapters.h | s/matmul_tn(l->dB, dy, l->h,/matmul_tn(l->dB, l->h, dy,/          | gradients   | lora
-rslora: the scale of lora     | adapters.h | s/l->scale = m->p.alpha \/ sqrt(m->p.rank)/l->scale = m->p.alpha \/ m->p.rank/ | definition | rslora
-pissa: the start stays in    | adapters.h | s/matmul_nt(y, h0, l->B0, -l->scale, mode)/matmul_nt(y, h0, l->B0, 0, mode)/ | zero-start |
-pissa: sign of the start     | adapters.h | s/matmul_nt(y, h0, l->B0, -l->scale, mode)/matmul_nt(y, h0, l->B0, l->scale, mode)/ | zero-start |
-pissa: the start left out of dx | adapters.h | s/matmul_nn(dx, dh0, l->A0, 1, mode)/matmul_nn(dx, dh0, l->A0, 0, mode)/ | gradients | pissa
-pissa: scale                 | adapters.h | s/matmul_nn(dh0, dy, l->B0, -l->scale, SET)/matmul_nn(dh0, dy, l->B0, -1, SET)/ | gradients | pissa
+rslora: the scale of lora    | adapters.h |
+    s/l->scale = m->p.alpha \/ sqrt(m->p.rank)/l->scale = m->p.alpha \/ m->p.rank/                          | definition  | rslora
+pissa: the start stays in    | adapters.h |
+    s/matmul_nt(y, h0, l->B0, -l->scale, mode)/matmul_nt(y, h0, l->B0, 0, mode)/                              | zero-start  |
+pissa: sign of the start     | adapters.h |
+    s/matmul_nt(y, h0, l->B0, -l->scale, mode)/matmul_nt(y, h0, l->B0, l->scale, mode)/                       | zero-start  |
+pissa: the start left out of dx | adapters.h |
+    s/matmul_nn(dx, dh0, l->A0, 1, mode)/matmul_nn(dx, dh0, l->A0, 0, mode)/                                 | gradients   | pissa
+pissa: scale                 | adapters.h |
+    s/matmul_nn(dh0, dy, l->B0, -l->scale, SET)/matmul_nn(dh0, dy, l->B0, -1, SET)/                          | gradients   | pissa
 pissa: merged with its start | adapters.h | /^static void pissa_merge/,/^}/{/l->B0/d}                         | merge       |
 pissa: wrong root            | adapters.h | s/sqrt((double)sigma\[k\] \/ l->scale)/sqrt((double)sigma[k])/    | residual    |
-lora: A = B = 0, which no step leaves | adapters.h | /^static void lora_init/,/^}/s/put(l->A, a, TYPE_OF(wide));/zero(l->A);/ | zero-start | lora
-lora: A = B = 0 learns nothing | adapters.h | /^static void lora_init/,/^}/s/put(l->A, a, TYPE_OF(wide));/zero(l->A);/ | gsm8k | lora
+lora: A = B = 0, which no step leaves | adapters.h |
+    /^static void lora_init/,/^}/s/put(l->A, a, TYPE_OF(wide));/zero(l->A);/                                  | zero-start  | lora
+lora: A = B = 0 learns nothing | adapters.h |
+    /^static void lora_init/,/^}/s/put(l->A, a, TYPE_OF(wide));/zero(l->A);/                                  | gsm8k       | lora
 svd: Gram-Schmidt once       | lib/svd.h  | s/pass < 2; pass++/pass < 1; pass++/                              | svd         |
 svd: no spare rows           | lib/svd.h  | s/int b = r + 8 + r \/ 2 < small ? r + 8 + r \/ 2 : small/int b = r/ | svd         |
-dora: sign                   | adapters.h | s/matmul_tn(CB, C, l->B, l->scale, SET)/matmul_tn(CB, C, l->B, -l->scale, SET)/ | gradients | dora
-dora: scale                  | adapters.h | s/broadcast_mul(C, l->B, l->dsquares, 2 \* l->scale, SET)/broadcast_mul(C, l->B, l->dsquares, l->scale, SET)/ | gradients | dora
+dora: sign                   | adapters.h |
+    s/matmul_tn(CB, C, l->B, l->scale, SET)/matmul_tn(CB, C, l->B, -l->scale, SET)/                           | gradients   | dora
+dora: scale                  | adapters.h |
+    s/broadcast_mul(C, l->B, l->dsquares, 2 \* l->scale, SET)/broadcast_mul(C, l->B, l->dsquares, l->scale, SET)/
+    | gradients | dora
 dora: dropped term           | adapters.h | /matmul_tn(l->dA, C, l->W, 1, ADD)/d                              | gradients   | dora
 dora: W Aᵀ for V Aᵀ          | adapters.h | /matmul_nn(l->VA, l->B, AA, l->scale, ADD)/d                      | definition  | dora
 dora: always exact           | adapters.h | s/if (!m->p.dora_detach) dora_norm_backward/dora_norm_backward/   | goldens     |
 lora-ga: U as V              | adapters.h | s/\*U = f.U + (size_t)r \* (size_t)out/*U = f.U/                  | goldens     |
 lora-ga: scale               | adapters.h | s/(wide)stable \* f.sigma\[r + k\]/f.sigma[r + k]/                | goldens     |
-lora-ga: no dx               | adapters.h | /^static void lora_ga_backward/,/^}/s/pissa_backward(m, l, dx, dy, x, mode)/pissa_backward(m, l, (mat){0}, dy, x, mode)/ | gradients | lora-ga
-lora-ga: last batch alone    | adapters.h | s/for (int i = 0; i < batches; i++) model_step/for (int i = 1; i < batches; i++) model_step/ | frozen-is-full |
+lora-ga: no dx               | adapters.h |
+    /^static void lora_ga_backward/,/^}/s/pissa_backward(m, l, dx, dy, x, mode)/pissa_backward(m, l, (mat){0}, dy, x, mode)/
+    | gradients | lora-ga
+lora-ga: last batch alone    | adapters.h |
+    s/for (int i = 0; i < batches; i++) model_step/for (int i = 1; i < batches; i++) model_step/              | frozen-is-full |
 dora: 0/0 of a row of zeros  | ops/cpu.c  | s/q <= 0 ? 1 : ((wide \*)m.p)\[i\]/((wide *)m.p)[i]/               | zero-rows   |
 dora: 0/0 in its gradient    | ops/cpu.c  | s/int none = q <= 0;/int none = 0;/                               | zero-rows   |
 bone: sign                   | adapters.h | s/matmul_tn(l->dD, S, dy, 1, ADD)/matmul_tn(l->dD, S, dy, -1, ADD)/ | gradients | bone
@@ -50,38 +67,47 @@ bone: scale                  | adapters.h | s/matmul_nt(dS, dy, l->D, 1,/matmul_
 bone: dropped term           | adapters.h | /^static void bone_backward/,/^}/{/shard_tile(dx, dS)/d}          | gradients   | bone
 bone: S(x) of another x      | adapters.h | /^static void bone_forward/,/^}/{/shard_sum(S, x)/d}              | definition  | bone
 bone: S(x) of the forward pass | adapters.h | /^static void bone_backward/,/^}/{/shard_sum(S, x)/d}           | gradients   | bone
-bone: S(x) for v alone       | adapters.h | /^static void bone_backward/,/^}/s/l->first) shard_sum/l->last) shard_sum/ | gradients | bone
+bone: S(x) for v alone       | adapters.h |
+    /^static void bone_backward/,/^}/s/l->first) shard_sum/l->last) shard_sum/                                | gradients   | bone
 bone: q, k, v not summed     | adapters.h | /^static void bone_backward/,/^}/s/l->first ? SET : ADD/SET/      | gradients   | bone
-bone: transposed shard index | ops/cpu.c  | /^void shard_tile/,/^}/s/xn\[j + c\] += sn\[c\]/xn[j + c] += sn[(j + c) \/ ((x.cols + r - 1) \/ r)]/ | gradients | bone
+bone: transposed shard index | ops/cpu.c  |
+    /^void shard_tile/,/^}/s/xn\[j + c\] += sn\[c\]/xn[j + c] += sn[(j + c) \/ ((x.cols + r - 1) \/ r)]/      | gradients   | bone
 mini: sign                   | adapters.h | s/matmul_tn(l->dD, S, dz, 1, ADD)/matmul_tn(l->dD, S, dz, -1, ADD)/ | gradients | mini
 mini: scale                  | adapters.h | s/matmul_nt(dS, dz, l->D, 1,/matmul_nt(dS, dz, l->D, 0.5,/        | gradients   | mini
 mini: S(x) of the forward pass | adapters.h | /^static void mini_backward/,/^}/{/shard_sum(S, x)/d}           | gradients   | mini
 mini: dropped term           | adapters.h | /^static void mini_backward/,/^}/{/shard_tile(dx, dS)/d}          | gradients   | mini
 mini: transposed             | adapters.h | s/matmul_tn(l->dD, S, dz,/matmul_tn(l->dD, dz, S,/                | gradients   | mini
 bat: sign                    | adapters.h | s/matmul_tn(dW, dy, x, 1, SET)/matmul_tn(dW, dy, x, -1, SET)/     | gradients   | bat
-bat: scale                   | adapters.h | s/matmul_nn(dS, dy, stacked(l->B), 1,/matmul_nn(dS, dy, stacked(l->B), 2,/ | gradients | bat
+bat: scale                   | adapters.h |
+    s/matmul_nn(dS, dy, stacked(l->B), 1,/matmul_nn(dS, dy, stacked(l->B), 2,/                                | gradients   | bat
 bat: S(x) of the forward pass | adapters.h | /^static void bat_backward/,/^}/{/shard_sum(S, x)/d}             | gradients   | bat
 bat: dropped term            | adapters.h | /matmul_tn(stacked(l->dB), dy, S, 1, ADD)/d                       | gradients   | bat
-rows: answer with a space of its own | run/dialogue.h | s/strlen(answer), !\*prompt, &na/strlen(answer), 1, \&na/      | prompt-edge |
-rows: first token of the answer not learnt | run/dialogue.h | s/^    r.prompt = r.n;/    r.prompt = r.n + 1;/                  | prompt-edge |
-special tokens: always a space | tokenizer.c | s/t->behind != NEVER \&\&/1 \&\&/                                     | special-tokens |
-special tokens: two spaces   | tokenizer.c | s/t->behind == UNLESS_SPACE \&\&/0 \&\&/                                | special-tokens |
-special tokens: the shorter  | tokenizer.c | s/a->text.n > found->text.n/a->text.n < found->text.n/                  | special-tokens |
-special tokens: no rstrip    | tokenizer.c | s/while (a->rstrip/while (0/                                              | special-tokens |
-special tokens: no lstrip    | tokenizer.c | s/while (a->lstrip/while (0/                                              | special-tokens |
-special tokens: in mid-word  | tokenizer.c | s/a->single_word \&\& !stands_alone/0 \&\& !stands_alone/                   | special-tokens |
+rows: answer with a space of its own | run/dialogue.h | s/strlen(answer), !\*prompt, &na/strlen(answer), 1, \&na/ | prompt-edge |
+rows: first token of the answer not learnt | run/dialogue.h | s/^    r.prompt = r.n;/    r.prompt = r.n + 1;/ | prompt-edge |
+special tokens: always a space | tokenizer.c | s/t->behind != NEVER \&\&/1 \&\&/                              | special-tokens |
+special tokens: two spaces   | tokenizer.c | s/t->behind == UNLESS_SPACE \&\&/0 \&\&/                         | special-tokens |
+special tokens: the shorter  | tokenizer.c | s/a->text.n > found->text.n/a->text.n < found->text.n/           | special-tokens |
+special tokens: no rstrip    | tokenizer.c | s/while (a->rstrip/while (0/                                     | special-tokens |
+special tokens: no lstrip    | tokenizer.c | s/while (a->lstrip/while (0/                                     | special-tokens |
+special tokens: in mid-word  | tokenizer.c | s/a->single_word \&\& !stands_alone/0 \&\& !stands_alone/        | special-tokens |
 stops: the first of a list   | lib/config.h | s/json_is_array(ids) ? json_array_size(ids) : 1/1/                | stops       |
 layout: the last layer decides | model.h  | s/^    m->used.ACT. = most.act;/    (void)most.act;/                  | uneven      |
 cache: training writes it, too | llama.h    | s/if (b->cached)/if (m->p.cache_rows)/                             | splits      |
 views: a row too many        | model.h    | s/rows_of(\*t->value, 0, b->tokens)/rows_of(*t->value, 1, b->tokens)/ | splits |
 recompute: attention left out | llama.h    | /recompute == 2) attention_block/d                                | recompute   |
-bat: V dV, not dV V          | adapters.h | s/block_rows(l->W, r), block_rows(dW, r), 1, ADD/block_rows(dW, r), block_rows(l->W, r), 1, ADD/ | gradients | bat
-bat: W for its copy in dx    | adapters.h | /^static void bat_backward/,/^}/s/matmul_nn(dx, dy, W, 1, mode)/matmul_nn(dx, dy, l->W, 1, mode)/ | gradients | bat
-bat-row: sign                | adapters.h | s/column_blocks(du, r), column_blocks(x, r), 1, ADD/column_blocks(du, r), column_blocks(x, r), -1, ADD/ | gradients | bat-row
-bat-row: scale               | adapters.h | s/column_blocks(du, r), l->B, 1, ADD/column_blocks(du, r), l->B, 0.5, ADD/ | gradients | bat-row
-bat-row: dropped term        | adapters.h | /shard_tile(du, g)/d                                              | gradients   | bat-row
-bat-row: x du, not du x      | adapters.h | s/column_blocks(du, r), column_blocks(x, r), 1, ADD/column_blocks(x, r), column_blocks(du, r), 1, ADD/ | gradients | bat-row
-bat-row: row j for column j  | adapters.h | /^static void bat_row_forward/,/^}/s/shard_tile(y, sum)/zero(sum)/ | definition | bat-row
+bat: V dV, not dV V          | adapters.h |
+    s/block_rows(l->W, r), block_rows(dW, r), 1, ADD/block_rows(dW, r), block_rows(l->W, r), 1, ADD/          | gradients   | bat
+bat: W for its copy in dx    | adapters.h |
+    /^static void bat_backward/,/^}/s/matmul_nn(dx, dy, W, 1, mode)/matmul_nn(dx, dy, l->W, 1, mode)/         | gradients   | bat
+bat-row: sign                | adapters.h |
+    s/column_blocks(du, r), column_blocks(x, r), 1, ADD/column_blocks(du, r), column_blocks(x, r), -1, ADD/  | gradients | bat-row
+bat-row: scale               | adapters.h |
+    s/column_blocks(du, r), l->B, 1, ADD/column_blocks(du, r), l->B, 0.5, ADD/                             | gradients   | bat-row
+bat-row: dropped term        | adapters.h | /shard_tile(du, g)/d                                           | gradients   | bat-row
+bat-row: x du, not du x      | adapters.h |
+    s/column_blocks(du, r), column_blocks(x, r), 1, ADD/column_blocks(x, r), column_blocks(du, r), 1, ADD/ | gradients   | bat-row
+bat-row: row j for column j  | adapters.h |
+    /^static void bat_row_forward/,/^}/s/shard_tile(y, sum)/zero(sum)/                                     | definition  | bat-row
 rmsnorm: dropped term        | ops/cpu.c  | s/rho \* (wc\[c\] \* dn\[c\] - factor \* xn\[c\])/rho * wc[c] * dn[c]/ | ops     |
 rope: sign                   | ops/cpu.c  | s/s = (real)sign \* sine\[i\]/s = sine[i]/                        | ops         |
 attention: dropped Δ         | ops/cpu.c  | s/p\[c\] \* (ds\[c\] - delta)/p[c] * ds[c]/                       | ops         |
@@ -94,115 +120,165 @@ magnitude: half of dq        | ops/cpu.c  | s/(2 \* q \* root)/(4 * q * root)/  
 broadcast: row for column    | ops/cpu.c  | s/gn\[rows ? 0 : c\]/gn[0]/                                       | ops         |
 matmul: last rows            | ops/gemm.h | s/p->M - i < MR ? p->M - i : MR/MR/                                | matmul      |
 matmul: b in place, stride   | ops/gemm.h | /^ *bk = p->b.ld;$/d                                              | matmul      |
-matmul: a in place, part of K | ops/gemm.h | s/kernel(tile, (real \*)at(p->a, i, k0), p->a.ld/kernel(tile, (real *)at(p->a, i, 0), p->a.ld/ | matmul |
+matmul: a in place, part of K | ops/gemm.h |
+    s/kernel(tile, (real \*)at(p->a, i, k0), p->a.ld/kernel(tile, (real *)at(p->a, i, 0), p->a.ld/            | matmul      |
 matmul: later parts of K     | ops/gemm.h | s/p->scale, k0 ? ADD : p->mode)/p->scale, p->mode)/               | matmul      |
 adamw: no correction         | ops/cpu.c  | s/root = (wide)sqrt(1 - pow(0.999, t))/root = 1/                  | adamw       |
-modes: dxn of the MLP stays in | llama.h   | s/&L->q_proj, dxn, dq, own->xn, SET/\&L->q_proj, dxn, dq, own->xn, ADD/ | gradients | bone
-modes: up writes over gate   | llama.h    | s/own->dup, own->xn, ADD/own->dup, own->xn, SET/                          | gradients   | bone
-modes: dx always added       | adapters.h | s/matmul_nn(dx, dh, l->A, 1, mode)/matmul_nn(dx, dh, l->A, 1, ADD)/ | definition | lora
-modes: dx written twice      | adapters.h | /^static void lora_backward/,/^}/s/matmul_nn(dx, dy, l->W, 1, ADD)/matmul_nn(dx, dy, l->W, 1, mode)/ | definition | lora
-modes: dx always written     | adapters.h | s/if (mode == SET) copy(dx, du)/if (mode <= ADD) copy(dx, du)/    | definition  | bat-row
-modes: y written twice       | adapters.h | /^static void pissa_forward/,/^}/s/lora_forward(m, l, y, x, ADD)/lora_forward(m, l, y, x, mode)/ | definition | pissa
-modes: dk of the step before | ops/cpu.c  | /^    zero(dk);/d                                                  | stale-memory | full
-modes: swiglu adds           | ops/cpu.c  | s/dg\[c\] = d\[c\]/dg[c] += d[c]/                                  | beyond-blocks | swiglu
+modes: dxn of the MLP stays in | llama.h    |
+    s/&L->q_proj, dxn, dq, own->xn, SET/\&L->q_proj, dxn, dq, own->xn, ADD/                                   | gradients   | bone
+modes: up writes over gate   | llama.h    | s/own->dup, own->xn, ADD/own->dup, own->xn, SET/                  | gradients   | bone
+modes: dx always added       | adapters.h |
+    s/matmul_nn(dx, dh, l->A, 1, mode)/matmul_nn(dx, dh, l->A, 1, ADD)/                                       | definition  | lora
+modes: dx written twice      | adapters.h |
+    /^static void lora_backward/,/^}/s/matmul_nn(dx, dy, l->W, 1, ADD)/matmul_nn(dx, dy, l->W, 1, mode)/      | definition  | lora
+modes: dx always written     | adapters.h | s/if (mode == SET) copy(dx, du)/if (mode <= ADD) copy(dx, du)/ | definition  | bat-row
+modes: y written twice       | adapters.h |
+    /^static void pissa_forward/,/^}/s/lora_forward(m, l, y, x, ADD)/lora_forward(m, l, y, x, mode)/         | definition  | pissa
+modes: dk of the step before | ops/cpu.c  | /^    zero(dk);/d                                                | stale-memory | full
+modes: swiglu adds           | ops/cpu.c  | s/dg\[c\] = d\[c\]/dg[c] += d[c]/                             | beyond-blocks | swiglu
 rows: as narrow as the rank  | ops/mat.h  | s/return (cols + 7) \/ 8 \* 8;/return cols;/                        | aligned-rows |
 overwrite, not accumulate    | adapters.h | s/matmul_tn(l->dA, dh, x, 1, ADD)/matmul_tn(l->dA, dh, x, 1, SET)/ | twice      |
-beyond: attention, q of the first block | ops/cpu.c  | s/mat Q = part_of(q, a.row,/mat Q = part_of(q, s.q,/            | beyond-blocks | attention
-beyond: attention, dq into the first block | ops/cpu.c  | s/matmul_nn(part_of(dq, a.row,/matmul_nn(part_of(dq, s.q,/   | beyond-blocks | attention
-beyond: attention, lse of the first block | ops/cpu.c  | s/l = \*lse_at(lse, a.row + r, h)/l = *lse_at(lse, s.q + r, h)/ | beyond-blocks | attention
-beyond: attention, Δ of the first block | ops/cpu.c  | s/\*o = ROW(out, a.row + r) + a.q_col/*o = ROW(out, s.q + r) + a.q_col/ | beyond-blocks | attention
-beyond: attention, a last block of one row | ops/cpu.c  | /^static void attention_backward_head/,/^}/s/q0 < s.nq; q0/q0 + 1 < s.nq; q0/ | beyond-blocks | attention
-beyond: attention, wrong from the 61st query | ops/cpu.c  | /^static void attention_backward_head/,/^}/s/ds\[c\] = p\[c\] \* (ds\[c\] - delta)/ds[c] = p[c] * (ds[c] - (q0 ? 0 : delta))/ | beyond-rows | lora
-beyond: attention, keys of the first span | ops/cpu.c  | /^static void attention_backward_head/,/^}/s/mat K = part_of(k, a.key,/mat K = part_of(k, 0,/ | beyond-blocks | attention
-beyond: attention, out into the first block | ops/cpu.c  | s/matmul_nn(part_of(out, a.row,/matmul_nn(part_of(out, spans[i].q,/ | beyond-blocks | attention
-beyond: attention, keys before the first block | ops/cpu.c  | s/own = s.nk - s.nq + q0;/own = s.nk - s.nq;/     | beyond-blocks | attention
-beyond: product, first part of K copied | ops/gemm.h | s/widened(at(m, first + i, k0), m.type/widened(at(m, first + i, 0), m.type/ | beyond-panels |
-beyond: product, first part of K copied across | ops/gemm.h | s/widened(at(m, k0 + k, first)/widened(at(m, k, first)/ | beyond-panels |
-beyond: product, first part of K of b | ops/gemm.h | s/sliver = (real \*)at(p->b, k0, j)/sliver = (real *)at(p->b, 0, j)/ | beyond-panels |
-beyond: product, first part of K of a across | ops/gemm.h | s/at(p->a, k0, i), 1, p->a.ld/at(p->a, 0, i), 1, p->a.ld/ | beyond-panels |
-beyond: product, into the first NC columns | ops/gemm.h | s/gemm_tile(p, i, n0 + s \* NR/gemm_tile(p, i, s * NR/  | beyond-panels |
+beyond: attention, q of the first block | ops/cpu.c  |
+    s/mat Q = part_of(q, a.row,/mat Q = part_of(q, s.q,/                                               | beyond-blocks | attention
+beyond: attention, dq into the first block | ops/cpu.c  |
+    s/matmul_nn(part_of(dq, a.row,/matmul_nn(part_of(dq, s.q,/                                         | beyond-blocks | attention
+beyond: attention, lse of the first block | ops/cpu.c  |
+    s/l = \*lse_at(lse, a.row + r, h)/l = *lse_at(lse, s.q + r, h)/                                    | beyond-blocks | attention
+beyond: attention, Δ of the first block | ops/cpu.c  |
+    s/\*o = ROW(out, a.row + r) + a.q_col/*o = ROW(out, s.q + r) + a.q_col/                            | beyond-blocks | attention
+beyond: attention, a last block of one row | ops/cpu.c  |
+    /^static void attention_backward_head/,/^}/s/q0 < s.nq; q0/q0 + 1 < s.nq; q0/                      | beyond-blocks | attention
+beyond: attention, wrong from the 61st query | ops/cpu.c  |
+    /^static void attention_backward_head/,/^}/s/ds\[c\] = p\[c\] \* (ds\[c\] - delta)/ds[c] = p[c] * (ds[c] - (q0 ? 0 : delta))/
+    | beyond-rows | lora
+beyond: attention, keys of the first span | ops/cpu.c  |
+    /^static void attention_backward_head/,/^}/s/mat K = part_of(k, a.key,/mat K = part_of(k, 0,/      | beyond-blocks | attention
+beyond: attention, out into the first block | ops/cpu.c  |
+    s/matmul_nn(part_of(out, a.row,/matmul_nn(part_of(out, spans[i].q,/                                | beyond-blocks | attention
+beyond: attention, keys before the first block | ops/cpu.c  |
+    s/own = s.nk - s.nq + q0;/own = s.nk - s.nq;/                                                      | beyond-blocks | attention
+beyond: product, first part of K copied | ops/gemm.h |
+    s/widened(at(m, first + i, k0), m.type/widened(at(m, first + i, 0), m.type/                               | beyond-panels |
+beyond: product, first part of K copied across | ops/gemm.h |
+    s/widened(at(m, k0 + k, first)/widened(at(m, k, first)/                                                   | beyond-panels |
+beyond: product, first part of K of b | ops/gemm.h |
+    s/sliver = (real \*)at(p->b, k0, j)/sliver = (real *)at(p->b, 0, j)/                                      | beyond-panels |
+beyond: product, first part of K of a across | ops/gemm.h |
+    s/at(p->a, k0, i), 1, p->a.ld/at(p->a, 0, i), 1, p->a.ld/                                                 | beyond-panels |
+beyond: product, into the first NC columns | ops/gemm.h | s/gemm_tile(p, i, n0 + s \* NR/gemm_tile(p, i, s * NR/ | beyond-panels |
 beyond: product, slivers of the first NC columns | ops/gemm.h | s/p->b, n0 + j, k0/p->b, j, k0/ | beyond-panels |
-beyond: product, last sliver of later NC columns | ops/gemm.h | s/sliver_in_place(p, n0 + j)) j/sliver_in_place(p, j)) j/ | beyond-panels |
-beyond: product, panels of the first block | ops/gemm.h | s/packed != block/packed < 0/                              | beyond-panels |
-beyond: product, rows of the first block | ops/gemm.h | s/i0 = block \* p->rows/i0 = 0/                            | beyond-panels |
-beyond: product, slivers for two threads | ops/gemm.h | s/s < slivers \* (part + 1) \/ p->parts/s < slivers \/ p->parts * (part + 1)/ | beyond-panels |
-beyond: product, tasks for two threads | ops/gemm.h | s/task < tasks \* (thread + 1) \/ threads/task < tasks \/ threads * (thread + 1)/ | beyond-panels |
+beyond: product, last sliver of later NC columns | ops/gemm.h |
+    s/sliver_in_place(p, n0 + j)) j/sliver_in_place(p, j)) j/                                                 | beyond-panels |
+beyond: product, panels of the first block | ops/gemm.h | s/packed != block/packed < 0/                       | beyond-panels |
+beyond: product, rows of the first block | ops/gemm.h | s/i0 = block \* p->rows/i0 = 0/                       | beyond-panels |
+beyond: product, slivers for two threads | ops/gemm.h |
+    s/s < slivers \* (part + 1) \/ p->parts/s < slivers \/ p->parts * (part + 1)/                             | beyond-panels |
+beyond: product, tasks for two threads | ops/gemm.h |
+    s/task < tasks \* (thread + 1) \/ threads/task < tasks \/ threads * (thread + 1)/                         | beyond-panels |
 beyond: product, transposed and not added | ops/gemm.h | /p = (product){/,/};/s/\.mode = mode/.mode = SET/ | beyond-panels |
-beyond: product, blocks beside each other | ops/cpu.c  | s/offset(m, (size_t)i \* m.stride)/offset(m, (size_t)i * (size_t)m.rows * m.ld)/ | beyond-panels |
-beyond: product, one weight for all | ops/cpu.c  | s/if (m.batch > 1) m = offset/m = offset/                             | beyond-panels |
-beyond: embedding, first 32 columns | ops/cpu.c  | s/c < dout.cols \&\& c < c0 + 32; c++/c < 32; c++/            | beyond-blocks | embedding
-beyond: rope, first 1000 positions | ops/cpu.c  | s/ROW(table, pos\[n\])/ROW(table, pos[n] % 1000)/               | beyond-blocks | rope
-beyond: shard sum, short last shard | ops/cpu.c  | s/sn\[c\] += xn\[j + c\]/sn[c] += part == r ? xn[j + c] : 0/   | beyond-blocks | shard_sum
-beyond: shard tile, short last shard | ops/cpu.c  | s/xn\[j + c\] += sn\[c\]/xn[j + c] += part == r ? sn[c] : 0/  | beyond-blocks | shard_tile
-beyond: row dots, first KC numbers | ops/cpu.c  | s/\*v = widened(at(y, n, c), y.type/*v = widened(at(y, n, 0), y.type/ | beyond-blocks | broadcast
-beyond: column dots, first 64 columns | ops/cpu.c  | s/(double)ROW(y, n)\[c0 + j\]/(double)ROW(y, n)[j]/          | beyond-blocks | broadcast
-beyond: column dots, sums of the first 64 | ops/cpu.c  | s/ROW(g, 0)\[c0 + j\] = (mode/ROW(g, 0)[j] = (mode/          | beyond-blocks | broadcast
-beyond: copy, first KC numbers | ops/cpu.c  | s/y.type, widened(at(from, n, c)/y.type, widened(at(from, n, 0)/    | beyond-buffers |
-beyond: copy, first of a batch | ops/cpu.c  | s/mat to = nth(y, b), from = nth(x, b);/mat to = nth(y, b), from = nth(x, 0);/ | beyond-buffers |
-beyond: zero, first of a batch | ops/cpu.c  | s/memset(ROW(nth(x, n \/ x.rows)/memset(ROW(nth(x, 0)/              | beyond-buffers |
-beyond: norm, last piece | ops/cpu.c  | s/pieces = (n + PIECE - 1) \/ PIECE/pieces = n < PIECE ? 1 : n \/ PIECE/ | beyond-buffers |
-beyond: norm, start of later pieces | ops/cpu.c  | s/for (size_t j = i \* PIECE; j < end/for (size_t j = i * PIECE + (i > 0); j < end/ | beyond-buffers |
-beyond: tiled identity, lying | ops/cpu.c  | s/int r = e.rows < e.cols ? e.rows : e.cols/int r = e.cols/         | beyond-buffers |
-beyond: head, labels of the first chunk | model.h    | s/m->logits, m->label + i, scale/m->logits, m->label, scale/ | beyond-chunks |
-beyond: head, rows of the first chunk | model.h    | s/head_forward(m, m->target_row + i, n)/head_forward(m, m->target_row, n)/ | beyond-chunks |
-beyond: head, dx of the first chunk | model.h    | s/m->dhs, m->target_row + i/m->dhs, m->target_row/             | beyond-chunks |
-beyond: head, losses of the first chunk | model.h    | s/rows_of(m->losses, i, n)/rows_of(m->losses, 0, n)/       | beyond-chunks |
-beyond: head, short last chunk | model.h    | s/i < b->targets; i += m->chunk/i + m->chunk <= b->targets; i += m->chunk/ | beyond-chunks |
-beyond: head, dhn of the chunk before | model.h    | s/matmul_nn(m->dhn, m->logits, m->head, 1, SET)/matmul_nn(m->dhn, m->logits, m->head, 1, ADD)/ | beyond-chunks |
+beyond: product, blocks beside each other | ops/cpu.c  |
+    s/offset(m, (size_t)i \* m.stride)/offset(m, (size_t)i * (size_t)m.rows * m.ld)/                          | beyond-panels |
+beyond: product, one weight for all | ops/cpu.c  | s/if (m.batch > 1) m = offset/m = offset/                  | beyond-panels |
+beyond: embedding, first 32 columns | ops/cpu.c  | s/c < dout.cols \&\& c < c0 + 32; c++/c < 32; c++/  | beyond-blocks | embedding
+beyond: rope, first 1000 positions | ops/cpu.c  | s/ROW(table, pos\[n\])/ROW(table, pos[n] % 1000)/         | beyond-blocks | rope
+beyond: shard sum, short last shard | ops/cpu.c  |
+    s/sn\[c\] += xn\[j + c\]/sn[c] += part == r ? xn[j + c] : 0/                                       | beyond-blocks | shard_sum
+beyond: shard tile, short last shard | ops/cpu.c  |
+    s/xn\[j + c\] += sn\[c\]/xn[j + c] += part == r ? sn[c] : 0/                                      | beyond-blocks | shard_tile
+beyond: row dots, first KC numbers | ops/cpu.c  |
+    s/\*v = widened(at(y, n, c), y.type/*v = widened(at(y, n, 0), y.type/                              | beyond-blocks | broadcast
+beyond: column dots, first 64 columns | ops/cpu.c  |
+    s/(double)ROW(y, n)\[c0 + j\]/(double)ROW(y, n)[j]/                                                | beyond-blocks | broadcast
+beyond: column dots, sums of the first 64 | ops/cpu.c  |
+    s/ROW(g, 0)\[c0 + j\] = (mode/ROW(g, 0)[j] = (mode/                                                | beyond-blocks | broadcast
+beyond: copy, first KC numbers | ops/cpu.c  | s/y.type, widened(at(from, n, c)/y.type, widened(at(from, n, 0)/ | beyond-buffers |
+beyond: copy, first of a batch | ops/cpu.c  |
+    s/mat to = nth(y, b), from = nth(x, b);/mat to = nth(y, b), from = nth(x, 0);/                            | beyond-buffers |
+beyond: zero, first of a batch | ops/cpu.c  | s/memset(ROW(nth(x, n \/ x.rows)/memset(ROW(nth(x, 0)/          | beyond-buffers |
+beyond: norm, last piece     | ops/cpu.c  |
+    s/pieces = (n + PIECE - 1) \/ PIECE/pieces = n < PIECE ? 1 : n \/ PIECE/                                  | beyond-buffers |
+beyond: norm, start of later pieces | ops/cpu.c  |
+    s/for (size_t j = i \* PIECE; j < end/for (size_t j = i * PIECE + (i > 0); j < end/                       | beyond-buffers |
+beyond: tiled identity, lying | ops/cpu.c  | s/int r = e.rows < e.cols ? e.rows : e.cols/int r = e.cols/      | beyond-buffers |
+beyond: head, labels of the first chunk | model.h    |
+    s/m->logits, m->label + i, scale/m->logits, m->label, scale/                                              | beyond-chunks |
+beyond: head, rows of the first chunk | model.h    |
+    s/head_forward(m, m->target_row + i, n)/head_forward(m, m->target_row, n)/                                | beyond-chunks |
+beyond: head, dx of the first chunk | model.h    | s/m->dhs, m->target_row + i/m->dhs, m->target_row/         | beyond-chunks |
+beyond: head, losses of the first chunk | model.h    | s/rows_of(m->losses, i, n)/rows_of(m->losses, 0, n)/   | beyond-chunks |
+beyond: head, short last chunk | model.h    |
+    s/i < b->targets; i += m->chunk/i + m->chunk <= b->targets; i += m->chunk/                                | beyond-chunks |
+beyond: head, dhn of the chunk before | model.h    |
+    s/matmul_nn(m->dhn, m->logits, m->head, 1, SET)/matmul_nn(m->dhn, m->logits, m->head, 1, ADD)/            | beyond-chunks |
 beyond: head, dhs of the chunk before | model.h    | /zero(m->dhs);/d                                          | beyond-chunks |
-beyond: head, dhead of the last chunk | model.h    | s/matmul_tn(m->dhead, m->logits, m->hn, 1, ADD)/matmul_tn(m->dhead, m->logits, m->hn, 1, SET)/ | beyond-chunks |
+beyond: head, dhead of the last chunk | model.h    |
+    s/matmul_tn(m->dhead, m->logits, m->hn, 1, ADD)/matmul_tn(m->dhead, m->logits, m->hn, 1, SET)/            | beyond-chunks |
 beyond: head, 16 rows at least | model.h    | s/chunk = chunk < 16 ? 16 : chunk/chunk = chunk < 1 ? 1 : chunk/ | beyond-chunks |
-beyond: answers, rows of the first chunk | run/generate.h | s/head_forward(m, m->target_row + i, b->rows/head_forward(m, m->target_row, b->rows/ | together |
-beyond: answers, logits of the first chunk | run/generate.h | s/if (i % m->chunk == 0) {/if (i == 0) {/                       | together |
-GPU reduction: no barrier before | train.cu | /__syncthreads.*may still be read/d                              | gpu-ops     | reverse
-GPU reduction: no barrier within | train.cu | /= x;$/{n;s/__syncthreads();//}                                  | gpu-ops     | forward
-GPU column sum: no barrier   | train.cu   | /of_warp\[warp\]\[lane\] = sum/{n;s/__syncthreads();//}            | gpu-ops     | random:1
+beyond: answers, rows of the first chunk | run/generate.h |
+    s/head_forward(m, m->target_row + i, b->rows/head_forward(m, m->target_row, b->rows/                      | together    |
+beyond: answers, logits of the first chunk | run/generate.h | s/if (i % m->chunk == 0) {/if (i == 0) {/       | together    |
+GPU reduction: no barrier before | train.cu   | /__syncthreads.*may still be read/d                        | gpu-ops     | reverse
+GPU reduction: no barrier within | train.cu   | /= x;$/{n;s/__syncthreads();//}                            | gpu-ops     | forward
+GPU column sum: no barrier   | train.cu   | /of_warp\[warp\]\[lane\] = sum/{n;s/__syncthreads();//}       | gpu-ops     | random:1
 GPU embedding: the last of an id, not the next | train.cu | s/i > n \&\& i < next) next = i/i > n) next = i/ | gpu-ops | forward
-GPU embedding: every token adds | train.cu | s/if (!links\[first\].is_first) return;//                            | gpu-ops     | forward
+GPU embedding: every token adds | train.cu   | s/if (!links\[first\].is_first) return;//                   | gpu-ops     | forward
 GPU embedding: only the first token of an id | train.cu | s/n = links\[n\].next) {/n = dout.rows) {/       | gpu-ops     | forward
-GPU batch stride             | train.cu   | s/b \* m.stride : 0) + row/b * m.rows * m.ld : 0) + row/          | gpu-ops     | forward
-GPU leading dimension        | train.cu   | s/(int)b.ld, b.batch/b.cols, b.batch/                             | gpu-ops     | forward
-GPU column tail              | train.cu   | s/(cols + WARP \* PACK - 1) \/ (WARP \* PACK)/(cols + WARP * PACK - 2) \/ (WARP * PACK)/ | gpu-ops | forward
-GPU pack: one element too few | train.cu  | s/if (i < n) down(&p\[i\], a.x\[i\]);/if (i + 1 < n) down(\&p[i], a.x[i]);/ | gpu-ops | forward
-GPU pack: whole beyond the row | train.cu | s/return n >= PACK \&\& /return n > 0 \&\& /                           | gpu-ops     | forward
-GPU rows beyond the grid     | train.cu   | s/n < s.rows; n += gridDim.y \* WARPS/n < s.rows; n += s.rows/      | gpu-ops     | forward
-GPU warp tail                | train.cu   | s/(x.cols + WARP - 1) \/ WARP, THREADS, g/x.cols \/ WARP, THREADS, g/ | gpu-ops | forward
-GPU product: not added       | train.cu   | s/beta = mode == ADD ? 1 : 0/beta = 0/                            | gpu-ops     | forward
-GPU product: stride of one weight for all | train.cu | s/b.batch > 1 ? (long long)b.stride : 0/(long long)b.stride/ | gpu-ops | forward
-GPU attention: sees the future | train.cu | s/return key <= own_key(s, i) \&\&/return key <= own_key(s, i) + 1 \&\&/ | gpu-ops | forward
-GPU attention: sees one less | train.cu   | s/key > own_key(s, i) - window \&\& i/key > own_key(s, i) - window + 1 \&\& i/ | gpu-ops | forward
+GPU batch stride             | train.cu   | s/b \* m.stride : 0) + row/b * m.rows * m.ld : 0) + row/       | gpu-ops     | forward
+GPU leading dimension        | train.cu   | s/(int)b.ld, b.batch/b.cols, b.batch/                          | gpu-ops     | forward
+GPU column tail              | train.cu   |
+    s/(cols + WARP \* PACK - 1) \/ (WARP \* PACK)/(cols + WARP * PACK - 2) \/ (WARP * PACK)/               | gpu-ops     | forward
+GPU pack: one element too few | train.cu   |
+    s/if (i < n) down(&p\[i\], a.x\[i\]);/if (i + 1 < n) down(\&p[i], a.x[i]);/                            | gpu-ops     | forward
+GPU pack: whole beyond the row | train.cu   | s/return n >= PACK \&\& /return n > 0 \&\& /                 | gpu-ops     | forward
+GPU rows beyond the grid     | train.cu   | s/n < s.rows; n += gridDim.y \* WARPS/n < s.rows; n += s.rows/ | gpu-ops     | forward
+GPU warp tail                | train.cu   |
+    s/(x.cols + WARP - 1) \/ WARP, THREADS, g/x.cols \/ WARP, THREADS, g/                                  | gpu-ops     | forward
+GPU product: not added       | train.cu   | s/beta = mode == ADD ? 1 : 0/beta = 0/                         | gpu-ops     | forward
+GPU product: stride of one weight for all | train.cu   |
+    s/b.batch > 1 ? (long long)b.stride : 0/(long long)b.stride/                                           | gpu-ops     | forward
+GPU attention: sees the future | train.cu   |
+    s/return key <= own_key(s, i) \&\&/return key <= own_key(s, i) + 1 \&\&/                               | gpu-ops     | forward
+GPU attention: sees one less | train.cu   |
+    s/key > own_key(s, i) - window \&\& i/key > own_key(s, i) - window + 1 \&\& i/                         | gpu-ops     | forward
 GPU attention: a tile beyond the window | train.cu | s/own - window + 1 : 0/own - window + 2 : 0/ | gpu-ops | forward
-GPU attention: dropped Δ     | train.cu   | s/P \* (y.x - Delta\[m\]\[i\])/P * y.x/                         | gpu-ops     | forward
-GPU attention: dropped Δ of keys | train.cu | s/x.x \* (y.x - D0\[0\])/x.x * y.x/                                  | gpu-ops     | forward
-GPU attention: wrong head of a group | train.cu | s/head = blockIdx.y, kv = head \/ (q.cols \/ k.cols)/head = blockIdx.y, kv = head % (k.cols \/ d)/ | gpu-ops | forward
-GPU attention: one head of a group | train.cu | s/steps = tiles \* group;/steps = tiles;/                          | gpu-ops     | forward
-GPU attention: out keeps its old m | train.cu | s/o\[m\]\[n\]\[i\] = {o\[m\]\[n\]\[i\].x \* shrink/o[m][n][i] = {o[m][n][i].x/ | gpu-ops | forward
-GPU attention: l keeps its old m | train.cu | s/sum\[m\]\[i\] \*= shrink;//                                        | gpu-ops     | forward
-GPU attention: does not wait | train.cu   | s/else __pipeline_wait_prior(0);/else __pipeline_wait_prior(1);/   | gpu-ops     | forward
-GPU attention: no barrier in front of a tile | train.cu | /static inline void arrived/,/^}/{/__syncthreads/d}      | gpu-ops     | random:1
-GPU attention: no barrier behind a tile | train.cu | /the tile may be overwritten/s/__syncthreads();//             | gpu-ops     | random:1
-GPU cross-entropy: no label  | train.cu   | s/ - (c + i == label)//                                           | gpu-ops     | forward
-GPU cross-entropy: sum not corrected | train.cu | s/sum \*= exp(before - mine)/sum \*= 1/                       | gpu-ops     | forward
-GPU cross-entropy: beyond the row | train.cu | s/if (c + i < logits.cols) sum += /sum += /                       | gpu-ops     | forward
-GPU rope: the other way round | train.cu  | s/u.x\[k\] \* c.x\[k\] - sign/u.x[k] * c.x[k] + sign/               | gpu-ops     | forward
-GPU rope: packs across halves | train.cu  | /void rope_kernel/,/^}/s/half - i/PACK/g                           | gpu-ops     | forward
-GPU shard sum: last shard    | train.cu   | s/x.cols - i < r - c ? x.cols - i : r - c/r - c/                  | gpu-ops     | forward
-GPU shard sum: into the next shard | train.cu | s/x.cols - i < r - c ? x.cols - i : r - c/x.cols - i/         | gpu-ops     | forward
-GPU shard sum: shards abreast left out | train.cu | s/for (int j = 1; j < abreast/for (int j = 2; j < abreast/ | gpu-ops     | forward
-GPU shard sum: no barrier before | train.cu | /of_thread\[threadIdx.x\] = sum/{n;s/__syncwarp();//}            | gpu-ops     | forward
-GPU shard sum: no barrier behind | train.cu | /store_reals(s, n, c, sum)/{n;s/__syncwarp();//}                 | gpu-ops     | random:1
-GPU shard tile: into the next shard | train.cu | s/x.cols - col < r - c ? x.cols - col : r - c/x.cols - col/  | gpu-ops     | forward
-GPU rmsnorm: no residual     | train.cu   | s/if (residual.p) store_reals(residual, n, c, kept\[k\]);//        | gpu-ops     | forward
-GPU rmsnorm: parts not read again | train.cu | /void rmsnorm_kernel/,/^}/s/if (first < last_part(C))/if (0)/   | gpu-ops     | forward
-GPU rmsnorm backward: parts not read again | train.cu | s/if (first < last_part(C)) kept.load/if (0) kept.load/ | gpu-ops     | forward
-GPU norm: a stride too short | train.cu   | s/i += (size_t)gridDim.x \* THREADS \* PACK/i += (size_t)gridDim.x * (THREADS - 1) * PACK/ | gpu-ops | forward
-GPU reserve: nothing         | train.cu   | s/if (take) resize/if (0) resize/                                  | gpu-allocations | forward
-GPU reserve: no factors      | train.cu   | /bytes\[FACTOR_[AB]\] = /d                                        | gpu-allocations | forward
-GPU reserve: no backward     | train.cu   | s/if (n.train) {/if (0) {/                                        | gpu-allocations | forward
-GPU reserve: shorter rows    | train.cu   | s/queries \* score_row(keys)/queries * (score_row(keys) \/ 2)/     | gpu-allocations | forward
-GPU magnitude: 0/0           | train.cu   | s/squares\[i\] <= 0 ? 1 : m\[i\]/m[i]/                             | gpu-ops     | forward
-GPU magnitude: 0/0 in its gradient | train.cu | s/bool none = q <= 0;/bool none = false;/                        | gpu-ops     | forward
-GPU AdamW: no decay          | train.cu   | s/W.x\[k\] \* shrink/W.x[k]/                                     | gpu-ops     | forward
+GPU attention: dropped Δ     | train.cu   | s/P \* (y.x - Delta\[m\]\[i\])/P * y.x/                        | gpu-ops     | forward
+GPU attention: dropped Δ of keys | train.cu   | s/x.x \* (y.x - D0\[0\])/x.x * y.x/                        | gpu-ops     | forward
+GPU attention: wrong head of a group | train.cu   |
+    s/head = blockIdx.y, kv = head \/ (q.cols \/ k.cols)/head = blockIdx.y, kv = head % (k.cols \/ d)/     | gpu-ops     | forward
+GPU attention: one head of a group | train.cu   | s/steps = tiles \* group;/steps = tiles;/                | gpu-ops     | forward
+GPU attention: out keeps its old m | train.cu   |
+    s/o\[m\]\[n\]\[i\] = {o\[m\]\[n\]\[i\].x \* shrink/o[m][n][i] = {o[m][n][i].x/                         | gpu-ops     | forward
+GPU attention: l keeps its old m | train.cu   | s/sum\[m\]\[i\] \*= shrink;//                              | gpu-ops     | forward
+GPU attention: does not wait | train.cu   | s/else __pipeline_wait_prior(0);/else __pipeline_wait_prior(1);/  | gpu-ops | forward
+GPU attention: no barrier in front of a tile | train.cu   |
+    /static inline void arrived/,/^}/{/__syncthreads/d}                                                   | gpu-ops     | random:1
+GPU attention: no barrier behind a tile | train.cu   | /the tile may be overwritten/s/__syncthreads();//  | gpu-ops     | random:1
+GPU cross-entropy: no label  | train.cu   | s/ - (c + i == label)//                                        | gpu-ops     | forward
+GPU cross-entropy: sum not corrected | train.cu   | s/sum \*= exp(before - mine)/sum \*= 1/                | gpu-ops     | forward
+GPU cross-entropy: beyond the row | train.cu   | s/if (c + i < logits.cols) sum += /sum += /               | gpu-ops     | forward
+GPU rope: the other way round | train.cu   | s/u.x\[k\] \* c.x\[k\] - sign/u.x[k] * c.x[k] + sign/         | gpu-ops     | forward
+GPU rope: packs across halves | train.cu   | /void rope_kernel/,/^}/s/half - i/PACK/g                      | gpu-ops     | forward
+GPU shard sum: last shard    | train.cu   | s/x.cols - i < r - c ? x.cols - i : r - c/r - c/               | gpu-ops     | forward
+GPU shard sum: into the next shard | train.cu   | s/x.cols - i < r - c ? x.cols - i : r - c/x.cols - i/    | gpu-ops     | forward
+GPU shard sum: shards abreast left out | train.cu   |
+    s/for (int j = 1; j < abreast/for (int j = 2; j < abreast/                                             | gpu-ops     | forward
+GPU shard sum: no barrier before | train.cu   | /of_thread\[threadIdx.x\] = sum/{n;s/__syncwarp();//}      | gpu-ops     | forward
+GPU shard sum: no barrier behind | train.cu   | /store_reals(s, n, c, sum)/{n;s/__syncwarp();//}          | gpu-ops     | random:1
+GPU shard tile: into the next shard | train.cu   | s/x.cols - col < r - c ? x.cols - col : r - c/x.cols - col/ | gpu-ops | forward
+GPU rmsnorm: no residual     | train.cu   | s/if (residual.p) store_reals(residual, n, c, kept\[k\]);//    | gpu-ops     | forward
+GPU rmsnorm: parts not read again | train.cu   | /void rmsnorm_kernel/,/^}/s/if (first < last_part(C))/if (0)/ | gpu-ops | forward
+GPU rmsnorm backward: parts not read again | train.cu   |
+    s/if (first < last_part(C)) kept.load/if (0) kept.load/                                                | gpu-ops     | forward
+GPU norm: a stride too short | train.cu   |
+    s/i += (size_t)gridDim.x \* THREADS \* PACK/i += (size_t)gridDim.x * (THREADS - 1) * PACK/             | gpu-ops     | forward
+GPU reserve: nothing         | train.cu   | s/if (take) resize/if (0) resize/                          | gpu-allocations | forward
+GPU reserve: no factors      | train.cu   | /bytes\[FACTOR_[AB]\] = /d                                 | gpu-allocations | forward
+GPU reserve: no backward     | train.cu   | s/if (n.train) {/if (0) {/                                 | gpu-allocations | forward
+GPU reserve: shorter rows    | train.cu   |
+    s/queries \* score_row(keys)/queries * (score_row(keys) \/ 2)/                                     | gpu-allocations | forward
+GPU magnitude: 0/0           | train.cu   | s/squares\[i\] <= 0 ? 1 : m\[i\]/m[i]/                         | gpu-ops     | forward
+GPU magnitude: 0/0 in its gradient | train.cu   | s/bool none = q <= 0;/bool none = false;/                | gpu-ops     | forward
+GPU AdamW: no decay          | train.cu   | s/W.x\[k\] \* shrink/W.x[k]/                                   | gpu-ops     | forward
 json: equal keys             | lib/json.h | s/ . JSON_REJECT_DUPLICATES//                                        | row-files   |
 json: large whole numbers    | lib/json.h | s/AS_DOUBLES = JSON_DECODE_INT_AS_REAL/AS_DOUBLES = 0/            | json-values |
 json: the place of a fault   | lib/json.h | /json_error_code(&e) != json_error_premature/d                    | row-files   |
@@ -216,37 +292,44 @@ json: another dtype beside   | lib/directory.h | s/if (!json_object_get(json, "t
 json: numbers of a row       | run/rows.h | s/json_stringn(at, n)/json_string("0")/                           | row-files   |
 safetensors: -0              | lib/safetensors.h | /die("%s: -0 is no size/d                                | safetensors |
 safetensors: any depth       | lib/safetensors.h | s/depth > 127/depth > 128/                                 | safetensors |
-safetensors: 8.0             | lib/safetensors.h | s/return json_is_integer(item) &&/return json_is_number(item) \&\&/ | safetensors |
+safetensors: 8.0             | lib/safetensors.h |
+    s/return json_is_integer(item) &&/return json_is_number(item) \&\&/                                       | safetensors |
 rows: any byte               | run/rows.h | /^    expect_utf8(path, \*whole, \*bytes);$/d                     | row-files   |
 rows: answers of nothing     | run/rows.h | s/if (!r.ids) { d->empty++; return; }/if (!r.ids) return;/        | row-files   |
-safetensors: shared bytes    | lib/safetensors.h | /^        if (s->from < end)$/,+1d                                | safetensors |
-safetensors: holes           | lib/safetensors.h | /^        if (s->from > end)$/,+1d                                | safetensors |
-safetensors: bytes behind    | lib/safetensors.h | /stand behind the last tensor/d                                   | safetensors |
-safetensors: a cut file      | lib/safetensors.h | /^    sigaction(SIGBUS/d                                          | cut-file    |
+safetensors: shared bytes    | lib/safetensors.h | /^        if (s->from < end)$/,+1d                         | safetensors |
+safetensors: holes           | lib/safetensors.h | /^        if (s->from > end)$/,+1d                         | safetensors |
+safetensors: bytes behind    | lib/safetensors.h | /stand behind the last tensor/d                            | safetensors |
+safetensors: a cut file      | lib/safetensors.h | /^    sigaction(SIGBUS/d                                   | cut-file    |
 printable: C1                | ops/host.h | s/if (n && !c0 && !c1 && !turns)/if (n \&\& !c0 \&\& !turns)/    | safetensors |
-lora+: λ for A               | adapters.h | s/\.value == &l->B) m->tensors/.value == \&l->A) m->tensors/             | update      |
+lora+: λ for A               | adapters.h | s/\.value == &l->B) m->tensors/.value == \&l->A) m->tensors/      | update      |
 lora+: λ for neither         | train.c    | s/lr \* rate, opt.weight_decay/lr, opt.weight_decay/               | update      |
 update: no decay             | train.c    | s/lr \* rate, opt.weight_decay/lr * rate, 0/                       | update      |
 update: the norm without ε   | train.c    | s/opt.clip \/ (norm + 1e-6) : 1;/opt.clip \/ norm : 1;/           | update      |
 update: clipped upwards      | train.c    | s/ && opt.clip \/ (norm + 1e-6) < 1 ?/ ?/                         | update      |
 lora: half of the start      | adapters.h | s/(2 \* rng_uniform(&r) - 1)/(rng_uniform(\&r) - 0.5)/            | lora-start  |
-lora: one start for all      | adapters.h | /^static void lora_init/,/^}/s/rng_named(m->p.seed, name)/rng_named(m->p.seed, "A")/ | lora-start |
+lora: one start for all      | adapters.h |
+    /^static void lora_init/,/^}/s/rng_named(m->p.seed, name)/rng_named(m->p.seed, "A")/                      | lora-start  |
 saved: α of rank r           | run/peft.h | s/p->alpha \* doubled/p->alpha/                                    | saved-lora  |
 saved: + B0                  | lib/safetensors.h | s/= -y\[/= y[/                                           | saved-lora  |
 saved: without rslora        | run/peft.h | s/same_text(p->method->peft_variant, lora_flags\[i\])/0/          | saved-lora  |
 step: mean of means          | train.c    | s/fill_batch(r, b, i, last);$/&targets = b->targets;/              | targets     |
-step: prompts count          | train.c    | s/targets += learnt_tokens(&r->train.rows\[r->order\[i\]\])/targets += r->train.rows[r->order[i]].n - 1/ | targets     |
+step: prompts count          | train.c    |
+    s/targets += learnt_tokens(&r->train.rows\[r->order\[i\]\])/targets += r->train.rows[r->order[i]].n - 1/  | targets     |
 batch: prompts learnt        | run/rows.h | s/if (is_learnt(r, i + 1)) b->target_row/if (1) b->target_row/     | targets     |
-batch: answers from the second | run/rows.h | s/if (is_learnt(r, i + 1)) b->target_row/if (is_learnt(r, i)) b->target_row/ | targets |
+batch: answers from the second | run/rows.h |
+    s/if (is_learnt(r, i + 1)) b->target_row/if (is_learnt(r, i)) b->target_row/                              | targets     |
 schedule: linear             | train.c    | s/return opt.lr \* left;/return opt.lr * (1 - left);/             | schedules   |
-schedule: constant falls     | train.c    | /^static double learning_rate/,/^}/s/return opt.lr;/return opt.lr * left;/ | schedules |
-schedule: warm-up from 1     | train.c    | s/return opt.lr \* s \/ opt.warmup/return opt.lr * (s + 1) \/ opt.warmup/ | schedules |
+schedule: constant falls     | train.c    |
+    /^static double learning_rate/,/^}/s/return opt.lr;/return opt.lr * left;/                                | schedules   |
+schedule: warm-up from 1     | train.c    |
+    s/return opt.lr \* s \/ opt.warmup/return opt.lr * (s + 1) \/ opt.warmup/                                 | schedules   |
 schedule: steps after warm-up | train.c   | s/? steps - opt.warmup : 1/? steps : 1/                            | schedules   |
 windows: a token lost        | run/rows.h | s/i + 1 < all.n; i += seq/i + 1 < all.n; i += seq + 1/             | windows     |
 windows: first token learnt  | run/rows.h | s/, .prompt = 1};/, .prompt = 0};/                                 | windows     |
 rows: nothing of the answer  | run/rows.h | s/if (r.n > r.prompt) { arrput/if (r.n >= r.prompt) { arrput/      | cut-rows    |
 rows: cuts not counted       | run/rows.h | s/r.n = seq, d->cut++/r.n = seq/                                   | cut-rows    |
-saving: NaN                  | run/checkpoint.h | s/kind == PARAM \&\& !isfinite(sum_of_squares(\*m->/kind == BASE \&\& !isfinite(sum_of_squares(*m->/ | nan-saved |
+saving: NaN                  | run/checkpoint.h |
+    s/kind == PARAM \&\& !isfinite(sum_of_squares(\*m->/kind == BASE \&\& !isfinite(sum_of_squares(*m->/      | nan-saved   |
 resume: another decay        | run/options.h | /"--weight-decay"/s/SAME/ANY/                                  | same-options |
 resume: another ratio        | run/options.h | /"--lora-plus-ratio"/s/SAME/ANY/                               | same-options |
 tensors too many             | lib/safetensors.h | s/if (shgeti(names, c->tensors\[i\].key) < 0 \&\&/if (0 \&\&/ | too-many    |
@@ -255,43 +338,47 @@ config: another α            | run/peft.h | s/"lora_alpha", 8/"lora_alpha", 16/
 pieces: USER merges          | tokenizer.c | s/return id < 0 .. e->t->pieces\[id\].type != USER/return 1/       | pieces      |
 pieces: UNUSED is said       | tokenizer.c | s/== UNUSED) e->left_part/== NORMAL) e->left_part/                | pieces      |
 lora: a number beyond the end | adapters.h | /^static void lora_init/,/^}/s/i < n; i++) a/i <= n; i++) a/    | block-ends  | lora
-pieces: no room for a longer word | tokenizer.c | s/: 2 \* e->room;/: 1 * e->room;/                              | block-ends  | lora
+pieces: no room for a longer word | tokenizer.c | s/: 2 \* e->room;/: 1 * e->room;/                           | block-ends  | lora
 pieces: spaces kept          | tokenizer.c | s/while (after_space \&\& part.n/while (0 \&\& part.n/            | pieces      |
 pieces: a last space kept    | tokenizer.c | s/while (t->trim_spaces \&\& (size_t)/while (0 \&\& (size_t)/     | pieces      |
 pieces: surrogates           | ops/utf8.h | s/(code < 0xd800 .. code > 0xdfff)/1/                              | pieces      |
 pieces: overlong             | ops/utf8.h | s/code >= lowest\[n\]/1/                                           | pieces      |
 added: the first of two      | tokenizer.c | s/(t->added\[i\].text.n != n/(1/                                  | added-twice |
 added: rstrip beyond the text | tokenizer.c | s/is_space(code_behind(text, start))/is_space(text.p[start])/       | added-twice |
-pieces: a field of number 0  | tokenizer.c | s/f->key >> 3 == 0/0/                                             | refused-tokenizers |
-pieces: an empty one         | tokenizer.c | s/if (!p->text.n /if (0 /                                         | refused-tokenizers |
+pieces: a field of number 0  | tokenizer.c | s/f->key >> 3 == 0/0/                                          | refused-tokenizers |
+pieces: an empty one         | tokenizer.c | s/if (!p->text.n /if (0 /                                      | refused-tokenizers |
 top-p: one more on the edge  | run/generate.h | s/reached < opt.top_p \* sum/reached <= opt.top_p * sum/       | sampling    |
 greedy: the last of equals   | run/generate.h | s/logits\[i\] > logits\[best\]/logits[i] >= logits[best]/      | sampling    |
 product: copies abreast, the first again | ops/gemm.h | s/row + s \* width, (size_t)width/row, (size_t)width/  | beyond-panels |
-product: the rest beside the first | ops/gemm.h | s/memcpy(to + (size_t)whole \* size, row/memcpy(to, row/        | beyond-panels |
+product: the rest beside the first | ops/gemm.h | s/memcpy(to + (size_t)whole \* size, row/memcpy(to, row/    | beyond-panels |
 few rows: the last part of K | ops/gemm.h | s/k0 += KC, mode = ADD/k0 += KC/                                  | few-rows    |
 few rows: one after the other | ops/gemm.h | s/line\[half \* LANES + l\] + k/line[l] + k/                     | few-rows    |
 window: one key less         | ops/cpu.c  | s/own + 1 - window : 0;/own + 2 - window : 0;/                    | cache       |
-window: a row sees one more  | ops/cpu.c  | s/seen_to(a, r) - a.window : 0/seen_to(a, r) - a.window + 1 : 0/  | beyond-blocks | attention
+window: a row sees one more  | ops/cpu.c  |
+    s/seen_to(a, r) - a.window : 0/seen_to(a, r) - a.window + 1 : 0/                                   | beyond-blocks | attention
 window: unseen keys learn    | ops/cpu.c  | /hide_unseen(ds, a, r);/d                                         | ops         |
-window: from one layer later | llama.h    | s/i < c->full_layers/i <= c->full_layers/                       | goldens     |
+window: from one layer later | llama.h    | s/i < c->full_layers/i <= c->full_layers/                     | goldens     |
 bias: no gradient            | model.h    | /bias_backward(l->dbias, dy);/d                                   | gradients   | full
 bias: the last token alone   | ops/cpu.c  | /^void bias_backward/,/^}/s/ += ROW(dy/ = ROW(dy/                 | ops         |
 qwen3: k by the norm of q    | llama.h    | s/L->k_raw), L->k_norm/L->k_raw), L->q_norm/                      | goldens     |
 qwen3: k without its norm    | llama.h    | s/rmsnorm_forward(heads_of(m, L->k), none.*/copy(L->k, L->k_raw);/ | goldens    |
-qwen3: no gradient of k      | llama.h    | /rmsnorm_backward(heads_of(m, dk)/,+1d                               | gradients   | full
+qwen3: no gradient of k      | llama.h    | /rmsnorm_backward(heads_of(m, dk)/,+1d                            | gradients   | full
 llama3: fast or slow, no blend | llama.h  | s/often = fmin(fmax(often, 0), 1);/often = often > 0;/            | goldens     |
 llama3: turns in radians     | llama.h    | s/ \/ (2 \* acos(-1));/;/                                         | goldens     |
 linear: as it was            | llama.h    | s/== ROPE_LINEAR) often = 0/== ROPE_LINEAR) often = 1/              | goldens     |
 family: as many heads of keys | llama.h      | s/.kv_heads = 8, .window/.window/                              | defaults    |
-family: Qwen2 always in a window | llama.h      | /"qwen2"/s/.window_switch = 1,$//                | defaults    |
+family: Qwen2 always in a window | llama.h      | /"qwen2"/s/.window_switch = 1,$//                  | defaults    |
 family: layer_types not read | llama.h      | s/if (c->window != INT_MAX) c->full_layers = full;//           | defaults    |
-GPU window: one key less     | train.cu   | s/own + 1 - window : 0;/own + 2 - window : 0;/                    | gpu-ops     | forward
-GPU window: no lower edge    | train.cu   | s/return seen_to(r) > window ? seen_to(r) - window : 0;/return 0;/ | gpu-ops    | forward
-GPU bias: subtracted         | train.cu   | /void bias_kernel/,/^}/s/sum.x\[i\] += term/sum.x[i] -= term/      | gpu-ops     | forward
-GPU bias: every eighth row   | train.cu   | /^__global__ static void bias_backward_kernel/,/^}/s/dy.rows, c/dy.rows \/ 8, c/ | gpu-ops | forward
-chat: the end is not learnt   | run/dialogue.h | s/if (end_learnt \&\& r.n > from) r.learnt\[from\] = 1;//          | templates   |
-chat: earlier answers learnt  | run/rows.h | s/read_turns(\&list, where, asked, 0)/read_turns(\&list, where, asked, 1)/ | row-formats |
-chat: the user is learnt      | run/dialogue.h | s/add_tokens(\&r, t, text, begins, 0);/add_tokens(\&r, t, text, begins, 1);/ | templates |
+GPU window: one key less     | train.cu   | s/own + 1 - window : 0;/own + 2 - window : 0;/                 | gpu-ops     | forward
+GPU window: no lower edge    | train.cu   | s/return seen_to(r) > window ? seen_to(r) - window : 0;/return 0;/ | gpu-ops | forward
+GPU bias: subtracted         | train.cu   | /void bias_kernel/,/^}/s/sum.x\[i\] += term/sum.x[i] -= term/  | gpu-ops     | forward
+GPU bias: every eighth row   | train.cu   |
+    /^__global__ static void bias_backward_kernel/,/^}/s/dy.rows, c/dy.rows \/ 8, c/                       | gpu-ops     | forward
+chat: the end is not learnt  | run/dialogue.h | s/if (end_learnt \&\& r.n > from) r.learnt\[from\] = 1;//     | templates   |
+chat: earlier answers learnt | run/rows.h |
+    s/read_turns(\&list, where, asked, 0)/read_turns(\&list, where, asked, 1)/                                | row-formats |
+chat: the user is learnt     | run/dialogue.h |
+    s/add_tokens(\&r, t, text, begins, 0);/add_tokens(\&r, t, text, begins, 1);/                              | templates   |
 chat: a space of its own      | run/dialogue.h | s/begins = begins \&\& !\*text;/begins = 1;/                      | templates   |
 chat: system in the wrong turn | run/dialogue.h | s/chat.is->place == WITHIN_LAST ? last - 1 : /0 ? 0 : /          | templates   |
 rows: Dolly without context   | run/rows.h | s/"instruction", "context", /"instruction", NULL, /              | row-formats |
@@ -302,7 +389,8 @@ template: the file is not read | run/templates.h | s/if (!source \&\& text) sour
 gzip: the first member alone  | lib/gzip.h | s/for (; at < \*bytes; at += used)/for (; !at; at += used)/      | gzip        |
 gzip: cut short is the end    | lib/gzip.h | s/if (said == Z_OK .. said == Z_BUF_ERROR)$/if (0)/              | gzip        |
 best: the last of equals      | run/checkpoint.h | s/loss >= r->best)/loss > 1.2 * r->best)/                 | keep-best   |
-best: what came last          | run/checkpoint.h | s/if (r->best_step \&\& r->best_step != r->step) stage_best/if (0) stage_best/ | keep-best |
+best: what came last         | run/checkpoint.h |
+    s/if (r->best_step \&\& r->best_step != r->step) stage_best/if (0) stage_best/                            | keep-best   |
 best: patience never ends     | train.c    | s/r->waited >= opt.patience; }/r->waited > opt.patience + 99; }/ | keep-best   |
 merges: the last line first  | tokenizer.c | s/(float)-m->rank/(float)m->rank/                                 | merges      |
 merges: whole words by merges | tokenizer.c | s/e->t->whole_words ? find_piece/0 ? find_piece/                 | merges      |
@@ -312,10 +400,11 @@ merges: normalized sought at once | tokenizer.c | s/if (a->normalized != normali
 merges: no NFC               | tokenizer.c | s/!normalized \&\& e->t->nfc/0/                                   | merges      |
 merges: bytes without a token part words | tokenizer.c | s/e->t->lacks_bytes ? without_missing(e, word) : word/word/ | merges |
 merges: a space before a space | tokenizer.c | s/if (e->t->unless_space \&\&/if (0 \&\&/                        | merges      |
-merges: an answer with a space of its own | tokenizer.c | s/begins \&\& t->space_in_front, begins/t->space_in_front, begins/ | byte-level-rows |
+merges: an answer with a space of its own | tokenizer.c |
+    s/begins \&\& t->space_in_front, begins/t->space_in_front, begins/                                        | byte-level-rows |
 merges: U+180E a space       | lib/words.h | s/^#define WHITE_SPACE "/&\\\\x{180e}/                             | merges      |
 merges: marks unsorted       | lib/words.h | s/if (marks > 1) sort_marks/if (0) sort_marks/                    | merges      |
-merges: what matches is dropped | run/tokenizer_json.h | s/isolated .. inverted, isolated .. !inverted/isolated, 1/    | merges      |
+merges: what matches is dropped | run/tokenizer_json.h | s/isolated .. inverted, isolated .. !inverted/isolated, 1/ | merges |
 merges: digits together      | run/tokenizer_json.h | s/one ? /0 ? /                                           | merges      |
 merges: BOS where one is named | run/special_tokens.h | s/merges \&\& !json_is_true(add_bos)/0/                  | merges      |
 '
@@ -372,7 +461,8 @@ build() {
 copy_sources() { rm -rf "$1"; mkdir -p "$1"; cp -r --parents *.h *.c train.cu ops lib run paper dev/halves.h "$1"; }
 
 run_test() { # directory, test, method: what it leaves lies in the directory
-    TMPDIR=$PWD/$1 TRAIN="$PWD/$1/test --train" OMP_NUM_THREADS=1 FIRST_FAILURE=1 timeout ${LIMIT:-120} "$1/test" "$2" ${3:+"$3"} >"$1/log" 2>&1
+    TMPDIR=$PWD/$1 TRAIN="$PWD/$1/test --train" OMP_NUM_THREADS=1 FIRST_FAILURE=1 \
+        timeout ${LIMIT:-120} "$1/test" "$2" ${3:+"$3"} >"$1/log" 2>&1
 }
 
 try() { # directory, what, file, expression, test, method or order
@@ -433,7 +523,7 @@ choose_mutants() { # word, every
         i=$((i + 1))
         [ $((i % $2)) = 0 ] || continue
         fields $i "$(trim "$what")" "$(trim "$file")" "$(trim "$expression")" "$(trim "$test")" "$(trim "$method")"
-    done <<<"$mutants"
+    done < <(sed ':row; N; s/\n  */ /; t row; P; D' <<<"$mutants")
 }
 
 # Every mutant: what tries it, and its arguments.
@@ -523,7 +613,8 @@ __attribute__((constructor)) static void choose(void)
         sed -n "s|^$whole/src/\([^:]*\):\([0-9]*\):.*error: .*else.*|\1 \2 - 1|p; t
                 s|^$whole/src/\([^:]*\):\([0-9]*\):.*error:.*|\1 \2|p" $whole/errors | while read -r file number; do
             number=$((number))                          # an else without its if is the fault of the line before
-            awk -F'\t' -v n="$number" '$2 != n' "$whole/list.${file//\//.}" >$whole/kept && mv $whole/kept "$whole/list.${file//\//.}"
+            awk -F'\t' -v n="$number" '$2 != n' "$whole/list.${file//\//.}" >$whole/kept &&
+                mv $whole/kept "$whole/list.${file//\//.}"
         done
     done
     cat $whole/errors; return 1

@@ -79,6 +79,9 @@ function matches(s, pattern, rule,    rest, skipped, token, before, after) {
     matches(s, "[(,=] ?-[A-Za-z(]", "minus")
     matches(s, "![A-Za-z(*]", "not")
     matches(s, "\\[[a-z]+\\]", "index")
-    if (s !~ /^ *(static |const )*(unsigned )?(char|double|int|size_t|float) [a-z_]+\[/) matches(s, "[0-9]+(\\.[0-9]+)?(e-?[0-9]+)?", "number")
-    if (s ~ /^ +([a-z_0-9]+\(.*\)|continue|break|return);[ ]*$/ && s !~ /^ +(va_start|va_end|free|printf|fflush|return|die|put)[ (]/) put(match(s, /[^ ]/), length(s) - match(s, /[^ ]/) + 1, ";")
+    if (s !~ /^ *(static |const )*(unsigned )?(char|double|int|size_t|float) [a-z_]+\[/)           # no array's size
+        matches(s, "[0-9]+(\\.[0-9]+)?(e-?[0-9]+)?", "number")
+    if (s ~ /^ +([a-z_0-9]+\(.*\)|continue|break|return);[ ]*$/ &&
+        s !~ /^ +(va_start|va_end|free|printf|fflush|return|die|put)[ (]/)
+        put(match(s, /[^ ]/), length(s) - match(s, /[^ ]/) + 1, ";")
 }

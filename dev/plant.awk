@@ -17,7 +17,12 @@ function bare(s,    out, i, c, two, quote) {
         c = substr(s, i, 1)
         two = substr(s, i, 2)
         if (comment) { if (two == "*/") { comment = 0; out = out " "; i++ } out = out " "; continue }
-        if (quote) { if (c == "\\") { out = out " "; i++; out = out " " } else if (c == quote) { quote = ""; out = out c } else out = out " "; continue }
+        if (quote) {
+            if (c == "\\") { out = out " "; i++; out = out " " }
+            else if (c == quote) { quote = ""; out = out c }
+            else out = out " "
+            continue
+        }
         if (two == "//") { while (length(out) < length(s)) out = out " "; return out }
         if (two == "/*") { comment = 1; out = out "  "; i++; continue }
         if (c == "\"" || c == "'") quote = c
@@ -72,7 +77,9 @@ function all_within(from, to,    i, f) {
 # Does a line that ends with a semicolon hold all of its statement?
 function whole(word,    a) { a = word; return gsub(/[({]/, "", a) == gsub(/[)}]/, "", a) }
 
-function strip(line) { return substr(line, 1, length(bare(line))) ~ /\/\// ? substr(line, 1, match(bare(line), / *$/) - 1) : line }
+function strip(line) {
+    return substr(line, 1, length(bare(line))) ~ /\/\// ? substr(line, 1, match(bare(line), / *$/) - 1) : line
+}
 
 NR == FNR { faults[$2 + 0]++; fault[$2 + 0, faults[$2 + 0]] = $0; next }
 {
@@ -96,11 +103,14 @@ NR == FNR { faults[$2 + 0]++; fault[$2 + 0, faults[$2 + 0]] = $0; next }
             to = top_level(s, at, ";")
             if (word ~ /;$/ && whole(word) && !all_within(at, to)) out = "    " statement($0)
             else if (at > 1 && to) out = choose($0, at, to)
-        } else if (match(word, /^(const |unsigned )*[a-z_0-9]+ \**[A-Za-z_0-9]+ = /) && word !~ /^(return|else|case|static|goto) /) {
+        } else if (match(word, /^(const |unsigned )*[a-z_0-9]+ \**[A-Za-z_0-9]+ = /) &&
+                   word !~ /^(return|else|case|static|goto) /) {
             at = index(s, " = ") + 3
             to = top_level(s, at, ";")
             if (to && substr(s, at, 1) != "{" && !top_level(s, at, ",")) out = choose($0, at, to)
-        } else if (word ~ /;$/ && whole(word) && word !~ /^(else|case|default|static|const|unsigned|struct|enum|}|\{|do|goto)/ && word !~ /^[a-z_0-9]+ \**[A-Za-z_0-9]+( =|\[|,|;)/)
+        } else if (word ~ /;$/ && whole(word) &&
+                   word !~ /^(else|case|default|static|const|unsigned|struct|enum|}|\{|do|goto)/ &&
+                   word !~ /^[a-z_0-9]+ \**[A-Za-z_0-9]+( =|\[|,|;)/)
             out = "    " statement($0)
         else if (word ~ /^return .*;$/) out = "    " statement($0)
     }

@@ -23,7 +23,8 @@ static void write_config(const char *shape_name, const char *dtype)
     if (!n[0] && sscanf(shape_name, "%d,%d,%d,%d,%d", &n[0], &n[1], &n[2], &n[3], &n[4]) != 5)
         die("%s: expected 15m, 110m, 7b, or dim,hidden,layers,heads,vocab", shape_name);
     char text[700];
-    int bytes = snprintf(text, sizeof text, "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_act\": \"silu\","
+    int bytes = snprintf(text, sizeof text,
+        "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_act\": \"silu\","
         " \"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, \"num_attention_heads\": %d,"
         " \"num_key_value_heads\": %d,"
         " \"vocab_size\": %d, \"max_position_embeddings\": 4096, \"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0,"

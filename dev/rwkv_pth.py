@@ -17,6 +17,9 @@ F, C = found["blocks.0.ffn.key.weight"].shape
 os.makedirs(out)
 safetensors.torch.save_file(tensors, os.path.join(out, "model.safetensors"), metadata={"format": "pt"})
 shutil.copy(vocabulary, os.path.join(out, "rwkv_vocab_v20230424.txt"))
-json.dump({"model_type": "rwkv6", "architectures": ["Rwkv6ForCausalLM"], "hidden_size": C, "attention_hidden_size": H * d, "head_size": d, "head_size_divisor": 8,
-           "intermediate_size": F, "num_hidden_layers": 1 + max(int(n.split(".")[1]) for n in found if n.startswith("blocks.")), "layer_norm_epsilon": 1e-5,
-           "vocab_size": len(found["emb.weight"]), "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 0}, open(os.path.join(out, "config.json"), "w"), indent=1)
+layers = 1 + max(int(name.split(".")[1]) for name in found if name.startswith("blocks."))
+config = {"model_type": "rwkv6", "architectures": ["Rwkv6ForCausalLM"], "hidden_size": C, "attention_hidden_size": H * d,
+          "head_size": d, "head_size_divisor": 8, "intermediate_size": F, "num_hidden_layers": layers,
+          "layer_norm_epsilon": 1e-5, "vocab_size": len(found["emb.weight"]), "tie_word_embeddings": False,
+          "bos_token_id": 0, "eos_token_id": 0}
+json.dump(config, open(os.path.join(out, "config.json"), "w"), indent=1)

@@ -36,7 +36,8 @@ class Reader:
         for _ in range(fields):
             name = self.text()
             self.fields[name] = self.value(self.number("I"))
-        table = [(self.text(), [self.number("Q") for _ in range(self.number("I"))], self.number("I"), self.number("Q")) for _ in range(tensors)]
+        table = [(self.text(), [self.number("Q") for _ in range(self.number("I"))], self.number("I"), self.number("Q"))
+                 for _ in range(tensors)]
         begin = -(-self.at // 32) * 32
         self.tensors = {name: self.tensor(sides[::-1], kind, begin + offset) for name, sides, kind, offset in table}
 
@@ -122,11 +123,13 @@ def tokenizer(fields):
     special = {i: {"content": token, **flags} for i, (token, kind) in enumerate(zip(tokens, kinds)) if kind == 3}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     whole = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [{"id": i, **token} for i, token in special.items()], "normalizer": None,
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [{"id": i, **token} for i, token in special.items()], "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level]},
         "post_processor": None, "decoder": {**byte_level, "add_prefix_space": True},
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False,
-                  "byte_fallback": False, "vocab": {token: i for i, token in enumerate(tokens)}, "merges": fields["tokenizer.ggml.merges"]},
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+                  "vocab": {token: i for i, token in enumerate(tokens)}, "merges": fields["tokenizer.ggml.merges"]},
     }
     named = {name: tokens[fields[f"tokenizer.ggml.{field}_token_id"]] for name, field in
              (("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding"))}

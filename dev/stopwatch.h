@@ -27,7 +27,10 @@ static void spend(const char *op, enum group group, cost c)
 static double size_of(mat m) { return m.p ? (double)elements(m) * (double)dtypes[m.type].size : 0; }
 static int inner(mat x, int transposed) { return transposed ? x.rows : x.cols; }
 static double product_flops(mat y, mat x, int xt) { return y.p ? 2. * y.batch * y.rows * y.cols * inner(x, xt) : 0; }
-static double product_bytes(mat y, mat x, mat w, enum mode mode) { return y.p ? size_of(y) * (mode == ADD ? 2 : 1) + size_of(x) + size_of(w) : 0; }
+static double product_bytes(mat y, mat x, mat w, enum mode mode)
+{
+    return y.p ? size_of(y) * (mode == ADD ? 2 : 1) + size_of(x) + size_of(w) : 0;
+}
 
 // A product belongs to the adapter when it is one of many small ones, or one of its three dimensions is the rank (which cannot
 // be told where the rank is the number of tokens).
@@ -55,21 +58,29 @@ static double attention_flops(const span *s, int spans, mat q)
         if (stopwatch_runs) spend(#op, group, (cost){now() - start, flop_count, byte_count}); \
     }
 
-TIMED(matmul_nt, (mat y, mat x, mat w, double scale, enum mode mode), (y, x, w, scale, mode), of_product(y, x, 0), product_flops(y, x, 0), product_bytes(y, x, w, mode))
-TIMED(matmul_nn, (mat y, mat x, mat w, double scale, enum mode mode), (y, x, w, scale, mode), of_product(y, x, 0), product_flops(y, x, 0), product_bytes(y, x, w, mode))
-TIMED(matmul_tn, (mat y, mat x, mat w, double scale, enum mode mode), (y, x, w, scale, mode), of_product(y, x, 1), product_flops(y, x, 1), product_bytes(y, x, w, mode))
+TIMED(matmul_nt, (mat y, mat x, mat w, double scale, enum mode mode), (y, x, w, scale, mode),
+      of_product(y, x, 0), product_flops(y, x, 0), product_bytes(y, x, w, mode))
+TIMED(matmul_nn, (mat y, mat x, mat w, double scale, enum mode mode), (y, x, w, scale, mode),
+      of_product(y, x, 0), product_flops(y, x, 0), product_bytes(y, x, w, mode))
+TIMED(matmul_tn, (mat y, mat x, mat w, double scale, enum mode mode), (y, x, w, scale, mode),
+      of_product(y, x, 1), product_flops(y, x, 1), product_bytes(y, x, w, mode))
 TIMED(attention_forward, (mat out, mat lse, mat q, mat k, mat v, int d, int w, const span *s, int n),
       (out, lse, q, k, v, d, w, s, n),
       ATTENTION, 2 * attention_flops(s, n, q), size_of(out) + size_of(q) + size_of(k) + size_of(v))
-TIMED(attention_backward, (mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse, int d, int w, const span *s, int n),
+TIMED(attention_backward,
+      (mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse, int d, int w, const span *s, int n),
       (dq, dk, dv, dout, q, k, v, out, lse, d, w, s, n),
       ATTENTION, 5 * attention_flops(s, n, q), 2 * (size_of(dq) + size_of(dk) + size_of(dv)) + size_of(dout) + size_of(out))
-TIMED(rmsnorm_forward, (mat out, mat residual, mat x, mat w, double eps), (out, residual, x, w, eps), ROWWISE, 0, size_of(out) + size_of(residual) + size_of(x))
-TIMED(rmsnorm_backward, (mat dx, mat dw, mat dout, mat x, mat w, double eps), (dx, dw, dout, x, w, eps), ROWWISE, 0, 2 * size_of(dx) + size_of(dout) + size_of(x))
+TIMED(rmsnorm_forward, (mat out, mat residual, mat x, mat w, double eps), (out, residual, x, w, eps),
+      ROWWISE, 0, size_of(out) + size_of(residual) + size_of(x))
+TIMED(rmsnorm_backward, (mat dx, mat dw, mat dout, mat x, mat w, double eps), (dx, dw, dout, x, w, eps),
+      ROWWISE, 0, 2 * size_of(dx) + size_of(dout) + size_of(x))
 TIMED(rope, (mat x, dev_ints pos, mat table, int sign), (x, pos, table, sign), ROWWISE, 0, 2 * size_of(x))
 TIMED(swiglu_forward, (mat out, mat gate, mat up), (out, gate, up), ROWWISE, 0, 3 * size_of(out))
-TIMED(swiglu_backward, (mat dgate, mat dup, mat dout, mat gate, mat up), (dgate, dup, dout, gate, up), ROWWISE, 0, 5 * size_of(dout))
-TIMED(cross_entropy, (mat losses, mat logits, dev_ints labels, double scale), (losses, logits, labels, scale), ENTROPY, 0, (scale ? 2 : 1) * size_of(logits))
+TIMED(swiglu_backward, (mat dgate, mat dup, mat dout, mat gate, mat up), (dgate, dup, dout, gate, up),
+      ROWWISE, 0, 5 * size_of(dout))
+TIMED(cross_entropy, (mat losses, mat logits, dev_ints labels, double scale), (losses, logits, labels, scale),
+      ENTROPY, 0, (scale ? 2 : 1) * size_of(logits))
 TIMED(shard_sum, (mat s, mat x), (s, x), ADAPTER, 0, size_of(s) + size_of(x))
 TIMED(shard_tile, (mat x, mat s), (x, s), ADAPTER, 0, size_of(s) + 2 * size_of(x))
 TIMED(add, (mat y, mat x, double scale), (y, x, scale), ADAPTER, 0, 3 * size_of(x))
@@ -77,4 +88,5 @@ TIMED(embedding_forward, (mat out, mat table, dev_ints ids), (out, table, ids), 
 TIMED(embedding_backward, (mat dtable, mat dout, dev_ints ids), (dtable, dout, ids), MOVES, 0, dtable.p ? 3 * size_of(dout) : 0)
 TIMED(copy, (mat y, mat x), (y, x), MOVES, 0, size_of(x) + size_of(y))
 TIMED(zero, (mat x), (x), MOVES, 0, size_of(x))
-TIMED(adamw, (mat w, mat dw, mat m, mat v, double lr, double decay, double g, int t), (w, dw, m, v, lr, decay, g, t), ADAMW, 0, 7 * size_of(w))
+TIMED(adamw, (mat w, mat dw, mat m, mat v, double lr, double decay, double g, int t), (w, dw, m, v, lr, decay, g, t),
+      ADAMW, 0, 7 * size_of(w))

@@ -557,65 +557,90 @@ static void fill(void *p, cudaDataType_t t, size_t from, int rows, int cols, int
 struct types { cudaDataType_t in, out; cublasComputeType_t compute; double tol; };
 struct shape { int m, n, k; bool repeat; };     // repeat: one A for the whole batch
 
+// One product: op(A) is m by k, op(B) k by n; the matrices of a batch are sa, sb and sc apart (sa 0: one A for all).
+struct product {
+    types t;
+    shape s;
+    bool ta, tb;
+    int batch, lda, ldb, ldc;
+    size_t sa, sb, sc;
+    double alpha, beta;
+};
+
+static cublasStatus_t multiply(const product &p, const void *a, const void *b, void *c)
+{
+    float alpha32 = (float)p.alpha;
+    float beta32 = (float)p.beta;
+    bool f64 = p.t.compute == CUBLAS_COMPUTE_64F;
+    return cublasGemmStridedBatchedEx(
+        handle(), p.ta ? CUBLAS_OP_T : CUBLAS_OP_N, p.tb ? CUBLAS_OP_T : CUBLAS_OP_N, p.s.m, p.s.n, p.s.k,
+        f64 ? (const void *)&p.alpha : &alpha32, a, p.t.in, p.lda, p.sa, b, p.t.in, p.ldb, p.sb,
+        f64 ? (const void *)&p.beta : &beta32, c, p.t.out, p.ldc, p.sc, p.batch, p.t.compute, CUBLAS_GEMM_DEFAULT);
+}
+
+// The sum over k of op(A) op(B) at this place, by a plain loop in double.
+static double plain_sum(const product &p, const void *a, const void *b, int i, int row, int col)
+{
+    double y = 0;
+    for (int l = 0; l < p.s.k; l++) {
+        size_t in_a = i * p.sa + (p.ta ? l + (size_t)row * p.lda : row + (size_t)l * p.lda);
+        size_t in_b = i * p.sb + (p.tb ? col + (size_t)l * p.ldb : l + (size_t)col * p.ldb);
+        y += get(a, p.t.in, in_a) * get(b, p.t.in, in_b);
+    }
+    return y;
+}
+
+// C against the plain loops; `old` is C as it was, which stands between the columns still.
+static void check_product(const product &p, const void *a, const void *b, const char *c, const char *old)
+{
+    size_t size = bytes_of(p.t.out);
+    double diff = 0;
+    double norm = 0;
+    for (int i = 0; i < p.batch; i++)
+        for (int col = 0; col < p.s.n; col++)
+            for (int row = 0; row < p.ldc; row++) {
+                size_t at = i * p.sc + row + (size_t)col * p.ldc;
+                if (row >= p.s.m) {
+                    expect(!memcmp(c + at * size, old + at * size, size), "between the columns of C");
+                    continue;
+                }
+                double y = p.alpha * plain_sum(p, a, b, i, row, col);
+                if (p.beta != 0) y += p.beta * get(old, p.t.out, at);
+                diff += pow(get(c, p.t.out, at) - y, 2);
+                norm += y * y;
+            }
+    if (p.s.m && p.s.n && (p.s.k || p.beta != 0)) check(sqrt(diff / norm), p.t.tol, "relative L2 distance to plain loops");
+    else check(diff, 0, "nothing to sum");
+    bool tf32 = p.t.compute == CUBLAS_COMPUTE_32F_FAST_TF32;
+    if (p.s.m && p.s.n && p.s.k && tf32) expect(sqrt(diff / norm) > 1e-5, "TF32 shows");
+}
+
 // A product of every type, each op, batches apart and alike, against three plain loops in double. Gaps between the
 // columns (ld > rows) hold NaN in A and B, and must keep what they hold in C.
-static void product(types t, bool ta, bool tb, double beta, int batch, shape s)
+static void try_product(types t, bool ta, bool tb, double beta, int batch, shape s)
 {
     int a_rows = ta ? s.k : s.m;
     int a_cols = ta ? s.m : s.k;
     int b_rows = tb ? s.n : s.k;
     int b_cols = tb ? s.k : s.n;
-    int lda = a_rows + 3;
-    int ldb = b_rows + 1;
-    int ldc = s.m + 2;
-    size_t sa = s.repeat ? 0 : (size_t)lda * a_cols + 5;
-    size_t sb = (size_t)ldb * b_cols;
-    size_t sc = (size_t)ldc * s.n + 1;
-    size_t size = bytes_of(t.out);
-    array<char> a(((size_t)lda * a_cols + sa * batch) * bytes_of(t.in));
-    array<char> b(sb * batch * bytes_of(t.in));
-    array<char> c(sc * batch * size);
+    product p = {t, s, ta, tb, batch, a_rows + 3, b_rows + 1, s.m + 2, 0, 0, 0, 0.75, beta};
+    p.sa = s.repeat ? 0 : (size_t)p.lda * a_cols + 5;
+    p.sb = (size_t)p.ldb * b_cols;
+    p.sc = (size_t)p.ldc * s.n + 1;
+    array<char> a(((size_t)p.lda * a_cols + p.sa * batch) * bytes_of(t.in));
+    array<char> b(p.sb * batch * bytes_of(t.in));
+    array<char> c(p.sc * batch * bytes_of(t.out));
     array<char> old(c.n);
     for (int i = 0; i < batch; i++) {
-        fill(a.p, t.in, i * sa, a_rows, a_cols, lda);
-        fill(b.p, t.in, i * sb, b_rows, b_cols, ldb);
-        if (beta != 0) fill(c.p, t.out, i * sc, s.m, s.n, ldc);
+        fill(a.p, t.in, i * p.sa, a_rows, a_cols, p.lda);
+        fill(b.p, t.in, i * p.sb, b_rows, b_cols, p.ldb);
+        if (beta != 0) fill(c.p, t.out, i * p.sc, s.m, s.n, p.ldc);
     }
     memcpy(old.p, c.p, c.n);
-    double alpha = 0.75;
-    float alpha32 = 0.75f;
-    float beta32 = (float)beta;
-    bool f64 = t.compute == CUBLAS_COMPUTE_64F;
-    cublasStatus_t status = cublasGemmStridedBatchedEx(
-        handle(), ta ? CUBLAS_OP_T : CUBLAS_OP_N, tb ? CUBLAS_OP_T : CUBLAS_OP_N, s.m, s.n, s.k,
-        f64 ? (void *)&alpha : &alpha32, a.p, t.in, lda, sa, b.p, t.in, ldb, sb,
-        f64 ? (void *)&beta : &beta32, c.p, t.out, ldc, sc, batch, t.compute, CUBLAS_GEMM_DEFAULT);
-    expect(status == CUBLAS_STATUS_SUCCESS, "the product runs");
-    double diff = 0;
-    double norm = 0;
-    for (int i = 0; i < batch; i++)
-        for (int col = 0; col < s.n; col++)
-            for (int row = 0; row < ldc; row++) {
-                size_t at = i * sc + row + (size_t)col * ldc;
-                if (row >= s.m) {
-                    expect(!memcmp(c.p + at * size, old.p + at * size, size), "between the columns of C");
-                    continue;
-                }
-                double y = 0;
-                for (int l = 0; l < s.k; l++) {
-                    size_t in_a = i * sa + (ta ? l + (size_t)row * lda : row + (size_t)l * lda);
-                    size_t in_b = i * sb + (tb ? col + (size_t)l * ldb : l + (size_t)col * ldb);
-                    y += get(a.p, t.in, in_a) * get(b.p, t.in, in_b);
-                }
-                y = alpha * y + (beta != 0 ? beta * get(old.p, t.out, at) : 0);
-                diff += pow(get(c.p, t.out, at) - y, 2);
-                norm += y * y;
-            }
-    if (s.m && s.n && (s.k || beta != 0)) check(sqrt(diff / norm), t.tol, "relative L2 distance to plain loops");
-    else check(diff, 0, "nothing to sum");
-    bool tf32 = t.compute == CUBLAS_COMPUTE_32F_FAST_TF32;
-    if (s.m && s.n && s.k && tf32) expect(sqrt(diff / norm) > 1e-5, "TF32 shows");
+    expect(multiply(p, a.p, b.p, c.p) == CUBLAS_STATUS_SUCCESS, "the product runs");
+    check_product(p, a.p, b.p, c.p, old.p);
 }
+
 static void test_gemm()
 {
     // The tolerance is the rounding of the result and of sums of 70; TF32: of two factors, 2^-11 each.
@@ -633,7 +658,7 @@ static void test_gemm()
         for (int ops = 0; ops < 4; ops++)
             for (double beta : {0., 1., -0.5})
                 for (int batch : {1, 3})
-                    for (const shape &s : shapes) product(t, ops & 1, ops & 2, beta, batch, s);
+                    for (const shape &s : shapes) try_product(t, ops & 1, ops & 2, beta, batch, s);
 }
 
 static void test_gemm_arguments()

@@ -223,8 +223,14 @@ static int note_best(run *r, double loss)
     return 1;
 }
 
+// A count of steps or evaluations in state.json; without `missing` it must be there.
+static int count_field(const json_t *then, const char *path, const char *name, double missing)
+{
+    return (int)number_field(then, path, &(struct config_field){name, WHOLE, NOWHERE, missing, 0, 1e9, NULL});
+}
+
 // What an earlier run with --keep-best had found.
-static void read_best(run *r, const json_t *then, const char *dir)
+static void read_best(run *r, const json_t *then, const char *path, const char *dir)
 {
     const char *on = string_field(then, "best_on");
     json_t *now = on && opt.keep_best ? text_value(opt.val) : NULL;
@@ -232,9 +238,9 @@ static void read_best(run *r, const json_t *then, const char *dir)
     if (strcmp(on, json_string_value(now)))
         die("--resume %s: its best loss is one on %s, this run has --val %s; give the same, or leave --keep-best out",
             dir, on, opt.val);
-    r->best_step = (int)json_number_value(json_object_get(then, "best_step"));
-    r->best = json_number_value(json_object_get(then, "best_eval_loss"));
-    r->waited = (int)json_number_value(json_object_get(then, "evaluations_since"));
+    r->best_step = count_field(then, path, "best_step", REQUIRED);
+    r->best = number_field(then, path, &(struct config_field){"best_eval_loss", NUMBER, NOWHERE, REQUIRED, 0, HUGE_VAL, NULL});
+    r->waited = count_field(then, path, "evaluations_since", REQUIRED);
     r->best_dir = dir;
     json_decref(now);
 }
@@ -255,9 +261,8 @@ static int read_state_json(run *r, const char *dir)
         }
     }
     int step = (int)number_field(then, path, &(struct config_field){"step", WHOLE, NOWHERE, REQUIRED, 1, 1e9, NULL});
-    const json_t *evaluated = json_object_get(then, "evaluated");
-    r->evaluated = evaluated ? (int)json_number_value(evaluated) : step;
-    read_best(r, then, dir);
+    r->evaluated = count_field(then, path, "evaluated", step);
+    read_best(r, then, path, dir);
     json_decref(then), json_decref(now);
     free(text), free(path);
     return step;
