@@ -389,6 +389,17 @@ static void test_ops(void)
     }
 }
 
+// Longer than the 16 tokens after which S is kept, and a text that begins between two such.
+static void test_wkv_long(void)
+{
+    static const op_case c = {"wkv6 of 40 tokens", {{40, 8}}, {{{40, 32}}, {{8}}}, wkv_forward, wkv_backward,
+        IN1 | FRONT_TO_BACK};
+    static const span spans[SPANS] = {{0, 35, 0, 35}, {35, 5, 35, 5}};
+    op_open(&c, 1, HEAD, spans);
+    for (int j = 0; j < 2; j++) check_numeric(op_value, (void *)(uintptr_t)&c, op.in[j], op.grad[j], "%s, d in %d", c.name, j);
+    op_close();
+}
+
 static void test_residual_copy(void)
 {
     snapshot *list = residual_results(NULL);
@@ -5110,6 +5121,14 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"unknown schedule",    ":", "--schedule step",
         "--schedule step"},
     {"unknown target",      ":", "--targets q,w", "\"w\""},
+    {"a D of no size",      ":", "--method disha --shard 0x3", "--shard 0x3: expected AxB"},
+    {"a D too long",        ":", "--method disha --shard 9999x3", "would be dead"},
+    {"a D too wide",        ":", "--method disha --shard 4x9999", "would be dead"},
+    {"a shard for bone",    ":", "--method bone --shard 4x4", "is for --method disha"},
+    {"groups for lora",     ":", "--method lora --groups 1x1", "is for --method bat"},
+    {"groups the other way", ":", "--method bat --groups inx1", "P counts along out"},
+    {"three groups of four", ":", "--method bat --rank 32 --groups 3x1", "--groups: 3 groups do not divide"},
+    {"BlinkDL's own file",  "rm $D/model/*; touch $D/model/RWKV-x060.pth", "", "dev/rwkv_pth.py"},
     {"rank for bat",        ":", "--method bat --rank 7",
         "--rank 7 does not divide"},
     {"rank for bat-row",    ":", "--method bat-row "
@@ -6328,6 +6347,8 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_corners, BOTH, "adapters.h"},
     {"ranks", "ΔW has the rank that each method's page says",
         test_rank, ONLY_F64, "adapters.h"},
+    {"rwkv-long", "wkv6's backward agrees with central differences beyond the tokens whose S is kept",
+        test_wkv_long, ONLY_F64, "ops/cpu.c"},
     {"rwkv-words", "RWKV's vocabulary: every kind of literal, the longest word first, and what is refused",
         test_words, BOTH, "tokenizer.c"},
     {"rwkv-world", "BlinkDL's vocabulary gives his ids, with either kind of line end",

@@ -407,6 +407,23 @@ merges: marks unsorted       | lib/words.h | s/if (marks > 1) sort_marks/if (0) 
 merges: what matches is dropped | run/tokenizer_json.h | s/isolated .. inverted, isolated .. !inverted/isolated, 1/ | merges |
 merges: digits together      | run/tokenizer_json.h | s/one ? /0 ? /                                           | merges      |
 merges: BOS where one is named | run/special_tokens.h | s/merges \&\& !json_is_true(add_bos)/0/                  | merges      |
+rwkv: sign of dw | ops/cpu.c | s/g.w\[i\] = -exp_real/g.w[i] = exp_real/ | ops | wkv6
+rwkv: bonus left out of dk | ops/cpu.c | s/g.k\[i\] = dSv + t.u\[i\] \* t.r\[i\] \* vdy/g.k[i] = dSv/ | ops | wkv6
+rwkv: the next row left out | ops/cpu.c | s/dx.p \&\& has_next ? x.cols : 0/0/ | ops | shift_mix
+rwkv: a row of the text before | ops/cpu.c | s/if (n > own.q) return ROW(x, n - 1)/if (n > 0) return ROW(x, n - 1)/ | splits |
+rwkv: S of another 16 tokens | ops/cpu.c | s/S, ROW(states, first \/ WKV_KEPT)/S, ROW(states, s.q \/ WKV_KEPT)/ | rwkv-long |
+rwkv: S of the rows made again | ops/cpu.c |
+    s/wkv_step(next, wkv_at(r, k, v, w, u, n, h), d)/wkv_step(next, wkv_at(r, k, v, w, u, first, h), d)/ | rwkv-long |
+rwkv: mean left out of dx | ops/cpu.c | s/(wc\[c\] \* dn\[c\] - g0 - /(wc[c] * dn[c] - / | ops | layernorm
+rwkv: relu² at half | ops/cpu.c | s/? 2 \* ROW(x, n)\[c\] \* ROW(dy/? ROW(x, n)[c] * ROW(dy/ | ops | relu²
+rwkv: ε of a row for a head | rwkv6.h | s/c->eps \* c->head_divisor \* c->head_divisor/c->eps/ | goldens |
+rwkv: key for value | rwkv6.h | s/{MIX_V, \&L->value, L->v}/{MIX_K, \&L->value, L->v}/ | goldens |
+rwkv: state of the wrong text | rwkv6.h | s/copy(rows_of(last, s.k, 1)/copy(rows_of(last, 0, 1)/ | splits |
+rwkv: the shorter word | tokenizer.c | s/        id = longer;/        id = id < 0 ? longer : id;/ | rwkv-words |
+disha: a for b | adapters.h | /^static void disha_layout/,/^}/s/SHAPE(a, b)/SHAPE(b, a)/ | definition | disha
+disha: sum of dy left out | adapters.h | /^static void disha_backward/,/^}/s/shard_sum(dz, dy)/zero(dz)/ | gradients | disha
+bat-free: another group | adapters.h | s/int g = s \* l->groups\[1\]/int g = s * l->groups[0]/ | definition | bat-free
+bat-free: strips over each other | adapters.h | s/if (s == 0 \&\& mode == SET) copy/if (mode == SET) copy/ | gradients | bat-free
 '
 
 # By rule: how many of a thousand of a file's small faults (dev/mutate.awk), from which place of the thousand on ($FROM; 0). They
