@@ -1361,9 +1361,48 @@ static void cache_case(int which)
     dev_free(whole.p), batch_free(&all), batch_free(&one), close_small(m);
 }
 
+// Two texts at once, a token each a pass; the shorter one ends first.
+static void two_texts_case(int which)
+{
+    plan p = base_only();
+    p.sequences = 2;
+    p.cache_rows = 32;
+    model *m = open_small(p, which);
+    batch all = small_batch(0, 2), step = batch_new(32, 3);
+    all.targets = all.tokens;
+    for (int i = 0; i < all.tokens; i++) {
+        all.target_row[i] = i;
+        all.label[i] = 0;
+    }
+    mat whole = all_logits(m, &all);
+    step.cached = 1;
+    for (int t = 0; t < all.spans[1].nq; t++) {
+        int rows[2];
+        step.tokens = step.targets = step.rows = 0;
+        for (int i = 0; i < 2; i++) {
+            if (t >= all.spans[i].nq) continue;
+            rows[step.rows] = all.spans[i].q + t;
+            step.ids[step.tokens] = all.ids[rows[step.rows]];
+            step.pos[step.tokens] = t;
+            step.target_row[step.targets] = step.tokens;
+            step.label[step.targets++] = 0;
+            step.spans[step.rows++] = (span){step.tokens++, 1, m->c.backbone->has_state ? i : i * 16, t + 1};
+        }
+        mat logits = all_logits(m, &step);
+        for (int i = 0; i < step.rows; i++)
+            check_mat(rows_of(logits, i, 1), rows_of(whole, rows[i], 1), EXACT, "%s, two texts, token %d", kin[which].name, t);
+        dev_free(logits.p);
+    }
+    dev_free(whole.p), batch_free(&all), batch_free(&step), close_small(m);
+}
+
 static void test_cache(void)
 {
-    for (int which = 0; which < KIN; which++) if (!not_asked_for(kin[which].name)) cache_case(which);
+    for (int which = 0; which < KIN; which++) {
+        if (not_asked_for(kin[which].name)) continue;
+        cache_case(which);
+        two_texts_case(which);
+    }
 }
 
 // ---- the matrix product ---------------------------------------------------------------------------------------------
