@@ -38,20 +38,31 @@ static void rwkv6_config(config *c, const json_t *json, const char *path)
     (void)json;
     if (!c->att) c->att = c->dim;
     if (!c->hidden) c->hidden = c->dim / 64 * 224 + c->dim % 64 * 7 / 2 / 32 * 32;      // ⌊3.5 C / 32⌋ · 32
+    if (!c->hidden) die("%s: hidden_size %d is too small for an \"intermediate_size\" of 3.5 times it", path, c->dim);
+    if ((long)c->att * c->head_dim > 1 << 28)
+        die("%s: attention_hidden_size %d in heads of %d is too wide", path, c->att, c->head_dim);
     if (c->att % c->head_dim)
         die("%s: attention_hidden_size %d is no multiple of head_size %d", path, c->att, c->head_dim);
     c->heads = c->kv_heads = c->att / c->head_dim;
     c->max_pos = c->family->max_pos;
 }
 
+// A side of a tensor of layer 0, or `usual` where the file has none that could be it.
+static int side_in_file(checkpoint *file, const char *name, int side, int usual)
+{
+    ptrdiff_t at = file ? shgeti(file->tensors, name) : -1;
+    int n = at < 0 ? 0 : file->tensors[at].value.shape.n[side];
+    return n < 1 || n > 1 << 12 ? usual : n;
+}
+
 // The widths of the low ranks, by the file, or as BlinkDL's own models have them.
 static void rwkv6_sizes(config *c, checkpoint *file)
 {
-    ptrdiff_t mix = file ? shgeti(file->tensors, "rwkv.blocks.0.attention.time_maa_w2") : -1;
-    ptrdiff_t decay = file ? shgeti(file->tensors, "rwkv.blocks.0.attention.time_decay_w2") : -1;
     int large = c->dim == 4096 ? 2 : 1;
-    if (!c->mix_rank) c->mix_rank = mix < 0 ? 32 * large : file->tensors[mix].value.shape.n[1];
-    if (!c->decay_rank) c->decay_rank = decay < 0 ? 64 * large : file->tensors[decay].value.shape.n[0];
+    int mix = side_in_file(file, "rwkv.blocks.0.attention.time_maa_w2", 1, 32 * large);
+    int decay = side_in_file(file, "rwkv.blocks.0.attention.time_decay_w2", 0, 64 * large);
+    if (!c->mix_rank) c->mix_rank = mix;
+    if (!c->decay_rank) c->decay_rank = decay;
 }
 
 // ---- 2  the tensors ---------------------------------------------------------------------------------------

@@ -334,7 +334,10 @@ static void print_plan(const run *r)
            shown(opt.init ? opt.init : opt.model), c->family->name, base / 1e6, c->layers, c->dim, c->vocab);
     printf("method     %s: %s", m->p.method->name, m->p.method->equation);
     if (!full_training(m)) {
-        printf(", rank %d on", m->p.rank);
+        char pair[32];
+        if (m->p.shard[0]) printf(", D %s on", pair_text(m->p.shard, pair));
+        else printf(", rank %d%s%s on", m->p.rank, m->p.groups[0] ? ", groups " : "",
+                    m->p.groups[0] ? pair_text(m->p.groups, pair) : "");
         for (int i = 0; i < linears_of_layer(m); i++)
             if (targeted_in_some(m, i)) printf(" %s", m->linears[i]->is.name);
         if (m->p.modules) printf(" where its target_modules say so");
