@@ -136,7 +136,7 @@ bench-gpu: build/bench_gpu
 PRECISIONS = f64 f32 bf16
 TESTS = build/test_f64 build/test_f32 build/test_asan build/corpus build/test_cuda_on_cpu $(PRECISIONS:%=build/test_emu_%) \
         $(if $(GPU),$(PRECISIONS:%=build/test_cuda_%))
-test: found train train_emu $(if $(NVCC),train_cuda) $(TESTS)
+test: found benches train train_emu $(if $(NVCC),train_cuda) $(TESTS)
 	@mkdir -p build; rm -f build/test.log; \
 	for part in dev/lines.sh $(TESTS) dev/mutants.sh; do \
 	    start=$$(date +%s); only=; [ $$part != build/test_asan ] || only=splits; \
@@ -202,6 +202,11 @@ build/corpus: $(FUZZ_SOURCES)
 	@mkdir -p build
 	$(CC) $(FLAGS) -O1 $(ASAN) -fno-sanitize=bounds dev/fuzz.c ops/cpu.c tokenizer.c -o $@ $(LDLIBS)
 
+# That the benchmarks compile, which make test does not run.
+benches:
+	$(CC) $(FLAGS) -fsyntax-only dev/bench.c
+	$(CC) $(FLAGS) -fsyntax-only -Wno-unused-function -DBFLOAT16 dev/bench_gpu.c
+
 seam:
 	clang -std=gnu11 -fsyntax-only -fopenmp -DSEAM -Werror=noderef train.c
 
@@ -249,4 +254,4 @@ base: train
 clean:
 	rm -rf train train_cuda train_cuda_f32 train_cuda_f64 train_emu train_emu_f64 build
 
-.PHONY: all found check test mutants faults floors bench bench-gpu sanitize fuzz seam base clean
+.PHONY: all found benches check test mutants faults floors bench bench-gpu sanitize fuzz seam base clean

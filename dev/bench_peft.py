@@ -1,12 +1,15 @@
 """Beside PEFT: the same steps by ./train and by transformers + PEFT, one after the other on the same machine.
 
     python3 dev/bench_peft.py MODEL_DIR... [--data ROWS.jsonl] [--batch 4 --seq 256 --threads 2 --steps 8 --runs 2]
-                                               (needs torch, transformers, peft)
+                              [--as eager|compile|packed]          (needs torch, transformers, peft)
 
 Both read the same model directory and do the whole step: forward, backward, clipping, AdamW, every step on the same --batch
 rows. Losses of the first step stand beside each other, so that it is seen that both do the same work. Without --data a
 row has --seq tokens and learns each of them. With it, rows ({"question", "answer"} and the like) are put into the prompt and
 only the answer is learnt, as in real fine-tuning; the peer pads them to the longest of the batch, as transformers' collator does.
+
+--as says how the peer runs: as most people do (eager), through torch.compile (compile), or with its rows end to end, nothing
+padded and only what is learnt multiplied with the vocabulary (packed), which takes lines of one's own around PEFT.
 
 Speed counts the rows' own tokens and is that of the fastest step after the first of a run, and of the faster of --runs runs,
 which take turns (neighbours on the machine only ever slow one down); memory is the peak of resident memory. Each run has a
@@ -36,13 +39,36 @@ def adapter(name, rank):
     return peft.MissConfig(r=rank, target_modules=targets, init_weights=True if name == "bone" else "bat", task_type="CAUSAL_LM")
 
 
+def padded(rows):
+    """What the model is given, and the label of each token, -100 where nothing is learnt."""
+    import torch
+    pad = torch.nn.utils.rnn.pad_sequence
+    ids = pad([torch.tensor(row["ids"]) for row in rows], batch_first=True)
+    labels = pad([torch.tensor([-100] * row["prompt"] + row["ids"][row["prompt"]:]) for row in rows], batch_first=True,
+                 padding_value=-100)
+    mask = pad([torch.ones(len(row["ids"]), dtype=torch.long) for row in rows], batch_first=True)
+    given = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1] if mask.min() == 0 else None}
+    return given, labels[:, 1:].flatten()
+
+
+def end_to_end(rows):
+    """The same as one row. transformers sees by the positions where a row begins, and keeps logits of the learnt alone."""
+    import torch
+    ids = torch.tensor([i for row in rows for i in row["ids"][:-1]])
+    places = torch.tensor([i for row in rows for i in range(len(row["ids"]) - 1)])
+    following = torch.tensor([i for row in rows for i in row["ids"][1:]])
+    learnt = torch.tensor([i + 1 >= row["prompt"] for row in rows for i in range(len(row["ids"]) - 1)])
+    given = {"input_ids": ids[None], "position_ids": places[None], "logits_to_keep": learnt.nonzero().flatten()}
+    return given, following[learnt]
+
+
 def peer(args):
     """The steps by transformers + PEFT; prints one line of JSON."""
     import peft
     import torch
     import transformers
     torch.set_num_threads(args.threads)
-    clock = time.process_time if args.threads == 1 else time.perf_counter        # as dev/bench.c: neighbours do not count then
+    clock = time.perf_counter                                           # as ./train's log: neighbours slow both
     rows = json.load(open(args.peer))
     torch.manual_seed(1)
     model = transformers.AutoModelForCausalLM.from_pretrained(args.model[0], dtype=torch.float32)
@@ -52,15 +78,12 @@ def peer(args):
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0)
     seconds, losses = [], []
-    pad = torch.nn.utils.rnn.pad_sequence
-    ids = pad([torch.tensor(row["ids"]) for row in rows], batch_first=True)
-    labels = pad([torch.tensor([-100] * row["prompt"] + row["ids"][row["prompt"]:]) for row in rows], batch_first=True,
-                 padding_value=-100)
-    mask = pad([torch.ones(len(row["ids"]), dtype=torch.long) for row in rows], batch_first=True)
+    given, labels = end_to_end(rows) if args.way == "packed" else padded(rows)
+    forward = torch.compile(model) if args.way == "compile" else model
     for step in range(args.steps):
         start = clock()
-        logits = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1] if mask.min() == 0 else None, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+        logits = forward(**given, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
@@ -133,6 +156,7 @@ def main():
         parser.add_argument("--" + name, type=int, default=default)
     parser.add_argument("--method")
     parser.add_argument("--data")
+    parser.add_argument("--as", dest="way", choices=["eager", "compile", "packed"], default="eager")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
@@ -140,7 +164,8 @@ def main():
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "TRANSFORMERS_VERBOSITY": "error",
                    "PYTHONWARNINGS": "ignore", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     environment.pop("OPENBLAS_CORETYPE", None)
-    print(f"batch {args.batch}, rows of up to {args.seq} tokens, {args.threads} threads, float32; each ratio is ours over PEFT's")
+    print(f"batch {args.batch}, rows of up to {args.seq} tokens, {args.threads} threads, float32; each ratio is ours over PEFT's "
+          f"({args.way})")
     for model in args.model:
         with tempfile.TemporaryDirectory() as folder:
             text, ids = write_rows(args, model, folder)
@@ -155,7 +180,7 @@ def main():
                     continue
                 # bat-row has no peer: it stands beside PEFT's bat of the same rank
                 command = [sys.executable, __file__, model, "--peer", ids, "--method", method.removesuffix("-row"),
-                           "--rank", str(rank)]
+                           "--rank", str(rank), "--as", args.way]
                 for name in ("batch", "seq", "threads", "steps"):
                     command += ["--" + name, str(getattr(args, name))]
                 pairs = [(ours(args, model, method, rank, text, folder),

@@ -274,8 +274,8 @@ GPU norm: a stride too short | train.cu   |
 GPU reserve: nothing         | train.cu   | s/if (take) resize/if (0) resize/                          | gpu-allocations | forward
 GPU reserve: no factors      | train.cu   | /bytes\[FACTOR_[AB]\] = /d                                 | gpu-allocations | forward
 GPU reserve: no backward     | train.cu   | s/if (n.train) {/if (0) {/                                 | gpu-allocations | forward
-GPU reserve: shorter rows    | train.cu   |
-    s/queries \* score_row(keys)/queries * (score_row(keys) \/ 2)/                                     | gpu-allocations | forward
+GPU reserve: fewer blocks    | train.cu   |
+    s/bytes\[BLOCKS\] = 2 \* (size_t)n.tokens/bytes[BLOCKS] = (size_t)n.tokens \/ 64/       | gpu-allocations | forward
 GPU magnitude: 0/0           | train.cu   | s/squares\[i\] <= 0 ? 1 : m\[i\]/m[i]/                         | gpu-ops     | forward
 GPU magnitude: 0/0 in its gradient | train.cu   | s/bool none = q <= 0;/bool none = false;/                | gpu-ops     | forward
 GPU AdamW: no decay          | train.cu   | s/W.x\[k\] \* shrink/W.x[k]/                                   | gpu-ops     | forward
@@ -369,14 +369,14 @@ linear: as it was            | llama.h    | s/== ROPE_LINEAR) often = 0/== ROPE_
 family: as many heads of keys | llama.h      | s/.kv_heads = 8, .window/.window/                              | defaults    |
 family: Qwen2 always in a window | llama.h      | /"qwen2"/s/.window_switch = 1,$//                  | defaults    |
 family: layer_types not read | llama.h      | s/if (c->window != INT_MAX) c->full_layers = full;//           | defaults    |
-GPU window: one key less     | train.cu   | s/own + 1 - window : 0;/own + 2 - window : 0;/                 | gpu-ops     | forward
-GPU window: no lower edge    | train.cu   | s/return seen_to(r) > window ? seen_to(r) - window : 0;/return 0;/ | gpu-ops | forward
+GPU window: one key less     | train.cu   | s/key > own_key(s, i) - window/key > own_key(s, i) + 1 - window/ | gpu-ops   | forward
+GPU window: no lower edge    | train.cu   | s/ \&\& key > own_key(s, i) - window//                         | gpu-ops     | forward
 GPU bias: subtracted         | train.cu   | /void bias_kernel/,/^}/s/sum.x\[i\] += term/sum.x[i] -= term/  | gpu-ops     | forward
 GPU bias: every eighth row   | train.cu   |
     /^__global__ static void bias_backward_kernel/,/^}/s/dy.rows, c/dy.rows \/ 8, c/                       | gpu-ops     | forward
 chat: the end is not learnt  | run/dialogue.h | s/if (end_learnt \&\& r.n > from) r.learnt\[from\] = 1;//     | templates   |
 chat: earlier answers learnt | run/rows.h |
-    s/read_turns(\&list, where, asked, 0)/read_turns(\&list, where, asked, 1)/                                | row-formats |
+    s/if (asked) read_turns(list, where, asked, 0)/if (asked) read_turns(list, where, asked, 1)/                | row-formats |
 chat: the user is learnt     | run/dialogue.h |
     s/add_tokens(\&r, t, text, begins, 0);/add_tokens(\&r, t, text, begins, 1);/                              | templates   |
 chat: a space of its own      | run/dialogue.h | s/begins = begins \&\& !\*text;/begins = 1;/                      | templates   |
@@ -438,7 +438,8 @@ gradients ops residual-copy twice stale-memory accumulation splits recompute zer
 svd lora-start saved-lora residual goldens target-modules uneven attention cache matmul same-bits in-place exp halves
 beyond-blocks beyond-panels beyond-buffers few-rows beyond-chunks beyond-rows adamw update schedules expected-ids own-ids
 any-bytes merges refused-merges byte-level-rows byte-level-bytes byte-level-files row-formats templates
-own-template gzip pieces refused-tokenizers added-twice special-tokens prompt-edge stops config defaults rows windows
+trimmed shortened as-they-come plot own-template gzip pieces refused-tokenizers added-twice special-tokens alone first-token
+prompt-edge stops config defaults rows windows
 cut-rows
 targets config-spelling json-values row-files safetensors too-many no-place epoch-rows cut-file escapes sampling
 together answers room nan-saved same-options option-tables option-names methods-named full-disk output

@@ -377,8 +377,51 @@ def tiles():
     return p
 
 
+# ---- attention on a GPU: 12 queries, their 12 keys, blocks of 4 by tiles of 2 ------------------------------
+
+def attention():
+    p = Picture("attention", 470, "Attention in tiles: which tiles a block of queries takes, and a block of keys")
+    for which, x0 in enumerate((60, 480)):
+        y0, c = 74, 24
+        kept = "blue" if which == 0 else "orange"
+        for i in range(12):
+            for j in range(12):
+                seen = j <= i
+                mine = 4 <= i < 8 if which == 0 else 4 <= j < 8
+                fill = ("green" if seen else "purple") if mine and tile_seen(which, i, j) else "grey" if seen else "page"
+                p.rect(x0 + c * j, y0 + c * i, c, c, fill)
+        if which == 0:
+            p.rect(x0 - 26, y0 + 4 * c, 14, 4 * c, kept)
+            for j in range(0, 8, 2):
+                p.frame(x0 + c * j, y0 + 4 * c, 2 * c, 4 * c)
+            p.line([(x0, y0 + 12 * c + 14), (x0 + 8 * c, y0 + 12 * c + 14)], "arrow")
+            p.text(x0 + 4 * c, y0 + 12 * c + 32, "keys and values stream past", 13)
+        else:
+            p.rect(x0 + 4 * c, y0 - 26, 4 * c, 14, kept)
+            for i in range(4, 12, 2):
+                p.frame(x0 + 4 * c, y0 + c * i, 4 * c, 2 * c)
+            p.line([(x0 + 12 * c + 14, y0 + 4 * c), (x0 + 12 * c + 14, y0 + 12 * c)], "arrow")
+            p.text(x0 + 6 * c, y0 + 12 * c + 32, "queries stream past, downwards", 13)
+        p.text(x0 + 6 * c, 24, ("forward, and dq: a block keeps queries", "dk, dv: a block keeps keys")[which], 15, bold=True)
+    p.text(34, 74 + 11 * 24, "queries", 13, "muted")
+    p.text(480 + 10.5 * 24, 56, "keys", 13, "muted")
+    p.text(60 + 10.5 * 24, 56, "keys", 13, "muted")
+    for i, (fill, words) in enumerate((("green", "a score that is used"), ("purple", "made, then hidden: exp gives 0"),
+                                       ("grey", "another block's"), ("page", "not seen: no tile is made"))):
+        x, y = 60 + i % 2 * 420, 418 + i // 2 * 26
+        p.box(x, y - 8, 18, 14, "", fill)
+        p.left(x + 28, y, words, 13)
+    return p
+
+
+def tile_seen(which, i, j):
+    """Whether any query of the tile sees a key of it: a tile is 4 by 2, or 2 by 4."""
+    last_query, first_key = (i // 4 * 4 + 3, j // 2 * 2) if which == 0 else (i // 2 * 2 + 1, j // 4 * 4)
+    return first_key <= last_query
+
+
 if __name__ == "__main__":
     folder = pathlib.Path(__file__).resolve().parent / "pictures"
     folder.mkdir(exist_ok=True)
-    for draw in (shards, groupings, reading, memory, rooms, tiles):
+    for draw in (shards, groupings, reading, memory, rooms, tiles, attention):
         draw().save(folder)

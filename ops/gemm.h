@@ -86,7 +86,7 @@ enum { VECTOR = 32, MR = 6 };           // 6 × 2 of 16
 #else
 enum { VECTOR = 16, MR = 6 };
 #endif
-enum { LANES = VECTOR / sizeof(real), NR = 2 * LANES, KC = 512, MC = 16 * MR, NC = 2048 };
+enum { LANES = VECTOR / sizeof(real), NR = 2 * LANES, KC = 512, KC_ACROSS = 320, MC = 16 * MR, NC = 2048 };
 enum { WIDEST = 32 };                    // of MR and NR
 enum { ABREAST = MC > 4 * NR ? MC : 4 * NR };   // columns that are copied at once
 typedef real vec __attribute__((vector_size(VECTOR)));
@@ -411,14 +411,23 @@ static void gemm_tasks(const product *p, int n0, int N, int k0, int K, int threa
     }
 }
 
+// How much of the sum is computed at a time. Of a panel or sliver that lies across, each k is a row of its
+// own and takes a whole line of the first cache, which holds some 500 of them: both together want shorter
+// parts, and those alike, since a short last one costs almost what a long one does.
+static int part_of_sum(const product *p)
+{
+    return p->a_across ? ceil_div(p->K, ceil_div(p->K, KC_ACROSS)) : KC;
+}
+
 // What one thread does: its share of the copies of b's slivers, then, when all are made, its tasks. Again for
-// each NC columns of y and each KC of the sum.
+// each NC columns of y and each part of the sum.
 static void gemm_thread(const product *p, int thread, int threads)
 {
+    int part = part_of_sum(p);
     for (int n0 = 0; n0 < p->N; n0 += NC)
-        for (int k0 = 0; k0 < p->K; k0 += KC) {
+        for (int k0 = 0; k0 < p->K; k0 += part) {
             int n = p->N - n0 < NC ? p->N - n0 : NC;
-            int k = p->K - k0 < KC ? p->K - k0 : KC;
+            int k = p->K - k0 < part ? p->K - k0 : part;
             pack_slivers(p, n0, n, k0, k, thread, threads);
             barrier(threads);                                   // all of b's slivers are there
             gemm_tasks(p, n0, n, k0, k, thread, threads);
@@ -521,6 +530,10 @@ static double padded(int M, int N) { return (double)(ceil_div(M, MR) * MR) * (ce
 static void gemm(mat y, mat a, int a_across, mat b, int b_across, int K, real scale, enum mode mode)
 {
     int threads = omp_in_parallel() || (double)y.rows * y.cols * K < 1e6 ? 1 : omp_get_max_threads();
+    if (!K) {                                                   // a sum of nothing
+        if (mode == SET) zero(y);
+        return;
+    }
     if (y.rows <= THIN && !a_across && !b_across) {
         gemm_few(y, a, b, scale, mode, threads);
         return;
