@@ -19,7 +19,7 @@ WARNINGS  = -Wall -Wextra -Wshadow
 CFLAGS   ?= -O3 -march=native -g
 FLAGS     = -std=gnu11 $(WARNINGS) $(CFLAGS) -fopenmp -fno-math-errno -fno-trapping-math
 LDLIBS    = -ljansson -lz -lpcre2-8 -lutf8proc -lm
-HEADERS   = model.h adapters.h $(wildcard ops/*.h lib/*.h run/*.h paper/*.h)
+HEADERS   = model.h llama.h rwkv6.h backbones.h adapters.h $(wildcard ops/*.h lib/*.h run/*.h paper/*.h)
 PYTHON   ?= python3
 
 # The GPU's ops are compiled by nvcc where it is, and as C++ for the CPU in any case (dev/cuda_on_cpu.h).

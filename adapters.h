@@ -5,7 +5,8 @@
     forward, backward, merge. Each backward line quotes the forward line it differentiates. The table
     methods[] at the end is the list of all of them.
 
-      full, frozen · LoRA, rsLoRA, LoRA+ · DoRA · PiSSA, OLoRA · LoRA-GA · Bone, mini · Bat · Bat-row
+      full, frozen · LoRA, rsLoRA, LoRA+ · DoRA · PiSSA, OLoRA · LoRA-GA · Bone, mini · DiSHA ·
+      Bat · Bat-row · Bat-free
 
     The words of the pages (the functions are in model.h and ops/mat.h):
 
@@ -30,7 +31,7 @@
 #ifndef ADAPTERS_H
 #define ADAPTERS_H
 #include "lib/svd.h"
-#include "model.h"
+#include "backbones.h"
 
 // ---- full and frozen --------------------------------------------------------------------------------------
 //
@@ -527,6 +528,69 @@ static void mini_merge(model *m, linear *l, mat W)
     bone_merge_block(m, W, D);
 }
 
+// ---- DiSHA: a D of any size (arXiv 2409.15371, section 3) -------------------------------------------------
+//
+//  The framework that Bone is one point of. D (a, b) is tiled over all of W, along in and along out:
+//
+//     y = x (W₀ + expand(D))ᵀ = x W₀ᵀ + tile(S_a(x) D),    expand(D)[o, i] = D[i mod a, o mod b]
+//
+//  S_a(x) (N, a) adds up the a-wide shards of x, tile repeats b columns along out; the last shard of each may
+//  be short. a·b parameters, D = 0: step 0 changes nothing. expand(D) has the rank of D, at most min(a, b),
+//  and all shards of W move alike: their updates are colinear. --shard AxB, a side may be `in` or `out`:
+//
+//     r x out    Bone                    in x out    frozen: W moves freely
+//     in x r     Bone's transpose        r x b       mini, if b divides out
+//
+//  d:  tile:      dz = S_b(dy)           its transpose: the sum over the tiles    (N, b)
+//      z = S D:   dD += Sᵀ dz,  dS = dz Dᵀ
+//      S_a:       dx_j += dS
+
+static int side_of(int side, const linear *l)
+{
+    return side == IN_SIDE ? l->W.cols : side == OUT_SIDE ? l->W.rows : side;
+}
+
+static void disha_layout(model *m, linear *l, const char *name)
+{
+    int tokens = m->p.tokens;
+    int in = l->W.cols;
+    int out = l->W.rows;
+    int a = m->p.shard[0] ? side_of(m->p.shard[0], l) : m->p.rank;
+    int b = m->p.shard[1] ? side_of(m->p.shard[1], l) : m->p.rank;
+    if (a > in) refuse(m, "--shard: D has %d rows and %s %d inputs: the others would be dead", a, name, in);
+    if (b > out)
+        refuse(m, "--shard: D has %d columns and %s %d outputs: the others would be dead", b, name, out);
+    declare(m, PARAM, &l->D, &l->dD, SHAPE(a, b), "%s.miss_block", name);
+    reserve(&m->narrow, tokens, a);
+    reserve(&m->dnarrow, tokens, a);
+    reserve(&m->broad, tokens > a ? tokens : a, b > in ? b : in);
+    reserve(&m->dbroad, a, out);
+    reserve(&m->weight, out, in);
+}
+
+static void disha_forward(model *m, linear *l, mat y, mat x, enum mode mode)
+{
+    mat S = aligned(m->narrow, x.rows, l->D.rows);
+    mat z = aligned(m->broad, x.rows, l->D.cols);
+    shard_sum(S, x);                                    // S  = Σ_j x_j        (N, a)
+    matmul_nn(z, S, l->D, 1, SET);                      // z  = S D            (N, b)
+    matmul_nt(y, x, l->W, 1, mode);                     // y  = x Wᵀ
+    shard_tile(y, z);                                   // y_i += z
+}
+
+static void disha_backward(model *m, linear *l, mat dx, mat dy, mat x, enum mode mode)
+{
+    mat S = aligned(m->narrow, x.rows, l->D.rows);
+    mat dS = aligned(m->dnarrow, x.rows, l->D.rows);
+    mat dz = aligned(m->broad, x.rows, l->D.cols);
+    shard_sum(S, x);
+    shard_sum(dz, dy);                                  // y_i += z:      dz  = Σ_i dy_i
+    matmul_tn(l->dD, S, dz, 1, ADD);                    // z  = S D:      dD += Sᵀ dz
+    matmul_nt(dS, dz, l->D, 1, SET);                    //                dS  = dz Dᵀ
+    matmul_nn(dx, dy, l->W, 1, mode);                   // y  = x Wᵀ:     dx  = dy W
+    shard_tile(dx, dS);                                 // S  = Σ_j x_j:  dx_j += dS
+}
+
 // ---- Bat: one B_i per block row of W (arXiv 2409.15371, section 3.3; "bat" of PEFT's MiSS) ----------------
 //
 //  Makes the shard updates differ, by letting each see the weight it changes. W is cut into r×r blocks:
@@ -682,6 +746,108 @@ static void bat_row_merge(model *m, linear *l, mat W)
     matmul_nn(column_blocks(W, r), column_blocks(WE, r), l->B, 1, ADD); // W'_ij = W_ij + (W_ij + I) B_j
 }
 
+// ---- Bat-free: any grouping of the blocks (the paper's figure 4) ------------------------------------------
+//
+//     W'_ij = W_ij + W_ij B_g + B_g,    g = (strip of block row i, group of block column j),  B (p·q, r, r)
+//
+//  A grid of p × q groups: p strips of block rows, q groups of block columns, --groups PxQ. `out` stands for
+//  all out/r block rows, `in` for all in/r block columns: out x 1 is Bat, 1 x in is Bat-row, 1 x 1 has one B
+//  for all blocks, out x in one for each. p·q·r² parameters, B = 0: step 0 changes nothing.
+//  Each strip is Bat-row on its own rows of W, with the B of its q groups. That costs p·N·in·r beside
+//  N·in·out: as long as p·r < out less than to build W', as Bat does.
+
+// A group's side: so many, of so many blocks.
+static int grouped(model *m, const char *name, int side, int blocks)
+{
+    int n = side < 0 ? blocks : side ? side : 1;
+    if (blocks % n) refuse(m, "--groups: %d groups do not divide the %d blocks of %s", n, blocks, name);
+    return n;
+}
+
+static int strips_of(const linear *l) { return l->groups[0]; }
+static int strip_rows(const linear *l) { return l->W.rows / l->groups[0]; }
+
+// B of strip s and block column j.
+static mat group_of(const linear *l, mat B, int s, int j)
+{
+    int blocks = l->W.cols / l->B.cols;
+    int g = s * l->groups[1] + j / (blocks / l->groups[1]);
+    B = offset(B, (size_t)g * B.stride);
+    B.batch = 1;
+    return B;
+}
+
+static void bat_free_layout(model *m, linear *l, const char *name)
+{
+    int r = m->p.rank;
+    int rows = l->W.rows > m->p.tokens ? l->W.rows : m->p.tokens;
+    bat_check(m, l, name);
+    if (*m->refused) return;
+    l->groups[0] = grouped(m, name, m->p.groups[0], l->W.rows / r);
+    l->groups[1] = grouped(m, name, m->p.groups[1], l->W.cols / r);
+    declare(m, PARAM, &l->B, &l->dB, SHAPE(l->groups[0] * l->groups[1], r, r), "%s.bat_block", name);
+    reserve(&m->broad, m->p.tokens, l->W.cols);
+    reserve(&m->dbroad, rows, l->W.cols);
+    reserve(&m->narrow, rows, r);
+    reserve(&m->weight, l->W.rows, l->W.cols);
+}
+
+static void bat_free_forward(model *m, linear *l, mat y, mat x, enum mode mode)
+{
+    int r = l->B.cols;
+    int n = strip_rows(l);
+    mat u = aligned(m->broad, x.rows, x.cols);
+    mat sum = aligned(m->narrow, x.rows, r);
+    for (int s = 0; s < strips_of(l); s++) {
+        mat ys = columns_of(y, s * n, n);
+        for (int j = 0; j < x.cols / r; j++)                            // u_j = x_j B_gᵀ        (N, in)
+            matmul_nt(columns_of(u, j * r, r), columns_of(x, j * r, r), group_of(l, l->B, s, j), 1, SET);
+        shard_sum(sum, u);                                              // Σ_j u_j               (N, r)
+        add(u, x, 1);                                                   // x̃ = x + u
+        matmul_nt(ys, u, rows_of(l->W, s * n, n), 1, mode);             // y_s = x̃ W_sᵀ
+        shard_tile(ys, sum);                                            // y_si += Σ_j u_j
+    }
+}
+
+static void bat_free_backward(model *m, linear *l, mat dx, mat dy, mat x, enum mode mode)
+{
+    int r = l->B.cols;
+    int n = strip_rows(l);
+    mat du = aligned(m->dbroad, x.rows, x.cols);
+    mat g = aligned(m->narrow, x.rows, r);
+    for (int s = 0; s < strips_of(l); s++) {
+        mat dys = columns_of(dy, s * n, n);
+        matmul_nn(du, dys, rows_of(l->W, s * n, n), 1, SET);            // y_s = x̃ W_sᵀ:     dx̃ = dy_s W_s
+        if (s == 0 && mode == SET) copy(dx, du);                        // x̃ = x + u:        dx += dx̃
+        else add(dx, du, 1);
+        shard_sum(g, dys);                                              // y_si += Σ_j u_j:  g = Σ_i dy_si
+        shard_tile(du, g);                                              //                   du_j = dx̃_j + g
+        for (int j = 0; j < x.cols / r; j++) {
+            mat du_j = columns_of(du, j * r, r);
+            matmul_tn(group_of(l, l->dB, s, j), du_j, columns_of(x, j * r, r), 1, ADD);
+            //                                                             u_j = x_j B_gᵀ:   dB_g += du_jᵀ x_j
+            matmul_nn(columns_of(dx, j * r, r), du_j, group_of(l, l->B, s, j), 1, ADD);
+            //                                                                               dx_j += du_j B_g
+        }
+    }
+}
+
+static void bat_free_merge(model *m, linear *l, mat W)
+{
+    int r = l->B.cols;
+    int n = strip_rows(l);
+    mat E = aligned(m->narrow, W.rows, r);
+    mat WE = aligned(m->dbroad, W.rows, W.cols);
+    copy(WE, l->W);
+    tiled_identity(E);
+    shard_tile(WE, E);                                                  // W_ij + I
+    for (int s = 0; s < strips_of(l); s++)
+        for (int j = 0; j < W.cols / r; j++) {                          // W'_ij = W_ij + (W_ij + I) B_g
+            mat from = columns_of(rows_of(WE, s * n, n), j * r, r);
+            matmul_nn(columns_of(rows_of(W, s * n, n), j * r, r), from, group_of(l, l->B, s, j), 1, ADD);
+        }
+}
+
 // ---- the table --------------------------------------------------------------------------------------------
 
 // A row of the table takes three lines here. The last has what PEFT calls it, and what else `method` in
@@ -722,22 +888,29 @@ static const method methods[] = {
     {"mini",    "bone, D tiled along the outputs too",
      mini_layout,      NULL,         mini_forward,    mini_backward,    mini_merge,
      .peft_type = "MISS", .peft_variant = "mini"},
+    {"disha",   "bone of any size: D (a, b) tiled along both",
+     disha_layout,     NULL,         disha_forward,   disha_backward,   mini_merge,
+     .peft_type = "DISHA"},
     {"bat",     "W'_ij = W_ij + W_ij B_i + B_i",
      bat_layout,       NULL,         bat_forward,     bat_backward,     bat_merge,
      .peft_type = "MISS", .peft_variant = "bat"},
     {"bat-row", "W'_ij = W_ij + W_ij B_j + B_j, factored",
      bat_row_layout,   NULL,         bat_row_forward, bat_row_backward, bat_row_merge,
      .peft_type = "BAT_ROW"},
+    {"bat-free", "bat by a grid of p × q groups, factored",
+     bat_free_layout,  NULL,         bat_free_forward, bat_free_backward, bat_free_merge,
+     .peft_type = "BAT_FREE"},
 };
 enum { METHODS = sizeof methods / sizeof *methods };
 
 // The gradient of the first step for the W of one layer, into their l->dW. One layer at a time, because the
 // gradients of all layers together would be as large as the model.
-static void first_gradient(model *m, layer *L, const batch *first, int batches)
+static void first_gradient(model *m, int depth, const batch *first, int batches)
 {
     int targets = 0;
-    for (linear *l = L->linears; l < L->linears + LINEARS; l++) {
-        if (!has_adapter(l)) continue;
+    for (int i = 0; i < arrlen(m->linears); i++) {
+        linear *l = m->linears[i];
+        if (l->depth != depth || !has_adapter(l)) continue;
         l->dW = mat_of(NULL, TYPE_OF(wide), SHAPE(l->W.rows, l->W.cols));
         l->dW.p = device_block(elements(l->dW) * sizeof(wide), "the first gradient");
     }
@@ -745,9 +918,11 @@ static void first_gradient(model *m, layer *L, const batch *first, int batches)
     for (int i = 0; i < batches; i++) model_step(m, &first[i], 1.0 / targets);
 }
 
-static void first_gradient_free(layer *L)
+static void first_gradient_free(model *m, int depth)
 {
-    for (linear *l = L->linears; l < L->linears + LINEARS; l++) {
+    for (int i = 0; i < arrlen(m->linears); i++) {
+        linear *l = m->linears[i];
+        if (l->depth != depth) continue;
         dev_free(l->dW.p);
         l->dW.p = NULL;
     }
@@ -757,18 +932,52 @@ static void first_gradient_free(layer *L)
 // from. Calls progress after each linear, because pissa takes a while.
 static void adapters_init(model *m, const batch *first, int batches, void (*progress)(int done, int of))
 {
-    for (int i = 0; i < m->c.layers; i++) {
-        layer *L = &m->layers[i];
-        if (m->p.method->wants_gradient) first_gradient(m, L, first, batches);
-        for (linear *l = L->linears; l < L->linears + LINEARS; l++) {
-            char name[32];
-            snprintf(name, sizeof name, "%d.%s", i, l->is->name);
-            if (l->method->init) l->method->init(m, l, name);
-            progress(i * LINEARS + (int)(l - L->linears) + 1, m->c.layers * LINEARS);
-        }
-        if (m->p.method->wants_gradient) first_gradient_free(L);
+    int n = (int)arrlen(m->linears);
+    for (int i = 0; i < n; i++) {
+        linear *l = m->linears[i];
+        char name[32];
+        if (m->p.method->wants_gradient && (!i || m->linears[i - 1]->depth < l->depth))
+            first_gradient(m, l->depth, first, batches);
+        snprintf(name, sizeof name, "%d.%.16s", l->depth, l->is.name);
+        if (l->method->init) l->method->init(m, l, name);
+        progress(i + 1, n);
+        if (m->p.method->wants_gradient && (i + 1 == n || m->linears[i + 1]->depth > l->depth))
+            first_gradient_free(m, l->depth);
     }
     if (m->p.method->wants_gradient) zero(flat(m, m->grad));    // first_gradient added to it
+}
+
+// One side of "64xout": a whole number, in, or out. 0 if it is none; *end is what follows.
+static int read_side(const char *text, const char **end)
+{
+    int in = !strncmp(text, "in", 2), out = !strncmp(text, "out", 3);
+    char *behind = (char *)(uintptr_t)text;
+    long n = in || out ? 0 : strtol(text, &behind, 10);
+    *end = in ? text + 2 : out ? text + 3 : behind;
+    return in ? IN_SIDE : out ? OUT_SIDE : n > 0 && n <= 1 << 24 ? (int)n : 0;
+}
+
+// Both sides of AxB. False if the text is none.
+static int read_pair(const char *text, int pair[2])
+{
+    const char *end;
+    pair[0] = read_side(text, &end);
+    if (!pair[0] || *end != 'x') return 0;
+    pair[1] = read_side(end + 1, &end);
+    return pair[1] && !*end;
+}
+
+static const char *side_text(int side, char text[16])
+{
+    if (side > 0) snprintf(text, 16, "%d", side);
+    return side == IN_SIDE ? "in" : side == OUT_SIDE ? "out" : text;
+}
+
+static const char *pair_text(const int pair[2], char text[32])
+{
+    char a[16], b[16];
+    snprintf(text, 32, "%sx%s", side_text(pair[0], a), side_text(pair[1], b));
+    return text;
 }
 
 static const method *method_named(const char *name)           // LoRA is lora

@@ -1,7 +1,8 @@
-/*  model.h: Llama2 and its kin by hand.
+/*  model.h: what every model has: tensors, memory, linear layers, the way from the embedding to the loss and
+    back. What a layer is in between, its backbone says (llama.h).
 
       1  the model and its memory      every tensor is one line, walked twice
-      2  forward and backward          Llama2, and the loss                                                 */
+      2  forward and backward          embedding, layers, the head and the loss                             */
 
 #ifndef MODEL_H
 #define MODEL_H
@@ -13,6 +14,12 @@
 
 typedef struct model model;
 typedef struct linear linear;
+typedef struct batch batch;
+typedef struct tensor tensor;
+
+// How full the blocks ACT and STAT are. layout() sets them back to an earlier level: the next layer's tensors
+// then lie in the memory of those that were declared above that level.
+typedef struct { size_t act, stat; } level;
 
 // A method is a row of the table methods[] in adapters.h: how one linear layer y = x Wᵀ is fine-tuned.
 typedef struct method {
@@ -43,49 +50,26 @@ typedef struct method {
     int wants_gradient;         // init finds the gradient of the first step in l->dW
 } method;
 
-// The linear layers of a block, in the order of the file. A bit for each makes plan.targets.
-enum { Q_PROJ, K_PROJ, V_PROJ, O_PROJ, GATE_PROJ, UP_PROJ, DOWN_PROJ, LINEARS };
-
-// How wide the vectors of a layer are.
-enum width { DIM, ATT, KV, HIDDEN };
-
-static int width_of(const config *c, enum width w)
-{
-    const int widths[] = {
-        [DIM] = c->dim,
-        [ATT] = c->heads * c->head_dim,
-        [KV] = c->kv_heads * c->head_dim,
-        [HIDDEN] = c->hidden,
-    };
-    return widths[w];
-}
-
-// What each of them is called and what it maps to what. Those with the same `input` read the same x.
-typedef struct { const char *name, *module; enum width out, in; int input; } projection;
-static const projection projections[LINEARS] = {
-//               --targets  in the file         out     in      input
-    [Q_PROJ]    = {"q",     "self_attn.q_proj", ATT,    DIM,    0},
-    [K_PROJ]    = {"k",     "self_attn.k_proj", KV,     DIM,    0},
-    [V_PROJ]    = {"v",     "self_attn.v_proj", KV,     DIM,    0},
-    [O_PROJ]    = {"o",     "self_attn.o_proj", DIM,    ATT,    1},
-    [GATE_PROJ] = {"gate",  "mlp.gate_proj",    HIDDEN, DIM,    2},
-    [UP_PROJ]   = {"up",    "mlp.up_proj",      HIDDEN, DIM,    2},
-    [DOWN_PROJ] = {"down",  "mlp.down_proj",    DIM,    HIDDEN, 3},
-};
-
-static const char *module_name(int i) { return strchr(projections[i].module, '.') + 1; }       // q_proj
+// What a linear layer is called, and what it maps to what. Those of a layer with the same `reads` read the
+// same x.
+typedef struct {
+    const char *name, *module;  // in --targets, and in the file: "q", "self_attn.q_proj"
+    int reads, out, in, bias;
+} called;
 
 struct linear {
-    const projection *is;
+    called is;
     int depth;                  // of which layer
+    int targeted;               // it is among those that the run adapts
     mat W, dW;                  // (out, in); dW only where W itself trains, and while lora-ga seeks its start
     mat bias, dbias;            // (out), in the models that have one here
     const method *method;
     int first, last;            // is it the first, the last of those that read the same x with this method?
     double scale;               // s of y += s (x Aᵀ) Bᵀ
-    mat A, dA, B, dB;           // lora: (r, in), (out, r). bat: B (out/r, r, r). bat-row: B (in/r, r, r)
+    mat A, dA, B, dB;           // lora: (r, in), (out, r). bat: B (out/r, r, r). bat-row: (in/r, r, r)
     mat A0, B0;                 // pissa, olora, lora-ga: the start of A and B
-    mat D, dD;                  // bone (r, out), mini (r, mini_r), frozen (out, in)
+    mat D, dD;                  // bone (r, out), mini (r, mini_r), disha (a, b), frozen (out, in)
+    int groups[2];              // bat-free: p strips of block rows, q groups of block columns
     mat h;                      // lora: x Aᵀ (N, r), kept for the backward pass
     mat mag, dmag;              // dora: the magnitude m (out)
     mat z, VA;                  // dora: x Vᵀ (N, out), V Aᵀ (out, r), V = W + s B A
@@ -93,23 +77,48 @@ struct linear {
     mat squares, dsquares;      // dora: ‖V_o‖² (out, 1)
 };
 
-typedef struct {
-    mat norm1, dnorm1, norm2, dnorm2;                           // (dim)
-    mat q_norm, dq_norm, k_norm, dk_norm;                       // (head_dim), in Qwen3
-    int window;                 // how many keys a query sees, its own among them; INT_MAX: all before it
-    union {
-        struct { linear q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; };
-        linear linears[LINEARS];                                // the same, to be counted
-    };
-    mat x;                      // (N, dim) the residual stream on entry
-    mat q, att;                 // (N, heads·head_dim)
-    mat k, v;                   // (N, kv_heads·head_dim)
-    mat q_raw, k_raw;           // Qwen3: q and k before their norms
-    mat lse;                    // (N, heads) log Σ exp of each row of scores, which itself is not kept
-    mat mid;                    // (N, dim) the residual stream after attention
-    mat gate, up;               // (N, hidden)
-    mat k_cache, v_cache;       // generation: (sequences·length, kv_heads·head_dim)
-} layer;
+// A backbone says what stands between the embedding and the logits: a header such as llama.h, and a row of
+// the table backbones[] (backbones.h). Layer i reads m->x[i] and writes `next`.
+typedef struct backbone {
+    const family *families;                                     // each a "model_type"
+    const config_field *fields;                                 // of config.json
+    void (*config)(config *c, const json_t *json, const char *path);       // what they mean together
+
+    // What only the file of weights tells (NULL where there is none); may be NULL itself.
+    void (*sizes)(config *c, checkpoint *file);
+
+    // In the file: "model.layers", "model.embed_tokens.weight", "lm_head.weight"; and what may stand there
+    // unread.
+    const char *layer_name, *embed_name, *head_name;
+    int (*spare)(const char *name);
+
+    // The bytes of its own part of a layer (m->layers), and of what it has once for all layers (m->own).
+    size_t layer_size, own_size;
+
+    // Declare tensors: the weights of layer i; what its forward pass leaves for the backward pass, of which
+    // the level returned is kept; what exists once; the norm behind the last layer. `fill` then fills tables.
+    void (*weights)(model *m, int i);
+    level (*activations)(model *m, int i);
+    void (*work)(model *m);
+    void (*norm_layout)(model *m);
+    void (*fill)(model *m);
+
+    // --init: the numbers x of a tensor, where Hugging Face's start will not do; may be NULL.
+    void (*start)(model *m, const tensor *t, wide *x, rng *g);
+
+    // next = layer i of m->x[i]; and back: m->dx is d(next) on entry and d(m->x[i]) on return.
+    void (*forward)(model *m, int i, mat next, const batch *b);
+    void (*backward)(model *m, int i, const batch *b, int dx_wanted);
+    void (*norm_forward)(model *m, mat out, mat x);
+    void (*norm_backward)(model *m, mat dx, mat dout, mat x);           // dx += …
+
+    int (*norms)(const config *c);      // numbers a token that a norm's backward pass keeps beside it
+
+    // Generation: what a text of so many tokens keeps. has_state: a state of one size in place of a cache;
+    // k of a span then says whose it is, and a text that has gone on cannot go back.
+    double (*cache_bytes)(const config *c, int length);
+    int has_state;
+} backbone;
 
 // Where a tensor lies. One block of memory a kind.
 enum kind {
@@ -125,7 +134,7 @@ enum kind {
     KINDS
 };
 
-typedef struct {
+struct tensor {
     char name[112];             // the name in Hugging Face's or PEFT's file
     enum kind kind;
     shape shape;
@@ -133,14 +142,17 @@ typedef struct {
     mat m1, m2;                 // AdamW's moments of a PARAM
     double rate;                // its learning rate, times the run's: LoRA+ makes B faster
     linear *of;                 // the linear layer that it belongs to, or NULL
-} tensor;
+};
+
+enum { IN_SIDE = -1, OUT_SIDE = -2 };
 
 // What the run asks of the model.
 typedef struct {
     const method *method;
-    int rank, mini_r, targets;  // targets: a bit for each of projections that has an adapter (in some layer)
-    json_t *modules;            // an adapter's own "target_modules", or NULL: they choose in each layer anew,
-                                // and layout() sets `targets` to what they chose in any
+    int rank, mini_r;
+    int shard[2], groups[2];    // disha's and bat-free's; IN_SIDE, OUT_SIDE: what the linear has
+    const char *targets;        // the linears that get an adapter: their names, or "all"
+    json_t *modules;            // or an adapter's own "target_modules", which choose in each layer anew
     int (*selects)(const json_t *modules, const char *module);  // whether they name this module
     double alpha, plus_ratio;
     uint64_t seed;
@@ -164,13 +176,11 @@ struct model {
     mat embed, dembed;                                  // (vocab, dim)
     mat norm, dnorm;                                    // (dim)
     mat head, dhead;                                    // (vocab, dim): embed itself if tied
-    layer *layers;
+    void *layers, *own;                                 // of each layer, and once, as the backbone has them
     linear **linears;                                   // those of all layers, in their order
-    mat last;                                           // (N, dim) the residual stream at the end
-    mat rope;                                           // (positions, head_dim) [cos | sin]
-    mat xn, hid;                                        // (N, dim), (N, hidden): made again on the way back
-    mat dx, dxn, dq, dk, dv, datt, dgate, dup, dhid;    // gradients of one layer at a time
-    mat dq_raw, dk_raw;
+    mat *x;                                             // (N, dim) the residual stream on entry of each layer
+    mat last;                                           // (N, dim) and at the end
+    mat dx;                                             // (N, dim) its gradient
     mat hs, hn, dhs, dhn, logits;                       // the head: `chunk` rows at a time
     mat losses;                                         // (N, 1)
     int chunk;
@@ -246,126 +256,114 @@ static int full_training(const model *m) { return m->p.train && m->p.method == &
 
 static int has_adapter(const linear *l) { return l->method->layout != NULL; }
 
-static int has_bias(const config *c, int which)
+// The linears of one layer: all layers have the same.
+static int linears_of_layer(const model *m) { return (int)(arrlen(m->linears) / m->c.layers); }
+
+// Whether one of two names is the other, or its end from a dot on.
+static int same_module(const char *a, const char *b)
 {
-    if (which <= V_PROJ) return c->qkv_bias;
-    return which == O_PROJ ? c->o_bias : c->mlp_bias;
+    size_t n = strlen(a), k = strlen(b);
+    if (n < k) return same_module(b, a);
+    return !strcasecmp(a + n - k, b) && (n == k || a[n - k - 1] == '.');
+}
+
+// Whether a name of --targets means this linear: "q", "q_proj", "self_attn.q_proj", "all".
+static int means(const char *name, const called *l)
+{
+    int all = !strcasecmp(name, "all-linear") || !strcasecmp(name, "all");
+    return all || !strcasecmp(name, l->name) || same_module(name, l->module);
+}
+
+// The next name of a list, in a fresh string; NULL at its end.
+static char *next_name(const char **list)
+{
+    *list += strspn(*list, ", ");
+    size_t n = strcspn(*list, ", ");
+    char *name = n ? copy_bytes(*list, n) : NULL;
+    *list += n;
+    return name;
+}
+
+static int in_targets(const char *list, const called *l)
+{
+    int found = 0;
+    for (char *name; (name = next_name(&list)); free(name)) found |= means(name, l);
+    return found;
+}
+
+// Stops at a name of --targets that no linear of this model has.
+static void check_targets(const model *m)
+{
+    const char *list = m->p.targets;
+    char choice[200] = "";
+    int n = linears_of_layer(m), names = 0;
+    for (int i = 0; i < n; i++)
+        sprintf(choice + strlen(choice), "%s%.16s", i ? "," : "", m->linears[i]->is.name);
+    for (char *name; (name = next_name(&list)); free(name), names++) {
+        int i = 0;
+        while (i < n && !means(name, &m->linears[i]->is)) i++;
+        if (i == n) die("--targets: there is no linear layer \"%s\"; choose from %s", name, choice);
+    }
+    if (!names) die("--targets: names no layer; choose from %s", choice);
 }
 
 // One linear layer: W, its bias, and the tensors of its method. A linear that the run does not target has the
 // method `full`, whose W is then frozen.
-static void linear_layout(model *m, linear *l, int which, int depth)
+static void linear_layout(model *m, int depth, linear *l, called is)
 {
-    const projection *is = &projections[which];
     char module[96], adapter[128];
-    snprintf(module, sizeof module, "model.layers.%d.%s", depth, is->module);
+    snprintf(module, sizeof module, "%s.%d.%s", m->c.backbone->layer_name, depth, is.module);
     snprintf(adapter, sizeof adapter, "base_model.model.%s", module);
-    if (m->p.modules && m->p.selects(m->p.modules, module)) m->p.targets |= 1 << which;
-    int targeted = m->p.modules ? m->p.selects(m->p.modules, module) : m->p.targets >> which & 1;
+    int targeted = m->p.modules ? m->p.selects(m->p.modules, module) : in_targets(m->p.targets, &is);
     enum kind matrix = full_training(m) ? PARAM : BASE;
     enum kind vector = full_training(m) ? PARAM : NORM;
-    shape size = SHAPE(width_of(&m->c, is->out), width_of(&m->c, is->in));
     ptrdiff_t first = arrlen(m->tensors);
     l->is = is;
     l->depth = depth;
-    declare(m, matrix, &l->W, &l->dW, size, "%s.weight", module);
-    if (has_bias(&m->c, which)) declare(m, vector, &l->bias, &l->dbias, SHAPE(size.n[0]), "%s.bias", module);
+    l->targeted = targeted;
+    declare(m, matrix, &l->W, &l->dW, SHAPE(is.out, is.in), "%s.weight", module);
+    if (is.bias) declare(m, vector, &l->bias, &l->dbias, SHAPE(is.out), "%s.bias", module);
     l->method = targeted ? m->p.method : &methods[0];
     if (has_adapter(l)) l->method->layout(m, l, adapter);
     for (ptrdiff_t i = first; i < arrlen(m->tensors); i++) m->tensors[i].of = l;
     arrput(m->linears, l);
 }
 
-// q, k, v share their input, and so do gate, up: marks the first and the last of those that have an adapter.
-static void mark_shared(layer *L)
+// Marks the first and the last of those that read the same x and have an adapter: of q, k, v, or gate and up.
+static void mark_shared(model *m)
 {
-    for (int i = 0; i < LINEARS; i++) {
-        linear *l = &L->linears[i];
+    int n = linears_of_layer(m);
+    for (int i = 0; i < arrlen(m->linears); i++) {
+        linear *l = m->linears[i];
         l->first = l->last = has_adapter(l);
-        for (int j = 0; j < LINEARS; j++) {
-            int shares = projections[j].input == projections[i].input && has_adapter(&L->linears[j]);
+        for (int j = i - i % n; j < i - i % n + n; j++) {
+            const linear *other = m->linears[j];
+            int shares = other->is.reads == l->is.reads && has_adapter(other);
             if (shares && j < i) l->first = 0;
             if (shares && j > i) l->last = 0;
         }
     }
 }
 
-// The norms and seven linears of layer i, with their adapters.
-static void layer_weights(model *m, layer *L, int i)
+// Whether the run adapts linear j of a layer, in some layer.
+static int targeted_in_some(const model *m, int j)
 {
-    enum kind vector = full_training(m) ? PARAM : NORM;
-    shape dim = SHAPE(m->c.dim);
-    shape head = SHAPE(m->c.head_dim);
-    L->window = i < m->c.full_layers ? INT_MAX : m->c.window;
-    declare(m, vector, &L->norm1, &L->dnorm1, dim, "model.layers.%d.input_layernorm.weight", i);
-    for (int w = Q_PROJ; w <= O_PROJ; w++) linear_layout(m, &L->linears[w], w, i);
-    if (m->c.qk_norm) {
-        declare(m, vector, &L->q_norm, &L->dq_norm, head, "model.layers.%d.self_attn.q_norm.weight", i);
-        declare(m, vector, &L->k_norm, &L->dk_norm, head, "model.layers.%d.self_attn.k_norm.weight", i);
-    }
-    declare(m, vector, &L->norm2, &L->dnorm2, dim, "model.layers.%d.post_attention_layernorm.weight", i);
-    for (int w = GATE_PROJ; w <= DOWN_PROJ; w++) linear_layout(m, &L->linears[w], w, i);
-    mark_shared(L);
+    int some = 0;
+    for (int i = j; i < arrlen(m->linears); i += linears_of_layer(m)) some |= m->linears[i]->targeted;
+    return some;
 }
 
-// How full the blocks ACT and STAT are. layout() sets them back to an earlier level: the next layer's tensors
-// then lie in the memory of those that were declared above that level.
-typedef struct { size_t act, stat; } level;
 static level level_now(const model *m) { return (level){m->used[ACT], m->used[STAT]}; }
 
-/* What the forward pass of layer i leaves for the backward pass. Returns the level at which layer i+1 begins;
-   what layer i has above it is overwritten. So the order of the declarations decides how long a tensor lives:
-
-       block ACT:  … x | next | h of the adapters | q  k  v  att  mid | gate  up |
-                       ↑                          ↑                   ↑          ↑
-       layer i+1       not training               --recompute 2       1          0
-       begins at
-
-   `next`, the x of layer i+1, comes first: layer i+1 reads it. Where nothing trains, every layer begins at
-   the same place, and `next` takes the place of x, which was read into mid before. What the adapters of a
-   layer keep comes behind it, for not every layer need have the same.                                     */
-static level layer_activations(model *m, layer *L, int i)
-{
-    const config *c = &m->c;
-    int N = m->p.tokens;
-    int q = width_of(c, ATT);
-    int kv = width_of(c, KV);
-    int cache = m->p.cache_rows;
-    level kept = level_now(m);
-    declare(m, ACT, &L->q, NULL, SHAPE(N, q), "layers.%d.q", i);
-    declare(m, ACT, &L->k, NULL, SHAPE(N, kv), "layers.%d.k", i);
-    if (c->qk_norm) {
-        declare(m, ACT, &L->q_raw, NULL, SHAPE(N, q), "layers.%d.q_raw", i);
-        declare(m, ACT, &L->k_raw, NULL, SHAPE(N, kv), "layers.%d.k_raw", i);
-    }
-    declare(m, ACT, &L->v, NULL, SHAPE(N, kv), "layers.%d.v", i);
-    declare(m, ACT, &L->att, NULL, SHAPE(N, q), "layers.%d.att", i);
-    declare(m, STAT, &L->lse, NULL, SHAPE(N, c->heads), "layers.%d.lse", i);
-    declare(m, ACT, &L->mid, NULL, SHAPE(N, c->dim), "layers.%d.mid", i);
-    if (m->p.recompute < 2) kept = level_now(m);
-    declare(m, ACT, &L->gate, NULL, SHAPE(N, c->hidden), "layers.%d.gate", i);
-    declare(m, ACT, &L->up, NULL, SHAPE(N, c->hidden), "layers.%d.up", i);
-    if (m->p.recompute < 1) kept = level_now(m);
-    if (!cache) return kept;
-    declare(m, CACHE, &L->k_cache, NULL, SHAPE(cache, kv), "layers.%d.k_cache", i);
-    declare(m, CACHE, &L->v_cache, NULL, SHAPE(cache, kv), "layers.%d.v_cache", i);
-    return kept;
-}
-
-// What exists once, for all layers: the head's tensors, the methods' work space, the gradients of one layer.
+// What exists once, for all layers, in every backbone: the head's tensors and the methods' work space.
 static void work_layout(model *m)
 {
     const config *c = &m->c;
     int N = m->p.tokens;
-    int q = width_of(c, ATT);
-    int kv = width_of(c, KV);
     int chunk = dev_chunk(c->vocab);
     chunk = chunk < 16 ? 16 : chunk;
     chunk = chunk < N ? chunk : N;
     m->chunk = chunk;
-    declare(m, ACT, &m->xn, NULL, SHAPE(N, c->dim), "xn");
-    declare(m, ACT, &m->hid, NULL, SHAPE(N, c->hidden), "hid");
-    declare(m, WORK, &m->rope, NULL, SHAPE(m->p.positions, c->head_dim), "rope");
     declare(m, WORK, &m->hs, NULL, SHAPE(chunk, c->dim), "head.x");
     declare(m, WORK, &m->hn, NULL, SHAPE(chunk, c->dim), "head.xn");
     declare(m, WORK, &m->logits, NULL, SHAPE(chunk, c->vocab), "logits");
@@ -378,40 +376,28 @@ static void work_layout(model *m)
     declare(m, WORK, &m->dhs, NULL, SHAPE(chunk, c->dim), "head.dx");
     declare(m, WORK, &m->dhn, NULL, SHAPE(chunk, c->dim), "head.dxn");
     declare(m, ACT, &m->dx, NULL, SHAPE(N, c->dim), "dx");
-    declare(m, ACT, &m->dxn, NULL, SHAPE(N, c->dim), "dxn");
-    declare(m, ACT, &m->dq, NULL, SHAPE(N, q), "dq");
-    declare(m, ACT, &m->dk, NULL, SHAPE(N, kv), "dk");
-    if (c->qk_norm) {
-        declare(m, ACT, &m->dq_raw, NULL, SHAPE(N, q), "dq_raw");
-        declare(m, ACT, &m->dk_raw, NULL, SHAPE(N, kv), "dk_raw");
-    }
-    declare(m, ACT, &m->dv, NULL, SHAPE(N, kv), "dv");
-    declare(m, ACT, &m->datt, NULL, SHAPE(N, q), "datt");
-    declare(m, ACT, &m->dgate, NULL, SHAPE(N, c->hidden), "dgate");
-    declare(m, ACT, &m->dup, NULL, SHAPE(N, c->hidden), "dup");
-    declare(m, ACT, &m->dhid, NULL, SHAPE(N, c->hidden), "dhid");
 }
 
 // Every tensor of the model, one line each.
 static void layout(model *m)
 {
     const config *c = &m->c;
+    const backbone *B = c->backbone;
     enum kind matrix = full_training(m) ? PARAM : BASE;
-    enum kind vector = full_training(m) ? PARAM : NORM;
     memset(m->used, 0, sizeof m->used);
     arrsetlen(m->tensors, 0);
     arrsetlen(m->linears, 0);
     m->trainable = 0;
     m->narrow = m->dnarrow = m->broad = m->dbroad = m->weight = (mat){0};
-    declare(m, matrix, &m->embed, &m->dembed, SHAPE(c->vocab, c->dim), "model.embed_tokens.weight");
-    declare(m, ACT, &m->layers[0].x, NULL, SHAPE(m->p.tokens, c->dim), "layers.0.x");
+    declare(m, matrix, &m->embed, &m->dembed, SHAPE(c->vocab, c->dim), "%s", B->embed_name);
+    declare(m, ACT, &m->x[0], NULL, SHAPE(m->p.tokens, c->dim), "layers.0.x");
     level most = {0, 0};
     for (int i = 0; i < c->layers; i++) {
         level before = level_now(m);
-        mat *next = i + 1 < c->layers ? &m->layers[i + 1].x : &m->last;
+        mat *next = i + 1 < c->layers ? &m->x[i + 1] : &m->last;
         declare(m, ACT, next, NULL, SHAPE(m->p.tokens, c->dim), "layers.%d.x", i + 1);
-        layer_weights(m, &m->layers[i], i);
-        level kept = layer_activations(m, &m->layers[i], i), full = level_now(m);
+        B->weights(m, i);
+        level kept = B->activations(m, i), full = level_now(m);
         if (!m->p.train) kept = before;
         if (full.act > most.act) most.act = full.act;
         if (full.stat > most.stat) most.stat = full.stat;
@@ -420,13 +406,18 @@ static void layout(model *m)
     }
     m->used[ACT] = most.act;                            // what comes now is used beside every layer
     m->used[STAT] = most.stat;
-    declare(m, vector, &m->norm, &m->dnorm, SHAPE(c->dim), "model.norm.weight");
+    B->norm_layout(m);
     if (c->tied) {
         m->head = m->embed;
         m->dhead = m->dembed;
-    } else declare(m, matrix, &m->head, &m->dhead, SHAPE(c->vocab, c->dim), "lm_head.weight");
+    } else declare(m, matrix, &m->head, &m->dhead, SHAPE(c->vocab, c->dim), "%s", B->head_name);
+    mark_shared(m);
     work_layout(m);
-    if (m->p.modules && !m->p.targets)
+    B->work(m);
+    if (!m->p.modules) check_targets(m);
+    int some = 0;
+    for (int i = 0; i < arrlen(m->linears); i++) some |= m->linears[i]->targeted;
+    if (!some)
         refuse(m, "the adapter's \"target_modules\" name no linear layer of this model");
 }
 
@@ -435,7 +426,9 @@ static void model_measure(model *m, config c, plan p)
 {
     m->c = c;
     m->p = p;
-    m->layers = alloc((size_t)c.layers, sizeof *m->layers);
+    m->layers = alloc((size_t)c.layers, c.backbone->layer_size);
+    m->own = alloc(1, c.backbone->own_size);
+    m->x = alloc((size_t)c.layers, sizeof *m->x);
     layout(m);
 }
 
@@ -445,12 +438,15 @@ static void model_unmeasure(model *m)
     arrfree(m->tensors);
     arrfree(m->linears);
     free(m->layers);
+    free(m->own);
+    free(m->x);
 }
 
 // Whether a tensor belongs to the base: its file has it.
 static int of_base(const tensor *t)
 {
-    return !strncmp(t->name, "model.", 6) || !strcmp(t->name, "lm_head.weight");
+    int weight = t->kind == BASE || t->kind == NORM || t->kind == PARAM;
+    return weight && strncmp(t->name, "base_model.", 11);
 }
 
 // What a file should hold of a tensor, under its name and this ending: its numbers, or a moment of AdamW's.
@@ -474,7 +470,8 @@ static needs needs_of(const model *m)
 {
     const plan *p = &m->p;
     needs n = {.tokens = p->tokens, .heads = m->c.heads, .train = p->train};
-    n.normed = p->tokens * (m->c.qk_norm ? m->c.heads : 1);
+    n.normed = p->tokens * m->c.backbone->norms(&m->c);
+    n.texts = m->c.backbone->has_state;
     n.trained = 2 * (size_t)p->rank * (size_t)p->rank;                  // dora's A Aᵀ (r, r), made wider
     for (int i = 0; i < arrlen(m->tensors); i++) {
         const tensor *t = &m->tensors[i];
@@ -518,37 +515,6 @@ static mat flat(const model *m, dev block)
     return mat_of(block, TYPE_OF(wide), SHAPE((int)(m->used[PARAM] / 16), 16));
 }
 
-// Frequency i of RoPE, in radians a position. Models that were stretched to longer texts turn slower, by
-// `factor`: all frequencies ("linear", arXiv 2306.15595), or in Llama 3 those that do not turn often within
-// the positions it was first trained on ("llama3"). `often` says how often that is: from 1 at high_freq turns
-// and more down to 0 at low_freq and less.
-static double rope_frequency(const config *c, int i)
-{
-    double frequency = pow(c->theta, -2.0 * i / c->head_dim);
-    double turns = c->rope_original * frequency / (2 * acos(-1));
-    double often = (turns - c->low_freq) / (c->high_freq - c->low_freq);
-    if (c->rope == ROPE_LINEAR) often = 0;
-    if (c->rope == ROPE_PLAIN) often = 1;
-    often = fmin(fmax(often, 0), 1);
-    return frequency * (often + (1 - often) / c->rope_factor);
-}
-
-// cos and sin of position × frequency, in Hugging Face's order: frequency i rotates the elements i and
-// i + head_dim/2.
-static void rope_table(model *m)
-{
-    int half = m->c.head_dim / 2;
-    wide *table = alloc((size_t)m->p.positions * (size_t)half * 2, sizeof *table);
-    for (int t = 0; t < m->p.positions; t++)
-        for (int i = 0; i < half; i++) {
-            double angle = t * rope_frequency(&m->c, i);
-            table[t * 2 * half + i] = (wide)cos(angle);
-            table[t * 2 * half + half + i] = (wide)sin(angle);
-        }
-    put(m->rope, table, TYPE_OF(wide));
-    free(table);
-}
-
 // The memory that the first walk has measured, and the second walk, which points every tensor into it.
 static void model_allocate(model *m)
 {
@@ -582,43 +548,40 @@ static void model_allocate(model *m)
     dev_reserve(needs_of(m), 1);
     m->walk = 1;
     layout(m);
-    rope_table(m);
+    if (m->c.backbone->fill) m->c.backbone->fill(m);
 }
 
 // The file of a tied model may hold the head too, if it equals the embedding. A head with numbers of its own
 // is refused, because it would be lost.
 static void check_tied(model *m)
 {
-    ptrdiff_t head = shgeti(m->file.tensors, "lm_head.weight");
-    ptrdiff_t embed = shgeti(m->file.tensors, "model.embed_tokens.weight");
+    ptrdiff_t head = shgeti(m->file.tensors, m->c.backbone->head_name);
+    ptrdiff_t embed = shgeti(m->file.tensors, m->c.backbone->embed_name);
     if (head < 0) return;
     stored h = m->file.tensors[head].value;
     stored e = m->file.tensors[embed].value;
     size_t bytes = elements(e.data) * dtypes[e.data.type].size;
     int same = h.data.type == e.data.type && elements(h.data) == elements(e.data);
     if (!same || memcmp((const void *)(uintptr_t)h.data.p, (const void *)(uintptr_t)e.data.p, bytes))
-        die("%s: lm_head.weight is not model.embed_tokens.weight, though config.json says "
-            "\"tie_word_embeddings\": true; set it to false to use both, or remove one tensor", h.file);
+        die("%s: %s is not %s, though config.json says \"tie_word_embeddings\": true; set it to false to use "
+            "both, or remove one tensor", h.file, m->c.backbone->head_name, m->c.backbone->embed_name);
 }
 
-// Old models hold RoPE's frequencies, which are computed here. The head of a tied model is looked at by
-// check_tied().
-static int spare_untied(const char *name) { return strstr(name, "rotary_emb.inv_freq") != NULL; }
-static int spare_tied(const char *name) { return spare_untied(name) || !strcmp(name, "lm_head.weight"); }
-
 // Points the base's matrices into the mapped file and copies the rest from it. Refuses a file that lacks a
-// tensor, has one of another shape, or one that no Llama of this config has.
+// tensor, has one of another shape, or one that no model of this config has.
 static void model_load(model *m, const char *dir)
 {
     request *list = NULL;
-    for (int i = 0; i < shlen(m->file.tensors); i++)
-        if (!spare_untied(m->file.tensors[i].key)) expect_usable(m->file.tensors[i].value);
+    const backbone *B = m->c.backbone;
+    for (int i = 0; i < shlen(m->file.tensors); i++) {
+        const char *name = m->file.tensors[i].key;
+        if (!B->spare(name) || !strcmp(name, B->head_name)) expect_usable(m->file.tensors[i].value);
+    }
     for (int i = 0; i < arrlen(m->tensors); i++) {
         const tensor *t = &m->tensors[i];
         if (of_base(t)) arrput(list, request_for(t, "", t->value));
     }
-    int (*spare)(const char *name) = m->c.tied ? spare_tied : spare_untied;
-    m->reads_file = checkpoint_fetch(&m->file, dir, list, "config.json", spare);
+    m->reads_file = checkpoint_fetch(&m->file, dir, list, "config.json", B->spare);
     arrfree(list);
     if (m->c.tied) check_tied(m);
     if (m->c.tied) m->head = m->embed;
@@ -674,19 +637,20 @@ static void model_free(model *m)
 
 // A micro-batch: sequences laid end to end, without padding. Padding would add tokens whose losses do not
 // count, so without it the numbers are the same, and there is less to do.
-typedef struct {
+struct batch {
     int tokens, targets, rows;  // rows: how many sequences
     int *ids, *pos;             // (tokens): what is read, and its place in its sequence
     int *target_row, *label;    // (targets): the token that predicts, and the id it should predict
     span *spans;                // (rows): where each sequence begins, and which keys it sees
     int cached;                 // generation: keys and values join the cache, and spans name its rows
-} batch;
+};
 
 // Refuses a micro-batch that would read or write beyond the memory of the plan.
 static void batch_check(const model *m, const batch *b)
 {
     int ok = b->tokens <= m->p.tokens;
     int keys = b->cached ? m->p.cache_rows : b->tokens;
+    int texts = m->p.sequences > 1 ? m->p.sequences : 1;
     if (!ok) die("a micro-batch of %d tokens exceeds the plan of %d", b->tokens, m->p.tokens);
     for (int i = 0; i < b->tokens; i++)
         ok &= b->ids[i] >= 0 && b->ids[i] < m->c.vocab && b->pos[i] >= 0 && b->pos[i] < m->p.positions;
@@ -697,7 +661,8 @@ static void batch_check(const model *m, const batch *b)
     for (int i = 0; i < b->rows; i++) {
         span s = b->spans[i];
         ok &= s.q >= 0 && s.nq >= 0 && s.q + s.nq <= b->tokens;
-        ok &= s.k >= 0 && s.nk >= s.nq && s.k + s.nk <= keys;
+        ok &= s.k >= 0 && s.nk >= s.nq;
+        ok &= b->cached && m->c.backbone->has_state ? s.k < texts : s.k + s.nk <= keys;
     }
     if (!ok) die("a micro-batch holds an id, a position or a row that the plan has no place for");
 }
@@ -739,120 +704,13 @@ static mat merged(model *m, linear *l)
     return W;
 }
 
-// Generation: this step's keys and values join the cache, behind those of earlier steps.
-static void cache_append(layer *L, const batch *b)
-{
-    for (int i = 0; i < b->rows; i++) {
-        span s = b->spans[i];
-        int at = s.k + s.nk - s.nq;
-        copy(rows_of(L->k_cache, at, s.nq), rows_of(L->k, s.q, s.nq));
-        copy(rows_of(L->v_cache, at, s.nq), rows_of(L->v, s.q, s.nq));
-    }
-}
-
-// Every head of every row on a row of its own: (N, heads·head_dim) as (N·heads, head_dim).
-static mat heads_of(const model *m, mat x)
-{
-    int d = m->c.head_dim;
-    return shaped(x, 1, x.rows * (x.cols / d), d);
-}
-
-//  x → mid = x + Wo attention(rope(Wq n), rope(Wk n), Wv n),  n = rmsnorm(x)
-//  Qwen3: rope(rmsnorm(Wq n)), each head normed alone, and k likewise
-static void attention_block(model *m, layer *L, const batch *b)
-{
-    const config *c = &m->c;
-    const mat none = {0};
-    rmsnorm_forward(m->xn, L->mid, L->x, L->norm1, c->eps);                         // mid = x
-    linear_forward(m, &L->q_proj, c->qk_norm ? L->q_raw : L->q, m->xn, SET);        // (N, heads·head_dim)
-    linear_forward(m, &L->k_proj, c->qk_norm ? L->k_raw : L->k, m->xn, SET);        // (N, kv_heads·head_dim)
-    linear_forward(m, &L->v_proj, L->v, m->xn, SET);
-    if (c->qk_norm) {
-        rmsnorm_forward(heads_of(m, L->q), none, heads_of(m, L->q_raw), L->q_norm, c->eps);
-        rmsnorm_forward(heads_of(m, L->k), none, heads_of(m, L->k_raw), L->k_norm, c->eps);
-    }
-    rope(L->q, m->pos, m->rope, +1);
-    rope(L->k, m->pos, m->rope, +1);
-    mat k = L->k;
-    mat v = L->v;
-    if (b->cached) {
-        cache_append(L, b);
-        k = L->k_cache;
-        v = L->v_cache;
-    }
-    attention_forward(L->att, L->lse, L->q, k, v, c->head_dim, L->window, b->spans, b->rows);
-    linear_forward(m, &L->o_proj, L->mid, L->att, ADD);                             // mid += o(att)
-}
-
-//  gate = Wgate n,  up = Wup n,  n = rmsnorm(mid);  next = mid
-static void gate_and_up(model *m, layer *L, mat next)
-{
-    rmsnorm_forward(m->xn, next, L->mid, L->norm2, m->c.eps);
-    linear_forward(m, &L->gate_proj, L->gate, m->xn, SET);              // (N, hidden)
-    linear_forward(m, &L->up_proj, L->up, m->xn, SET);
-}
-
-//  mid → next = mid + Wdown (silu(gate) ⊙ up)
-static void layer_forward(model *m, layer *L, mat next, const batch *b)
-{
-    attention_block(m, L, b);
-    gate_and_up(m, L, next);
-    swiglu_forward(m->hid, L->gate, L->up);
-    linear_forward(m, &L->down_proj, next, m->hid, ADD);                // next += down(hid)
-}
-
-// The lines of layer_forward from the last to the first. On entry m->dx is d(next), on return it is dx. xn
-// and hid are made again, and with --recompute also what the forward pass of the next layer has overwritten.
-// Of the linears that read the same x the first writes its gradient (SET), the others add theirs (ADD).
-// dx_wanted is 0 in the first layer, unless the embedding trains.
-static void layer_backward(model *m, layer *L, const batch *b, int dx_wanted)
-{
-    const config *c = &m->c;
-    const mat none = {0};
-    if (m->p.recompute == 2) attention_block(m, L, b);
-    if (m->p.recompute) gate_and_up(m, L, none);
-    swiglu_forward(m->hid, L->gate, L->up);
-    linear_backward(m, &L->down_proj, m->dhid, m->dx, m->hid, SET);     // next = mid + down(hid)
-    swiglu_backward(m->dgate, m->dup, m->dhid, L->gate, L->up);         // hid = silu(gate) up
-    rmsnorm_forward(m->xn, none, L->mid, L->norm2, c->eps);
-    linear_backward(m, &L->gate_proj, m->dxn, m->dgate, m->xn, SET);
-    linear_backward(m, &L->up_proj, m->dxn, m->dup, m->xn, ADD);
-    rmsnorm_backward(m->dx, L->dnorm2, m->dxn, L->mid, L->norm2, c->eps);   // d(next) + …: dx is now d(mid)
-
-    linear_backward(m, &L->o_proj, m->datt, m->dx, L->att, SET);        // mid = x + o(att)
-    attention_backward(m->dq, m->dk, m->dv, m->datt, L->q, L->k, L->v, L->att, L->lse,
-                       c->head_dim, L->window, b->spans, b->rows);
-    rope(m->dq, m->pos, m->rope, -1);
-    rope(m->dk, m->pos, m->rope, -1);
-    mat dq = c->qk_norm ? m->dq_raw : m->dq;
-    mat dk = c->qk_norm ? m->dk_raw : m->dk;
-    if (c->qk_norm) {                                                   // q = rmsnorm(q_raw), by heads
-        zero(dq);
-        zero(dk);
-        rmsnorm_backward(heads_of(m, dq), L->dq_norm, heads_of(m, m->dq),
-                         heads_of(m, L->q_raw), L->q_norm, c->eps);
-        rmsnorm_backward(heads_of(m, dk), L->dk_norm, heads_of(m, m->dk),
-                         heads_of(m, L->k_raw), L->k_norm, c->eps);
-    }
-    rmsnorm_forward(m->xn, none, L->x, L->norm1, c->eps);
-    mat dxn = m->dxn;
-    if (!dx_wanted) dxn.p = NULL;                                       // nothing below trains: skip dxn
-    linear_backward(m, &L->q_proj, dxn, dq, m->xn, SET);
-    linear_backward(m, &L->k_proj, dxn, dk, m->xn, ADD);
-    linear_backward(m, &L->v_proj, dxn, m->dv, m->xn, ADD);
-    mat dx = dx_wanted ? m->dx : none;
-    rmsnorm_backward(dx, L->dnorm1, m->dxn, L->x, L->norm1, c->eps);    // d(mid) + …: dx is now d(x)
-}
-
 // Embedding and layers, up to m->last.
 static void model_forward(model *m, const batch *b)
 {
     batch_enter(m, b);
-    embedding_forward(m->layers[0].x, m->embed, m->ids);
-    for (int i = 0; i < m->c.layers; i++) {
-        mat next = i + 1 < m->c.layers ? m->layers[i + 1].x : m->last;
-        layer_forward(m, &m->layers[i], next, b);
-    }
+    embedding_forward(m->x[0], m->embed, m->ids);
+    for (int i = 0; i < m->c.layers; i++)
+        m->c.backbone->forward(m, i, i + 1 < m->c.layers ? m->x[i + 1] : m->last, b);
     if (m->reads_file) checkpoint_unchanged(&m->file);
 }
 
@@ -862,7 +720,7 @@ static void head_forward(model *m, dev_ints rows, int n)
     for (mat **w = (mat *[]){&m->hs, &m->hn, &m->dhs, &m->dhn, &m->logits, NULL}; *w; w++)
         **w = rows_of(**w, 0, n);
     embedding_forward(m->hs, m->last, rows);                            // hs[i] = last[row_i]
-    rmsnorm_forward(m->hn, (mat){0}, m->hs, m->norm, m->c.eps);
+    m->c.backbone->norm_forward(m, m->hn, m->hs);
     matmul_nt(m->logits, m->hn, m->head, 1, SET);                       // (n, vocab)
 }
 
@@ -882,7 +740,7 @@ static double head_loss(model *m, const batch *b, double scale)
         zero(m->dhs);
         matmul_tn(m->dhead, m->logits, m->hn, 1, ADD);          // logits = hn headᵀ:    dhead += dlogitsᵀ hn
         matmul_nn(m->dhn, m->logits, m->head, 1, SET);          //                       dhn = dlogits head
-        rmsnorm_backward(m->dhs, m->dnorm, m->dhn, m->hs, m->norm, m->c.eps);
+        m->c.backbone->norm_backward(m, m->dhs, m->dhn, m->hs);
         embedding_backward(m->dx, m->dhs, m->target_row + i);   // hs[i] = last[row_i]:  dx[row_i] += dhs[i]
     }
     wide *losses = alloc((size_t)b->targets, sizeof *losses);
@@ -901,7 +759,7 @@ static double model_step(model *m, const batch *b, double scale)
     double loss = head_loss(m, b, scale);
     if (!scale) return loss;
     for (int i = m->c.layers - 1; i >= 0; i--)
-        layer_backward(m, &m->layers[i], b, i > 0 || m->dembed.p);
+        m->c.backbone->backward(m, i, b, i > 0 || m->dembed.p);
     embedding_backward(m->dembed, m->dx, m->ids);
     return loss;
 }

@@ -310,7 +310,7 @@ static int not_asked_for(const char *name) { return kept_out(name, 0); }        
 static const struct { double at, weight; } four_points[4] = {{-2, 1}, {-1, -8}, {1, 8}, {2, -1}};
 
 // Central differences of f at every number of x against dx: four points, so that the error is h⁴ and h may be large
-// enough for rounding not to matter.
+// enough for rounding not to matter; and small enough that few numbers cross the bend of relu² within it.
 __attribute__((format(printf, 5, 6)))
 static void check_numeric(double (*f)(void *), void *context, mat x, mat dx, const char *format, ...)
 {
@@ -319,7 +319,7 @@ static void check_numeric(double (*f)(void *), void *context, mat x, mat dx, con
     double *numeric = alloc(n, sizeof *numeric), *analytic = doubles(dx);
     for (size_t i = 0; i < n; i++) {
         wide *at_i = (wide *)x.p + i, was = *at_i;
-        double sum = 0, h = 2e-4;
+        double sum = 0, h = 2e-5;
         for (int k = 0; k < 4; k++) {
             *at_i = (wide)((double)was + four_points[k].at * h);
             sum += four_points[k].weight * f(context);
@@ -350,12 +350,12 @@ static model *open_shaken(plan p, int which)
 }
 
 // Tied and untied: full has another gradient of the embeddings then; that of all others is the same.
-// Full fine-tuning on every kin of the small model; of the methods each on the first and on one more, in turn.
+// Full fine-tuning on every kin of the small model; of the methods each on the first, on RWKV6 and on one more, in turn.
 static void test_gradients(void)
 {
     for (int i = 0; i < METHODS; i++)
         for (int which = 0; which < KIN && !left_out(i); which++) {
-            if (i && which && which != 2 + i % (KIN - 2)) continue;
+            if (i && which && which != 2 + i % (KIN - 3) && which != KIN - 1) continue;
             model *m = open_shaken(small_plan(methods[i].name), which);
             stepped s = {m, small_batch(0, 3)};
             model_step(m, &s.b, 1.0 / s.b.targets);
@@ -387,6 +387,17 @@ static void test_ops(void)
             if (op.grad[j].p) check_numeric(op_value, &c, op.in[j], op.grad[j], "%s, d in %d", c.name, j);
         op_close();
     }
+}
+
+// Longer than the 16 tokens after which S is kept, and a text that begins between two such.
+static void test_wkv_long(void)
+{
+    static const op_case c = {"wkv6 of 40 tokens", {{40, 8}}, {{{40, 32}}, {{8}}}, wkv_forward, wkv_backward,
+        IN1 | FRONT_TO_BACK};
+    static const span spans[SPANS] = {{0, 35, 0, 35}, {35, 5, 35, 5}};
+    op_open(&c, 1, HEAD, spans);
+    for (int j = 0; j < 2; j++) check_numeric(op_value, (void *)(uintptr_t)&c, op.in[j], op.grad[j], "%s, d in %d", c.name, j);
+    op_close();
 }
 
 static void test_residual_copy(void)
@@ -432,7 +443,7 @@ static void test_stale_memory(void)
             wide *first = host(flat(m, m->grad));
             for (int k = 0; k < 4; k++)
                 memset(m->block[overwritten[k]], 0xff, m->used[overwritten[k]] * sizeof(real));         // NaN
-            rope_table(m);                                              // work space, but written only once
+            if (m->c.backbone->fill) m->c.backbone->fill(m);            // work space, but written only once
             zero(flat(m, m->grad));
             check_number(model_step(m, &b, 0.1), loss, SAME_BITS, "%s, %s, loss after NaN", methods[i].name, kin[n].name);
             check_gradient(m, first, SAME_BITS, "%s, %s, after NaN", methods[i].name, kin[n].name);
@@ -522,10 +533,23 @@ static char *tiny_model(void)
         "\"model_type\": \"llama\"", "\"model_type\": \"llama\", \"attention_bias\": true, \"mlp_bias\": true",
         "\"model_type\": \"mistral\", \"sliding_window\": 3", "\"model_type\": \"qwen3\", \"attention_bias\": true",
         "\"model_type\": \"qwen2\", \"use_sliding_window\": true, \"sliding_window\": 2, \"max_window_layers\": 1"};
+    static const char *const rwkv6_format =
+        "{\"model_type\": \"rwkv6\", \"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, "
+        "\"head_size\": %d, \"attention_hidden_size\": %d, \"vocab_size\": %d, \"time_mix_extra_dim\": %d, "
+        "\"time_decay_extra_dim\": %d}";
     static int made;
     char name[32], text[600];
     snprintf(name, sizeof name, "tiny%d", made++);
     char *dir = in_scratch(name), *path = in_scratch("tiny.json");
+    int head = between(2, 5);
+    if (made % 6 == 0) {
+        snprintf(text, sizeof text, rwkv6_format, between(2, 20), between(1, 24), between(1, 3), head, head * between(1, 3),
+            between(3, 40), between(1, 4), between(1, 4));
+        write_text(path, text);
+        write_model(dir, path, 0.4, TYPE_OF(wide));
+        free(path);
+        return dir;
+    }
     int kv = between(1, 3), group = between(1, 3);
     snprintf(text, sizeof text, format, between(2, 20), between(1, 24), between(1, 3), kv * group, kv, 2 * between(1, 3),
         between(3, 40), between(0, 1) ? "true" : "false", families_drawn[between(0, 4)]);
@@ -684,7 +708,7 @@ static void test_zero_rows(void)
             W[j] = like(l->W);
             copy(W[j], l->W), zero(rows_of(W[j], 1, 2));
             l->W = base->linears[j]->W = W[j];
-            l->method->init(m, l, projections[j % LINEARS].name);
+            l->method->init(m, l, l->is.name);
         }
         batch b = small_batch(0, 3);
         mat x = all_logits(m, &b), y = all_logits(base, &b);
@@ -700,7 +724,7 @@ static void test_zero_rows(void)
         check(last / first, 1, "dora, loss after five steps over the first");
         for (int j = 0; j < 14; j++) {
             expect(isfinite(sum_of_squares(merged(m, m->linears[j]))), "dora, merged %s: not finite",
-                projections[j % LINEARS].name);
+                m->linears[j]->is.name);
             dev_free(W[j].p);
         }
         dev_free(x.p), dev_free(y.p), batch_free(&b), close_small(m), close_small(base);
@@ -758,6 +782,12 @@ static double bat_block(const layer_numbers *n, int block, int o, int i)
 static double bat_delta(const layer_numbers *n, int o, int i) { return bat_block(n, o / n->r, o, i); }
 static double bat_row_delta(const layer_numbers *n, int o, int i) { return bat_block(n, i / n->r, o, i); }
 
+// Of the small model every block has a B of its own.
+static double bat_free_delta(const layer_numbers *n, int o, int i)
+{
+    return bat_block(n, o / n->r * (n->in / n->r) + i / n->r, o, i);
+}
+
 // s (B A − B0 A0), s = α/r or α/√r, α = 7. B0 A0 is the start that pissa, olora and lora-ga subtract.
 static double lora_delta(const layer_numbers *n, int o, int i)
 {
@@ -780,7 +810,7 @@ static double dora_delta(const layer_numbers *n, int o, int i)
 static const struct { const char *method; double (*delta)(const layer_numbers *n, int o, int i); } definitions[] = {
     {"frozen", frozen_delta}, {"lora", lora_delta}, {"rslora", lora_delta}, {"lora+", lora_delta}, {"dora", dora_delta},
     {"pissa", lora_delta}, {"olora", lora_delta}, {"lora-ga", lora_delta}, {"bone", bone_delta}, {"mini", mini_delta},
-    {"bat", bat_delta}, {"bat-row", bat_row_delta},
+    {"disha", mini_delta}, {"bat", bat_delta}, {"bat-row", bat_row_delta}, {"bat-free", bat_free_delta},
 };
 enum { DEFINITIONS = sizeof definitions / sizeof *definitions };
 
@@ -803,7 +833,7 @@ static void check_modes(model *m, linear *l, mat x, mat W, int forward)
         gemm_plain(want, from, 0, W, !forward, from.cols, 1, mode);
         if (forward) linear_forward(m, l, got, x, mode);
         else linear_backward(m, l, got, y, x, mode);
-        check_mat(got, want, EXACT, "%s, %s, %s %s", m->p.method->name, l->is->name, forward ? "y" : "dx",
+        check_mat(got, want, EXACT, "%s, %s, %s %s", m->p.method->name, l->is.name, forward ? "y" : "dx",
                   mode == SET ? "written" : "added");
         dev_free(got.p), dev_free(want.p);
     }
@@ -826,10 +856,12 @@ static void definition_case(model *m, int j, double (*delta)(const layer_numbers
     l->first = l->last = 1;             // nobody else reads this x
     check_modes(m, l, x, Wd, 1);
     check_modes(m, l, x, Wd, 0);
-    check_mat(merged(m, l), Wd, EXACT, "%s, %s, merge", M, projections[j].name);
+    check_mat(merged(m, l), Wd, EXACT, "%s, %s, merge", M, l->is.name);
     for (wide **p = (wide *[]){n.W, n.P, n.A, n.mag}, **end = p + 4; p < end; p++) free(*p);
     dev_free(x.p), dev_free(Wd.p);
 }
+
+static plan corner_plan(const char *method_name, const int pair[2]);
 
 // Bone's shards, Bat-row's factors and the merges all equal it.
 static void test_definition(void)
@@ -845,6 +877,118 @@ static void test_definition(void)
         for (int j = 0; j < 7; j++) definition_case(m, j, definitions[d].delta);
         close_small(m);
     }
+    for (int which = 0; which < 3; which++) {           // DiSHA: Bone's transpose; one row, one column
+        static const int pairs[3][2] = {{IN_SIDE, 5}, {1, 7}, {3, 1}};
+        model *m = open_shaken(corner_plan("disha", pairs[which]), 0);
+        for (int j = 0; j < 7 && !not_asked_for("disha"); j++) definition_case(m, j, mini_delta);
+        close_small(m);
+    }
+}
+
+// A corner of DiSHA or of Bat's groupings, and the method that stands there: with the same numbers the same loss and the same
+// gradient. Frozen's ΔW (out, in) is D (in, out) on its side.
+static mat as_corner(const linear *l, mat own, const char *corner)
+{
+    if (strcmp(corner, "frozen")) return own;
+    mat turned = like(mat_of(NULL, own.type, SHAPE(own.cols, own.rows)));
+    for (int i = 0; i < own.rows; i++)
+        for (int j = 0; j < own.cols; j++) ROW(turned, j)[i] = ROW(own, i)[j];
+    (void)l;
+    return turned;
+}
+
+static const struct { const char *method, *corner; int pair[2]; } corners[] = {
+    {"disha", "bone", {5, OUT_SIDE}}, {"disha", "mini", {5, 4}}, {"disha", "frozen", {IN_SIDE, OUT_SIDE}},
+    {"bat-free", "bat", {OUT_SIDE, 1}}, {"bat-free", "bat-row", {1, IN_SIDE}},
+};
+enum { CORNERS = sizeof corners / sizeof *corners };
+
+static plan corner_plan(const char *method_name, const int pair[2])
+{
+    plan p = small_plan(method_name);
+    memcpy(strcmp(method_name, "disha") ? p.groups : p.shard, pair, sizeof p.shard);
+    return p;
+}
+
+static void test_corners(void)
+{
+    for (int i = 0; i < CORNERS; i++)
+        for (int which = 0; which < KIN; which += KIN - 1) {
+            const char *C = corners[i].corner;
+            if (not_asked_for(C)) continue;
+            model *m = open_shaken(corner_plan(corners[i].method, corners[i].pair), which);
+            model *corner = open_small(small_plan(C), which);
+            batch b = small_batch(0, 3);
+            for (int j = 0; j < arrlen(m->linears); j++) {
+                const linear *l = m->linears[j], *k = corner->linears[j];
+                copy(l->D.p ? k->D : k->B, as_corner(l, l->D.p ? l->D : l->B, C));
+            }
+            double loss = model_step(m, &b, 1.0 / b.targets), want = model_step(corner, &b, 1.0 / b.targets);
+            check_number(loss, want, EXACT, "%s, %s, loss", C, kin[which].name);
+            for (int j = 0; j < arrlen(m->linears); j++) {
+                const linear *l = m->linears[j], *k = corner->linears[j];
+                check_mat(as_corner(l, l->D.p ? l->dD : l->dB, C), l->D.p ? k->dD : k->dB, 10 * EXACT, "%s, %s, gradient of %s",
+                    C, kin[which].name, l->is.name);
+                check_mat(merged(m, m->linears[j]), merged(corner, corner->linears[j]), EXACT, "%s, %s, merged %s", C,
+                    kin[which].name, l->is.name);
+            }
+            batch_free(&b), close_small(m), close_small(corner);
+        }
+}
+
+// Of what rank a matrix is: elimination with the largest number of what is left as pivot.
+static int rank_of(double *x, int rows, int cols)
+{
+    int rank = 0;
+    double first = 0;
+    for (; rank < rows && rank < cols; rank++) {
+        int r = rank, c = rank;
+        for (int i = rank; i < rows; i++)
+            for (int j = rank; j < cols; j++)
+                if (fabs(x[i * cols + j]) > fabs(x[r * cols + c])) r = i, c = j;
+        double pivot = x[r * cols + c];
+        if (!rank) first = fabs(pivot);
+        if (fabs(pivot) <= 1e-9 * first || pivot == 0) break;
+        for (int j = 0; j < cols; j++) {
+            double held = x[r * cols + j];
+            x[r * cols + j] = x[rank * cols + j], x[rank * cols + j] = held;
+        }
+        for (int i = 0; i < rows; i++) {
+            double held = x[i * cols + c];
+            x[i * cols + c] = x[i * cols + rank], x[i * cols + rank] = held;
+        }
+        for (int i = rank + 1; i < rows; i++) {
+            double factor = x[i * cols + rank] / pivot;
+            for (int j = rank; j < cols; j++) x[i * cols + j] -= factor * x[rank * cols + j];
+        }
+    }
+    return rank;
+}
+
+// The rank of ΔW = W' − W, with random numbers in the adapter. 0: as high as W's shape allows.
+static void test_rank(void)
+{
+    static const struct { const char *method; int pair[2], rank; } cases[] = {
+        {"lora", {0, 0}, 5}, {"bone", {0, 0}, 5}, {"mini", {0, 0}, 4}, {"frozen", {0, 0}, 0}, {"bat", {0, 0}, 0},
+        {"bat-row", {0, 0}, 0}, {"disha", {5, OUT_SIDE}, 5}, {"disha", {IN_SIDE, 5}, 5}, {"disha", {5, 4}, 4},
+        {"disha", {3, 7}, 3}, {"disha", {1, OUT_SIDE}, 1}, {"disha", {IN_SIDE, 1}, 1}, {"disha", {IN_SIDE, OUT_SIDE}, 0},
+        {"bat-free", {1, 1}, 0}, {"bat-free", {OUT_SIDE, IN_SIDE}, 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        if (not_asked_for(cases[i].method)) continue;
+        model *m = open_shaken(cases[i].pair[0] ? corner_plan(cases[i].method, cases[i].pair) : small_plan(cases[i].method), 0);
+        for (int j = 0; j < SEVEN; j++) {
+            linear *l = m->linears[j];
+            int rows = l->W.rows, cols = l->W.cols, most = rows < cols ? rows : cols;
+            double *W = doubles(l->W), *x = doubles(merged(m, l));
+            for (int k = 0; k < rows * cols; k++) x[k] -= W[k];
+            int rank = rank_of(x, rows, cols), want = cases[i].rank && cases[i].rank < most ? cases[i].rank : most;
+            expect(rank == want, "%s %dx%d, %s: ΔW has rank %d, expected %d", cases[i].method, cases[i].pair[0], cases[i].pair[1],
+                l->is.name, rank, want);
+            free(W), free(x);
+        }
+        close_small(m);
+    }
 }
 
 // The same gradient over the same matrices, and so the norm that is logged; lora-ga looks at it, too.
@@ -858,11 +1002,11 @@ static void test_frozen_is_full(void)
     for (int j = 0; j < 14; j++) {
         mat dW = full->linears[j]->dW;
         squares += sum_of_squares(dW);
-        check_mat(frozen->linears[j]->dD, dW, EXACT, "frozen, layer %d %s", j / LINEARS, projections[j % LINEARS].name);
-        if (j % LINEARS == 0) first_gradient(ga, &ga->layers[j / LINEARS], parts, 2);
-        check_mat(ga->linears[j]->dW, dW, 10 * EXACT, "lora-ga, first gradient of layer %d %s", j / LINEARS,
-            projections[j % LINEARS].name);
-        if (j % LINEARS == LINEARS - 1) first_gradient_free(&ga->layers[j / LINEARS]);
+        check_mat(frozen->linears[j]->dD, dW, EXACT, "frozen, layer %d %s", j / SEVEN, full->linears[j]->is.name);
+        if (j % SEVEN == 0) first_gradient(ga, j / SEVEN, parts, 2);
+        check_mat(ga->linears[j]->dW, dW, 10 * EXACT, "lora-ga, first gradient of layer %d %s", j / SEVEN,
+            full->linears[j]->is.name);
+        if (j % SEVEN == SEVEN - 1) first_gradient_free(ga, j / SEVEN);
     }
     check_number(gradient_norm(frozen), sqrt(squares), EXACT, "frozen, norm");
     for (batch *p = (batch[]){b, parts[0], parts[1], {0}}; p->ids; p++) batch_free(p);
@@ -1063,7 +1207,7 @@ static void test_saved_lora(void)
         for (int j = 0; j < 14; j++) {
             char module[64];
             int r, in, out, width;
-            snprintf(module, sizeof module, "%d.%s", j / LINEARS, projections[j % LINEARS].module);
+            snprintf(module, sizeof module, "%d.%s", j / SEVEN, m->linears[j]->is.module);
             wide *A = stored_numbers(&c, module, "lora_A.weight", &r, &in), *B = stored_numbers(&c, module,
                 "lora_B.weight", &out, &width);
             wide *W = host(base->linears[j]->W), *want = host(merged(m, m->linears[j]));
@@ -1091,7 +1235,7 @@ static void test_residual(void)
         for (int j = 0; j < 14; j++) {
             char name[40];
             mat W = base->linears[j]->W;
-            snprintf(name, sizeof name, "layer %d %s", j / LINEARS, projections[j % LINEARS].name);
+            snprintf(name, sizeof name, "layer %d %s", j / SEVEN, m->linears[j]->is.name);
             check_mat(merged(m, m->linears[j]), W, EXACT, "%s, %s", methods[i].name, name);
             if (!strcmp(methods[i].name, "pissa")) check_rest(m, m->linears[j], W, name);
         }
@@ -1220,9 +1364,48 @@ static void cache_case(int which)
     dev_free(whole.p), batch_free(&all), batch_free(&one), close_small(m);
 }
 
+// Two texts at once, a token each a pass; the shorter one ends first.
+static void two_texts_case(int which)
+{
+    plan p = base_only();
+    p.sequences = 2;
+    p.cache_rows = 32;
+    model *m = open_small(p, which);
+    batch all = small_batch(0, 2), step = batch_new(32, 3);
+    all.targets = all.tokens;
+    for (int i = 0; i < all.tokens; i++) {
+        all.target_row[i] = i;
+        all.label[i] = 0;
+    }
+    mat whole = all_logits(m, &all);
+    step.cached = 1;
+    for (int t = 0; t < all.spans[1].nq; t++) {
+        int rows[2];
+        step.tokens = step.targets = step.rows = 0;
+        for (int i = 0; i < 2; i++) {
+            if (t >= all.spans[i].nq) continue;
+            rows[step.rows] = all.spans[i].q + t;
+            step.ids[step.tokens] = all.ids[rows[step.rows]];
+            step.pos[step.tokens] = t;
+            step.target_row[step.targets] = step.tokens;
+            step.label[step.targets++] = 0;
+            step.spans[step.rows++] = (span){step.tokens++, 1, m->c.backbone->has_state ? i : i * 16, t + 1};
+        }
+        mat logits = all_logits(m, &step);
+        for (int i = 0; i < step.rows; i++)
+            check_mat(rows_of(logits, i, 1), rows_of(whole, rows[i], 1), EXACT, "%s, two texts, token %d", kin[which].name, t);
+        dev_free(logits.p);
+    }
+    dev_free(whole.p), batch_free(&all), batch_free(&step), close_small(m);
+}
+
 static void test_cache(void)
 {
-    for (int which = 0; which < KIN; which++) if (!not_asked_for(kin[which].name)) cache_case(which);
+    for (int which = 0; which < KIN; which++) {
+        if (not_asked_for(kin[which].name)) continue;
+        cache_case(which);
+        two_texts_case(which);
+    }
 }
 
 // ---- the matrix product ---------------------------------------------------------------------------------------------
@@ -2428,7 +2611,6 @@ static void uneven_case(const char *method_name, const char *layers)
         plan p = small_plan(method_name);
         p.modules = modules;
         p.selects = peft_targeted;
-        p.targets = 0;
         p.train = !use;
         model *m = open_small(p, 0);
         if (!use) shake(m, 0.2, &dice);
@@ -2486,8 +2668,8 @@ static void test_target_modules(void)
         peft_read_config(&p, scratch);
         model *m = open_small(p, 0);
         for (int j = 0; j < 14; j++)
-            expect(!has_adapter(m->linears[j]) == (cases[i].layers[j / LINEARS][j % LINEARS] == '-'), "%s, layer %d %s",
-                cases[i].modules, j / LINEARS, projections[j % LINEARS].name);
+            expect(!has_adapter(m->linears[j]) == (cases[i].layers[j / SEVEN][j % SEVEN] == '-'), "%s, layer %d %s",
+                cases[i].modules, j / SEVEN, m->linears[j]->is.name);
         close_small(m), free(path);
     }
 }
@@ -2545,6 +2727,101 @@ static void test_tokenizer_expected(void)
 }
 
 static char *said_by(void (*work)(const char *path), const char *path);
+
+// A vocabulary of RWKV's kind: the 256 bytes, then `more`.
+static char *words_file(const char *more)
+{
+    char *path = in_scratch("words.txt");
+    FILE *f = fopen(path, "w");
+    if (!f) die("%s: %s", path, strerror(errno));
+    for (int b = 0; b < 256; b++) fprintf(f, b < 128 ? "%d '\\x%02x' 1\n" : "%d b'\\x%02x' 1\n", b + 1, b);
+    fputs(more, f);
+    if (fclose(f)) die("%s: %s", path, strerror(errno));
+    return path;
+}
+
+static void only_words(const char *path) { open_words(path, 0); }
+
+static void test_words(void)
+{
+    static const char more[] = "257 'ab' 2\r\n258 'abc' 3\n259 \"'s\" 2\n260 '\\xe9' 2\n261 '\u4eba\u4eba' 6\n"
+                               "262 b'\\xe4\\xba' 2\n"
+                               "264 '\\n\\n' 2\n265 '\\\\\\'' 2\n266 '\\u4e00' 3\n267 ' \\t' 2";
+    static const struct { const char *text; int ids[8], n; } cases[] = {
+        {"abcab", {258, 257}, 2}, {"abd", {257, 101}, 2}, {"it's", {106, 117, 259}, 3}, {"\u00e9\u00e8", {260, 196, 169}, 3},
+        {"\u4eba\u4eba\u4eba", {261, 262, 187}, 3}, {"a\n\n\n", {98, 264, 11}, 3}, {"\\'\u4e00 \t", {265, 266, 267}, 3},
+        {"", {0}, 0},
+    };
+    static const struct { const char *more, *says; } wrong_words[] = {
+        {"257 'ab' 3", "line 257: expected"}, {"257 ab 2", "line 257: expected"}, {"257 'ab 2", "line 257: expected"},
+        {"x 'ab' 2", "line 257: expected"}, {"257 '\\xg0' 1", "line 257: expected"}, {"257 'ab' 2 3", "line 257: expected"},
+        {"257 '' 0", "line 257: expected"}, {"257 'ab' 2\n257 'cd' 2", "line 258: id 257 stands twice"},
+        {"257 'ab' 2\n258 'ab' 2", "the word of id 258 stands twice"}, {"0 'ab' 2", "line 257: expected"},
+        {"99999999999 'ab' 2", "line 257: expected"}, {"257 '\\U00110000' 4", "line 257: expected"},
+    };
+    char *path = words_file(more);
+    tokenizer *t = open_words(path, 0);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        size_t n, bytes;
+        int *ids = tokenizer_encode(t, cases[i].text, strlen(cases[i].text), 1, &n);
+        expect(n == (size_t)cases[i].n && !memcmp(ids, cases[i].ids, n * sizeof *ids), "%s: %zu ids, the first %d", cases[i].text,
+            n, n ? ids[0] : -1);
+        char *back = tokenizer_decode(t, ids, n, &bytes);
+        expect(!strcmp(back, cases[i].text), "%s comes back as %s", cases[i].text, back);
+        free(ids), free(back);
+    }
+    expect(tokenizer_eos(t) == 0 && tokenizer_bos(t) == -1 && tokenizer_vocab(t) == 268, "the ends");
+    tokenizer_free(t);
+    for (size_t i = 0; i < sizeof wrong_words / sizeof *wrong_words; i++) {
+        free(words_file(wrong_words[i].more));
+        char *said = said_by(only_words, path);
+        expect(has(said, wrong_words[i].says), "%s: «%s», expected «%s»", wrong_words[i].more, said, wrong_words[i].says);
+        free(said);
+    }
+    free(path);
+}
+
+// The example of BlinkDL's own README.
+static void test_world(void)
+{
+    static const int want[] = {6699, 304, 25740, 109, 39990, 4600, 4596, 22590, 30449, 4706};
+    static const char text[] = "The Eiffel tower is in the city of";
+    if (!need("tokenizers/rwkv_vocab_v20230424.txt")) return;
+    for (int crlf = 0; crlf < 2; crlf++) {
+        char *path = join(real_input, "tokenizers/rwkv_vocab_v20230424.txt"), *copied = in_scratch("world.txt"), command[600];
+        snprintf(command, sizeof command, "sed 's/\r$//%s' %s >%s", crlf ? "; s/$/\r/" : "", path, copied);
+        if (system(command)) die("%s", command);
+        tokenizer *t = open_words(copied, 65536);
+        size_t n;
+        int *ids = tokenizer_encode(t, text, strlen(text), 1, &n);
+        expect(n == 10 && !memcmp(ids, want, sizeof want), "%zu ids", n);
+        expect(tokenizer_vocab(t) == 65530, "ids up to %d", tokenizer_vocab(t));
+        free(ids), free(path), free(copied), tokenizer_free(t);
+    }
+}
+
+static void test_rwkv_counts(void)
+{
+    static const struct { const char *name; int C, F; double millions; } shapes[] = {
+        {"3B", 2560, 8960, 55.05}, {"7B", 4096, 14336, 88.08},
+    };
+    for (int i = 0; i < 4; i++) {
+        char text[300], *path = in_scratch("rwkv.json");
+        snprintf(text, sizeof text, "{\"model_type\": \"rwkv6\", \"hidden_size\": %d, \"intermediate_size\": null, "
+            "\"num_hidden_layers\": 32, \"vocab_size\": 65536}", shapes[i / 2].C);
+        write_text(path, text);
+        config c = with_sizes(config_read(path), NULL);
+        plan p = plan_from_options();
+        p.method = method_named(i % 2 ? "lora" : "bone");
+        p.rank = i % 2 ? 32 : 64;
+        model m = {0};
+        model_measure(&m, c, p);
+        double millions = round((double)m.trainable / 1e4) / 100;
+        check_number(millions, shapes[i / 2].millions, 1e-9, "%s, %s", shapes[i / 2].name, p.method->name);
+        expect(c.hidden == shapes[i / 2].F, "%s: F is %d", shapes[i / 2].name, c.hidden);
+        model_unmeasure(&m), free(c.text), free(path);
+    }
+}
 
 // The bytes that a hexadecimal text says; "-" says none.
 static char *bytes_of(const char *hex, size_t *n)
@@ -3978,7 +4255,7 @@ static void only_read_adapter(const char *dir)
     model m = {0};
     plan p = small_plan("lora");
     opt.model = opened_base;
-    p.targets = fewer_layers ? 1 << Q_PROJ : p.targets;
+    p.targets = fewer_layers ? "q" : "all";
     model_measure(&m, open_config(), p);
     fill_model(&m, NULL, 0);
     peft_read_weights(&m, dir);
@@ -4587,7 +4864,10 @@ static void change_option(const struct option *o)
     plan *p = &shared_run.m.p;
     void *at = (char *)&opt + o->at;
     if (!strcmp(o->name, "--method")) p->method = method_named("rslora");
-    else if (!strcmp(o->name, "--targets")) p->targets ^= 1;
+    else if (!strcmp(o->name, "--targets")) {
+        model *m = &shared_run.m;
+        for (int i = 0; i < arrlen(m->linears); i += SEVEN) m->linears[i]->targeted ^= 1;
+    }
     else if (!strcmp(o->name, "--rank")) p->rank++;
     else if (!strcmp(o->name, "--mini-r")) p->mini_r++;
     else if (!strcmp(o->name, "--alpha")) p->alpha++;
@@ -4626,6 +4906,7 @@ static void test_same_options(void)
         said = said_by(only_read_state, dir);
         expect(strstr(said, *name) && strstr(said, "was trained with"), "%s: «%s»", *name, said);
         free(said);
+        if (!strcmp(*name, "--targets")) change_option(o);              // and back
         opt = then;
         shared_run.m.p = m->p;
         shared_run.steps = 5;
@@ -5021,6 +5302,14 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"unknown schedule",    ":", "--schedule step",
         "--schedule step"},
     {"unknown target",      ":", "--targets q,w", "\"w\""},
+    {"a D of no size",      ":", "--method disha --shard 0x3", "--shard 0x3: expected AxB"},
+    {"a D too long",        ":", "--method disha --shard 9999x3", "would be dead"},
+    {"a D too wide",        ":", "--method disha --shard 4x9999", "would be dead"},
+    {"a shard for bone",    ":", "--method bone --shard 4x4", "is for --method disha"},
+    {"groups for lora",     ":", "--method lora --groups 1x1", "is for --method bat"},
+    {"groups the other way", ":", "--method bat --groups inx1", "P counts along out"},
+    {"three groups of four", ":", "--method bat --rank 32 --groups 3x1", "--groups: 3 groups do not divide"},
+    {"BlinkDL's own file",  "rm $D/model/*; touch $D/model/RWKV-x060.pth", "", "dev/rwkv_pth.py"},
     {"rank for bat",        ":", "--method bat --rank 7",
         "--rank 7 does not divide"},
     {"rank for bat-row",    ":", "--method bat-row "
@@ -6287,6 +6576,11 @@ static void test_gpu_methods(void)
         snprintf(what, sizeof what, "full on %s", kin[which].name);
         if (!not_asked_for(what)) compare_halves(what, which % 2 ? 2 : 0);
     }
+    for (int i = 1; i < METHODS; i++) {
+        char what[60];
+        snprintf(what, sizeof what, "%s on rwkv6", methods[i].name);
+        if (!left_out(i)) compare_halves(what, i % 2 ? 2 : 0);
+    }
 }
 
 // bf16 is as good as PyTorch's: of each gradient of the bundled model at most 1.5 times its error (dev/golden.py
@@ -6381,6 +6675,18 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_definition, BOTH, "adapters.h"},
     {"frozen-is-full", "frozen's gradient is full fine-tuning's over the same matrices; lora-ga's first, too",
         test_frozen_is_full, BOTH, "adapters.h"},
+    {"corners", "DiSHA's and Bat's groupings are Bone, mini, frozen, bat and bat-row at their corners: loss, gradient, merge",
+        test_corners, BOTH, "adapters.h"},
+    {"ranks", "ΔW has the rank that each method's page says",
+        test_rank, ONLY_F64, "adapters.h"},
+    {"rwkv-long", "wkv6's backward agrees with central differences beyond the tokens whose S is kept",
+        test_wkv_long, ONLY_F64, "ops/cpu.c"},
+    {"rwkv-words", "RWKV's vocabulary: every kind of literal, the longest word first, and what is refused",
+        test_words, BOTH, "tokenizer.c"},
+    {"rwkv-world", "BlinkDL's vocabulary gives his ids, with either kind of line end",
+        test_world, BOTH, "tokenizer.c"},
+    {"rwkv-counts", "on RWKV6 of 3B and 7B Bone and LoRA train as many numbers as the paper's tables say",
+        test_rwkv_counts, BOTH, "rwkv6.h"},
     {"svd", "power iteration finds LAPACK's singular values",
         test_svd, BOTH, "lib/svd.h"},
     {"lora-start", "A begins kaiming-uniform, to its bounds, and B at zero",

@@ -8,10 +8,11 @@
       4  pieces by their text   a hash table
       5  loading SentencePiece  every kind of model that is not ours is refused by name
       6  loading merges         byte-level BPE, or SentencePiece's, out of a tokenizer.json
-      7  special tokens         "</s>" in a text is one id, and so is what a model directory adds
-      8  normalising            SentencePiece's " a b" becomes "▁▁a▁b"
-      9  merging                byte pair encoding, with a heap
-     10  encoding and decoding
+      7  loading words          RWKV's vocabulary, a line a word
+      8  special tokens         "</s>" in a text is one id, and so is what a model directory adds
+      9  normalising            SentencePiece's " a b" becomes "▁▁a▁b"
+     10  merging                byte pair encoding, with a heap
+     11  encoding and decoding
 
     BPE in five lines. At first every character is a symbol of its own. Take all adjacent pairs of symbols
     whose joined text is a piece of the vocabulary; join the pair whose piece has the highest score, the
@@ -24,7 +25,10 @@
     Byte-level BPE (Radford and others 2019) differs in three ways. Its first symbols are bytes, so no
     character is unknown. Its file lists the merges, and the earlier one goes first: a pair has a rank where
     SentencePiece's has a score. And a text is cut into words before, by regular expressions (lib/words.h),
-    and no merge crosses words. It follows Hugging Face's tokenizers. doc/tokenizers.md shows both at work. */
+    and no merge crosses words. It follows Hugging Face's tokenizers. doc/tokenizers.md shows both at work.
+
+    RWKV's has no merges at all: from the left, the longest word of the vocabulary that the bytes begin with.
+                                                                                                           */
 
 #include <errno.h>
 #include <limits.h>
@@ -64,6 +68,9 @@ typedef struct {
     int unknown;                        // the token of a byte that has none of its own; -1: it is left out
 } bpe;
 tokenizer *tokenizer_of_merges(const char *path, const bpe *b, char *err, size_t err_size);
+
+// Reads RWKV's rwkv_vocab_v20230424.txt: a line is an id, a literal of Python's and how many bytes it has.
+tokenizer *tokenizer_of_words(const char *path, char *err, size_t err_size);
 
 int tokenizer_vocab(const tokenizer *t);            // how many pieces; ids are 0 … vocab-1
 int tokenizer_bos(const tokenizer *t);              // id of the piece that begins a text, -1 if there is none
@@ -222,6 +229,8 @@ struct tokenizer {
     size_t last_merge;          // the number of slots, a power of two, minus 1
     cut *cuts;
     int cut_count;
+
+    size_t longest_word;        // RWKV's: the longest piece that the text begins with is the next; else 0
 
     added *added;               // special tokens, of the file and of the model directory
     size_t added_count;
@@ -707,7 +716,172 @@ int tokenizer_vocab(const tokenizer *t) { return t->vocab; }
 int tokenizer_bos(const tokenizer *t)   { return t->bos; }
 int tokenizer_eos(const tokenizer *t)   { return t->eos; }
 
-// ---- 7  special tokens ------------------------------------------------------------------------------------
+// ---- 7  loading words -------------------------------------------------------------------------------------
+
+// One number in `digits` hexadecimal digits off the front; -1 if they are none.
+static long hex_number(slice s, size_t digits)
+{
+    long number = 0;
+    for (size_t i = 0; i < digits; i++) {
+        const char *all = "0123456789abcdef";
+        char c = i < s.n ? s.p[i] : 0;
+        if ('A' <= c && c <= 'F') c = (char)(c - 'A' + 'a');
+        const char *digit = c ? strchr(all, c) : NULL;
+        if (!digit) return -1;
+        number = number * 16 + (digit - all);
+    }
+    return number;
+}
+
+static char *append_code(char *out, long code)          // a character as UTF-8
+{
+    if (code < 0x80) *out++ = (char)code;
+    else if (code < 0x800) *out++ = (char)(0xc0 | code >> 6);
+    else if (code < 0x10000) *out++ = (char)(0xe0 | code >> 12);
+    else *out++ = (char)(0xf0 | code >> 18);
+    if (code >= 0x10000) *out++ = (char)(0x80 | (code >> 12 & 0x3f));
+    if (code >= 0x800) *out++ = (char)(0x80 | (code >> 6 & 0x3f));
+    if (code >= 0x80) *out++ = (char)(0x80 | (code & 0x3f));
+    return out;
+}
+
+// One escape of Python's, such as \n or \xff, off the front of `in`, the backslash included. In bytes, \xff
+// is that byte; in a str it is the character U+00FF. False if it is none.
+static bool take_escape(slice *in, bool bytes, char **out)
+{
+    static const char letters[] = "ntr\\'\"", means[] = "\n\t\r\\'\"";
+    char kind = in->n > 1 ? in->p[1] : 0;
+    const char *letter = kind ? strchr(letters, kind) : NULL;
+    size_t digits = kind == 'x' ? 2 : kind == 'u' && !bytes ? 4 : kind == 'U' && !bytes ? 8 : 0;
+    if (letter) *(*out)++ = means[letter - letters];
+    long code = digits ? hex_number(skip(*in, 2), digits) : -1;
+    if (!letter && (code < 0 || code > 0x10ffff)) return false;
+    if (!letter && bytes) *(*out)++ = (char)code;
+    if (!letter && !bytes) *out = append_code(*out, code);
+    *in = skip(*in, 2 + digits);
+    return true;
+}
+
+// Python's literal at the front of `in`, 'text' or b"bytes", written over itself: that is never longer.
+static bool take_literal(slice *in, slice *word)
+{
+    bool bytes = in->n && in->p[0] == 'b';
+    if (bytes) *in = skip(*in, 1);
+    char quote = in->n ? in->p[0] : 0;
+    if (quote != '\'' && quote != '"') return false;
+    char *start = (char *)(uintptr_t)in->p, *out = start;
+    *in = skip(*in, 1);
+    while (in->n && in->p[0] != quote) {
+        if (in->p[0] == '\\') {
+            if (!take_escape(in, bytes, &out)) return false;
+            continue;
+        }
+        *out++ = in->p[0];
+        *in = skip(*in, 1);
+    }
+    if (!in->n) return false;
+    *in = skip(*in, 1);
+    *word = (slice){start, (size_t)(out - start)};
+    return true;
+}
+
+// Digits off the front; -1 if there are none, or if they make more than 2^24.
+static long take_digits(slice *in)
+{
+    long number = 0;
+    size_t n = 0;
+    for (; n < in->n && in->p[n] >= '0' && in->p[n] <= '9' && number <= 1 << 24; n++)
+        number = number * 10 + (in->p[n] - '0');
+    *in = skip(*in, n);
+    return n && number <= 1 << 24 ? number : -1;
+}
+
+static bool take_space(slice *in)
+{
+    bool there = in->n && in->p[0] == ' ';
+    if (there) *in = skip(*in, 1);
+    return there;
+}
+
+// One line: id, literal, bytes.
+static bool take_word(slice line, long *id, slice *word)
+{
+    *id = take_digits(&line);
+    if (*id < 1 || !take_space(&line) || !take_literal(&line, word) || !take_space(&line)) return false;
+    return word->n && (size_t)take_digits(&line) == word->n && !line.n;
+}
+
+// The next line of a file, without \n or \r\n.
+static slice take_line(slice *file)
+{
+    const char *end = memchr(file->p, '\n', file->n);
+    slice line = {file->p, end ? (size_t)(end - file->p) : file->n};
+    *file = skip(*file, line.n + (end != NULL));
+    if (line.n && line.p[line.n - 1] == '\r') line.n--;
+    return line;
+}
+
+// A piece for each id from 0 on, empty where the file has none.
+static bool has_piece(tokenizer *t, long id)
+{
+    if (id < t->vocab) return true;
+    size_t room = id + 1 > 2 * (long)t->vocab ? (size_t)id + 1 : 2 * (size_t)t->vocab;
+    piece *more = realloc(t->pieces, room * sizeof *more);
+    if (!more) return false;
+    memset(more + t->vocab, 0, (room - (size_t)t->vocab) * sizeof *more);
+    t->pieces = more;
+    t->vocab = (int)room;
+    return true;
+}
+
+static bool read_words(tokenizer *t, const report *r)
+{
+    slice file = {t->file, t->file_bytes};
+    int last = 0;
+    for (int line = 1; file.n; line++) {
+        slice word, text = take_line(&file);
+        long id;
+        if (!text.n) continue;
+        if (!take_word(text, &id, &word))
+            return wrong(r, "line %d: expected an id, a literal of Python's and its bytes, as in "
+                            "3464 'the' 3: download it again", line);
+        if (!has_piece(t, id)) return wrong(r, "out of memory: it has %d words", line);
+        if (t->pieces[id].text.n)
+            return wrong(r, "line %d: id %ld stands twice: download it again", line, id);
+        t->pieces[id] = (piece){.text = word, .type = NORMAL};
+        if (id > last) last = (int)id;
+        if (word.n > t->longest_word) t->longest_word = word.n;
+        if (word.n == 1) t->byte_id[(unsigned char)word.p[0]] = (int)id;
+    }
+    t->vocab = last + 1;
+    if (!make_slots(t)) return wrong(r, "out of memory: it has %d words", last);
+    for (int id = 0; id <= last; id++)
+        if (t->pieces[id].text.n && !add_text(t, id))
+            return wrong(r, "the word of id %d stands twice: download it again", id);
+    for (int b = 0; b < 256; b++)
+        if (t->byte_id[b] < 0)
+            return wrong(r, "has no word of the one byte 0x%02x. Expected all 256: download it again",
+                         (unsigned)b);
+    return true;
+}
+
+// Id 0 is no word: it ends a text.
+tokenizer *tokenizer_of_words(const char *path, char *err, size_t err_size)
+{
+    const report r = {path, err, err_size};
+    tokenizer *t = calloc(1, sizeof *t);
+    if (!t) wrong(&r, "out of memory");
+    else {
+        t->bos = -1;
+        t->byte_level = true;
+        memset(t->byte_id, -1, sizeof t->byte_id);
+    }
+    if (t && read_file(t, &r) && read_words(t, &r)) return t;
+    tokenizer_free(t);
+    return NULL;
+}
+
+// ---- 8  special tokens ------------------------------------------------------------------------------------
 
 // Takes the place of the added token with the same text, if there is one, and stands behind the others if
 // not. Keeps own, malloc'ed memory with its n bytes.
@@ -796,7 +970,7 @@ static bool stands_alone(slice text, size_t start, size_t end)
     return !is_word(code_before(text, start)) && !is_word(code_behind(text, end));
 }
 
-// ---- 8  normalising ---------------------------------------------------------------------------------------
+// ---- 9  normalising ---------------------------------------------------------------------------------------
 
 // The text as the pieces spell it: spaces become ▁, bytes that are not UTF-8 become U+FFFD, and USER pieces
 // are copied as they are. space: one more ▁ goes in front. If the model says trim_spaces, runs of spaces
@@ -824,7 +998,7 @@ static slice normalise(const tokenizer *t, slice text, bool space, bool trim, ch
     return (slice){out, (size_t)(end - out)};
 }
 
-// ---- 9  merging -------------------------------------------------------------------------------------------
+// ---- 10  merging ------------------------------------------------------------------------------------------
 
 /* The symbols of a word. The number of a symbol is the place of its first byte: symbols[at] covers the bytes
    at … at+bytes-1, and the next symbol is symbols[at + bytes]. A symbol that has been joined to the one
@@ -942,7 +1116,7 @@ static void merge_symbols(encoder *e)
     }
 }
 
-// ---- 10  encoding and decoding ----------------------------------------------------------------------------
+// ---- 11  encoding and decoding ----------------------------------------------------------------------------
 
 // Appends the ids of one symbol: the id of its piece; of an UNUSED piece the ids of its two parts; and if it
 // is no piece, one id per byte.
@@ -995,9 +1169,30 @@ static slice without_missing(encoder *e, slice word)
     return (slice){e->kept, (size_t)(end - e->kept)};
 }
 
+// RWKV's: from the left, the longest word that the bytes begin with. Every byte is a word.
+static bool encode_longest(encoder *e, slice text)
+{
+    while (text.n) {
+        uint64_t hash = HASH_START;
+        int id = -1;
+        size_t found = 1;
+        for (size_t n = 1; n <= text.n && n <= e->t->longest_word; n++) {
+            hash = hash_byte(hash, text.p[n - 1]);
+            int longer = find_slot(e->t, (slice){text.p, n}, hash)->id - 1;
+            if (longer < 0) continue;
+            id = longer;
+            found = n;
+        }
+        e->ids[e->n++] = id;
+        text = skip(text, found);
+    }
+    return true;
+}
+
 // One word to ids. False if out of memory.
 static bool encode_word(encoder *e, slice word)
 {
+    if (e->t->longest_word) return encode_longest(e, word);
     int whole = e->t->whole_words ? find_piece(e->t, word) : -1;
     if (whole >= 0) {
         e->ids[e->n++] = whole;

@@ -273,7 +273,7 @@ static void training_loop(run *r)
 // ---- 2  the commands --------------------------------------------------------------------------------------
 
 // --init: Hugging Face's start, normal with σ = initializer_range (0.02) for matrices, ones for norms, zeros
-// for biases.
+// for biases; or the backbone's own.
 static void random_weights(model *m)
 {
     for (int i = 0; i < arrlen(m->tensors); i++) {
@@ -285,6 +285,7 @@ static void random_weights(model *m)
         int matrix = t->shape.n[1] > 0;
         int bias = t->of && t->value == &t->of->bias;
         for (size_t j = 0; j < n; j++) x[j] = matrix ? (wide)(m->c.init_range * rng_normal(&g)) : !bias;
+        if (m->c.backbone->start) m->c.backbone->start(m, t, x, &g);
         put(*t->value, x, TYPE_OF(wide));
         free(x);
     }
@@ -331,7 +332,7 @@ static void plan_sizes(plan *p, config c, const dataset *train, const dataset *v
     if (!scored) return;
     int answered = longest_prompt(val) + opt.max_new;
     if (answered > longest) p->positions = answered;
-    double bytes = 2.0 * c.layers * c.kv_heads * c.head_dim * sizeof(real) * answered;
+    double bytes = c.backbone->cache_bytes(&c, answered);
     p->sequences = (int)fmax(1, fmin(fmin(scored, MOST_SEQUENCES), floor(1e9 / bytes)));
     p->cache_rows = p->sequences * answered;
 }
@@ -367,9 +368,12 @@ static void print_plan(const run *r)
            shown(opt.init ? opt.init : opt.model), c->family->name, base / 1e6, c->layers, c->dim, c->vocab);
     printf("method     %s: %s", m->p.method->name, m->p.method->equation);
     if (!full_training(m)) {
-        printf(", rank %d on", m->p.rank);
-        for (int i = 0; i < LINEARS; i++)
-            if (m->p.targets >> i & 1) printf(" %s", projections[i].name);
+        char pair[32];
+        if (m->p.shard[0]) printf(", D %s on", pair_text(m->p.shard, pair));
+        else printf(", rank %d%s%s on", m->p.rank, m->p.groups[0] ? ", groups " : "",
+                    m->p.groups[0] ? pair_text(m->p.groups, pair) : "");
+        for (int i = 0; i < linears_of_layer(m); i++)
+            if (targeted_in_some(m, i)) printf(" %s", m->linears[i]->is.name);
         if (m->p.modules) printf(" where its target_modules say so");
     }
     printf("\ntrains     %.0f parameters, %.2f %% of the model\n", trained, 100 * trained / base);
@@ -712,6 +716,7 @@ static void run_chat(void)
             die("this dialogue has %d tokens, which leave no room of %d; begin a new one", asked.n, room);
         int known = 0;
         while (known < s.cached && known < asked.n - 1 && s.ids[known] == asked.ids[known]) known++;
+        if (m.c.backbone->has_state && known < s.cached) known = 0;         // a state cannot go back
         memcpy(s.ids, asked.ids, (size_t)asked.n * sizeof(int));
         s = (sequence){.ids = s.ids, .n = asked.n, .cached = known,
                        .room = asked.n + opt.max_new < room ? asked.n + opt.max_new : room};
@@ -777,7 +782,7 @@ static void run_merge(void)
         linear *l = m.linears[i];
         if (!has_adapter(l) || (l->W.type != BF16 && l->W.type != F16)) continue;
         double survived = update_survived(&m, l, l->W.type);
-        printf("layer %2d %-4s  ", l->depth, l->is->name);
+        printf("layer %2d %-4s  ", l->depth, l->is.name);
         const char *type = dtypes[l->W.type].name;
         if (isnan(survived)) printf("its update is zero, or too small for a number of this program\n");
         else printf("%5.1f %% of the update survive rounding to %s\n", 100 * survived, type);

@@ -6,9 +6,10 @@
       2  memory
       3  the matrix product             cuBLAS, told about rows instead of columns
       4  Llama2                         each forward with its backward
-      5  adapters
-      6  training
-      7  the work space of a run
+      5  RWKV6
+      6  adapters
+      7  training
+      8  the work space of a run
 
     A kernel's comment says what one block does. Kernels are limited by memory, not by arithmetic, so a thread
     takes 16 bytes at a time (a pack, section 1), neighbouring threads take neighbouring packs, and a row that
@@ -278,9 +279,9 @@ extern "C" dev dev_alloc(size_t bytes)
 
 extern "C" void dev_free(dev p) { check(cudaFree(p), "freeing memory"); }
 
-// Work space of the ops. A run reserves what its steps need (section 7); an op called outside of a run
+// Work space of the ops. A run reserves what its steps need (section 8); an op called outside of a run
 // enlarges the buffer where it is too small.
-enum { FACTOR_A, FACTOR_B, HOST, BLOCKS, DELTA, SUMS_OF_ROWS, LINKS, BUFFERS };
+enum { FACTOR_A, FACTOR_B, HOST, BLOCKS, DELTA, SUMS_OF_ROWS, LINKS, TEXTS, BUFFERS };
 static struct { void *p; size_t bytes; } buffers[BUFFERS];
 
 static void resize(int which, size_t bytes)
@@ -1271,7 +1272,462 @@ extern "C" void cross_entropy(mat losses, mat logits, dev_ints labels, double sc
     RUN(cross_entropy_kernel, logits.rows, THREADS, losses, logits, labels, (wide)scale);
 }
 
-// ---- 5  adapters ------------------------------------------------------------------------------------------
+// ---- 5  RWKV6 ---------------------------------------------------------------------------------------------
+
+// The parts of a row that are normed alone. A warp has one part: lane l takes its columns l, l + 32, …
+#define FOR_EACH_OF_PART(size, c) for (int c = threadIdx.x % WARP; c < (size); c += WARP)
+
+struct part_of_row {
+    int n, first;                                               // its row, and its first column
+    wide mean, rho;
+    __device__ bool find(const mat &x, int groups, wide eps)
+    {
+        int part = blockIdx.x * WARPS + threadIdx.x / WARP, size = x.cols / groups;
+        if (part >= x.rows * groups) return false;
+        n = part / groups;
+        first = part % groups * size;
+        const real *p = row_of(x, n) + first;
+        wide sum = 0, squares = 0;
+        FOR_EACH_OF_PART(size, c) sum += up(p[c]);
+        mean = warp_reduce(sum, plus()) / size;
+        FOR_EACH_OF_PART(size, c) squares += (up(p[c]) - mean) * (up(p[c]) - mean);
+        rho = 1 / sqrt(warp_reduce(squares, plus()) / size + eps);
+        return true;
+    }
+};
+
+static int blocks_of_parts(const mat &x, int groups) { return (x.rows * groups + WARPS - 1) / WARPS; }
+
+// out = w x̂ + b,  x̂ = (x − mean) ρ.  One block: 8 parts of rows, a warp each.
+__global__ static void layernorm_kernel(mat out, mat x, mat w, mat b, int groups, wide eps)
+{
+    part_of_row part;
+    if (!part.find(x, groups, eps)) return;
+    FOR_EACH_OF_PART(x.cols / groups, i) {
+        int c = part.first + i;
+        wide normed = (up(row_of(x, part.n)[c]) - part.mean) * part.rho;
+        down(&row_of(out, part.n)[c], load(w.p, w.type, c) * normed + load(b.p, b.type, c));
+    }
+}
+
+extern "C" void layernorm_forward(mat out, mat x, mat w, mat b, int groups, double eps)
+{
+    RUN(layernorm_kernel, blocks_of_parts(x, groups), THREADS, out, x, w, b, groups, (wide)eps);
+}
+
+//  dx += ρ (g − mean(g) − x̂ mean(g x̂)),   g = w dout
+// One block: 8 parts of rows, a warp each. Where `found` has memory, it gets mean and ρ of each part.
+__global__ static void layernorm_backward_kernel(mat dx, wide *found, mat dout, mat x, mat w,
+                                                 int groups, wide eps)
+{
+    part_of_row part;
+    if (!part.find(x, groups, eps)) return;
+    int size = x.cols / groups, which = part.n * groups + part.first / size;
+    if (found && threadIdx.x % WARP == 0) {
+        found[2 * which] = part.mean;
+        found[2 * which + 1] = part.rho;
+    }
+    if (!dx.p) return;
+    const real *d = row_of(dout, part.n), *xn = row_of(x, part.n);
+    wide sum = 0, along = 0;
+    FOR_EACH_OF_PART(size, i) {
+        int c = part.first + i;
+        wide g = load(w.p, w.type, c) * up(d[c]);
+        sum += g;
+        along += g * (up(xn[c]) - part.mean) * part.rho;
+    }
+    sum = warp_reduce(sum, plus()) / size;
+    along = warp_reduce(along, plus()) / size;
+    FOR_EACH_OF_PART(size, i) {
+        int c = part.first + i;
+        wide g = load(w.p, w.type, c) * up(d[c]), normed = (up(xn[c]) - part.mean) * part.rho;
+        real *to = &row_of(dx, part.n)[c];
+        down(to, up(*to) + part.rho * (g - sum - normed * along));
+    }
+}
+
+//  dw += Σ_n dout x̂.  One block: 32 columns, of which each of the 8 warps adds up every eighth row.
+__global__ static void layernorm_weight_kernel(mat dw, const wide *found, mat dout, mat x, int groups)
+{
+    int c = blockIdx.x * WARP + threadIdx.x % WARP, group = c / (x.cols / groups);
+    wide sum = column_sum(x.rows, c < x.cols, [&](int n) {
+        const wide *part = found + 2 * (n * groups + group);
+        return up(row_of(dout, n)[c]) * (up(row_of(x, n)[c]) - part[0]) * part[1];
+    });
+    if (c < x.cols && threadIdx.x < WARP) ((wide *)dw.p)[c] += sum;
+}
+
+extern "C" void layernorm_backward(mat dx, mat dw, mat db, mat dout, mat x, mat w, int groups, double eps)
+{
+    bias_backward(db, dout);
+    if (!dx.p && !dw.p) return;
+    size_t bytes = (size_t)x.rows * groups * 2 * sizeof(wide);
+    wide *found = dw.p ? (wide *)scratch(SUMS_OF_ROWS, bytes) : NULL;
+    RUN(layernorm_backward_kernel, blocks_of_parts(x, groups), THREADS,
+        dx, found, dout, x, w, groups, (wide)eps);
+    if (dw.p) RUN(layernorm_weight_kernel, (x.cols + WARP - 1) / WARP, THREADS, dw, found, dout, x, groups);
+}
+
+// The spans, and for each row the one before it: its number; −1 for zeros; −2 − k for row k of `before`. They
+// lie on the device until spans come that are not these.
+static struct { span *spans; int count, rows; } placed = {NULL, NONE_LISTED, 0};
+struct texts { const span *spans; const int *prev; };
+
+static texts place_texts(const span *spans, int count, int rows)
+{
+    size_t bytes = count * sizeof *spans;
+    char *there = (char *)scratch(TEXTS, bytes + rows * sizeof(int));
+    texts t = {(const span *)there, (const int *)(there + bytes)};
+    if (placed.count == count && placed.rows == rows && !memcmp(placed.spans, spans, bytes)) return t;
+    char *list = (char *)malloc(bytes + rows * sizeof(int) + 1);
+    span *kept = (span *)realloc(placed.spans, bytes + 1);
+    if (!list || !kept) fail("shift_mix", "out of memory");
+    int *prev = (int *)(list + bytes);
+    memcpy(list, spans, bytes);
+    memcpy(kept, spans, bytes);
+    for (int n = 0; n < rows; n++) prev[n] = -1;
+    for (int i = 0; i < count; i++)
+        for (int n = spans[i].q; n < spans[i].q + spans[i].nq; n++)
+            prev[n] = n > spans[i].q ? n - 1 : spans[i].nk > spans[i].nq ? -2 - spans[i].k : -1;
+    bytes += rows * sizeof(int);
+    check(cudaMemcpy(there, list, bytes, cudaMemcpyHostToDevice), "copying to the device");
+    placed.spans = kept;
+    placed.count = count;
+    placed.rows = rows;
+    free(list);
+    return t;
+}
+
+// The row before row n.
+__device__ static inline pack load_before(const mat &x, const mat &before, int prev, int c)
+{
+    if (prev >= 0) return load_reals(x, prev, c);
+    if (prev < -1 && before.p) return load_reals(before, -2 - prev, c);
+    return {};
+}
+
+// f = μ + m[n]
+__device__ static inline pack load_mix(const mat &mu, const mat &m, int n, int c)
+{
+    pack f = load_pack(mu, 0, c);
+    if (!m.p) return f;
+    pack more = load_reals(m, n, c);
+    for (int i = 0; i < PACK; i++) f.x[i] += more.x[i];
+    return f;
+}
+
+// out[n] = x[n] + (x[n−1] − x[n]) f.  One block: 32 packs of 8 rows.
+__global__ static void shift_mix_kernel(mat out, mat x, mat before, mat mu, mat m, const int *prev)
+{
+    FOR_EACH_PACK(x.rows, x.cols, n, c) {
+        pack a = load_reals(x, n, c), b = load_before(x, before, prev[n], c), f = load_mix(mu, m, n, c);
+        for (int i = 0; i < PACK; i++) a.x[i] += (b.x[i] - a.x[i]) * f.x[i];
+        store_reals(out, n, c, a);
+    }
+}
+
+extern "C" void shift_mix_forward(mat out, mat x, mat before, mat mu, mat m, const span *s, int spans)
+{
+    texts t = place_texts(s, spans, x.rows);
+    RUN(shift_mix_kernel, pack_grid(x), THREADS, out, x, before, mu, m, t.prev);
+}
+
+//  dx[n] += dout[n] (1 − f[n]) + dout[n+1] f[n+1], the next row of the same span
+//  dm[n]  = dout[n] (x[n−1] − x[n])
+// One block: 32 packs of 8 rows.
+__global__ static void shift_mix_backward_kernel(mat dx, mat dm, mat dout, mat x, mat mu, mat m,
+                                                 const int *prev)
+{
+    FOR_EACH_PACK(x.rows, x.cols, n, c) {
+        pack d = load_reals(dout, n, c), f = load_mix(mu, m, n, c);
+        if (dm.p) {
+            pack a = load_reals(x, n, c), b = load_before(x, mat{}, prev[n], c);
+            for (int i = 0; i < PACK; i++) a.x[i] = d.x[i] * (b.x[i] - a.x[i]);
+            store_reals(dm, n, c, a);
+        }
+        if (!dx.p) continue;
+        pack sum = load_reals(dx, n, c);
+        for (int i = 0; i < PACK; i++) sum.x[i] += d.x[i] * (1 - f.x[i]);
+        if (n + 1 < x.rows && prev[n + 1] == n) {
+            d = load_reals(dout, n + 1, c);
+            f = load_mix(mu, m, n + 1, c);
+            for (int i = 0; i < PACK; i++) sum.x[i] += d.x[i] * f.x[i];
+        }
+        store_reals(dx, n, c, sum);
+    }
+}
+
+//  dμ += Σ_n dout[n] (x[n−1] − x[n]).  One block: 32 columns, of which each warp adds up every eighth row.
+__global__ static void shift_mix_weight_kernel(mat dmu, mat dout, mat x, const int *prev)
+{
+    int c = blockIdx.x * WARP + threadIdx.x % WARP;
+    wide sum = column_sum(x.rows, c < x.cols, [&](int n) {
+        wide b = prev[n] >= 0 ? up(row_of(x, prev[n])[c]) : 0;
+        return up(row_of(dout, n)[c]) * (b - up(row_of(x, n)[c]));
+    });
+    if (c < x.cols && threadIdx.x < WARP) ((wide *)dmu.p)[c] += sum;
+}
+
+extern "C" void shift_mix_backward(mat dx, mat dmu, mat dm, mat dout, mat x, mat mu, mat m,
+                                   const span *s, int spans)
+{
+    texts t = place_texts(s, spans, x.rows);
+    if (dx.p || dm.p) RUN(shift_mix_backward_kernel, pack_grid(x), THREADS, dx, dm, dout, x, mu, m, t.prev);
+    if (dmu.p) RUN(shift_mix_weight_kernel, (x.cols + WARP - 1) / WARP, THREADS, dmu, dout, x, t.prev);
+}
+
+// One block each: 32 packs of 8 rows.
+__global__ static void tanh_kernel(mat y, mat x)
+{
+    FOR_EACH_PACK(x.rows, x.cols, n, c) {
+        pack a = load_reals(x, n, c);
+        for (int i = 0; i < PACK; i++) a.x[i] = tanh(a.x[i]);
+        store_reals(y, n, c, a);
+    }
+}
+
+__global__ static void tanh_backward_kernel(mat dx, mat dy, mat y)
+{
+    FOR_EACH_PACK(y.rows, y.cols, n, c) {
+        pack a = load_reals(y, n, c), d = load_reals(dy, n, c);
+        for (int i = 0; i < PACK; i++) d.x[i] *= 1 - a.x[i] * a.x[i];
+        store_reals(dx, n, c, d);
+    }
+}
+
+__global__ static void relu2_kernel(mat y, mat x)
+{
+    FOR_EACH_PACK(x.rows, x.cols, n, c) {
+        pack a = load_reals(x, n, c);
+        for (int i = 0; i < PACK; i++) a.x[i] = a.x[i] > 0 ? a.x[i] * a.x[i] : 0;
+        store_reals(y, n, c, a);
+    }
+}
+
+__global__ static void relu2_backward_kernel(mat dx, mat dy, mat x)
+{
+    FOR_EACH_PACK(x.rows, x.cols, n, c) {
+        pack a = load_reals(x, n, c), d = load_reals(dy, n, c);
+        for (int i = 0; i < PACK; i++) d.x[i] = a.x[i] > 0 ? 2 * a.x[i] * d.x[i] : 0;
+        store_reals(dx, n, c, d);
+    }
+}
+
+// y += σ(r) x
+__global__ static void sigmoid_gate_kernel(mat y, mat r, mat x)
+{
+    FOR_EACH_PACK(x.rows, x.cols, n, c) {
+        pack sum = load_reals(y, n, c), g = load_reals(r, n, c), a = load_reals(x, n, c);
+        for (int i = 0; i < PACK; i++) sum.x[i] += sigmoid(g.x[i]) * a.x[i];
+        store_reals(y, n, c, sum);
+    }
+}
+
+//  dr = dy x σ (1 − σ),   dx = dy σ
+__global__ static void sigmoid_gate_backward_kernel(mat dr, mat dx, mat dy, mat r, mat x)
+{
+    FOR_EACH_PACK(x.rows, x.cols, n, c) {
+        pack d = load_reals(dy, n, c), g = load_reals(r, n, c), a = load_reals(x, n, c);
+        for (int i = 0; i < PACK; i++) {
+            wide sigma = sigmoid(g.x[i]);
+            a.x[i] *= d.x[i] * sigma * (1 - sigma);
+            d.x[i] *= sigma;
+        }
+        store_reals(dr, n, c, a);
+        store_reals(dx, n, c, d);
+    }
+}
+
+extern "C" void tanh_forward(mat y, mat x) { RUN(tanh_kernel, pack_grid(x), THREADS, y, x); }
+extern "C" void relu2_forward(mat y, mat x) { RUN(relu2_kernel, pack_grid(x), THREADS, y, x); }
+
+extern "C" void tanh_backward(mat dx, mat dy, mat y)
+{
+    RUN(tanh_backward_kernel, pack_grid(y), THREADS, dx, dy, y);
+}
+
+extern "C" void relu2_backward(mat dx, mat dy, mat x)
+{
+    RUN(relu2_backward_kernel, pack_grid(x), THREADS, dx, dy, x);
+}
+
+extern "C" void sigmoid_gate_forward(mat y, mat r, mat x)
+{
+    RUN(sigmoid_gate_kernel, pack_grid(x), THREADS, y, r, x);
+}
+
+extern "C" void sigmoid_gate_backward(mat dr, mat dx, mat dy, mat r, mat x)
+{
+    RUN(sigmoid_gate_backward_kernel, pack_grid(x), THREADS, dr, dx, dy, r, x);
+}
+
+/* The recurrence: y[t] = r[t] (S + diag(u) k[t]ᵀ v[t]),  S = diag(e[t]) S + k[t]ᵀ v[t],  e = exp(−exp(w)).
+   One block has one head of one text, and walks through its tokens; D threads, a column or a row of S each,
+   in registers. Channels beyond the head's d are zero. Row i of S decays by e[i].                         */
+struct wkv_inputs { mat r, k, v, w, u; };
+
+template <int D> struct wkv_token { wide r[D], k[D], v[D], e[D], dy[D]; };     // in shared memory
+
+// Channel threadIdx.x of row n, for the block's head.
+template <int D>
+__device__ static inline void read_token(wkv_token<D> *t, const wkv_inputs &in, const mat &dy, int n, int h)
+{
+    int d = in.u.cols, i = threadIdx.x, c = h * d + i;
+    bool there = i < d;
+    __syncthreads();                                            // the token before may still be read
+    t->r[i] = there ? up(row_of(in.r, n)[c]) : 0;
+    t->k[i] = there ? up(row_of(in.k, n)[c]) : 0;
+    t->v[i] = there ? up(row_of(in.v, n)[c]) : 0;
+    t->e[i] = there ? exp(-exp(up(row_of(in.w, n)[c]))) : 0;
+    t->dy[i] = there && dy.p ? up(row_of(dy, n)[c]) : 0;
+    __syncthreads();
+}
+
+template <int D> __device__ static inline wide bonus_of(const wkv_inputs &in, int h)
+{
+    int i = threadIdx.x;
+    return i < in.u.cols ? load(in.u.p, in.u.type, h * in.u.ld + i) : 0;
+}
+
+// Thread j has column j of S. state: S of the text comes from there and goes back.
+template <int D> __global__ static void __launch_bounds__(D)
+wkv6_kernel(mat y, mat state, wkv_inputs in, const span *spans)
+{
+    __shared__ wkv_token<D> t;
+    __shared__ wide u[D];
+    int h = blockIdx.x, j = threadIdx.x, d = in.u.cols;
+    span s = spans[blockIdx.y];
+    wide S[D], *kept = state.p ? (wide *)state.p + s.k * state.ld + (size_t)h * d * d : NULL;
+    u[j] = bonus_of<D>(in, h);
+    UNROLL for (int i = 0; i < D; i++)
+        S[i] = kept && s.nk > s.nq && i < d && j < d ? kept[i * d + j] : 0;
+    for (int n = s.q; n < s.q + s.nq; n++) {
+        read_token<D>(&t, in, mat{}, n, h);
+        wide sum = 0;
+        UNROLL for (int i = 0; i < D; i++) {
+            wide kv = t.k[i] * t.v[j];
+            sum += t.r[i] * (S[i] + u[i] * kv);
+            S[i] = t.e[i] * S[i] + kv;
+        }
+        if (j < d) down(&row_of(y, n)[h * d + j], sum);
+    }
+    UNROLL for (int i = 0; i < D; i++)
+        if (kept && i < d && j < d) kept[i * d + j] = S[i];
+}
+
+// A kernel for heads of at most 32, 64 or 128 channels.
+#define RUN_WKV(kernel, d, grid, ...) \
+    do { \
+        if (d <= 32) RUN(kernel<32>, grid, 32, __VA_ARGS__); \
+        else if (d <= 64) RUN(kernel<64>, grid, 64, __VA_ARGS__); \
+        else RUN(kernel<128>, grid, 128, __VA_ARGS__); \
+    } while (0)
+
+extern "C" void wkv6_forward(mat y, mat state, mat r, mat k, mat v, mat w, mat u, const span *s, int spans)
+{
+    if (u.cols > MOST_HEAD_DIM) fail("wkv6", "heads of more than 128 numbers are not built for a GPU");
+    texts t = place_texts(s, spans, r.rows);
+    wkv_inputs in = {r, k, v, w, u};
+    RUN_WKV(wkv6_kernel, u.cols, dim3(u.rows, spans), y, state, in, t.spans);
+}
+
+//  dv_j = Σ_i dS[i][j] k_i  + (Σ_i r_i u_i k_i) dy_j,   then   dS[i][j] = e_i dS[i][j] + r_i dy_j
+// From the last token to the first. Thread j has column j of dS.
+template <int D> __global__ static void __launch_bounds__(D)
+wkv6_value_kernel(mat dv, mat dy, wkv_inputs in, const span *spans)
+{
+    __shared__ wkv_token<D> t;
+    __shared__ wide u[D];
+    int h = blockIdx.x, j = threadIdx.x, d = in.u.cols;
+    span s = spans[blockIdx.y];
+    wide dS[D] = {};
+    u[j] = bonus_of<D>(in, h);
+    for (int n = s.q + s.nq - 1; n >= s.q; n--) {
+        read_token<D>(&t, in, dy, n, h);
+        wide sum = 0;
+        UNROLL for (int i = 0; i < D; i++) {
+            sum += dS[i] * t.k[i] + t.r[i] * u[i] * t.k[i] * t.dy[j];
+            dS[i] = t.e[i] * dS[i] + t.r[i] * t.dy[j];
+        }
+        if (j < d) down(&row_of(dv, n)[h * d + j], sum);
+    }
+}
+
+struct wkv_grads { mat r, k, w, u; };
+
+// Thread i has row i of S: makes S before rows first … last−1 again, from the one before row `first`.
+template <int D>
+__device__ static inline void walk_rows(wide (*S)[D], const wkv_inputs &in, int first, int last, int h)
+{
+    __shared__ wkv_token<D> t;
+    for (int n = first; n < last - 1; n++) {
+        read_token<D>(&t, in, mat{}, n, h);
+        for (int j = 0; j < D; j++)
+            S[n - first + 1][j] = t.e[threadIdx.x] * S[n - first][j] + t.k[threadIdx.x] * t.v[j];
+    }
+}
+
+//  dr_i = Σ_j S[i][j] dy_j  + u_i k_i (v·dy)
+//  dk_i = Σ_j dS[i][j] v_j  + u_i r_i (v·dy),   du_i += r_i k_i (v·dy)
+//  dw_i = −exp(w_i) e_i Σ_j dS[i][j] S[i][j]
+// Thread i has row i of S and of dS. A first walk keeps S before every row whose number divides by WKV_KEPT;
+// on the way back the S of up to so many rows are made again. A block adds up du of its texts in their order.
+template <int D> __global__ static void __launch_bounds__(D)
+wkv6_backward_kernel(wkv_grads out, mat states, mat dy, wkv_inputs in, const span *spans, int count)
+{
+    __shared__ wkv_token<D> t;
+    int h = blockIdx.x, i = threadIdx.x, d = in.u.cols, c = h * d + i;
+    wide u = bonus_of<D>(in, h), du = 0, S[WKV_KEPT][D], dS[D];
+    for (int which = blockIdx.y; which < count; which += gridDim.y) {
+        span s = spans[which];
+        for (int j = 0; j < D; j++) S[0][j] = dS[j] = 0;
+        for (int n = s.q; n < s.q + s.nq; n++) {
+            wide *kept = (wide *)states.p + n / WKV_KEPT * states.ld + (size_t)c * d;
+            read_token<D>(&t, in, mat{}, n, h);
+            for (int j = 0; j < d && i < d && n % WKV_KEPT == 0; j++) kept[j] = S[0][j];
+            for (int j = 0; j < D; j++) S[0][j] = t.e[i] * S[0][j] + t.k[i] * t.v[j];
+        }
+        for (int last = s.q + s.nq, first; last > s.q; last = first) {
+            first = (last - 1) / WKV_KEPT * WKV_KEPT;
+            const wide *kept = (const wide *)states.p + first / WKV_KEPT * states.ld + (size_t)c * d;
+            for (int j = 0; j < D; j++) S[0][j] = first > s.q && j < d && i < d ? kept[j] : 0;
+            if (first < s.q) first = s.q;
+            walk_rows<D>(S, in, first, last, h);
+            for (int n = last - 1; n >= first; n--) {
+                read_token<D>(&t, in, dy, n, h);
+                wide vdy = 0, Sdy = 0, dSv = 0, dSS = 0;
+                for (int j = 0; j < D; j++) {
+                    wide kept_S = S[n - first][j];
+                    vdy += t.v[j] * t.dy[j];
+                    Sdy += kept_S * t.dy[j];
+                    dSv += dS[j] * t.v[j];
+                    dSS += dS[j] * kept_S;
+                    dS[j] = t.e[i] * dS[j] + t.r[i] * t.dy[j];
+                }
+                du += t.r[i] * t.k[i] * vdy;
+                if (i >= d) continue;
+                down(&row_of(out.r, n)[c], Sdy + u * t.k[i] * vdy);
+                down(&row_of(out.k, n)[c], dSv + u * t.r[i] * vdy);
+                down(&row_of(out.w, n)[c], -exp(up(row_of(in.w, n)[c])) * t.e[i] * dSS);
+            }
+        }
+    }
+    if (out.u.p && i < d) ((wide *)out.u.p)[h * out.u.ld + i] += du;
+}
+
+// Where u trains, the texts of a head are one block's, so that their du are added up in one order.
+extern "C" void wkv6_backward(mat dr, mat dk, mat dv, mat dw, mat du, mat states, mat dy,
+                              mat r, mat k, mat v, mat w, mat u, const span *s, int spans)
+{
+    texts t = place_texts(s, spans, r.rows);
+    wkv_inputs in = {r, k, v, w, u};
+    wkv_grads out = {dr, dk, dw, du};
+    RUN_WKV(wkv6_value_kernel, u.cols, dim3(u.rows, spans), dv, dy, in, t.spans);
+    RUN_WKV(wkv6_backward_kernel, u.cols, dim3(u.rows, du.p ? 1 : spans),
+            out, states, dy, in, t.spans, spans);
+}
+
+// ---- 6  adapters ------------------------------------------------------------------------------------------
 
 // s[n, c] = Σ_j x[n, j·r + c].  One block: 8 rows, a warp each. With r of 4 packs, say, the 32 lanes read 8
 // shards abreast: lane l adds up pack l % 4 of the shards l / 4, l / 4 + 8, …. Then lanes 0 … 3 add up the 8
@@ -1431,7 +1887,7 @@ extern "C" void magnitude_backward(mat dm, mat dsquares, mat dgain, mat m, mat s
         (const wide *)dgain.p, (const wide *)m.p, (const wide *)squares.p, n);
 }
 
-// ---- 6  training ------------------------------------------------------------------------------------------
+// ---- 7  training ------------------------------------------------------------------------------------------
 
 // An array of n numbers: a thread takes a pack, and further ones where the grid has fewer threads than packs.
 #define FOR_EACH_PACK_OF_ARRAY(n, i) \
@@ -1503,7 +1959,7 @@ extern "C" void adamw(mat w, mat dw, mat m, mat v, double lr, double decay, doub
         (wide *)w.p, (const wide *)dw.p, (wide *)m.p, (wide *)v.p, n, shrink, rate, root, (wide)grad_scale);
 }
 
-// ---- 7  the work space of a run ---------------------------------------------------------------------------
+// ---- 8  the work space of a run ---------------------------------------------------------------------------
 //
 //  The bytes that the calls of `scratch` in a step ask for. A product converts a factor whose dtype is not
 //  the one it runs in: where real is bf16, what trains (float); where real is float or double, a weight of
@@ -1518,12 +1974,13 @@ extern "C" size_t dev_reserve(needs n, int take)
     bytes[FACTOR_B] = converted * sizeof(real);
     bytes[HOST] = n.fetched * sizeof(wide);
     bytes[BLOCKS] = 2 * (size_t)n.tokens * sizeof(span_rows);   // a block has one row at least
-    if (take) listed.count = NONE_LISTED;                       // the list's memory is about to change
+    if (take) listed.count = placed.count = NONE_LISTED;        // the lists' memory is about to change
     if (n.train) {
         bytes[DELTA] = (size_t)n.tokens * n.heads * sizeof(wide);
         bytes[LINKS] = n.normed * sizeof(same_id);              // embedding_backward's, of no more tokens
     }
-    size_t rhos = n.normed * sizeof(wide);                      // rmsnorm_backward's
+    if (n.texts) bytes[TEXTS] = (size_t)n.tokens * (sizeof(span) + sizeof(int));
+    size_t rhos = n.normed * sizeof(wide);                      // the norms' backward pass
     size_t sums = (SUMS + 1) * sizeof(double);                  // sum_of_squares'
     if (n.normed) bytes[SUMS_OF_ROWS] = rhos > sums ? rhos : sums;
     for (int i = 0; i < BUFFERS; i++) {

@@ -86,7 +86,8 @@ static double matmul_rate(int n)
 
 static config config_of(const struct shape_row *s)
 {
-    return (config){.dim = s->dim, .hidden = s->hidden, .layers = s->layers, .heads = s->heads, .kv_heads = s->kv_heads,
+    return (config){.backbone = &llama_backbone,
+        .dim = s->dim, .hidden = s->hidden, .layers = s->layers, .heads = s->heads, .kv_heads = s->kv_heads,
         .head_dim = s->dim / s->heads, .vocab = s->vocab, .max_pos = 4096, .eps = 1e-5, .theta = 10000, .window = INT_MAX,
         .rope_factor = 1};
 }

@@ -131,7 +131,7 @@ static void read_answers(void)
 
 // A model of one layer, which adapters are read for, and a run that trains it, which states are read for.
 static const config tiny = {
-    .dim = 8, .hidden = 12, .layers = 1, .heads = 2, .kv_heads = 2, .head_dim = 4, .vocab = 4,
+    .backbone = &llama_backbone, .dim = 8, .hidden = 12, .layers = 1, .heads = 2, .kv_heads = 2, .head_dim = 4, .vocab = 4,
     .max_pos = 16, .eps = 1e-6, .theta = 10000,
 };
 static run tiny_run;
@@ -218,6 +218,24 @@ static void read_pieces(void)
     write_file(whole, text, bytes + more);
     encode_texts(whole);
     free(whole), free(text), free(behind);
+}
+
+// RWKV's vocabulary: all bytes, and what is fuzzed behind them. What is encoded comes back as it was.
+static void read_words(void)
+{
+    static const char text[] = "The cat's \xc3\xa9\xe4\xba\xba ab abc\n\n\t 12";
+    size_t more, n, bytes, size = 0;
+    char *whole = join(dir, "rwkv_vocab_v20230424.txt"), *behind = read_file(path[0], &more);
+    char *words = alloc(256 * 16 + more, 1);
+    for (int b = 0; b < 256; b++) size += (size_t)sprintf(words + size, "%d b'\\x%02x' 1\n", b + 1, b);
+    memcpy(words + size, behind, more);
+    write_file(whole, words, size + more);
+    tokenizer *t = open_words(whole, 0);
+    int *ids = tokenizer_encode(t, text, strlen(text), 1, &n);
+    char *back = tokenizer_decode(t, ids, n, &bytes);
+    claim(bytes == strlen(text) && !memcmp(back, text, bytes));
+    tokenizer_free(t);
+    free(ids), free(back), free(whole), free(behind), free(words);
 }
 
 static void read_specials(void)
@@ -330,6 +348,7 @@ static const struct reader {
     {"state",       read_state,     {{"changes", JSON}, {"state.safetensors", SAFETENSORS}}},
     {"tokenizer",   read_tokenizer, {{"tokenizer.model", PROTOBUF}}},
     {"pieces",      read_pieces,    {{"behind", PROTOBUF}}},
+    {"words",       read_words,     {{"behind", PLAIN}}},
     {"specials",    read_specials,  {{"added_tokens.json", JSON}, {"special_tokens_map.json", JSON},
                                      {"tokenizer_config.json", JSON}, {"tokenizer.json", JSON}}},
     {"merges",      read_other_tokenizer, {{"tokenizer_config.json", JSON}, {"vocab.json", JSON},

@@ -25,6 +25,7 @@ import math
 import os
 import shutil
 import tempfile
+import types
 
 import numpy
 import peft
@@ -64,6 +65,13 @@ BASES = {
 }
 
 
+# RWKV6, of which transformers has no model: see class Rwkv6.
+RWKV = dict(model_type="rwkv6", vocab_size=32, hidden_size=16, attention_hidden_size=8, intermediate_size=24, head_size=4,
+            head_size_divisor=8, num_hidden_layers=2, layer_norm_epsilon=1e-5, tie_word_embeddings=False)
+RWKV_LINEARS = ["receptance", "key", "value", "gate", "output"]
+MIX, DECAY = 3, 5               # widths of the low ranks
+
+
 def lora(**options):
     return peft.LoraConfig(**{**dict(task_type="CAUSAL_LM", r=4, lora_alpha=4, target_modules=PROJECTIONS), **options})
 
@@ -100,7 +108,84 @@ CASES = {
     "miss-bf16": ("base-bf16", miss(r=5)),
     "mini": ("base-gqa", miss(mini_r=4, init_weights="mini")),
     "bat": ("base-gqa", miss(init_weights="bat")),
+    "full-rwkv6": ("base-rwkv6", None),
+    "lora-rwkv6": ("base-rwkv6", lora(task_type=None, lora_alpha=6, target_modules=RWKV_LINEARS)),
+    "miss-rwkv6": ("base-rwkv6", miss(task_type=None, r=5, target_modules=RWKV_LINEARS)),
+    "bat-rwkv6": ("base-rwkv6", miss(task_type=None, init_weights="bat",
+                                     target_modules=["attention.key", "attention.output", "feed_forward.value"])),
 }
+
+
+class Rwkv6(torch.nn.Module):
+    """BlinkDL's RWKV_Tmix_x060 and RWKV_CMix_x060 (RWKV-v5/src/model.py), token by token, under Hugging Face's names."""
+    def __init__(self, dtype):
+        super().__init__()
+        C, A, F = (RWKV[n] for n in ("hidden_size", "attention_hidden_size", "intermediate_size"))
+        V, H = RWKV["vocab_size"], RWKV["head_size"]
+        vector = lambda *shape: torch.nn.Parameter(torch.zeros(*shape))
+        linear = lambda i, o: torch.nn.Linear(i, o, bias=False)
+        self.rwkv, self.head = torch.nn.Module(), linear(C, V)
+        self.rwkv.embeddings, self.rwkv.ln_out = torch.nn.Embedding(V, C), torch.nn.LayerNorm(C)
+        self.rwkv.blocks = torch.nn.ModuleList(torch.nn.Module() for _ in range(RWKV["num_hidden_layers"]))
+        self.rwkv.blocks[0].pre_ln = torch.nn.LayerNorm(C)
+        for block in self.rwkv.blocks:
+            block.ln1, block.ln2 = torch.nn.LayerNorm(C), torch.nn.LayerNorm(C)
+            a = block.attention = torch.nn.Module()
+            f = block.feed_forward = torch.nn.Module()
+            for name in "xwkvrg":
+                setattr(a, "time_maa_" + name, vector(1, 1, C))
+            a.time_maa_w1, a.time_maa_w2 = vector(C, 5 * MIX), vector(5, MIX, C)
+            a.time_decay, a.time_faaaa = vector(1, 1, A), vector(A // H, H)
+            a.time_decay_w1, a.time_decay_w2 = vector(C, DECAY), vector(DECAY, A)
+            a.receptance, a.key, a.value, a.gate, a.output = linear(C, A), linear(C, A), linear(C, A), linear(C, A), linear(A, C)
+            a.ln_x = torch.nn.GroupNorm(A // H, A, eps=1e-5 * RWKV["head_size_divisor"] ** 2)
+            f.time_maa_k, f.time_maa_r = vector(1, 1, C), vector(1, 1, C)
+            f.key, f.receptance, f.value = linear(C, F), linear(C, C), linear(F, C)
+        self.to(dtype)
+
+    def time_mixing(self, a, x):
+        B, T, C = x.shape
+        H, d = a.time_faaaa.shape
+        xx = torch.nn.functional.pad(x, (0, 0, 1, -1)) - x
+        xxx = torch.tanh((x + xx * a.time_maa_x) @ a.time_maa_w1).view(B * T, 5, -1).transpose(0, 1)
+        mw, mk, mv, mr, mg = torch.bmm(xxx, a.time_maa_w2).view(5, B, T, C).unbind(0)
+        moved = zip("wkvrg", (mw, mk, mv, mr, mg))
+        mixed = {n: x + xx * (getattr(a, "time_maa_" + n) + m) for n, m in moved}
+        r, k, v = (l(mixed[n]).view(B, T, H, d) for n, l in (("r", a.receptance), ("k", a.key), ("v", a.value)))
+        w = (a.time_decay + torch.tanh(mixed["w"] @ a.time_decay_w1) @ a.time_decay_w2).view(B, T, H, d)
+        S, out = x.new_zeros(B, H, d, d), []
+        for t in range(T):
+            kv = k[:, t, :, :, None] * v[:, t, :, None, :]
+            out.append((r[:, t, :, None, :] @ (S + a.time_faaaa[..., None] * kv))[:, :, 0])
+            S = torch.exp(-torch.exp(w[:, t]))[..., None] * S + kv
+        y = a.ln_x(torch.stack(out, 1).reshape(B * T, H * d)).view(B, T, H * d)
+        return a.output(y * torch.nn.functional.silu(a.gate(mixed["g"])))
+
+    def channel_mixing(self, f, x):
+        xx = torch.nn.functional.pad(x, (0, 0, 1, -1)) - x
+        return torch.sigmoid(f.receptance(x + xx * f.time_maa_r)) * f.value(torch.relu(f.key(x + xx * f.time_maa_k)) ** 2)
+
+    def forward(self, input_ids, labels, **_):
+        x = self.rwkv.blocks[0].pre_ln(self.rwkv.embeddings(input_ids))
+        for block in self.rwkv.blocks:
+            x = x + self.time_mixing(block.attention, block.ln1(x))
+            x = x + self.channel_mixing(block.feed_forward, block.ln2(x))
+        logits = self.head(self.rwkv.ln_out(x))
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        return types.SimpleNamespace(logits=logits, loss=loss)
+
+
+def make_rwkv():
+    folder = os.path.join(HERE, "base-rwkv6")
+    os.makedirs(folder, exist_ok=True)
+    torch.manual_seed(60)
+    model = Rwkv6(torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            norm = ".ln" in name or "pre_ln" in name
+            parameter.copy_(0.3 * torch.randn(parameter.shape) + (1 if norm and name.endswith("weight") else 0))
+    safetensors.torch.save_file(model.state_dict(), os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+    json.dump(RWKV, open(os.path.join(folder, "config.json"), "w"), indent=1)
 
 
 class Norm64(torch.nn.Module):
@@ -145,6 +230,10 @@ def in_float64(model):
 
 
 def load(base, dtype):
+    if base == "base-rwkv6":
+        model = Rwkv6(torch.float32)
+        model.load_state_dict(safetensors.torch.load_file(os.path.join(HERE, base, "model.safetensors")))
+        return model.to(dtype)
     model = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(HERE, base), dtype=dtype, attn_implementation="sdpa")
     return in_float64(model) if dtype == torch.float64 else model
 
@@ -532,3 +621,44 @@ def bf16_errors_of(rows):
     return {name: float(f"{(got[name] - want[name]).norm() / want[name].norm():.4g}") for name in want}
 
 
+def greedy_text(directory):
+    import sentencepiece
+    tokenizer = sentencepiece.SentencePieceProcessor(os.path.join(directory, "tokenizer.model"))
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    prompt = [tokenizer.bos_id()] + tokenizer.encode("Once upon a time")
+    ids = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=256)[0].tolist()
+    with open(os.path.join(HERE, "stories260K.txt"), "w") as file:
+        file.write(tokenizer.decode([i for i in ids if i not in (1, 2)]) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stories", metavar="DIR")
+    parser.add_argument("--base", action="store_true")
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if arguments.base:
+        return bundled_tokenizer(), pieces(), special_tokens(), merges(), bf16_errors()
+    torch.set_num_threads(1)            # the same bytes again on the same machine; on another, the same to the last digits
+    os.makedirs(HERE, exist_ok=True)
+    for name in list(BASES) + ["base-rwkv6"] + list(CASES):
+        shutil.rmtree(os.path.join(HERE, name), ignore_errors=True)
+    json.dump([{"ids": ids, "prompt": prompt} for ids, prompt in ROWS], open(os.path.join(HERE, "rows.json"), "w"))
+    singular_values()
+    bundled_tokenizer()
+    pieces()
+    special_tokens()
+    merges()
+    bf16_errors()
+    for name, options in BASES.items():
+        make_base(name, options)
+    make_rwkv()
+    for name, (base, config) in CASES.items():
+        make_case(name, base, config)
+    if arguments.stories:
+        greedy_text(arguments.stories)
+
+
+if __name__ == "__main__":
+    main()

@@ -41,6 +41,8 @@ static mat like(mat m)                  // zeros of its shape and dtype
 //
 // Two layers, grouped queries, widths that differ everywhere, so that a transposed index cannot hide.
 
+enum { SEVEN = 7 };                     // linears of a layer
+
 static char scratch[64];                // a directory for this process
 
 static char *in_scratch(const char *name) { return join(scratch, name); }
@@ -56,6 +58,12 @@ static const char small_config[] =
     "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 4, \"vocab_size\": 13, "
     "\"rms_norm_eps\": 1e-5, %s}";
 
+// Eight linears a layer, six different widths. Another backbone has fields of its own.
+static const char small_rwkv6[] =
+    "{\"model_type\": \"rwkv6\", \"hidden_size\": 12, \"attention_hidden_size\": 8, \"head_size\": 4, "
+    "\"intermediate_size\": 20, \"num_hidden_layers\": 2, \"vocab_size\": 13, \"time_mix_extra_dim\": 3, "
+    "\"time_decay_extra_dim\": 5}";
+
 // Its kin: each has something that the first has not.
 static const struct { const char *name, *fields; } kin[] = {
     {"untied", "\"model_type\": \"llama\", \"tie_word_embeddings\": false"},
@@ -67,6 +75,7 @@ static const struct { const char *name, *fields; } kin[] = {
     {"qwen2", "\"model_type\": \"qwen2\", \"tie_word_embeddings\": true, \"use_sliding_window\": true, "
         "\"sliding_window\": 4, \"max_window_layers\": 1, \"rope_scaling\": {\"type\": \"linear\", \"factor\": 2}"},
     {"qwen3", "\"model_type\": \"qwen3\", \"attention_bias\": true"},
+    {"rwkv6", ""},
 };
 enum { KIN = sizeof kin / sizeof *kin };
 
@@ -99,7 +108,8 @@ static char *small_model(int which)     // in this build's own precision
     char name[40], text[600];
     if (!access(dir, F_OK)) return dir;
     snprintf(name, sizeof name, "%s.json", kin[which].name);
-    snprintf(text, sizeof text, small_config, kin[which].fields);
+    if (strcmp(kin[which].name, "rwkv6")) snprintf(text, sizeof text, small_config, kin[which].fields);
+    else snprintf(text, sizeof text, "%s", small_rwkv6);
     char *config_path = in_scratch(name);
     write_text(config_path, text);
     write_model(dir, config_path, small_size, TYPE_OF(wide));
@@ -115,6 +125,8 @@ static plan small_plan(const char *method_name)
     p.method = method_named(method_name);
     p.rank = strncmp(method_name, "bat", 3) && strcmp(method_name, "lora-ga") ? 5 : 4;
     p.mini_r = 4;
+    if (!strcmp(method_name, "disha")) memcpy(p.shard, (int[]){5, 3}, sizeof p.shard);
+    if (!strcmp(method_name, "bat-free")) memcpy(p.groups, (int[]){OUT_SIDE, IN_SIDE}, sizeof p.groups);
     p.alpha = 7;
     p.tokens = 32;
     p.positions = 16;
@@ -249,6 +261,95 @@ static void add_bias_backward(void)
 static void glu_forward(void) { swiglu_forward(op.out, op.in[0], op.in[1]); }
 static void glu_backward(void) { swiglu_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1]); }
 
+static void layernorm_case(int groups, int back)
+{
+    if (!back) layernorm_forward(op.out, op.in[0], op.in[1], op.in[2], groups, 1e-5);
+    else layernorm_backward(op.grad[0], op.grad[1], op.grad[2], op.cot, op.in[0], op.in[1], groups, 1e-5);
+}
+
+static void ln1_forward(void) { layernorm_case(1, 0); }
+static void ln1_backward(void) { layernorm_case(1, 1); }
+static void ln3_forward(void) { layernorm_case(3, 0); }
+static void ln3_backward(void) { layernorm_case(3, 1); }
+
+static void shift_forward(void)
+{
+    shift_mix_forward(op.out, op.in[0], (mat){0}, op.in[1], op.in[2], op_spans, op_span_count);
+}
+
+// dm is written, and added to the gradient here.
+static void shift_backward(void)
+{
+    mat dm = op.grad[2].p ? like(op.cot) : (mat){0};
+    shift_mix_backward(op.grad[0], op.grad[1], dm, op.cot, op.in[0], op.in[1], op.in[2], op_spans, op_span_count);
+    if (dm.p) add(op.grad[2], dm, 1);
+    dev_free(dm.p);
+}
+
+static void add_and_free(mat sum, mat term)
+{
+    add(sum, term, 1);
+    dev_free(term.p);
+}
+
+static void th_forward(void) { tanh_forward(op.out, op.in[0]); }
+static void th_backward(void)
+{
+    mat d = like(op.cot);
+    tanh_backward(d, op.cot, op.out);
+    add_and_free(op.grad[0], d);
+}
+
+static void relu_forward(void) { relu2_forward(op.out, op.in[0]); }
+static void relu_backward(void)
+{
+    mat d = like(op.cot);
+    relu2_backward(d, op.cot, op.in[0]);
+    add_and_free(op.grad[0], d);
+}
+
+static void gate_forward(void)
+{
+    zero(op.out);
+    sigmoid_gate_forward(op.out, op.in[0], op.in[1]);
+}
+
+static void gate_backward(void)
+{
+    mat dr = like(op.cot), dx = like(op.cot);
+    sigmoid_gate_backward(dr, dx, op.cot, op.in[0], op.in[1]);
+    add_and_free(op.grad[0], dr);
+    add_and_free(op.grad[1], dx);
+}
+
+// r, k, v, w stand side by side in input 0, u in input 1.
+static mat quarter(mat m, int i)
+{
+    m = offset(m, (size_t)(i * m.cols / 4));
+    m.cols /= 4;
+    return view(m);
+}
+
+static mat by_heads(mat u) { return shaped(u, 1, u.cols / op_head, op_head); }
+
+static void wkv_forward(void)
+{
+    mat x = op.in[0];
+    wkv6_forward(op.out, (mat){0}, quarter(x, 0), quarter(x, 1), quarter(x, 2), quarter(x, 3), by_heads(op.in[1]),
+                 op_spans, op_span_count);
+}
+
+static void wkv_backward(void)
+{
+    mat x = op.in[0], d = like(x), u = by_heads(op.in[1]);
+    mat du = op.grad[1].p ? by_heads(op.grad[1]) : (mat){0};
+    mat states = typed_mat(SHAPE(ceil_div(x.rows, WKV_KEPT), u.rows * u.cols * u.cols), TYPE_OF(wide));
+    wkv6_backward(quarter(d, 0), quarter(d, 1), quarter(d, 2), quarter(d, 3), du, states, op.cot,
+                  quarter(x, 0), quarter(x, 1), quarter(x, 2), quarter(x, 3), u, op_spans, op_span_count);
+    dev_free(states.p);
+    add_and_free(op.grad[0], d);
+}
+
 static void ce_forward(void)
 {
     copy(op_kept, op.in[0]);
@@ -296,10 +397,12 @@ static void dot_backward(void)
 static void mag_forward(void) { magnitude_forward(op.out, op.in[0], op.in[1]); }
 static void mag_backward(void) { magnitude_backward(op.grad[0], op.grad[1], op.cot, op.in[0], op.in[1]); }
 
-// Flags of a case. OUT, IN0, IN1: this matrix is wide, not real. FROZEN0, FROZEN1: this input gets no
-// gradient. FRONT_TO_BACK: no columns beside those of the op.
+// Flags of a case. OUT, IN0 …: this matrix is wide, not real. FROZEN0 …: this input gets no gradient.
+// FRONT_TO_BACK: no columns beside those of the op.
 // WINDOW(n): a query sees n keys, and more as the shape grows.
-enum { OUT = 1, IN0 = 2, IN1 = 4, FROZEN0 = 8, FROZEN1 = 16, FRONT_TO_BACK = 32, FLAGS = 64 };
+enum {
+    OUT = 1, IN0 = 2, IN1 = 4, IN2 = 8, FROZEN0 = 16, FROZEN1 = 32, FROZEN2 = 64, FRONT_TO_BACK = 128, FLAGS = 256
+};
 #define WINDOW(n) ((n) * FLAGS)
 
 typedef struct {
@@ -327,6 +430,16 @@ static const op_case op_cases[] = {
         WINDOW(2)},
     {"swiglu", {{6, 9}}, {{{6, 9}}, {{6, 9}}}, glu_forward, glu_backward, 0},
     {"cross_entropy", {{6, 1}}, {{{6, 9}}}, ce_forward, ce_backward, OUT},
+    {"layernorm", {{6, 9}}, {{{6, 9}}, {{9}}, {{9}}}, ln1_forward, ln1_backward, IN1 | IN2},
+    {"layernorm, frozen", {{6, 9}}, {{{6, 9}}, {{9}}, {{9}}}, ln1_forward, ln1_backward, FROZEN1 | FROZEN2},
+    {"layernorm of 3 heads", {{6, 9}}, {{{6, 9}}, {{9}}, {{9}}}, ln3_forward, ln3_backward, IN1 | IN2},
+    {"shift_mix", {{6, 9}}, {{{6, 9}}, {{9}}}, shift_forward, shift_backward, IN1},
+    {"shift_mix that moves", {{6, 9}}, {{{6, 9}}, {{9}}, {{6, 9}}}, shift_forward, shift_backward, FROZEN1},
+    {"tanh", {{6, 9}}, {{{6, 9}}}, th_forward, th_backward, 0},
+    {"relu²", {{6, 9}}, {{{6, 9}}}, relu_forward, relu_backward, 0},
+    {"sigmoid_gate", {{6, 9}}, {{{6, 9}}, {{6, 9}}}, gate_forward, gate_backward, 0},
+    {"wkv6", {{6, 8}}, {{{6, 32}}, {{8}}}, wkv_forward, wkv_backward, IN1 | FRONT_TO_BACK},
+    {"wkv6, frozen", {{6, 8}}, {{{6, 32}}, {{8}}}, wkv_forward, wkv_backward, FROZEN1 | FRONT_TO_BACK},
     {"shard_sum", {{6, 4}}, {{{6, 11}}}, sum_forward, sum_backward, 0},
     {"shard_tile", {{6, 11}}, {{{6, 4}}}, tile_forward, tile_backward, 0},
     {"shard_tile of wide", {{6, 11}}, {{{6, 4}}}, tile_forward, tile_backward, IN0},
@@ -361,6 +474,14 @@ static const op_case gpu_cases[] = {
     {"cross_entropy of 2", {{6, 1}}, {{{6, 2}}}, ce_forward, ce_backward, OUT},
     {"cross_entropy of 2056", {{6, 1}}, {{{6, 2056}}}, ce_forward, ce_backward, OUT},
     {"cross_entropy of 4099", {{6, 1}}, {{{6, 4099}}}, ce_forward, ce_backward, OUT},
+    {"layernorm of 1 channel more than 4096", {{3, 4097}}, {{{3, 4097}}, {{4097}}, {{4097}}}, ln1_forward, ln1_backward,
+        IN1 | IN2},
+    {"layernorm of 3 heads of 64", {{9, 192}}, {{{9, 192}}, {{192}}, {{192}}}, ln3_forward, ln3_backward, IN1 | IN2},
+    {"shift_mix of 2057", {{9, 2057}}, {{{9, 2057}}, {{2057}}, {{9, 2057}}}, shift_forward, shift_backward, IN1},
+    {"tanh of 2057", {{9, 2057}}, {{{9, 2057}}}, th_forward, th_backward, 0},
+    {"relu² of 2057", {{9, 2057}}, {{{9, 2057}}}, relu_forward, relu_backward, 0},
+    {"sigmoid_gate of 2057", {{9, 2057}}, {{{9, 2057}}, {{9, 2057}}}, gate_forward, gate_backward, 0},
+    {"wkv6 of heads of 4", {{100, 24}}, {{{100, 96}}, {{24}}}, wkv_forward, wkv_backward, IN1 | FRONT_TO_BACK},
     {"shards of 1", {{9, 1}}, {{{9, 77}}}, sum_forward, sum_backward, 0},
     {"shards of 8", {{9, 8}}, {{{9, 2056}}}, sum_forward, sum_backward, 0},
     {"shards of 64", {{9, 64}}, {{{9, 1000}}}, sum_forward, sum_backward, 0},
@@ -714,7 +835,7 @@ static snapshot *op_results(void)
         op_pad = i < OP_CASES + GPU_CASES ? 0 : 3;          // then rows begin anywhere
         snprintf(prefix, sizeof prefix, "%s%s, ", c->name, op_pad ? " in wider rows" : "");
         // attention's heads are as wide as the shape is longer, which is wide enough
-        op_open(c, i < OP_CASES ? 37 : 1, c->forward == att_forward ? 1 : HEAD, two_spans);
+        op_open(c, i < OP_CASES ? 37 : 1, c->forward == att_forward || c->forward == wkv_forward ? 1 : HEAD, two_spans);
         op_pad = 0;
         list = take(list, prefix, "out", op.out);
         for (int j = 0; j < 3; j++)

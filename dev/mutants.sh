@@ -93,9 +93,9 @@ special tokens: no lstrip    | tokenizer.c | s/while (a->lstrip/while (0/       
 special tokens: in mid-word  | tokenizer.c | s/a->single_word \&\& !stands_alone/0 \&\& !stands_alone/        | special-tokens |
 stops: the first of a list   | lib/config.h | s/json_is_array(ids) ? json_array_size(ids) : 1/1/                | stops       |
 layout: the last layer decides | model.h  | s/^    m->used.ACT. = most.act;/    (void)most.act;/                  | uneven      |
-cache: training writes it, too | model.h    | s/if (b->cached)/if (m->p.cache_rows)/                             | splits      |
+cache: training writes it, too | llama.h    | s/if (b->cached)/if (m->p.cache_rows)/                             | splits      |
 views: a row too many        | model.h    | s/rows_of(\*t->value, 0, b->tokens)/rows_of(*t->value, 1, b->tokens)/ | splits |
-recompute: attention left out | model.h    | /recompute == 2) attention_block/d                                | recompute   |
+recompute: attention left out | llama.h    | /recompute == 2) attention_block/d                                | recompute   |
 bat: V dV, not dV V          | adapters.h |
     s/block_rows(l->W, r), block_rows(dW, r), 1, ADD/block_rows(dW, r), block_rows(l->W, r), 1, ADD/          | gradients   | bat
 bat: W for its copy in dx    | adapters.h |
@@ -125,9 +125,9 @@ matmul: a in place, part of K | ops/gemm.h |
     s/kernel(tile, (real \*)at(p->a, i, k0), p->a.ld/kernel(tile, (real *)at(p->a, i, 0), p->a.ld/            | matmul      |
 matmul: later parts of K     | ops/gemm.h | s/p->scale, k0 ? ADD : p->mode)/p->scale, p->mode)/               | matmul      |
 adamw: no correction         | ops/cpu.c  | s/root = (wide)sqrt(1 - pow(0.999, t))/root = 1/                  | adamw       |
-modes: dxn of the MLP stays in | model.h    |
-    s/&L->q_proj, dxn, dq, m->xn, SET/\&L->q_proj, dxn, dq, m->xn, ADD/                                       | gradients   | bone
-modes: up writes over gate   | model.h    | s/m->dup, m->xn, ADD/m->dup, m->xn, SET/                          | gradients   | bone
+modes: dxn of the MLP stays in | llama.h    |
+    s/&L->q_proj, dxn, dq, own->xn, SET/\&L->q_proj, dxn, dq, own->xn, ADD/                                   | gradients   | bone
+modes: up writes over gate   | llama.h    | s/own->dup, own->xn, ADD/own->dup, own->xn, SET/                  | gradients   | bone
 modes: dx always added       | adapters.h |
     s/matmul_nn(dx, dh, l->A, 1, mode)/matmul_nn(dx, dh, l->A, 1, ADD)/                                       | definition  | lora
 modes: dx written twice      | adapters.h |
@@ -334,7 +334,7 @@ saving: NaN                  | run/checkpoint.h |
 resume: another decay        | run/options.h | /"--weight-decay"/s/SAME/ANY/                                  | same-options |
 resume: another ratio        | run/options.h | /"--lora-plus-ratio"/s/SAME/ANY/                               | same-options |
 tensors too many             | lib/safetensors.h | s/if (shgeti(names, c->tensors\[i\].key) < 0 \&\&/if (0 \&\&/ | too-many    |
-config: another ε            | lib/config.h | s/AT(eps),        1e-6,/AT(eps),        1e-5,/                     | defaults    |
+config: another ε            | llama.h      | s/TO(eps),        1e-6,/TO(eps),        1e-5,/                     | defaults    |
 config: another α            | run/peft.h | s/"lora_alpha", 8/"lora_alpha", 16/                                | defaults    |
 pieces: USER merges          | tokenizer.c | s/return id < 0 .. e->t->pieces\[id\].type != USER/return 1/       | pieces      |
 pieces: UNUSED is said       | tokenizer.c | s/== UNUSED) e->left_part/== NORMAL) e->left_part/                | pieces      |
@@ -358,18 +358,18 @@ window: one key less         | ops/cpu.c  | s/own + 1 - window : 0;/own + 2 - wi
 window: a row sees one more  | ops/cpu.c  |
     s/seen_to(a, r) - a.window : 0/seen_to(a, r) - a.window + 1 : 0/                                   | beyond-blocks | attention
 window: unseen keys learn    | ops/cpu.c  | /hide_unseen(ds, a, r);/d                                         | ops         |
-window: from one layer later | model.h    | s/i < m->c.full_layers/i <= m->c.full_layers/                     | goldens     |
+window: from one layer later | llama.h    | s/i < c->full_layers/i <= c->full_layers/                     | goldens     |
 bias: no gradient            | model.h    | /bias_backward(l->dbias, dy);/d                                   | gradients   | full
 bias: the last token alone   | ops/cpu.c  | /^void bias_backward/,/^}/s/ += ROW(dy/ = ROW(dy/                 | ops         |
-qwen3: k by the norm of q    | model.h    | s/L->k_raw), L->k_norm/L->k_raw), L->q_norm/                      | goldens     |
-qwen3: k without its norm    | model.h    | s/rmsnorm_forward(heads_of(m, L->k), none.*/copy(L->k, L->k_raw);/ | goldens    |
-qwen3: no gradient of k      | model.h    | /rmsnorm_backward(heads_of(m, dk)/,+1d                            | gradients   | full
-llama3: fast or slow, no blend | model.h  | s/often = fmin(fmax(often, 0), 1);/often = often > 0;/            | goldens     |
-llama3: turns in radians     | model.h    | s/ \/ (2 \* acos(-1));/;/                                         | goldens     |
-linear: as it was            | model.h    | s/== ROPE_LINEAR) often = 0/== ROPE_LINEAR) often = 1/              | goldens     |
-family: as many heads of keys | lib/config.h | s/.kv_heads = 8, .window/.window/                              | defaults    |
-family: Qwen2 always in a window | lib/config.h | s/.window_switch = 1, .qkv_bias/.qkv_bias/                  | defaults    |
-family: layer_types not read | lib/config.h | s/if (c->window != INT_MAX) c->full_layers = full;//           | defaults    |
+qwen3: k by the norm of q    | llama.h    | s/L->k_raw), L->k_norm/L->k_raw), L->q_norm/                      | goldens     |
+qwen3: k without its norm    | llama.h    | s/rmsnorm_forward(heads_of(m, L->k), none.*/copy(L->k, L->k_raw);/ | goldens    |
+qwen3: no gradient of k      | llama.h    | /rmsnorm_backward(heads_of(m, dk)/,+1d                            | gradients   | full
+llama3: fast or slow, no blend | llama.h  | s/often = fmin(fmax(often, 0), 1);/often = often > 0;/            | goldens     |
+llama3: turns in radians     | llama.h    | s/ \/ (2 \* acos(-1));/;/                                         | goldens     |
+linear: as it was            | llama.h    | s/== ROPE_LINEAR) often = 0/== ROPE_LINEAR) often = 1/              | goldens     |
+family: as many heads of keys | llama.h      | s/.kv_heads = 8, .window/.window/                              | defaults    |
+family: Qwen2 always in a window | llama.h      | /"qwen2"/s/.window_switch = 1,$//                  | defaults    |
+family: layer_types not read | llama.h      | s/if (c->window != INT_MAX) c->full_layers = full;//           | defaults    |
 GPU window: one key less     | train.cu   | s/key > own_key(s, i) - window/key > own_key(s, i) + 1 - window/ | gpu-ops   | forward
 GPU window: no lower edge    | train.cu   | s/ \&\& key > own_key(s, i) - window//                         | gpu-ops     | forward
 GPU bias: subtracted         | train.cu   | /void bias_kernel/,/^}/s/sum.x\[i\] += term/sum.x[i] -= term/  | gpu-ops     | forward
@@ -429,12 +429,29 @@ ranks: every rank speaks | run/ranks_mpi.c |
 ranks: one waits for ever | train.c |
     s/^    sum = sum_over_ranks(grad, sum);/    if (!this_rank()) sum = sum_over_ranks(grad, sum);/ | mpi | bone
 merges: BOS where one is named | run/special_tokens.h | s/merges \&\& !json_is_true(add_bos)/0/                  | merges      |
+rwkv: sign of dw | ops/cpu.c | s/g.w\[i\] = -exp_real/g.w[i] = exp_real/ | ops | wkv6
+rwkv: bonus left out of dk | ops/cpu.c | s/g.k\[i\] = dSv + t.u\[i\] \* t.r\[i\] \* vdy/g.k[i] = dSv/ | ops | wkv6
+rwkv: the next row left out | ops/cpu.c | s/dx.p \&\& has_next ? x.cols : 0/0/ | ops | shift_mix
+rwkv: a row of the text before | ops/cpu.c | s/if (n > own.q) return ROW(x, n - 1)/if (n > 0) return ROW(x, n - 1)/ | splits |
+rwkv: S of another 16 tokens | ops/cpu.c | s/S, ROW(states, first \/ WKV_KEPT)/S, ROW(states, s.q \/ WKV_KEPT)/ | rwkv-long |
+rwkv: S of the rows made again | ops/cpu.c |
+    s/wkv_step(next, wkv_at(r, k, v, w, u, n, h), d)/wkv_step(next, wkv_at(r, k, v, w, u, first, h), d)/ | rwkv-long |
+rwkv: mean left out of dx | ops/cpu.c | s/(wc\[c\] \* dn\[c\] - g0 - /(wc[c] * dn[c] - / | ops | layernorm
+rwkv: relu² at half | ops/cpu.c | s/? 2 \* ROW(x, n)\[c\] \* ROW(dy/? ROW(x, n)[c] * ROW(dy/ | ops | relu²
+rwkv: ε of a row for a head | rwkv6.h | s/c->eps \* c->head_divisor \* c->head_divisor/c->eps/ | goldens |
+rwkv: key for value | rwkv6.h | s/{MIX_V, \&L->value, L->v}/{MIX_K, \&L->value, L->v}/ | goldens |
+rwkv: state of the wrong text | rwkv6.h | s/copy(rows_of(last, s.k, 1)/copy(rows_of(last, 0, 1)/ | cache |
+rwkv: the shorter word | tokenizer.c | s/        id = longer;/        id = id < 0 ? longer : id;/ | rwkv-words |
+disha: a for b | adapters.h | /^static void disha_layout/,/^}/s/SHAPE(a, b)/SHAPE(b, a)/ | definition | disha
+disha: sum of dy left out | adapters.h | /^static void disha_backward/,/^}/s/shard_sum(dz, dy)/zero(dz)/ | gradients | disha
+bat-free: another group | adapters.h | s/int g = s \* l->groups\[1\]/int g = s * l->groups[0]/ | definition | bat-free
+bat-free: strips over each other | adapters.h | s/if (s == 0 \&\& mode == SET) copy/if (mode == SET) copy/ | gradients | bat-free
 '
 
 # By rule: how many of a thousand of a file's small faults (dev/mutate.awk), from which place of the thousand on ($FROM; 0). They
 # are all in one build (dev/plant.awk), which a run tells by $MUTANT which of them to have.
 share=${SHARE:-15} from=${FROM:-0}
-ruled=${RULED:-adapters.h model.h train.c tokenizer.c $(echo ops/*.[ch] lib/*.h run/*.h)}
+ruled=${RULED:-adapters.h model.h llama.h rwkv6.h backbones.h train.c tokenizer.c $(echo ops/*.[ch] lib/*.h run/*.h)}
 
 # Any of these tests ($TESTS) may turn red by a fault that a rule has planted: the quick ones, and those that alone reach some
 # lines.

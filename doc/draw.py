@@ -289,7 +289,7 @@ def rooms():
     p = Picture("rooms", 560, "A step goes down through the rooms once, and its gradient comes up once")
     floors = [("train.c", "the loop", "orange", "train_step", "update: clip, AdamW"),
               ("run/rows.h", "micro-batches", "grey", "batch_add", ""),
-              ("model.h", "Llama2", "blue", "layer_forward", "layer_backward"),
+              ("llama.h", "Llama2", "blue", "llama_forward", "llama_backward"),
               ("adapters.h", "methods", "purple", "bone_forward", "bone_backward"),
               ("ops/ops.h", "the contract", "green", "matmul_nt, …", "matmul_tn, …")]
     top, h, pitch, down, up = 44, 56, 86, 250, 620

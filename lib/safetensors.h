@@ -232,6 +232,8 @@ static void refuse_weights(const char *dir, const char *name)
         {"", ".gguf", "in llama.cpp's format, which is not read; fetch the model it was made from, in safetensors"},
         {"consolidated", ".pth", "in Meta's own format, which is not read; fetch the repository whose name ends in -hf, "
                                  "or use transformers' convert_llama_weights_to_hf.py"},
+        {"", ".pth", "in PyTorch's own format, which is not read; python3 dev/rwkv_pth.py turns BlinkDL's files of RWKV6 into "
+                     "a directory that is"},
         {"pytorch_model", ".bin", save_again},
         {"adapter_model", ".bin", save_again},
         {"", ".pt", save_again},

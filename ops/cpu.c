@@ -3,8 +3,9 @@
       1  the products                  what ops/gemm.h multiplies
       2  memory
       3  Llama2
-      4  adapters
-      5  training                                                                                           */
+      4  RWKV6
+      5  adapters
+      6  training                                                                                           */
 
 #define _GNU_SOURCE
 #include "gemm.h"
@@ -468,7 +469,312 @@ void cross_entropy(mat losses, mat logits, dev_ints labels, double scale)
     }
 }
 
-// ---- 4  adapters ------------------------------------------------------------------------------------------
+// ---- 4  RWKV6 ---------------------------------------------------------------------------------------------
+
+// x̂ = (x − mean) ρ,  ρ = 1 / √(variance + ε), of one part of a row.
+typedef struct { real mean, rho; } moments;
+
+static moments moments_of(const real *x, int n, double eps)
+{
+    double sum = 0;
+    double squares = 0;
+    #pragma omp simd reduction(+ : sum)
+    for (int c = 0; c < n; c++) sum += (double)x[c];
+    double mean = sum / n;
+    #pragma omp simd reduction(+ : squares)
+    for (int c = 0; c < n; c++) squares += ((double)x[c] - mean) * ((double)x[c] - mean);
+    return (moments){(real)mean, (real)(1 / sqrt(squares / n + eps))};
+}
+
+// out = w x̂ + b
+void layernorm_forward(mat out, mat x, mat w, mat b, int groups, double eps)
+{
+    int size = x.cols / groups;
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++)
+        for (int first = 0; first < x.cols; first += size) {
+            moments m = moments_of(ROW(x, n) + first, size, eps);
+            for (int c = first; c < first + size; c++)
+                ROW(out, n)[c] = ROW(w, 0)[c] * (ROW(x, n)[c] - m.mean) * m.rho + ROW(b, 0)[c];
+        }
+}
+
+//  dw += Σ_n dout x̂,   db += Σ_n dout
+//  dx += ρ (g − mean(g) − x̂ mean(g x̂)),   g = w dout
+//  for ∂x̂_e/∂x_c = ρ ([e = c] − 1/C − x̂_e x̂_c/C): the mean moves with x, and ρ with its variance
+void layernorm_backward(mat dx, mat dw, mat db, mat dout, mat x, mat w, int groups, double eps)
+{
+    int size = x.cols / groups;
+    bias_backward(db, dout);
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < (dx.p ? x.rows : 0); n++)
+        for (int first = 0; first < x.cols; first += size) {
+            const real *xn = ROW(x, n) + first, *wc = ROW(w, 0) + first, *dn = ROW(dout, n) + first;
+            real *dxn = ROW(dx, n) + first;
+            moments m = moments_of(xn, size, eps);
+            double mean = 0;
+            double along = 0;
+            #pragma omp simd reduction(+ : mean, along)
+            for (int c = 0; c < size; c++) {
+                real g = wc[c] * dn[c];
+                mean += (double)g;
+                along += (double)(g * (xn[c] - m.mean) * m.rho);
+            }
+            real g0 = (real)(mean / size), g1 = (real)(along / size);
+            for (int c = 0; c < size; c++)
+                dxn[c] += m.rho * (wc[c] * dn[c] - g0 - (xn[c] - m.mean) * m.rho * g1);
+        }
+    #pragma omp parallel for if (BIG(x))
+    for (int first = 0; first < (dw.p ? x.cols : 0); first += size)
+        for (int n = 0; n < x.rows; n++) {
+            moments m = moments_of(ROW(x, n) + first, size, eps);
+            for (int c = first; c < first + size; c++)
+                ROW(dw, 0)[c] += ROW(dout, n)[c] * (ROW(x, n)[c] - m.mean) * m.rho;
+        }
+}
+
+// The span that row n belongs to.
+static span span_of(const span *s, int spans, int n)
+{
+    for (int i = 0; i < spans; i++)
+        if (n >= s[i].q && n < s[i].q + s[i].nq) return s[i];
+    return (span){n, 1, 0, 1};
+}
+
+// The row before row n, in its span; NULL for zeros.
+static const real *row_before(mat x, mat before, const span *s, int spans, int n)
+{
+    span own = span_of(s, spans, n);
+    if (n > own.q) return ROW(x, n - 1);
+    return before.p && own.nk > own.nq ? ROW(before, own.k) : NULL;
+}
+
+// f of row n: μ + m[n]
+static inline real mix_at(mat mu, mat m, int n, int c) { return ROW(mu, 0)[c] + (m.p ? ROW(m, n)[c] : 0); }
+
+// out[n] = x[n] + (x[n−1] − x[n]) f,  f = μ + m[n]
+void shift_mix_forward(mat out, mat x, mat before, mat mu, mat m, const span *s, int spans)
+{
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++) {
+        const real *xn = ROW(x, n), *prev = row_before(x, before, s, spans, n);
+        for (int c = 0; c < x.cols; c++)
+            ROW(out, n)[c] = xn[c] + ((prev ? prev[c] : 0) - xn[c]) * mix_at(mu, m, n, c);
+    }
+}
+
+//  dx[n] += dout[n] (1 − f[n]) + dout[n+1] f[n+1], the next row of the same span
+//  dm[n]  = dout[n] (x[n−1] − x[n]),   dμ += Σ_n dm[n]
+void shift_mix_backward(mat dx, mat dmu, mat dm, mat dout, mat x, mat mu, mat m, const span *s, int spans)
+{
+    enum { COLUMNS = 64 };
+    mat none = {0};
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++) {
+        const real *xn = ROW(x, n), *prev = row_before(x, none, s, spans, n), *d = ROW(dout, n);
+        int has_next = n + 1 < x.rows && row_before(x, none, s, spans, n + 1);
+        for (int c = 0; c < (dx.p ? x.cols : 0); c++) ROW(dx, n)[c] += d[c] * (1 - mix_at(mu, m, n, c));
+        for (int c = 0; c < (dx.p && has_next ? x.cols : 0); c++)
+            ROW(dx, n)[c] += ROW(dout, n + 1)[c] * mix_at(mu, m, n + 1, c);
+        for (int c = 0; c < (dm.p ? x.cols : 0); c++) ROW(dm, n)[c] = d[c] * ((prev ? prev[c] : 0) - xn[c]);
+    }
+    #pragma omp parallel for if (BIG(x))
+    for (int c0 = 0; c0 < (dmu.p ? x.cols : 0); c0 += COLUMNS)
+        for (int n = 0; n < x.rows; n++) {
+            const real *xn = ROW(x, n), *prev = row_before(x, none, s, spans, n), *d = ROW(dout, n);
+            for (int c = c0; c < x.cols && c < c0 + COLUMNS; c++)
+                ROW(dmu, 0)[c] += d[c] * ((prev ? prev[c] : 0) - xn[c]);
+        }
+}
+
+void tanh_forward(mat y, mat x)
+{
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++)
+        for (int c = 0; c < x.cols; c++) ROW(y, n)[c] = (real)tanh((double)ROW(x, n)[c]);
+}
+
+void tanh_backward(mat dx, mat dy, mat y)
+{
+    #pragma omp parallel for if (BIG(y))
+    for (int n = 0; n < y.rows; n++)
+        for (int c = 0; c < y.cols; c++) ROW(dx, n)[c] = ROW(dy, n)[c] * (1 - ROW(y, n)[c] * ROW(y, n)[c]);
+}
+
+void relu2_forward(mat y, mat x)
+{
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++)
+        for (int c = 0; c < x.cols; c++) {
+            real above = ROW(x, n)[c] > 0 ? ROW(x, n)[c] : 0;
+            ROW(y, n)[c] = above * above;
+        }
+}
+
+void relu2_backward(mat dx, mat dy, mat x)
+{
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++)
+        for (int c = 0; c < x.cols; c++)
+            ROW(dx, n)[c] = ROW(x, n)[c] > 0 ? 2 * ROW(x, n)[c] * ROW(dy, n)[c] : 0;
+}
+
+// y += σ(r) x
+void sigmoid_gate_forward(mat y, mat r, mat x)
+{
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++)
+        for (int c = 0; c < x.cols; c++) ROW(y, n)[c] += ROW(x, n)[c] / (1 + exp_real(-ROW(r, n)[c]));
+}
+
+//  dr = dy x σ (1 − σ),   dx = dy σ
+void sigmoid_gate_backward(mat dr, mat dx, mat dy, mat r, mat x)
+{
+    #pragma omp parallel for if (BIG(x))
+    for (int n = 0; n < x.rows; n++)
+        for (int c = 0; c < x.cols; c++) {
+            real sigma = 1 / (1 + exp_real(-ROW(r, n)[c])), d = ROW(dy, n)[c];
+            ROW(dr, n)[c] = d * ROW(x, n)[c] * sigma * (1 - sigma);
+            ROW(dx, n)[c] = d * sigma;
+        }
+}
+
+// What one head reads at one token; e is the decay exp(−exp(w)).
+typedef struct { const real *r, *k, *v, *w, *u; } wkv_token;
+
+static wkv_token wkv_at(mat r, mat k, mat v, mat w, mat u, int n, int h)
+{
+    int c = h * u.cols;
+    return (wkv_token){ROW(r, n) + c, ROW(k, n) + c, ROW(v, n) + c, ROW(w, n) + c, ROW(u, h)};
+}
+
+static real decay(real w) { return exp_real(-exp_real(w)); }
+
+// S[i][j] = e_i S[i][j] + k_i v_j
+static void wkv_step(real *S, wkv_token t, int d)
+{
+    for (int i = 0; i < d; i++) {
+        real e = decay(t.w[i]);
+        for (int j = 0; j < d; j++) S[i * d + j] = e * S[i * d + j] + t.k[i] * t.v[j];
+    }
+}
+
+// y_j = Σ_i r_i (S[i][j] + u_i k_i v_j)
+static void wkv_out(real *y, const real *S, wkv_token t, int d)
+{
+    for (int j = 0; j < d; j++) y[j] = 0;
+    for (int i = 0; i < d; i++) {
+        real bonus = t.u[i] * t.k[i];
+        for (int j = 0; j < d; j++) y[j] += t.r[i] * (S[i * d + j] + bonus * t.v[j]);
+    }
+}
+
+// A thread has a head of a text, and walks through its tokens.
+void wkv6_forward(mat y, mat state, mat r, mat k, mat v, mat w, mat u, const span *s, int spans)
+{
+    int heads = u.rows;
+    int d = u.cols;
+    size_t bytes = (size_t)(d * d) * sizeof(real);
+    #pragma omp parallel for collapse(2) schedule(dynamic) if (BIG(r))
+    for (int i = 0; i < spans; i++)
+        for (int h = 0; h < heads; h++) {
+            real *S = thread_buffer(2, (size_t)(d * d));
+            real *kept = state.p ? ROW(state, s[i].k) + h * d * d : NULL;
+            if (kept && s[i].nk > s[i].nq) memcpy(S, kept, bytes);
+            else memset(S, 0, bytes);
+            for (int n = s[i].q; n < s[i].q + s[i].nq; n++) {
+                wkv_token t = wkv_at(r, k, v, w, u, n, h);
+                wkv_out(ROW(y, n) + h * d, S, t, d);
+                wkv_step(S, t, d);
+            }
+            if (kept) memcpy(kept, S, bytes);
+        }
+}
+
+//  With dS = d(S_t), 0 behind the last token, and S = S_{t−1}:
+//      dr_i = Σ_j S[i][j] dy_j  + u_i k_i (v·dy)
+//      dk_i = Σ_j dS[i][j] v_j  + u_i r_i (v·dy)
+//      dv_j = Σ_i dS[i][j] k_i  + (Σ_i r_i u_i k_i) dy_j
+//      du_i += r_i k_i (v·dy)
+//      dw_i = −exp(w_i) e_i Σ_j dS[i][j] S[i][j]                 for e = exp(−exp(w)),  de/dw = −exp(w) e
+//      d(S_{t−1})[i][j] = e_i dS[i][j] + r_i dy_j
+typedef struct { real *r, *k, *v, *w, *u; } wkv_grads;
+
+static void wkv_token_backward(wkv_grads g, real *dS, const real *S, wkv_token t, const real *dy, int d)
+{
+    real vdy = 0;
+    real ruk = 0;
+    for (int j = 0; j < d; j++) vdy += t.v[j] * dy[j];
+    for (int i = 0; i < d; i++) ruk += t.r[i] * t.u[i] * t.k[i];
+    for (int j = 0; j < d; j++) g.v[j] = ruk * dy[j];
+    for (int i = 0; i < d; i++) {
+        const real *Si = S + i * d;
+        real *dSi = dS + i * d;
+        real Sdy = 0, dSv = 0, dSS = 0, e = decay(t.w[i]);
+        #pragma omp simd reduction(+ : Sdy, dSv, dSS)
+        for (int j = 0; j < d; j++) {
+            Sdy += Si[j] * dy[j];
+            dSv += dSi[j] * t.v[j];
+            dSS += dSi[j] * Si[j];
+        }
+        g.r[i] = Sdy + t.u[i] * t.k[i] * vdy;
+        g.k[i] = dSv + t.u[i] * t.r[i] * vdy;
+        g.w[i] = -exp_real(t.w[i]) * e * dSS;
+        if (g.u) g.u[i] += t.r[i] * t.k[i] * vdy;
+        for (int j = 0; j < d; j++) {
+            g.v[j] += dSi[j] * t.k[i];
+            dSi[j] = e * dSi[j] + t.r[i] * dy[j];
+        }
+    }
+}
+
+// The texts of one head, one after the other, so that du is added up in their order. S is kept before every
+// row whose number divides by WKV_KEPT; from there, or from the zeros in front of the text, the S of the rows
+// up to the next are made again. To take the decay out of S instead, by dividing, would blow up its rounding.
+static void wkv6_backward_head(mat dr, mat dk, mat dv, mat dw, mat du, mat states, mat dy,
+                               mat r, mat k, mat v, mat w, mat u, span s, int h)
+{
+    int d = u.cols;
+    int end = s.q + s.nq;
+    size_t size = (size_t)(d * d);
+    real *S = thread_buffer(2, size * (WKV_KEPT + 1)), *dS = thread_buffer(3, size);
+    memset(S, 0, size * sizeof *S);
+    memset(dS, 0, size * sizeof *dS);
+    for (int n = s.q; n < end; n++) {
+        if (n % WKV_KEPT == 0) memcpy(ROW(states, n / WKV_KEPT) + h * d * d, S, size * sizeof *S);
+        wkv_step(S, wkv_at(r, k, v, w, u, n, h), d);
+    }
+    for (int last = end; last > s.q;) {
+        int first = (last - 1) / WKV_KEPT * WKV_KEPT;
+        if (first > s.q) memcpy(S, ROW(states, first / WKV_KEPT) + h * d * d, size * sizeof *S);
+        else memset(S, 0, size * sizeof *S);
+        first = first > s.q ? first : s.q;
+        for (int n = first; n < last - 1; n++) {                // S of row n lies at (n − first) · d · d
+            real *next = S + (size_t)(n - first + 1) * size;
+            memcpy(next, next - size, size * sizeof *S);
+            wkv_step(next, wkv_at(r, k, v, w, u, n, h), d);
+        }
+        for (int n = last - 1; n >= first; n--) {
+            int c = h * d;
+            wkv_grads g = {ROW(dr, n) + c, ROW(dk, n) + c, ROW(dv, n) + c, ROW(dw, n) + c,
+                           du.p ? ROW(du, h) : NULL};
+            wkv_token_backward(g, dS, S + (size_t)(n - first) * size, wkv_at(r, k, v, w, u, n, h),
+                               ROW(dy, n) + c, d);
+        }
+        last = first;
+    }
+}
+
+void wkv6_backward(mat dr, mat dk, mat dv, mat dw, mat du, mat states, mat dy,
+                   mat r, mat k, mat v, mat w, mat u, const span *s, int spans)
+{
+    #pragma omp parallel for schedule(dynamic) if (BIG(r))
+    for (int h = 0; h < u.rows; h++)
+        for (int i = 0; i < spans; i++)
+            wkv6_backward_head(dr, dk, dv, dw, du, states, dy, r, k, v, w, u, s[i], h);
+}
+
+// ---- 5  adapters ------------------------------------------------------------------------------------------
 
 // s[c] = Σ_j x[j·r + c], row by row; the last shard may be short.
 void shard_sum(mat s, mat x)
@@ -587,7 +893,7 @@ void magnitude_backward(mat dm, mat dsquares, mat dgain, mat m, mat squares)
     }
 }
 
-// ---- 5  training ------------------------------------------------------------------------------------------
+// ---- 6  training ------------------------------------------------------------------------------------------
 
 // Sums of 64K numbers, then the sum of those: the order does not depend on the threads.
 double sum_of_squares(mat x)

@@ -64,6 +64,13 @@ static inline mat rows_of(mat m, int first, int n)             // rows first …
     return view(m);
 }
 
+static inline mat columns_of(mat m, int first, int n)          // columns first … first+n-1
+{
+    m = offset(m, (size_t)first);
+    m.cols = n;
+    return view(m);
+}
+
 static inline mat column_blocks(mat m, int r)                  // (N, in) as in/r matrices (N, r) side by side
 {
     m.batch = m.cols / r;

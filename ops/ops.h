@@ -64,6 +64,9 @@ typedef struct { int q, nq, k, nk; } span;
 
 enum mode { SET, ADD };         // out = …  or  out += …
 
+// wkv6's backward pass keeps S before every so many tokens, and makes those between again.
+enum { WKV_KEPT = 16 };
+
 // The sizes of a run that decide what ops need beside their arguments.
 typedef struct {
     size_t weight, trained;     // numbers in the largest matrix of the base, and in the largest that trains,
@@ -71,6 +74,7 @@ typedef struct {
     int tokens, heads;          // of a micro-batch; of queries
     int normed;                 // the most rows that RMSNorm gets
     int train;                  // there is a backward pass
+    int texts;                  // ops that are told spans, beside attention
     size_t fetched;             // the most logits that leave the device at once
 } needs;
 
@@ -133,6 +137,32 @@ void     swiglu_backward(mat dgate, mat dup, mat dout, mat gate, mat up);       
 // losses[n] = −log softmax(logits[n])[labels[n]]. With scale ≠ 0 the logits are then overwritten by their
 // gradient, times scale.
 void     cross_entropy(mat losses, mat logits, dev_ints labels, double scale);
+
+// RWKV6
+// out = w x̂ + b, x̂ = (x − mean) / √(variance + ε): a row is cut into `groups` equal parts, each normed
+// alone. Backward: dx += …, dw += …, db += …
+void     layernorm_forward(mat out, mat x, mat w, mat b, int groups, double eps);
+void     layernorm_backward(mat dx, mat dw, mat db, mat dout, mat x, mat w, int groups, double eps);
+// out[n] = x[n] + (x[n−1] − x[n]) ⊙ (mu + m[n]), where mu is (C) and m (N, C) or without memory. Before the
+// first row of a span stands zero; or, where the span goes on with a text (nk > nq), row s.k of `before`.
+// The backward pass adds to dx and dmu and writes dm = …; it knows no `before`.
+void     shift_mix_forward(mat out, mat x, mat before, mat mu, mat m, const span *s, int spans);
+void     shift_mix_backward(mat dx, mat dmu, mat dm, mat dout, mat x, mat mu, mat m,
+                            const span *s, int spans);
+void     tanh_forward(mat y, mat x);                                  // y = tanh(x); y may be x
+void     tanh_backward(mat dx, mat dy, mat y);                        // dx = dy (1 − y²); dx may be dy
+void     relu2_forward(mat y, mat x);                                 // y = max(x, 0)²
+void     relu2_backward(mat dx, mat dy, mat x);                       // dx = 2 dy max(x, 0); dx may be dy
+void     sigmoid_gate_forward(mat y, mat r, mat x);                   // y += σ(r) x
+void     sigmoid_gate_backward(mat dr, mat dx, mat dy, mat r, mat x);              // dr = …, dx = …
+// The recurrence of linear attention, in each head of d channels, u (heads, d); S is (d, d), 0 at first:
+//   y[t] = r[t] (S + diag(u) k[t]ᵀ v[t]),   then   S = diag(exp(−exp(w[t]))) S + k[t]ᵀ v[t]
+// `state`, where it has memory, holds a row of all S of each text: a span that goes on (nk > nq) begins with
+// row s.k, and every span leaves its S there. The backward pass writes dr = …, dk = …, dv = …, dw = …, adds
+// to du, and needs room for S at every 16th token: a row for each.
+void     wkv6_forward(mat y, mat state, mat r, mat k, mat v, mat w, mat u, const span *s, int spans);
+void     wkv6_backward(mat dr, mat dk, mat dv, mat dw, mat du, mat states, mat dy,
+                       mat r, mat k, mat v, mat w, mat u, const span *s, int spans);
 
 // adapters
 //   shard_sum, S(x):  s[n,c] = Σ_j x[n, j·r + c], r = s.cols; a short last shard is filled up with zeros

@@ -146,11 +146,11 @@ static void compare_models(model *m)
     free(hashes);
 }
 
-static const char *targets_text(int targets, char text[64])      // as --targets has them
+static const char *targets_text(const model *m, char text[64])      // as --targets has them
 {
     *text = 0;
-    for (int i = 0; i < LINEARS; i++)
-        if (targets >> i & 1) sprintf(text + strlen(text), "%s%s", *text ? "," : "", projections[i].name);
+    for (int i = 0; i < linears_of_layer(m); i++)
+        if (targeted_in_some(m, i)) snprintf(text + strlen(text), 8, "%s%s", *text ? "," : "", m->linears[i]->is.name);
     return text;
 }
 
@@ -160,13 +160,15 @@ static const char *targets_text(int targets, char text[64])      // as --targets
 static json_t *run_settings(const run *r)
 {
     const plan *p = &r->m.p;
-    char rows[64], targets[64];
+    char rows[64], targets[64], shard[32], groups[32];
     options now = opt;
     now.method = p->method->name;
     now.rank = p->rank;
     now.alpha = p->alpha;
     now.mini_r = p->mini_r;
-    now.targets = targets_text(p->targets, targets);
+    now.targets = targets_text(&r->m, targets);
+    now.shard = p->shard[0] ? pair_text(p->shard, shard) : NULL;
+    now.groups = p->groups[0] ? pair_text(p->groups, groups) : NULL;
     now.steps = r->steps;
     now.template = chat.is->name;
     json_t *json = json_object();
@@ -174,6 +176,7 @@ static json_t *run_settings(const run *r)
     for (const struct option *o = option_table; o < option_table + OPTIONS; o++) {
         const void *at = field_of(&now, o);
         if (o->same != SAME) continue;
+        if (o->kind == 's' && !*(const char *const *)at) continue;
         if (o->kind == 's') set_field(json, o->name, text_value(*(const char *const *)at));
         else set_field(json, o->name, number_value(o->kind == 'd' ? *(const double *)at : *(const int *)at));
     }

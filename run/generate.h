@@ -51,7 +51,7 @@ static int ends_answer(const model *m, const tokenizer *t, int id)
 }
 
 // One pass: every live sequence that fits feeds the tokens its cache lacks, and gets one more. Returns how
-// many. The sequences share the cache evenly.
+// many. The sequences share the cache evenly, or have a state each.
 static int generate_pass(model *m, const tokenizer *t, sequence *s, int count, batch *b, int *who, rng *g)
 {
     batch_clear(b);
@@ -60,7 +60,8 @@ static int generate_pass(model *m, const tokenizer *t, sequence *s, int count, b
         int n = s[i].n - s[i].cached;
         if (s[i].done || b->tokens + n > m->p.tokens) continue;
         who[b->rows] = i;
-        b->spans[b->rows++] = (span){b->tokens, n, i * (m->p.cache_rows / count), s[i].n};
+        int at = m->c.backbone->has_state ? i : i * (m->p.cache_rows / count);
+        b->spans[b->rows++] = (span){b->tokens, n, at, s[i].n};
         for (int j = s[i].cached; j < s[i].n; j++) b->ids[b->tokens] = s[i].ids[j], b->pos[b->tokens++] = j;
         b->target_row[b->targets] = b->tokens - 1, b->label[b->targets++] = 0;
     }

@@ -10,7 +10,7 @@
 #define VERSION "0.9"
 
 typedef struct {
-    const char *model, *init, *adapter, *data, *val, *out, *log, *resume, *method, *targets, *schedule;
+    const char *model, *init, *adapter, *data, *val, *out, *log, *resume, *method, *targets, *schedule, *shard, *groups;
     const char *template, *plot;
     const char *generate, *merge, *tokenize;
     int eval, list, help, version, check, compare, quick, sweep_lr, own_lr, jobs, no_before, seeds, tf32, chat, exact_match,
@@ -23,7 +23,7 @@ typedef struct {
 static const char default_method[] = "bone";
 
 static options opt = {
-    .model = "base", .method = default_method, .targets = "q,k,v,o,gate,up,down", .schedule = "cosine",
+    .model = "base", .method = default_method, .targets = "all", .schedule = "cosine",
     .rank = 32, .mini_r = 8, .epochs = 1, .batch = 16, .accum = 1, .seq = 256, .seed = 1, .seeds = 1, .jobs = 1, .max_new = 128,
     .plus_ratio = 16, .lr = 4e-3, .clip = 1, .top_p = 1,
 };
@@ -75,6 +75,10 @@ static const struct option {
     {"--rank",            "R",      'i', SAME, AT(rank),         1, 1 << 20, "rank of the adapter"},
     {"--alpha",           "A",      'd', SAME, AT(alpha),        1e-9, 1e9, "LoRA's α (default: the rank, so that α/r = 1)"},
     {"--mini-r",          "R",      'i', SAME, AT(mini_r),       1, 1 << 20, "columns of mini's D"},
+    {"--shard",           "AxB",    's', SAME, AT(shard),        0, 0,
+     "size of disha's D; a side may be in or out: 64xout is Bone (default: the rank, both)"},
+    {"--groups",          "PxQ",    's', SAME, AT(groups),       0, 0,
+     "with --method bat: so many B along out and along in; outx1 is Bat, 1xin bat-row"},
     {"--targets",         "LIST",   's', SAME, AT(targets),      0, 0, "linear layers that get the adapter"},
     {"--lora-plus-ratio", "λ",      'd', SAME, AT(plus_ratio),   1e-9, 1e9, "LoRA+: B's learning rate over A's"},
     {"--dora-detach",     "",       'f', SAME, AT(dora_detach),  0, 0, "DoRA: no gradient through the norm, as in PEFT"},
@@ -445,23 +449,26 @@ static void check_ranks(void)
             opt.accum, n, n, (opt.accum / n + 1) * n);
 }
 
-// A bit for each of projections[]. PEFT's names, q_proj, and its "all-linear" will do.
-static int parse_targets(const char *list)
+// --shard and --groups into the plan. A grouping at whose corner bat or bat-row stands is that.
+static void plan_pairs(plan *p)
 {
-    int targets = 0;
-    while (*(list += strspn(list, ", "))) {
-        size_t n = strcspn(list, ", ");
-        char *name = copy_bytes(list, n);
-        const char *last = strrchr(name, '.') ? strrchr(name, '.') + 1 : name;     // self_attn.q_proj
-        int i = 0, all = !strcasecmp(name, "all-linear") || !strcasecmp(name, "all");
-        while (i < LINEARS && strcasecmp(last, projections[i].name) && strcasecmp(last, module_name(i))) i++;
-        if (i == LINEARS && !all) die("--targets: there is no linear layer \"%s\"; choose from q,k,v,o,gate,up,down", name);
-        targets |= all ? (1 << LINEARS) - 1 : 1 << i;
-        list += n;
-        free(name);
-    }
-    if (!targets) die("--targets: names no layer; choose from q,k,v,o,gate,up,down");
-    return targets;
+    int bat = !strcmp(p->method->name, "bat"), free_groups = bat || !strcmp(p->method->name, "bat-free");
+    if (opt.shard && !read_pair(opt.shard, p->shard))
+        die("--shard %s: expected AxB, each a whole number, in or out, such as 64x32 or 64xout", opt.shard);
+    if (opt.groups && !read_pair(opt.groups, p->groups))
+        die("--groups %s: expected PxQ, each a whole number, in or out, such as 4x2 or outx1", opt.groups);
+    if (opt.shard && !opt.list && strcmp(p->method->name, "disha"))
+        die("--shard is for --method disha, not for %s", p->method->name);
+    if (opt.groups && !opt.list && !free_groups) die("--groups is for --method bat, not for %s", p->method->name);
+    if (opt.groups && (p->groups[0] == IN_SIDE || p->groups[1] == OUT_SIDE))
+        die("--groups %s: P counts along out and Q along in, as in outx1, 1xin or outxin", opt.groups);
+    if (p->shard[0] == 1 || p->shard[1] == 1)
+        fprintf(stderr, "note: --shard %s: with one %s of D every update is the same along it, a rank of 1\n",
+                opt.shard, p->shard[0] == 1 ? "row" : "column");
+    if (!opt.groups || !free_groups) return;
+    p->method = method_named("bat-free");
+    if (p->groups[0] == OUT_SIDE && p->groups[1] == 1) p->method = method_named("bat");
+    if (p->groups[0] == 1 && p->groups[1] == IN_SIDE) p->method = method_named("bat-row");
 }
 
 static plan plan_from_options(void)
@@ -476,16 +483,28 @@ static plan plan_from_options(void)
         if (meant) die("--method %s: there is no such method; did you mean %s? --list shows them", opt.method, meant);
         die("--method %s: there is no such method; --list shows them", opt.method);
     }
-    return (plan){
-        .method = m, .rank = opt.rank, .mini_r = opt.mini_r, .targets = parse_targets(opt.targets), .seed = (uint64_t)opt.seed,
+    plan p = {
+        .method = m, .rank = opt.rank, .mini_r = opt.mini_r, .targets = opt.targets, .seed = (uint64_t)opt.seed,
         .alpha = opt.alpha > 0 ? opt.alpha : opt.rank, .plus_ratio = opt.plus_ratio, .tokens = 1, .positions = 1, .train = 1,
         .dora_detach = opt.dora_detach, .recompute = opt.recompute,
     };
+    plan_pairs(&p);
+    return p;
+}
+
+// Looks into the file of weights where config.json does not tell all sizes.
+static config with_sizes(config c, const char *dir)
+{
+    if (!c.backbone->sizes) return c;
+    checkpoint file = dir ? checkpoint_open(dir, "model") : (checkpoint){0};
+    c.backbone->sizes(&c, dir ? &file : NULL);
+    if (dir) checkpoint_close(&file);
+    return c;
 }
 
 static config open_config(void)
 {
-    if (opt.init) return config_read(opt.init);
+    if (opt.init) return with_sizes(config_read(opt.init), NULL);
     char *path = join(opt.model, "config.json"), *generation;
     if (!exists(path)) refuse_format(opt.model);
     config c = config_read(path);
@@ -494,7 +513,7 @@ static config open_config(void)
     json_decref(json);
     free(path);
     free(generation);
-    return c;
+    return with_sizes(c, opt.model);
 }
 
 #endif

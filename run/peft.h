@@ -36,9 +36,35 @@ static void peft_config_miss(json_t *json, const plan *p)
     else set_field(json, "init_weights", json_boolean(1));
 }
 
+// Linear i of a layer as "target_modules" names it: by its last name, "q_proj", if no other has the same, as in
+// "attention.key" and "feed_forward.key".
+static const char *module_name(const model *m, int i)
+{
+    const char *module = m->linears[i]->is.module, *last = strchr(module, '.') + 1;
+    for (int j = 0; j < linears_of_layer(m); j++)
+        if (j != i && same_module(m->linears[j]->is.module, last)) return module;
+    return last;
+}
+
+// Bone and mini are corners of DiSHA that PEFT knows: an adapter that lies there is written as they are.
+static plan plan_as_written(const model *m)
+{
+    plan p = m->p;
+    if (strcmp(p.method->name, "disha")) return p;
+    int a = p.shard[0] ? p.shard[0] : p.rank, b = p.shard[1] ? p.shard[1] : p.rank, divides = b > 0;
+    for (int i = 0; i < arrlen(m->linears) && divides; i++)
+        divides = !has_adapter(m->linears[i]) || m->linears[i]->W.rows % b == 0;
+    if (a < 0 || (b != OUT_SIDE && !divides)) return p;
+    p.method = method_named(b == OUT_SIDE ? "bone" : "mini");
+    p.rank = a;
+    if (divides) p.mini_r = b;
+    return p;
+}
+
 static json_t *peft_config(const model *m, const char *base)
 {
-    const plan *p = &m->p;
+    const plan as_written = plan_as_written(m), *p = &as_written;
+    char pair[32];
     const char *type = p->method->peft_type;
     json_t *json = json_object();
     int doubled = p->method->has_start ? 2 : 1;                           // s (B A − B0 A0): rank 2r, the same s
@@ -51,8 +77,12 @@ static json_t *peft_config(const model *m, const char *base)
     // The target modules as they came with an adapter, or those that all layers have.
     json_t *targets = p->modules ? json_incref(p->modules) : json_array();
     set_field(json, "target_modules", targets);
-    for (int i = 0; i < LINEARS && !p->modules; i++)
-        if (p->targets >> i & 1) json_array_append_new(targets, text_value(module_name(i)));
+    for (int i = 0; i < linears_of_layer(m) && !p->modules; i++)
+        if (targeted_in_some(m, i)) json_array_append_new(targets, text_value(module_name(m, i)));
+    int shard[2] = {p->shard[0] ? p->shard[0] : p->rank, p->shard[1] ? p->shard[1] : p->rank};
+    int groups[2] = {p->groups[0] ? p->groups[0] : 1, p->groups[1] ? p->groups[1] : 1};
+    if (!strcmp(type, "DISHA")) set_field(json, "shard", text_value(pair_text(shard, pair)));
+    if (!strcmp(type, "BAT_FREE")) set_field(json, "groups", text_value(pair_text(groups, pair)));
     if (!strcmp(type, "LORA")) peft_config_lora(json, p, p->alpha * doubled);
     if (!strcmp(type, "MISS")) peft_config_miss(json, p);
     return json;
@@ -161,7 +191,7 @@ static int peft_targeted(const json_t *modules, const char *module)
     const char *text = json_string_value(modules);
     size_t i, n = strlen(module);
     if (text) {
-        if (!strcasecmp(text, "all-linear")) return strstr(module, "_proj") != NULL;
+        if (!strcasecmp(text, "all-linear")) return 1;
         char *posix = posix_regex(text);
         int found = matches(posix, module);
         free(posix);
@@ -192,7 +222,9 @@ static json_t *peft_modules(const json_t *json, const char *path)
 {
     static const char *const others[] = {
         "lm_head", "model.embed_tokens", "model.norm", "model.layers.0.input_layernorm",
-        "model.layers.0.post_attention_layernorm", "model.layers.0.self_attn", "model.layers.0.mlp", NULL};
+        "model.layers.0.post_attention_layernorm", "model.layers.0.self_attn", "model.layers.0.mlp",
+        "head", "rwkv.embeddings", "rwkv.ln_out", "rwkv.blocks.0.ln1", "rwkv.blocks.0.ln2", "rwkv.blocks.0.pre_ln",
+        "rwkv.blocks.0.attention", "rwkv.blocks.0.attention.ln_x", "rwkv.blocks.0.feed_forward", NULL};
     json_t *modules = json_object_get(json, "target_modules"), *item;
     const char *text = json_string_value(modules);
     size_t i;
@@ -201,10 +233,11 @@ static json_t *peft_modules(const json_t *json, const char *path)
     json_array_foreach(modules, i, item)
         if (!json_is_string(item)) die("%s: \"target_modules\" holds something else than names", path);
     if (text) expect_regex(path, text);
-    for (const char *const *other = others; *other; other++)
+    int all = text && !strcasecmp(text, "all-linear");
+    for (const char *const *other = others; *other && !all; other++)
         if (peft_targeted(modules, *other))
-            die("%s: \"target_modules\" asks for %s, and only the seven linear layers of a block, q_proj to down_proj, "
-                "have adapters here; merge it with PEFT (merge_and_unload) and give the result as --model", path, *other);
+            die("%s: \"target_modules\" asks for %s, and only the linear layers inside of a block have adapters "
+                "here; merge it with PEFT (merge_and_unload) and give the result as --model", path, *other);
     return json_incref(modules);
 }
 
@@ -255,6 +288,13 @@ static const method *peft_method(const json_t *json, const char *path)
         "--model", path, type);
 }
 
+// "64xout", into a pair.
+static void peft_pair(const json_t *json, const char *path, const char *name, int pair[2])
+{
+    const char *text = string_field(json, name);
+    if (!text || !read_pair(text, pair)) die("%s: \"%s\" must be two sides such as \"64xout\"", path, name);
+}
+
 // What adapter_config.json says, into the plan.
 static void peft_read_config(plan *p, const char *dir)
 {
@@ -266,10 +306,11 @@ static void peft_read_config(plan *p, const char *dir)
     p->method = peft_method(json, path);
     p->modules = peft_modules(json, path);
     p->selects = peft_targeted;
-    p->targets = 0;
     p->rank = strcmp(p->method->peft_type, "FROZEN") ? config_int(json, path, "r", -1) : 1;
     p->mini_r = config_int(json, path, "mini_r", 1);
     p->alpha = config_number(json, path, "lora_alpha", 8);
+    if (!strcmp(p->method->name, "disha")) peft_pair(json, path, "shard", p->shard);
+    if (!strcmp(p->method->name, "bat-free")) peft_pair(json, path, "groups", p->groups);
     for (const char **name = (const char *[]){"lora_dropout", "miss_dropout", NULL}; *name && p->train; name++) {
         double dropout = json_number_value(json_object_get(json, *name));       // 0 if it is no number
         if (dropout > 0)

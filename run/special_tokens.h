@@ -6,6 +6,7 @@
 #include "tokenizer_json.h"
 
 tokenizer *tokenizer_load(const char *path, char *err, size_t err_size);
+tokenizer *tokenizer_of_words(const char *path, char *err, size_t err_size);
 void tokenizer_free(tokenizer *t);
 int tokenizer_vocab(const tokenizer *t), tokenizer_bos(const tokenizer *t), tokenizer_eos(const tokenizer *t);
 typedef struct {
@@ -157,9 +158,25 @@ static tokenizer *open_gpt2(const char *dir)
     return t;
 }
 
-// tokenizer.model where there is one, else tokenizer.json, else GPT-2's two files.
+// RWKV's vocabulary, which has no special tokens: id 0 ends a text.
+static tokenizer *open_words(const char *path, int vocab)
+{
+    char err[512];
+    expect_file(path);
+    tokenizer *t = tokenizer_of_words(path, err, sizeof err);
+    if (!t) die("%s", err);
+    if (vocab && tokenizer_vocab(t) > vocab)
+        die("%s: has ids up to %d, but config.json says vocab_size %d", path, tokenizer_vocab(t) - 1, vocab);
+    return t;
+}
+
+// tokenizer.model where there is one, else tokenizer.json, else GPT-2's two files; but RWKV's vocabulary goes first.
 static tokenizer *open_tokenizer(const char *dir, int vocab)
 {
+    char *words = join(dir, "rwkv_vocab_v20230424.txt");
+    tokenizer *of_words = exists(words) ? open_words(words, vocab) : NULL;
+    free(words);
+    if (of_words) return of_words;
     char *model_path = join(dir, "tokenizer.model"), *vocab_path = join(dir, "vocab.json");
     char *json_path, err[512];
     json_t *json = directory_json(dir, "tokenizer.json", &json_path);
