@@ -1871,13 +1871,113 @@ static void plain_magnitude(void)       // m / √q
     }
 }
 
+static void plain_layernorm(int groups)     // out = w x̂ + b,  dout_e/dx_c = w_e ρ ([e = c] − 1/C − x̂_e x̂_c/C)
+{
+    int C = op.in[0].cols / groups;
+    for (int g = 0; g < op.in[0].rows * groups; g++) {
+        const double *x = plain.in[0] + g * C, *d = plain.cot + g * C;
+        int first = g % groups * C;                                     // of w and b
+        double mean = 0, variance = 0;
+        for (int c = 0; c < C; c++) mean += x[c] / C;
+        for (int c = 0; c < C; c++) variance += (x[c] - mean) * (x[c] - mean) / C;
+        double rho = 1 / sqrt(variance + 1e-5);
+        for (int c = 0; c < C; c++) {
+            double w = plain.in[1][first + c], hat = (x[c] - mean) * rho;
+            plain.out[g * C + c] = w * hat + plain.in[2][first + c];
+            plain.grad[1][first + c] += d[c] * hat;
+            plain.grad[2][first + c] += d[c];
+            for (int e = 0; e < C; e++) {
+                double other = (x[e] - mean) * rho;
+                plain.grad[0][g * C + c] += d[e] * plain.in[1][first + e] * rho * ((e == c) - (1 + other * hat) / C);
+            }
+        }
+    }
+}
+
+static void plain_ln1(void) { plain_layernorm(1); }
+static void plain_ln3(void) { plain_layernorm(3); }
+
+static void plain_shift_mix(void)       // out = x + (before − x) f,  f = mu + m,  before = the row above in the span, or 0
+{
+    for (int s = 0, C = op.out.cols; s < op_span_count; s++)
+        for (int n = op_spans[s].q; n < op_spans[s].q + op_spans[s].nq; n++)
+            for (int c = 0; c < C; c++) {
+                int i = n * C + c, above = n > op_spans[s].q;
+                double x = plain.in[0][i], before = above ? plain.in[0][i - C] : 0, d = plain.cot[i];
+                double f = plain.in[1][c] + (plain.in[2] ? plain.in[2][i] : 0);
+                plain.out[i] = x + (before - x) * f;
+                plain.grad[0][i] += d * (1 - f);
+                if (above) plain.grad[0][i - C] += d * f;
+                plain.grad[1][c] += d * (before - x);
+                if (plain.in[2]) plain.grad[2][i] = d * (before - x);
+            }
+}
+
+static void plain_tanh(void)
+{
+    for (size_t i = 0; i < elements(op.out); i++) {
+        plain.out[i] = tanh(plain.in[0][i]);
+        plain.grad[0][i] = plain.cot[i] / pow(cosh(plain.in[0][i]), 2);
+    }
+}
+
+static void plain_relu2(void)
+{
+    for (size_t i = 0; i < elements(op.out); i++) {
+        double x = fmax(plain.in[0][i], 0);
+        plain.out[i] = x * x;
+        plain.grad[0][i] = plain.cot[i] * 2 * x;
+    }
+}
+
+static void plain_gate(void)            // σ(r) x
+{
+    for (size_t i = 0; i < elements(op.out); i++) {
+        double sigma = 1 / (1 + exp(-plain.in[0][i])), x = plain.in[1][i], d = plain.cot[i];
+        plain.out[i] = sigma * x;
+        plain.grad[0][i] = d * x * sigma * (1 - sigma);
+        plain.grad[1][i] = d * sigma;
+    }
+}
+
+// What row s gives to row t ≥ s by channel i of a head whose first channel is h: of y_t[j], r_t[i] k_s[i] v_s[j] times u_i
+// where t is s, else times e^l of every row between them, l = −e^w.
+static void plain_wkv_pair(int s, int t, int h, int i, int d)
+{
+    int A = op.out.cols, R = h + i, K = A + h + i, V = 2 * A + h, W = 3 * A + h + i, across = 4 * A;
+    const double *x = plain.in[0];
+    double *g = plain.grad[0], r = x[t * across + R], k = x[s * across + K], u = plain.in[1][h + i], sum = 0;
+    double passed = s == t ? u : 1;
+    for (int q = s + 1; q < t; q++) passed *= exp(-exp(x[q * across + W]));
+    for (int j = 0; j < d; j++) {
+        double v = x[s * across + V + j], dy = plain.cot[t * A + h + j];
+        plain.out[t * A + h + j] += r * k * passed * v;
+        g[s * across + V + j] += r * k * passed * dy;
+        sum += v * dy;
+    }
+    g[t * across + R] += k * passed * sum;
+    g[s * across + K] += r * passed * sum;
+    if (s == t) plain.grad[1][h + i] += r * k * sum;
+    for (int q = s + 1; q < t; q++) g[q * across + W] -= exp(x[q * across + W]) * r * k * passed * sum;
+}
+
+static void plain_wkv(void)
+{
+    for (int n = 0; n < op_span_count; n++)
+        for (int t = op_spans[n].q; t < op_spans[n].q + op_spans[n].nq; t++)
+            for (int s = op_spans[n].q; s <= t; s++)
+                for (int c = 0; c < op.out.cols; c++)
+                    plain_wkv_pair(s, t, c / op_head * op_head, c % op_head, op_head);
+}
+
 static const struct { void (*op)(void), (*loops)(void); } in_plain_loops[] = {
     {nt_forward, plain_nt}, {nn_forward, plain_nn}, {tn_forward, plain_tn}, {add_bias_forward, plain_bias},
         {embed_forward, plain_embedding}, {norm_forward, plain_rmsnorm},
     {rope_forward, plain_rope}, {att_forward, plain_attention}, {glu_forward, plain_swiglu}, {ce_forward, plain_cross_entropy},
     {sum_forward, plain_shard_sum}, {tile_forward, plain_shard_tile}, {mul_forward, plain_broadcast_mul},
         {dot_forward, plain_broadcast_dot},
-    {mag_forward, plain_magnitude},
+    {mag_forward, plain_magnitude}, {ln1_forward, plain_ln1}, {ln3_forward, plain_ln3}, {shift_forward, plain_shift_mix},
+    {th_forward, plain_tanh}, {relu_forward, plain_relu2}, {gate_forward, plain_gate}, {wkv_forward, plain_wkv},
 };
 
 // The cases of op_cases, larger. Rows of 61 and 2051 numbers fill vectors of 4, 8 and 16 and leave a rest.
@@ -1935,6 +2035,15 @@ static const struct { op_case op; int head; span spans[SPANS]; } large_cases[] =
     {.op = {"broadcast_dot, columns", {{1, 205}}, {{{100, 205}}, {{100, 205}}}, dot_forward, dot_backward, 0}},
     {.op = {"broadcast_dot, rows", {{20, 1}}, {{{20, 3 * KC + 5}}, {{20, 3 * KC + 5}}}, dot_forward, dot_backward, 0}},
     {.op = {"magnitude", {{20011, 1}}, {{{20011, 1}}, {{20011, 1}}}, mag_forward, mag_backward, FRONT_TO_BACK}},
+    {.op = {"layernorm of long rows", {{20, 2051}}, {{{20, 2051}}, {{2051}}, {{2051}}}, ln1_forward, ln1_backward, 0}},
+    {.op = {"layernorm of 3 heads of 61", {{333, 183}}, {{{333, 183}}, {{183}}, {{183}}}, ln3_forward, ln3_backward, 0}},
+    {.op = {"shift_mix of long rows", {{20, 2051}}, {{{20, 2051}}, {{2051}}, {{20, 2051}}}, shift_forward, shift_backward, 0},
+        .spans = {{0, 3, 0, 3}, {3, 1, 3, 1}, {4, 16, 4, 16}}},
+    {.op = {"tanh of long rows", {{20, 2051}}, {{{20, 2051}}}, th_forward, th_backward, 0}},
+    {.op = {"relu² of long rows", {{20, 2051}}, {{{20, 2051}}}, relu_forward, relu_backward, 0}},
+    {.op = {"sigmoid_gate of long rows", {{20, 2051}}, {{{20, 2051}}, {{20, 2051}}}, gate_forward, gate_backward, 0}},
+    {.op = {"wkv6 beyond what is kept", {{61, 40}}, {{{61, 160}}, {{40}}}, wkv_forward, wkv_backward, FRONT_TO_BACK},
+        .head = 20, .spans = {{0, 2 * WKV_KEPT + 3, 0, 2 * WKV_KEPT + 3}, {2 * WKV_KEPT + 3, 26, 2 * WKV_KEPT + 3, 26}}},
 };
 
 // The derivative of f along u, at x: four points, as in check_numeric, but closer: many numbers move at once.

@@ -313,9 +313,8 @@ lora: one start for all      | adapters.h |
 saved: α of rank r           | run/peft.h | s/p->alpha \* doubled/p->alpha/                                    | saved-lora  |
 saved: + B0                  | lib/safetensors.h | s/= -y\[/= y[/                                           | saved-lora  |
 saved: without rslora        | run/peft.h | s/same_text(p->method->peft_variant, lora_flags\[i\])/0/          | saved-lora  |
-step: mean of means          | train.c    | s/fill_batch(r, b, i, last);$/&targets = b->targets;/              | targets     |
-step: prompts count          | train.c    |
-    s/targets += learnt_tokens(&r->train.rows\[r->order\[i\]\])/targets += r->train.rows[r->order[i]].n - 1/  | targets     |
+step: mean of means          | train.c    | s/fill_batch(r, b, i, last);$/&scale = 1.0 \/ b->targets;/         | targets     |
+step: prompts count          | train.c    | s/targets += learnt_tokens(of_step)/targets += of_step->n - 1/    | targets     |
 batch: prompts learnt        | run/rows.h | s/if (is_learnt(r, i + 1)) b->target_row/if (1) b->target_row/     | targets     |
 batch: answers from the second | run/rows.h |
     s/if (is_learnt(r, i + 1)) b->target_row/if (is_learnt(r, i)) b->target_row/                              | targets     |
