@@ -4689,7 +4689,7 @@ static void test_alone(void)
         {"\U0001f16a", 0}, {"\U0001f16f", 0}, {"\U0001f170", 1}, {"\U0001f189", 1}, {"\U0001f18a", 0},
         {"a", 1}, {"7", 1}, {"_", 1}, {"-", 0}, {"\u0301", 1}, {"\u200c", 1}, {"\u200d", 1}, {"\u200b", 0},
     };
-    char *dir = in_scratch("alone");
+    char *dir = in_scratch("one-word");
     tokenizer *t = tokenizer_with(dir, json_pack("{s{s{sssb}}}", "added_tokens_decoder", "768", "content", "<w>",
         "single_word", 1));
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
