@@ -5,7 +5,6 @@
 #include <sched.h>
 #include "ranks.h"
 
-
 static int count = 1, rank;             // until ranks_begin()
 static MPI_Comm machine;                // the ranks of this machine
 static int begun;                       // and not ended
