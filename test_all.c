@@ -6674,10 +6674,11 @@ static void test_gpu_allocations(void)
 static void test_gpu_ops(void) { compare_halves("ops", 0); }
 
 // Weights of 0.4 make scores in the second layer so large that what bf16 rounds off q and k alone decides which keys are
-// attended to: there chance would be compared. With 0.2 an error is an error.
+// attended to: there chance would be compared. In RWKV6 0.2 is enough for it: pissa, whose three terms cancel, is off by 96 ε
+// in double and by 109 ε in float, which is beyond 1e-5; with 0.15 it is a fifth of that. So an error is an error.
 static void test_gpu_methods(void)
 {
-    small_size = 0.2;
+    small_size = 0.15;
     for (int i = 0; i < METHODS; i++)
         for (int recompute = 0; recompute < 3 && !left_out(i); recompute += 2) compare_halves(methods[i].name, recompute);
     for (int which = 1; which < KIN; which++) {
