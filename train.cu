@@ -1742,8 +1742,7 @@ __global__ static void shard_sum_kernel(mat s, mat x)
             int c = first + lane % packs * PACK;
             pack sum = {};
             for (int i = lane / packs * r + c; i < x.cols && lane < abreast * packs; i += abreast * r) {
-                int left = x.cols - i < r - c ? x.cols - i : r - c;
-                pack term = load_pack(row_of(x, n) + i, left);
+                pack term = load_pack(row_of(x, n) + i, x.cols - i);     // beyond r: not stored
                 for (int k = 0; k < PACK; k++) sum.x[k] += term.x[k];
             }
             of_thread[threadIdx.x] = sum;

@@ -259,8 +259,8 @@ GPU cross-entropy: sum not corrected | train.cu   | s/sum \*= exp(before - mine)
 GPU cross-entropy: beyond the row | train.cu   | s/if (c + i < logits.cols) sum += /sum += /               | gpu-ops     | forward
 GPU rope: the other way round | train.cu   | s/u.x\[k\] \* c.x\[k\] - sign/u.x[k] * c.x[k] + sign/         | gpu-ops     | forward
 GPU rope: packs across halves | train.cu   | /void rope_kernel/,/^}/s/half - i/PACK/g                      | gpu-ops     | forward
-GPU shard sum: last shard    | train.cu   | s/x.cols - i < r - c ? x.cols - i : r - c/r - c/               | gpu-ops     | forward
-GPU shard sum: into the next shard | train.cu   | s/x.cols - i < r - c ? x.cols - i : r - c/x.cols - i/    | gpu-ops     | forward
+GPU shard sum: last shard    | train.cu   |
+    s/load_pack(row_of(x, n) + i, x.cols - i)/load_pack(row_of(x, n) + i, r - c)/                          | gpu-ops     | forward
 GPU shard sum: shards abreast left out | train.cu   |
     s/for (int j = 1; j < abreast/for (int j = 2; j < abreast/                                             | gpu-ops     | forward
 GPU shard sum: no barrier before | train.cu   | /of_thread\[threadIdx.x\] = sum/{n;s/__syncwarp();//}      | gpu-ops     | forward
