@@ -693,18 +693,23 @@ static void bat_merge(model *m, linear *l, mat W)
 //  the r-wide row Σ_j u_j, repeated for each of the out/r block rows. No W' is built; it costs about as much
 //  as LoRA. in·r parameters, B = 0: step 0 changes nothing.
 
-// du and s hold rows of tokens in a step, and a weight's rows in a merge.
-static void bat_row_layout(model *m, linear *l, const char *name)
+// B, count of them. du and s hold rows of tokens in a step, and a weight's rows in a merge.
+static void bat_row_memory(model *m, linear *l, int count, const char *name)
 {
     int r = m->p.rank;
-    int blocks = l->W.cols / r > 0 ? l->W.cols / r : 1;
     int rows = l->W.rows > m->p.tokens ? l->W.rows : m->p.tokens;
-    bat_check(m, l, name);
-    declare(m, PARAM, &l->B, &l->dB, SHAPE(blocks, r, r), "%s.bat_block", name);
+    declare(m, PARAM, &l->B, &l->dB, SHAPE(count, r, r), "%s.bat_block", name);
     reserve(&m->broad, m->p.tokens, l->W.cols);
     reserve(&m->dbroad, rows, l->W.cols);
     reserve(&m->narrow, rows, r);
     reserve(&m->weight, l->W.rows, l->W.cols);
+}
+
+static void bat_row_layout(model *m, linear *l, const char *name)
+{
+    int blocks = l->W.cols / m->p.rank > 0 ? l->W.cols / m->p.rank : 1;
+    bat_check(m, l, name);
+    bat_row_memory(m, l, blocks, name);
 }
 
 // x + u is made in u's own place.
@@ -735,14 +740,21 @@ static void bat_row_backward(model *m, linear *l, mat dx, mat dy, mat x, enum mo
     matmul_nn(column_blocks(dx, r), column_blocks(du, r), l->B, 1, ADD); //                  dx_j += du_j B_j
 }
 
+// W_ij + I, in the work space.
+static mat plus_identity(model *m, const linear *l)
+{
+    mat E = aligned(m->narrow, l->W.rows, l->B.cols);
+    mat WE = aligned(m->dbroad, l->W.rows, l->W.cols);
+    copy(WE, l->W);
+    tiled_identity(E);
+    shard_tile(WE, E);
+    return WE;
+}
+
 static void bat_row_merge(model *m, linear *l, mat W)
 {
     int r = l->B.rows;
-    mat E = aligned(m->narrow, W.rows, r);
-    mat WE = aligned(m->dbroad, W.rows, W.cols);
-    copy(WE, l->W);
-    tiled_identity(E);
-    shard_tile(WE, E);                                                  // W_ij + I
+    mat WE = plus_identity(m, l);
     matmul_nn(column_blocks(W, r), column_blocks(WE, r), l->B, 1, ADD); // W'_ij = W_ij + (W_ij + I) B_j
 }
 
@@ -780,16 +792,11 @@ static mat group_of(const linear *l, mat B, int s, int j)
 static void bat_free_layout(model *m, linear *l, const char *name)
 {
     int r = m->p.rank;
-    int rows = l->W.rows > m->p.tokens ? l->W.rows : m->p.tokens;
     bat_check(m, l, name);
     if (*m->refused) return;
     l->groups[0] = grouped(m, name, m->p.groups[0], l->W.rows / r);
     l->groups[1] = grouped(m, name, m->p.groups[1], l->W.cols / r);
-    declare(m, PARAM, &l->B, &l->dB, SHAPE(l->groups[0] * l->groups[1], r, r), "%s.bat_block", name);
-    reserve(&m->broad, m->p.tokens, l->W.cols);
-    reserve(&m->dbroad, rows, l->W.cols);
-    reserve(&m->narrow, rows, r);
-    reserve(&m->weight, l->W.rows, l->W.cols);
+    bat_row_memory(m, l, l->groups[0] * l->groups[1], name);
 }
 
 static void bat_free_forward(model *m, linear *l, mat y, mat x, enum mode mode)
@@ -836,11 +843,7 @@ static void bat_free_merge(model *m, linear *l, mat W)
 {
     int r = l->B.cols;
     int n = strip_rows(l);
-    mat E = aligned(m->narrow, W.rows, r);
-    mat WE = aligned(m->dbroad, W.rows, W.cols);
-    copy(WE, l->W);
-    tiled_identity(E);
-    shard_tile(WE, E);                                                  // W_ij + I
+    mat WE = plus_identity(m, l);
     for (int s = 0; s < strips_of(l); s++)
         for (int j = 0; j < W.cols / r; j++) {                          // W'_ij = W_ij + (W_ij + I) B_g
             mat from = columns_of(rows_of(WE, s * n, n), j * r, r);

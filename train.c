@@ -564,9 +564,11 @@ static void fine_tune(void)
     if (opt.plot) plot_terminal();                      // stops at once at a name of another kind
     open_run(&r);
     print_plan(&r);
-    if (!this_rank()) destination = check_out("--out", opt.out, opt.model, 1);
-    if (!this_rank() && opt.log) check_log();
-    if (!this_rank() && opt.plot) check_plot();
+    if (!this_rank()) {
+        destination = check_out("--out", opt.out, opt.model, 1);
+        if (opt.log) check_log();
+        if (opt.plot) check_plot();
+    }
     r.step = fill_run(&r);
     compare_models(&r.m);
     print_base(&r.m);

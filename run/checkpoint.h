@@ -101,7 +101,7 @@ static const char *rows_text(const dataset *d, char text[64])
 static void compare_rows(const char *option, const dataset *d)
 {
     char text[64];
-    ranks_compare(option, rows_text(d, text));
+    if (ranks() > 1) ranks_compare(option, rows_text(d, text));
 }
 
 // Like FNV-1a, eight bytes at a time.
@@ -122,15 +122,15 @@ static void compare_models(model *m)
 {
     char text[64];
     int n = (int)shlen(m->file.tensors);
+    if (ranks() == 1) return;
     uint64_t *hashes = alloc((size_t)n + 1, sizeof *hashes), base = FNV_START, trained = FNV_START;
-    if (ranks() == 1) n = 0;
     #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < n; i++) {
         mat x = m->file.tensors[i].value.data;
         hashes[i] = hash_of((const char *)(uintptr_t)x.p, elements(x) * dtypes[x.type].size);
     }
     for (int i = 0; i < n; i++) base = (base ^ hashes[i]) * FNV_PRIME;
-    for (int i = 0; i < arrlen(m->tensors) && ranks() > 1; i++) {
+    for (int i = 0; i < arrlen(m->tensors); i++) {
         const tensor *t = &m->tensors[i];
         if (t->kind != PARAM && t->kind != START) continue;
         size_t numbers = elements(*t->value);
