@@ -733,18 +733,6 @@ static long hex_number(slice s, size_t digits)
     return number;
 }
 
-static char *append_code(char *out, long code)          // a character as UTF-8
-{
-    if (code < 0x80) *out++ = (char)code;
-    else if (code < 0x800) *out++ = (char)(0xc0 | code >> 6);
-    else if (code < 0x10000) *out++ = (char)(0xe0 | code >> 12);
-    else *out++ = (char)(0xf0 | code >> 18);
-    if (code >= 0x10000) *out++ = (char)(0x80 | (code >> 12 & 0x3f));
-    if (code >= 0x800) *out++ = (char)(0x80 | (code >> 6 & 0x3f));
-    if (code >= 0x80) *out++ = (char)(0x80 | (code & 0x3f));
-    return out;
-}
-
 // One escape of Python's, such as \n or \xff, off the front of `in`, the backslash included. In bytes, \xff
 // is that byte; in a str it is the character U+00FF. False if it is none.
 static bool take_escape(slice *in, bool bytes, char **out)
@@ -757,7 +745,7 @@ static bool take_escape(slice *in, bool bytes, char **out)
     long code = digits ? hex_number(skip(*in, 2), digits) : -1;
     if (!letter && (code < 0 || code > 0x10ffff)) return false;
     if (!letter && bytes) *(*out)++ = (char)code;
-    if (!letter && !bytes) *out = append_code(*out, code);
+    if (!letter && !bytes) *out += utf8proc_encode_char((int)code, (unsigned char *)*out);
     *in = skip(*in, 2 + digits);
     return true;
 }
