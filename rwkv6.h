@@ -309,19 +309,29 @@ static void gate_heads(model *m, rwkv6_layer *L)
     swiglu_forward(own->zg, L->g, own->z);
 }
 
+// The four linear layers that read n, each through a lerp of its own: what they write, and its gradient.
+enum { READS = 4 };
+typedef struct { int lerp; linear *l; mat y, dy; } reading;
+
+static void readings(const rwkv6 *own, rwkv6_layer *L, reading list[READS])
+{
+    list[0] = (reading){MIX_K, &L->key, L->k, own->dk};
+    list[1] = (reading){MIX_V, &L->value, L->v, own->dv};
+    list[2] = (reading){MIX_R, &L->receptance, L->r, own->dr};
+    list[3] = (reading){MIX_G, &L->gate, L->g, own->dg};
+}
+
 //  r, k, v, g = lerp_r Wrᵀ, …;  y = the recurrence;  mid = x + zg Woᵀ
 static void time_mixing(model *m, int i, const batch *b)
 {
     rwkv6 *own = m->own;
     rwkv6_layer *L = rwkv6_at(m, i);
-    const struct { int lerp; linear *l; mat y; } reads[] = {
-        {MIX_K, &L->key, L->k}, {MIX_V, &L->value, L->v},
-        {MIX_R, &L->receptance, L->r}, {MIX_G, &L->gate, L->g},
-    };
+    reading reads[READS];
+    readings(own, L, reads);
     mat last = b->cached ? L->last1 : (mat){0};
     find_mixes(m, i, last, b);
     find_decay(m, L, last, b);
-    for (int j = 0; j < 4; j++) {
+    for (int j = 0; j < READS; j++) {
         lerp(m, last, L->mu[reads[j].lerp], block_of(own->m, reads[j].lerp, m->c.dim), b);
         linear_forward(m, reads[j].l, reads[j].y, own->lerp, SET);
     }
@@ -418,10 +428,8 @@ static void time_backward(model *m, int i, const batch *b, int dx_wanted)
     rwkv6 *own = m->own;
     rwkv6_layer *L = rwkv6_at(m, i);
     int C = m->c.dim;
-    const struct { int lerp; linear *l; mat dy; } reads[] = {
-        {MIX_K, &L->key, own->dk}, {MIX_V, &L->value, own->dv},
-        {MIX_R, &L->receptance, own->dr}, {MIX_G, &L->gate, own->dg},
-    };
+    reading reads[READS];
+    readings(own, L, reads);
     gate_heads(m, L);
     linear_backward(m, &L->output, own->dzg, m->dx, own->zg, SET);          // mid = x + output(zg)
     swiglu_backward(own->dg, own->dz, own->dzg, L->g, own->z);              // zg = z silu(g)
@@ -432,7 +440,7 @@ static void time_backward(model *m, int i, const batch *b, int dx_wanted)
                   L->r, L->k, L->v, L->w, L->u.p, b->spans, b->rows);
     find_mixes(m, i, (mat){0}, b);
     if (dx_wanted) zero(own->dn);
-    for (int j = 0; j < 4; j++) {
+    for (int j = 0; j < READS; j++) {
         mat dlerp = own->dlerp;
         mat by = block_of(own->m, reads[j].lerp, C);
         if (!dx_wanted) dlerp.p = NULL;

@@ -438,7 +438,7 @@ rwkv: S of the rows made again | ops/cpu.c |
 rwkv: mean left out of dx | ops/cpu.c | s/(wc\[c\] \* dn\[c\] - g0 - /(wc[c] * dn[c] - / | ops | layernorm
 rwkv: relu² at half | ops/cpu.c | s/? 2 \* ROW(x, n)\[c\] \* ROW(dy/? ROW(x, n)[c] * ROW(dy/ | ops | relu²
 rwkv: ε of a row for a head | rwkv6.h | s/c->eps \* c->head_divisor \* c->head_divisor/c->eps/ | goldens |
-rwkv: key for value | rwkv6.h | s/{MIX_V, \&L->value, L->v}/{MIX_K, \&L->value, L->v}/ | goldens |
+rwkv: key for value | rwkv6.h | s/{MIX_V, \&L->value, L->v,/{MIX_K, \&L->value, L->v,/ | goldens |
 rwkv: state of the wrong text | rwkv6.h | s/copy(rows_of(last, s.k, 1)/copy(rows_of(last, 0, 1)/ | cache |
 rwkv: the shorter word | tokenizer.c | s/        id = longer;/        id = id < 0 ? longer : id;/ | rwkv-words |
 disha: a for b | adapters.h | /^static void disha_layout/,/^}/s/SHAPE(a, b)/SHAPE(b, a)/ | definition | disha
