@@ -1111,10 +1111,24 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
     write_rows<1, D>(dk, s.k + first, keys, kv, d, sum_k, {{scale, scale}});
 }
 
-// The blocks of queries of all spans, those with the most keys first, so that no long one is begun last;
-// behind them the blocks of keys, likewise. They lie on the device until spans come that are not these.
+// The spans that a list on the device was made for. It lies there until spans come that are not these.
+struct known_spans {
+    span *spans;
+    int count;
+    bool are(const span *s, int n) const { return count == n && !memcmp(spans, s, n * sizeof *s); }
+    void become(const span *s, int n)
+    {
+        spans = (span *)realloc(spans, n * sizeof *s + 1);
+        if (!spans) fail("spans", "out of memory");
+        memcpy(spans, s, n * sizeof *s);
+        count = n;
+    }
+};
 enum { NONE_LISTED = -1 };
-static struct { span *spans; int count, query_blocks, key_blocks; } listed = {NULL, NONE_LISTED, 0, 0};
+
+// The blocks of queries of all spans, those with the most keys first, so that no long one is begun last;
+// behind them the blocks of keys, likewise.
+static struct { known_spans of; int query_blocks, key_blocks; } listed = {{NULL, NONE_LISTED}, 0, 0};
 
 static int by_work(const void *a, const void *b)
 {
@@ -1124,13 +1138,12 @@ static int by_work(const void *a, const void *b)
 
 static span_rows *list_blocks(const span *spans, int count)
 {
-    size_t bytes = count * sizeof *spans, room = 0;
-    if (listed.count == count && !memcmp(listed.spans, spans, bytes)) return (span_rows *)buffers[BLOCKS].p;
+    size_t room = 0;
+    if (listed.of.are(spans, count)) return (span_rows *)buffers[BLOCKS].p;
     for (int i = 0; i < count; i++)
         room += (spans[i].nq + QUERIES - 1) / QUERIES + (spans[i].nk + KEYS - 1) / KEYS;
     span_rows *list = (span_rows *)malloc(room * sizeof *list + 1), *end = list;
-    span *kept = (span *)realloc(listed.spans, bytes + 1);
-    if (!list || !kept) fail("attention", "out of memory");
+    if (!list) fail("attention", "out of memory");
     for (int i = 0; i < count; i++)
         for (int first = 0; first < spans[i].nq; first += QUERIES) *end++ = {spans[i], first};
     listed.query_blocks = (int)(end - list);
@@ -1140,9 +1153,7 @@ static span_rows *list_blocks(const span *spans, int count)
     listed.key_blocks = (int)(end - list) - listed.query_blocks;
     void *there = scratch(BLOCKS, room * sizeof *list);
     check(cudaMemcpy(there, list, room * sizeof *list, cudaMemcpyHostToDevice), "copying to the device");
-    memcpy(kept, spans, bytes);
-    listed.spans = kept;
-    listed.count = count;
+    listed.of.become(spans, count);
     free(list);
     return (span_rows *)there;
 }
@@ -1368,9 +1379,8 @@ extern "C" void layernorm_backward(mat dx, mat dw, mat db, mat dout, mat x, mat 
     if (dw.p) RUN(layernorm_weight_kernel, (x.cols + WARP - 1) / WARP, THREADS, dw, found, dout, x, groups);
 }
 
-// The spans, and for each row the one before it: its number; −1 for zeros; −2 − k for row k of `before`. They
-// lie on the device until spans come that are not these.
-static struct { span *spans; int count, rows; } placed = {NULL, NONE_LISTED, 0};
+// The spans, and for each row the one before it: its number; −1 for zeros; −2 − k for row k of `before`.
+static struct { known_spans of; int rows; } placed = {{NULL, NONE_LISTED}, 0};
 struct texts { const span *spans; const int *prev; };
 
 static texts place_texts(const span *spans, int count, int rows)
@@ -1378,21 +1388,18 @@ static texts place_texts(const span *spans, int count, int rows)
     size_t bytes = count * sizeof *spans;
     char *there = (char *)scratch(TEXTS, bytes + rows * sizeof(int));
     texts t = {(const span *)there, (const int *)(there + bytes)};
-    if (placed.count == count && placed.rows == rows && !memcmp(placed.spans, spans, bytes)) return t;
+    if (placed.rows == rows && placed.of.are(spans, count)) return t;
     char *list = (char *)malloc(bytes + rows * sizeof(int) + 1);
-    span *kept = (span *)realloc(placed.spans, bytes + 1);
-    if (!list || !kept) fail("shift_mix", "out of memory");
+    if (!list) fail("shift_mix", "out of memory");
     int *prev = (int *)(list + bytes);
     memcpy(list, spans, bytes);
-    memcpy(kept, spans, bytes);
     for (int n = 0; n < rows; n++) prev[n] = -1;
     for (int i = 0; i < count; i++)
         for (int n = spans[i].q; n < spans[i].q + spans[i].nq; n++)
             prev[n] = n > spans[i].q ? n - 1 : spans[i].nk > spans[i].nq ? -2 - spans[i].k : -1;
     bytes += rows * sizeof(int);
     check(cudaMemcpy(there, list, bytes, cudaMemcpyHostToDevice), "copying to the device");
-    placed.spans = kept;
-    placed.count = count;
+    placed.of.become(spans, count);
     placed.rows = rows;
     free(list);
     return t;
@@ -1973,7 +1980,7 @@ extern "C" size_t dev_reserve(needs n, int take)
     bytes[FACTOR_B] = converted * sizeof(real);
     bytes[HOST] = n.fetched * sizeof(wide);
     bytes[BLOCKS] = 2 * (size_t)n.tokens * sizeof(span_rows);   // a block has one row at least
-    if (take) listed.count = placed.count = NONE_LISTED;        // the lists' memory is about to change
+    if (take) listed.of.count = placed.of.count = NONE_LISTED;        // the lists' memory is about to change
     if (n.train) {
         bytes[DELTA] = (size_t)n.tokens * n.heads * sizeof(wide);
         bytes[LINKS] = n.normed * sizeof(same_id);              // embedding_backward's, of no more tokens
