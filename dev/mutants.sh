@@ -469,8 +469,7 @@ odd-merges counts bf16-start block-ends base-size descriptors quota wrong-input
 }
 
 libs='-ljansson -lz -lpcre2-8 -lutf8proc -lm'
-mpi=$(command -v mpicc)                                 # then the program is one for several ranks
-[ -z "$mpi" ] || libs="-lmpi $libs"
+mpi=$(command -v mpicc)                                 # then there is a program for several ranks, too
 
 # directory, flags: compiles the tests of the sources in it, and with them the program (--train). Code that is not the ops' is
 # not optimised: it runs longer, and is compiled in half the time.
@@ -480,7 +479,11 @@ compile_tests() {
 }
 compile_tokenizer() { ${CC:-cc} -std=gnu11 -O1 -march=native -w -c "$1/tokenizer.c" -o "$1/tokenizer.o"; }
 compile_ranks() { [ -z "$mpi" ] || "$mpi" -std=gnu11 -O1 -w -c "$1/run/ranks_mpi.c" -o "$1/ranks.o"; }
-link_tests() { ${CC:-cc} -fopenmp "$1/test.o" "$1/tokenizer.o" ${mpi:+"$1/ranks.o"} -o "$1/test" $libs; }
+link_tests() { # directory, the ranks' directory (the same), objects besides
+    local objects="$1/test.o $1/tokenizer.o ${*:3}"
+    ${CC:-cc} -fopenmp $objects -o "$1/test" $libs && { [ -z "$mpi" ] ||
+        ${CC:-cc} -fopenmp $objects "${2:-$1}/ranks.o" -o "$1/test_mpi" -lmpi $libs; }
+}
 
 # directory, file, test: the double tests of the sources in it; only what the file belongs to is compiled anew
 build() {
@@ -505,8 +508,7 @@ build() {
 copy_sources() { rm -rf "$1"; mkdir -p "$1"; cp -r --parents *.h *.c train.cu ops lib run paper dev/halves.h "$1"; }
 
 run_test() { # directory, test, method: what it leaves lies in the directory
-    local program="$PWD/$1/test --train"
-    TMPDIR=$PWD/$1 TRAIN=$program TRAIN_MPI=$program OMP_NUM_THREADS=1 FIRST_FAILURE=1 \
+    TMPDIR=$PWD/$1 TRAIN="$PWD/$1/test --train" TRAIN_MPI="$PWD/$1/test_mpi --train" OMP_NUM_THREADS=1 FIRST_FAILURE=1 \
         timeout ${LIMIT:-120} "$1/test" "$2" ${3:+"$3"} </dev/null >"$1/log" 2>&1
 }
 
@@ -524,7 +526,7 @@ try() { # directory, what, file, expression, test, method or order
 
 try_chosen() { # directory, what, number, test, method: one of the table that is in the build with all faults
     mkdir -p "$1"
-    ln -sf "$PWD/$whole/test" "$1/test"
+    ln -sf "$PWD/$whole"/test* "$1"
     if MUTANT=$3 run_test "$1" "$4" "$5"; then echo "✗ $2: $4 stays green"
     else echo "✓ $2: $4 turns red"; fi
 }
@@ -532,7 +534,7 @@ try_chosen() { # directory, what, number, test, method: one of the table that is
 try_planted() { # directory, file, line, what stands there then, number
     local ms test
     mkdir -p "$1"
-    ln -sf "$PWD/$whole/test" "$1/test"
+    ln -sf "$PWD/$whole"/test* "$1"
     while read -r ms test; do                           # the quickest first; those that never come here cannot tell
         grep -qx "$5" "$whole/reached.$test" || continue
         LIMIT=$((10 + ms / 100)) MUTANT=$5 run_test "$1" "$test" || { echo "✓ $2:$3: $4: $test turns red"; return; }
@@ -543,7 +545,7 @@ try_planted() { # directory, file, line, what stands there then, number
 measure() { # directory, test: unbroken it is green; how many ms it takes, and which faults it would meet
     local start; start=$(date +%s%N)
     mkdir -p "$1"
-    ln -sf "$PWD/$whole/test" "$1/test"
+    ln -sf "$PWD/$whole"/test* "$1"
     LIMIT=600 REACHED=$PWD/$1/reached run_test "$1" "$2" || { echo "✗ $2 is red without a fault"; cat "$1/log"; return; }
     echo "$((($(date +%s%N) - start) / 1000000)) $2" >>$whole/tests
     od -An -v -t d4 -w4 "$1/reached" | awk '$1 { print NR - 1 }' >"$whole/reached.$2"
@@ -552,7 +554,7 @@ measure() { # directory, test: unbroken it is green; how many ms it takes, and w
 # A test that is red without a fault would turn red for every one.
 green() { # directory, test, method
     mkdir -p "$1"
-    ln -sf "$PWD/$whole/test" "$1/test"
+    ln -sf "$PWD/$whole"/test* "$1"
     run_test "$1" "$2" "$3" || { echo "✗ $2 $3 is red without a fault"; cat "$1/log"; }
 }
 
@@ -615,6 +617,17 @@ changed() { # file, line, column, length, what stands there instead: the line wi
         NR == n && text != ";" { $0 = substr($0, 1, at - 1) text substr($0, at + long); sub(/^ */, ""); print }' "$1"
 }
 
+# Compiles the sources that have all faults.
+compile_planted() {
+    local file to=$whole/planted bad=0
+    mkdir -p $to
+    for file in test_all tokenizer; do
+        ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DTHIS_BUILD=BOTH -DDOUBLE -include $whole/mutant.h \
+            -c $whole/src/$file.c -o $to/${file%_all}.o || bad=1
+    done
+    [ $bad = 0 ] && link_tests $to $whole $whole/mutant.c && rm $to/*.o && mv $to/* $whole
+}
+
 # The build with all faults: the table's, numbered from 1, as far as they change one line, and the rules', from 1001. Those
 # that find no place in it, or are no C, are left out.
 plant_all() {
@@ -653,9 +666,7 @@ __attribute__((constructor)) static void choose(void)
             LC_ALL=C awk -F'\t' -v planted="$whole/planted.${file//\//.}" -f dev/plant.awk \
                 "$whole/list.${file//\//.}" "$file" >"$whole/src/$file"
         done
-        ${CC:-cc} -std=gnu11 -O1 -march=native -w -fopenmp -DTHIS_BUILD=BOTH -DDOUBLE -include $whole/mutant.h \
-            $whole/src/test_all.c $whole/src/tokenizer.c ${mpi:+$whole/ranks.o} $whole/mutant.c -o $whole/test $libs \
-            2>$whole/errors && return
+        compile_planted 2>$whole/errors && return
         sed -n "s|^$whole/src/\([^:]*\):\([0-9]*\):.*error: .*else.*|\1 \2 - 1|p; t
                 s|^$whole/src/\([^:]*\):\([0-9]*\):.*error:.*|\1 \2|p" $whole/errors | while read -r file number; do
             number=$((number))                          # an else without its if is the fault of the line before
