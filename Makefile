@@ -236,7 +236,7 @@ seam:
 	clang -std=gnu11 -fsyntax-only -fopenmp -DSEAM -Werror=noderef train.c
 
 # The linker leads every call of an op through the stopwatch of dev/stopwatch.h.
-TIMED = $(shell sed -n 's/^TIMED.\([a-z_]*\).*/-Wl,--wrap=\1/p' dev/stopwatch.h)
+TIMED = $(shell sed -n 's/^TIMED.\([a-z_0-9]*\).*/-Wl,--wrap=\1/p' dev/stopwatch.h)
 build/bench: dev/bench.c dev/stopwatch.h train.c $(HEADERS) build/cpu_f32.o build/tokenizer.o Makefile
 	$(CC) $(FLAGS) dev/bench.c build/cpu_f32.o build/tokenizer.o -o $@ $(TIMED) $(LDLIBS)
 

@@ -1,12 +1,16 @@
 /*  bench_gpu.c: how fast and how large on a GPU, and where the time goes. `make bench-gpu`, or
 
-        build/bench_gpu [--peer] [--profile] [WORD …]       words choose shapes (1b, 7b, layer, tiny), methods, loads (16x1024)
+        build/bench_gpu [--recompute] [--peer] [--profile] [WORD …]     words choose shapes, methods, loads (7b, bone, 16x1024)
 
     Random weights are made in memory. A row is a method on a number of tokens a step: tokens/s, the arithmetic that the
-    method needs (4 P a token where the base is frozen, 6 P where a full-sized gradient is made; attention besides), its
-    share of what the card's matrix products reach in the same run, and memory in use beside the plan. As little is
-    computed twice (--recompute) as the card's memory allows. --profile adds where the time of a step goes, op by op, each
-    waiting for the one before. --peer runs transformers + PEFT on the same shape and tokens (dev/bench_gpu_peer.py).  */
+    method needs (4 P a token where the base is frozen, 6 P where a full-sized gradient is made; P is all of the base but
+    the embeddings; attention besides, but not RWKV6's recurrence, a hundredth of it in the 3B shape), its share of what
+    the card's matrix products reach in the same run, and memory in use beside the plan. As little is computed twice as
+    the card's memory allows; --recompute measures each row a second time, as ./train --recompute 2, which keeps of a
+    layer only what enters it. --profile adds where the time of a step goes, op by op, each waiting for the one before.
+    --peer runs transformers + PEFT on the same shape and tokens, Llama's only (dev/bench_gpu_peer.py).
+
+        build/bench_gpu --recompute rwkv-3b 16x1024 lora bone bat       the paper's table 6  */
 
 #define main train_main
 #include "../train.c"
@@ -15,13 +19,21 @@
 
 #define COUNT(table) (sizeof table / sizeof *table)
 
-// usual: those that are measured where no word chooses others.
-static const struct shape_row { const char *name; int usual, dim, hidden, layers, heads, kv_heads, vocab; } shapes[] = {
-    {"tiny", 0, 128, 192, 2, 4, 2, 512}, {"1b", 1, 2048, 5632, 22, 32, 4, 32000}, {"7b", 1, 4096, 11008, 32, 32, 32, 32000},
-    {"layer", 0, 4096, 11008, 2, 32, 32, 32000},        // of 7b, two: there in a second
+// usual: those that are measured where no word chooses others. lora: its rank, which trains as many numbers as Bone's 64.
+static const struct shape_row {
+    const char *name;
+    const backbone *backbone;
+    int usual, dim, hidden, layers, heads, kv_heads, vocab, lora;
+} shapes[] = {
+    {"tiny",      &llama_backbone, 0,  128,   192,  2,  4,  2,   512, 36},
+    {"1b",        &llama_backbone, 1, 2048,  5632, 22, 32,  4, 32000, 36},
+    {"7b",        &llama_backbone, 1, 4096, 11008, 32, 32, 32, 32000, 36},
+    {"layer",     &llama_backbone, 0, 4096, 11008,  2, 32, 32, 32000, 36},      // of 7b, two: there in a second
+    {"rwkv-tiny", &rwkv6_backbone, 0,  128,   448,  2,  2,  2,   512, 32},
+    {"rwkv-3b",   &rwkv6_backbone, 0, 2560,  8960, 32, 40, 40, 65536, 32},
 };
 static const struct bench_row { const char *method; int rank, flops; } bench_rows[] = { // flops: of P, a token
-    {"lora", 36, 4}, {"bone", 64, 4}, {"bat", 64, 6}, {"bat-row", 64, 4}, {"full", 1, 6},
+    {"lora", 0, 4}, {"bone", 64, 4}, {"bat", 64, 6}, {"bat-row", 64, 4}, {"full", 1, 6},        // rank 0: the shape's
 };
 static const struct load { const char *name; int usual, rows, seq; } loads[] = {
     {"4x1024", 1, 4, 1024}, {"16x1024", 1, 16, 1024}, {"4x4096", 1, 4, 4096}, {"2x32", 0, 2, 32},
@@ -84,12 +96,15 @@ static double matmul_rate(int n)
     return rate;
 }
 
+// The fields that only RWKV6 reads are those from .att on; its low ranks are as wide as BlinkDL's models have them.
 static config config_of(const struct shape_row *s)
 {
-    return (config){.backbone = &llama_backbone,
+    config c = {.backbone = s->backbone,
         .dim = s->dim, .hidden = s->hidden, .layers = s->layers, .heads = s->heads, .kv_heads = s->kv_heads,
         .head_dim = s->dim / s->heads, .vocab = s->vocab, .max_pos = 4096, .eps = 1e-5, .theta = 10000, .window = INT_MAX,
-        .rope_factor = 1};
+        .rope_factor = 1, .att = s->dim, .head_divisor = 8};
+    if (c.backbone->sizes) c.backbone->sizes(&c, NULL);
+    return c;
 }
 
 // Every weight takes its numbers from one pool of random bf16: a seven-billion model is there in seconds.
@@ -104,7 +119,7 @@ static void random_base(model *m)
     for (size_t i = POOL; i < most + POOL; i++) pool[i] = pool[i - POOL];
     for (int i = 0; i < arrlen(m->tensors); i++) {
         tensor *t = &m->tensors[i];
-        if (strncmp(t->name, "model.", 6) && strcmp(t->name, "lm_head.weight")) continue;
+        if (!of_base(t)) continue;
         mat from = mat_of((dev)(pool + rng_next(&g) % POOL), BF16, t->shape);
         if (t->kind == BASE) *t->value = dev_weight(from);
         else put(*t->value, pool, BF16);
@@ -125,10 +140,11 @@ static batch random_batch(const config *c, int count, int seq)
     return b;
 }
 
-// Lays the model out with the least recomputing that fits into the memory that is free. Returns its level, or -1.
-static int fit(model *m, config c, plan p, double free_bytes)
+// Lays the model out with the least recomputing, `least` or more, that fits into the memory that is free. Returns its
+// level, or -1.
+static int fit(model *m, config c, plan p, int least, double free_bytes)
 {
-    for (p.recompute = 0; p.recompute <= 2; p.recompute++) {
+    for (p.recompute = least; p.recompute <= 2; p.recompute++) {
         model_measure(m, c, p);
         if (planned_bytes(m) < free_bytes) return p.recompute;
         model_unmeasure(m);
@@ -147,29 +163,31 @@ static double bench_step(model *m, const batch *b, int t)
 static void print_profile(double step)
 {
     double all = 0;
-    printf("      %-20s %-9s %5s %9s %6s %9s %9s\n", "op", "group", "calls", "ms", "%", "TFLOP/s", "GB/s");
+    printf("      %-21s %-9s %5s %9s %6s %9s %9s\n", "op", "group", "calls", "ms", "%", "TFLOP/s", "GB/s");
     for (struct op_spent *o = op_spent; o->op; o++) {
         double t = o->spent.seconds;
         all += t;
-        printf("      %-20s %-9s %5d %9.2f %6.1f %9.1f %9.0f\n", o->op, group_names[o->group], o->calls, 1e3 * t, 100 * t / step,
+        printf("      %-21s %-9s %5d %9.2f %6.1f %9.1f %9.0f\n", o->op, group_names[o->group], o->calls, 1e3 * t, 100 * t / step,
             o->spent.flops / t / 1e12, o->spent.bytes / t / 1e9);
     }
     printf("      all ops %.1f ms, each waited for; a step without waiting %.1f ms\n", 1e3 * all, 1e3 * step);
 }
 
-static void measure(const struct shape_row *s, const struct bench_row *what, const struct load *l, double rate, int profile)
+// A row, computed twice as little as the memory allows, or at --recompute `least`. Returns at which it was, or -1.
+static int measure(const struct shape_row *s, const struct bench_row *what, const struct load *l, double rate, int least,
+                   int profile)
 {
     enum { STEPS = 4 };
     config c = config_of(s);
     double before, after, all;
     model m = {0};
-    opt.method = what->method, opt.rank = what->rank, opt.batch = l->rows, opt.seq = l->seq;
+    opt.method = what->method, opt.rank = what->rank ? what->rank : s->lora, opt.batch = l->rows, opt.seq = l->seq;
     plan p = plan_from_options();
     p.tokens = l->rows * l->seq, p.positions = l->seq;
     dev_memory(&before, &all);
-    printf("%-5s %-7s r%-2d %7s ", s->name, opt.method, opt.rank, l->name);
-    int recompute = fit(&m, c, p, all - before - 1.5e9);
-    if (recompute < 0) { puts("does not fit"); return; }
+    printf("%-9s %-7s r%-2d %7s ", s->name, opt.method, opt.rank, l->name);
+    int recompute = fit(&m, c, p, least, all - before - 1.5e9);
+    if (recompute < 0) { puts("does not fit"); return -1; }
     model_allocate(&m);
     random_base(&m);
     for (int i = 0; i < arrlen(m.linears); i++)
@@ -180,7 +198,8 @@ static void measure(const struct shape_row *s, const struct bench_row *what, con
     gradient_norm(&m);
     double time = (seconds() - start) / STEPS, P = base_parameters(&m) - (double)c.vocab * c.dim, tokens = p.tokens;
     // attention: 2 products forward, 5 back
-    double flops = tokens * (what->flops * P + (2 + 5) * (double)l->seq * c.dim * c.layers);
+    double attention = c.backbone == &llama_backbone ? (2 + 5) * (double)l->seq * c.dim * c.layers : 0;
+    double flops = tokens * (what->flops * P + attention);
     dev_memory(&after, &all);
     printf("recompute %d %8.0f tok/s %6.1f TFLOP/s needed, %4.1f %% of the product rate %6.1f GB, planned %6.1f   loss %.3f\n",
         recompute, tokens / time, flops / time / 1e12, 100 * flops / time / rate, (after - before) / 1e9,
@@ -193,15 +212,17 @@ static void measure(const struct shape_row *s, const struct bench_row *what, con
     }
     fflush(stdout);
     batch_free(&b), model_free(&m);
+    return recompute;
 }
 
 int main(int argc, char **argv)
 {
-    int peer = 0, profile = 0;
+    int peer = 0, profile = 0, twice = 0;
     stopwatch_runs = 0;
     for (int a = 1; a < argc; a++) {
         if (!strcmp(argv[a], "--peer")) peer = 1;
         else if (!strcmp(argv[a], "--profile")) profile = 1;
+        else if (!strcmp(argv[a], "--recompute")) twice = 1;
         else choose(argv[a]);
     }
     printf("%s\n", dev_name());
@@ -211,13 +232,16 @@ int main(int argc, char **argv)
         double rate = matmul_rate(n);
         printf("products of %d: %.1f TFLOP/s\n", n, rate / 1e12);
         for (size_t l = 0; l < COUNT(loads); l++)
-            for (size_t r = 0; r < COUNT(bench_rows); r++)
-                if ((any_load ? picked.loads[l] : loads[l].usual) && (!any_method || picked.methods[r]))
-                    measure(s, &bench_rows[r], &loads[l], rate, profile);
+            for (size_t r = 0; r < COUNT(bench_rows); r++) {
+                if (!(any_load ? picked.loads[l] : loads[l].usual) || (any_method && !picked.methods[r])) continue;
+                int recompute = measure(s, &bench_rows[r], &loads[l], rate, 0, profile);
+                if (twice && recompute >= 0 && recompute < 2) measure(s, &bench_rows[r], &loads[l], rate, 2, profile);
+            }
         char command[400];
         snprintf(command, sizeof command, "python3 dev/bench_gpu_peer.py --shape %d,%d,%d,%d,%d,%d", s->dim, s->hidden, s->layers,
             s->heads, s->kv_heads, s->vocab);
-        if (peer && system(command)) die("%s failed: torch, transformers and peft are needed for it", command);
+        if (peer && s->backbone == &llama_backbone && system(command))
+            die("%s failed: torch, transformers and peft are needed for it", command);
     }
     return 0;
 }

@@ -2,8 +2,8 @@
     linker puts a stopwatch into it: --wrap leads each call through a TIMED line below. Products inside an op, attention's,
     count as that op. What includes this says with now() what time it is: on a GPU, when all that was begun has ended.      */
 
-enum group { MATMUL, ADAPTER, ATTENTION, ROWWISE, ENTROPY, MOVES, ADAMW, GROUPS };
-static const char *const group_names[GROUPS] = {"matmul", "adapter", "attention", "row ops", "loss", "moves", "adamw"};
+enum group { MATMUL, ADAPTER, ATTENTION, RECURRENCE, ROWWISE, ENTROPY, MOVES, ADAMW, GROUPS };
+static const char *const group_names[GROUPS] = {"matmul", "adapter", "attention", "wkv6", "row ops", "loss", "moves", "adamw"};
 
 // Seconds spent, and the least that had to be done: multiply-adds, and bytes between op and memory, each operand once.
 typedef struct { double seconds, flops, bytes; } cost;
@@ -33,7 +33,7 @@ static double product_bytes(mat y, mat x, mat w, enum mode mode)
 }
 
 // A product belongs to the adapter when it is one of many small ones, or one of its three dimensions is the rank (which cannot
-// be told where the rank is the number of tokens).
+// be told where the rank is the number of tokens, nor from RWKV6's own low ranks, 32 and 64, which count as the adapter's).
 static enum group of_product(mat y, mat x, int xt)
 {
     int r = opt.rank == opt.batch * opt.seq ? 0 : opt.rank;
@@ -79,6 +79,28 @@ TIMED(rope, (mat x, dev_ints pos, mat table, int sign), (x, pos, table, sign), R
 TIMED(swiglu_forward, (mat out, mat gate, mat up), (out, gate, up), ROWWISE, 0, 3 * size_of(out))
 TIMED(swiglu_backward, (mat dgate, mat dup, mat dout, mat gate, mat up), (dgate, dup, dout, gate, up),
       ROWWISE, 0, 5 * size_of(dout))
+TIMED(layernorm_forward, (mat out, mat x, mat w, mat b, int groups, double eps), (out, x, w, b, groups, eps),
+      ROWWISE, 0, size_of(out) + size_of(x))
+TIMED(layernorm_backward, (mat dx, mat dw, mat db, mat dout, mat x, mat w, int groups, double eps),
+      (dx, dw, db, dout, x, w, groups, eps), ROWWISE, 0, 2 * size_of(dx) + size_of(dout) + size_of(x))
+TIMED(shift_mix_forward, (mat out, mat x, mat before, mat mu, mat m, const span *s, int n), (out, x, before, mu, m, s, n),
+      ROWWISE, 0, size_of(out) + size_of(x) + size_of(m))
+TIMED(shift_mix_backward, (mat dx, mat dmu, mat dm, mat dout, mat x, mat mu, mat m, const span *s, int n),
+      (dx, dmu, dm, dout, x, mu, m, s, n),
+      ROWWISE, 0, 2 * size_of(dx) + size_of(dm) + size_of(dout) + size_of(x) + size_of(m))
+TIMED(tanh_forward, (mat y, mat x), (y, x), ROWWISE, 0, 2 * size_of(x))
+TIMED(tanh_backward, (mat dx, mat dy, mat y), (dx, dy, y), ROWWISE, 0, 3 * size_of(y))
+TIMED(relu2_forward, (mat y, mat x), (y, x), ROWWISE, 0, 2 * size_of(x))
+TIMED(relu2_backward, (mat dx, mat dy, mat x), (dx, dy, x), ROWWISE, 0, 3 * size_of(x))
+TIMED(sigmoid_gate_forward, (mat y, mat r, mat x), (y, r, x), ROWWISE, 0, 4 * size_of(y))
+TIMED(sigmoid_gate_backward, (mat dr, mat dx, mat dy, mat r, mat x), (dr, dx, dy, r, x), ROWWISE, 0, 5 * size_of(dy))
+// Of each number of S, forward: 3 for its update, 2 for y. Back: 3 to make it again, 3 for dS, 2 each for dr, dk, dv, dw.
+TIMED(wkv6_forward, (mat y, mat state, mat r, mat k, mat v, mat w, mat u, const span *s, int n),
+      (y, state, r, k, v, w, u, s, n), RECURRENCE, 5. * u.cols * (double)elements(y), 5 * size_of(y))
+TIMED(wkv6_backward,
+      (mat dr, mat dk, mat dv, mat dw, mat du, mat states, mat dy, mat r, mat k, mat v, mat w, mat u, const span *s, int n),
+      (dr, dk, dv, dw, du, states, dy, r, k, v, w, u, s, n),
+      RECURRENCE, 14. * u.cols * (double)elements(dy), 9 * size_of(dy) + 2 * size_of(states))
 TIMED(cross_entropy, (mat losses, mat logits, dev_ints labels, double scale), (losses, logits, labels, scale),
       ENTROPY, 0, (scale ? 2 : 1) * size_of(logits))
 TIMED(shard_sum, (mat s, mat x), (s, x), ADAPTER, 0, size_of(s) + size_of(x))
