@@ -5179,6 +5179,50 @@ static void test_own_rates(void)
     }
 }
 
+// cells.csv has the shard in the table once a seed, with the number that it trains.
+static void expect_shard(const char *cells, const char *shard, int trains, int seeds)
+{
+    char begins[64];
+    int rows = 0;
+    snprintf(begins, sizeof begins, "\nmain,disha-%s,0,%d,", shard, trains);
+    for (const char *at = cells; (at = strstr(at, begins)); at++) rows++;
+    expect(rows == seeds, "%s: %d lines of %d that begin with «%s»", shard, rows, seeds, begins + 1);
+}
+
+// --compare --shard LIST: each shard has its cells, at its own count, whatever --rank is; such a cell is the ordinary run of
+// its shard; what is done is not done again; the other methods stay as they are; and with --own-lr each shard is searched for.
+static void test_design_space(void)
+{
+    static const char *const options_used = "--steps 2 --batch 2 --max-new 2 --data $D/rows.jsonl --val $D/rows.jsonl";
+    static const char *const ways[] = {"--quick --seeds 2 --rank 8 --method bone,disha", "--own-lr --jobs 2 --method disha"};
+    int inputs_and_outputs = 5 * (128 * (128 + 64 + 64 + 128 + 384 + 384) + 384 * 128);
+    char command[1000];
+    shell("rm -rf $D/space; head -4 data/val.jsonl > $D/rows.jsonl", "cannot prepare");
+    for (int way = 0; way < 2; way++)
+        for (int again = 0; again < 2; again++) {
+            snprintf(command, sizeof command, "$TRAIN --compare %s --shard 1x1,16xout,inx4,inxout %s --out $D/space >$D/stdout "
+                "2>$D/stderr", ways[way], options_used);
+            shell(command, "exit status, %s, run %d", ways[way], again);
+            int done = 0, all = 0;
+            char *text = output_of("stdout");
+            for (const char *at = text; (at = strstr(at, "(done before)")); at++) done++;
+            for (const char *at = text; (at = strstr(at, "  first gradient norm ")); at++) all++;
+            expect(again ? done == all : all >= 8, "%s, run %d: %d of %d cells done before", ways[way], again, done, all);
+            char *cells = output_of("space/cells.csv"), *table = output_of("space/table.md");
+            int seeds = way ? 1 : 2;
+            expect_shard(cells, "1x1", 35, seeds);
+            expect_shard(cells, "16xout", 5 * 16 * (128 + 64 + 64 + 128 + 384 + 384 + 128), seeds);
+            expect_shard(cells, "inx4", 5 * 4 * (6 * 128 + 384), seeds);
+            expect_shard(cells, "inxout", inputs_and_outputs, seeds);
+            expect(has(cells, "\nmain,bone,8,") == !way, "Bone beside them");
+            expect(!has(cells, ",disha,"), "no disha of the rank");
+            expect(has(table, "\n| disha-16xout |  |"), "a row of the table: %s", table);
+            free(text), free(cells), free(table);
+        }
+    train_well("--method disha --shard 16xout --lr 0.004 --no-before %s --log $D/alone.log --out $D/alone", options_used);
+    expect(same_logs("alone.log", "space/runs/disha-16xout-rank0-lr0.004-seed1-steps2.log"), "the log of 16xout");
+}
+
 // What --compare would have written of a method that compare.gp has never heard of.
 static const char plotted_cells[] =
     "part,method,rank,trains,seed,lr,steps,grad_norm,loss,eval_loss,exact_match,tok_per_s,peak_mb,hits\n"
@@ -5230,6 +5274,33 @@ static void test_plots(void)
     check(system("gnuplot -e \"width = 4; last = 11;"
         " $(grep -E '^(window|first_of|min)\\(' paper/compare.gp | tr '\\n' ';')"
         " print window(1), window(4), window(5), window(11)\" 2>&1 | grep -qx '2.5 2.5 6.5 10.0'"), 0, "middles of windows");
+}
+
+// The design space's plot: every shard by its name, the corners by theirs, lines of one A; and none where no shard was run.
+static void test_space_plot(void)
+{
+    static const char *const said[] = {
+        ">1x4<", ">16x16<", ">16xout<", ">inx16<", ">inxout<", "A = 16<", "A = in<", "Bone", "transpose", "mini", "frozen",
+        "what_was_run", "eval loss",
+    };
+    if (system("gnuplot --version >$D/stdout 2>&1")) {
+        snprintf(skipped, sizeof skipped, "gnuplot is not here");
+        return;
+    }
+    shell("mkdir -p $D/space-plot; cd $D/space-plot; echo part,method,rank,trains,seed,lr,steps,grad_norm,loss,eval_loss,"
+        "exact_match,tok_per_s,peak_mb,hits > cells.csv; "
+        "echo part,method,rank,trains,seed,lr,steps,step,loss,grad_norm,tok_per_s > steps.csv; n=0; "
+        "for m in full disha-1x4 disha-16x4 disha-16x16 disha-16xout disha-inx16 disha-inxout; do for seed in 1 2; do "
+        "n=$((n + 100)); cell=main,$m,0,$((n * n / 100)),$seed,0.004,2; echo $cell,8,1,0.$((1000 - n / 2)),5,900,90,10 >> "
+        "cells.csv; for step in 1 2; do echo $cell,$step,0.$n,1,900 >> steps.csv; done; done; done", "cannot prepare");
+    shell("gnuplot -c paper/compare.gp $D/space-plot 'what_was_run' 2>$D/stderr", "gnuplot");
+    char *plot = output_of("space-plot/space.svg");
+    for (size_t i = 0; i < sizeof said / sizeof *said; i++) expect(has(plot, said[i]), "space.svg says %s", said[i]);
+    expect(!has(plot, ">full"), "space.svg shows no other method");
+    free(plot);
+    shell("cd $D/space-plot; rm space.svg; sed -i /disha-/d cells.csv steps.csv", "cannot prepare");
+    shell("gnuplot -c paper/compare.gp $D/space-plot 'what_was_run' 2>$D/stderr; test ! -e $D/space-plot/space.svg",
+        "a space.svg of no shard");
 }
 
 // ---- wrong input ---------------------------------------------------------------------------------------------------
@@ -5413,6 +5484,14 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"a D too long",        ":", "--method disha --shard 9999x3", "would be dead"},
     {"a D too wide",        ":", "--method disha --shard 4x9999", "would be dead"},
     {"a shard for bone",    ":", "--method bone --shard 4x4", "is for --method disha"},
+    {"compare half a shard", ":", "--compare --method disha --shard 4x4,1x", "--shard 1x: expected AxB"},
+    {"compare a D of no size", ":", "--compare --method disha --shard 4x4,0x4", "--shard 0x4: expected AxB"},
+    {"compare no shard",    ":", "--compare --shard 4x4,,1x1", "--shard 4x4,,1x1: expected AxB"},
+    {"compare a D too long", ":", "--compare --method disha --shard 4x4,9999x3", "--shard: D has 9999 rows"},
+    {"compare a D too wide", ":", "--compare --method disha --shard 4x9999", "--shard: D has 9999 columns"},
+    {"compare a shard twice", ":", "--compare --method disha --shard 4x4,inx4,04x4", "--shard 4x4,inx4,04x4: 4x4 twice"},
+    {"compare a shard of bone", ":", "--compare --method lora,bone --shard 4x4", "is for --method disha, not for lora,bone"},
+    {"compare an unknown method", ":", "--compare --method bonn", "--method bonn: with --compare a list"},
     {"groups for lora",     ":", "--method lora --groups 1x1", "is for --method bat"},
     {"groups the other way", ":", "--method bat --groups inx1", "P counts along out"},
     {"three groups of four", ":", "--method bat --rank 32 --groups 3x1", "--groups: 3 groups do not divide"},
@@ -6961,6 +7040,10 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_own_rates, ONLY_F32, "paper/compare.h"},
     {"plots", "plots show every method, what was run, a window's mean in its middle",
         test_plots, ONLY_F32, "paper/compare.gp"},
+    {"design-space", "--compare --shard gives every shard of disha its cells, at its own count, and does nothing twice",
+        test_design_space, ONLY_F32, "paper/compare.h"},
+    {"space-plot", "space.svg names every shard and the corners, and is there where shards were run",
+        test_space_plot, ONLY_F32, "paper/compare.gp"},
     {"wrong-input", "every wrong input gets one clear line, and nothing is left behind",
         test_wrong_input, ONLY_F32, "run/options.h"},
     {"spellings", "options in PEFT's and Trainer's spelling mean what they mean there",

@@ -155,7 +155,8 @@ unset ylabel
 n = words(main)
 set yrange [0.4:n + 0.6]
 set ytics ("" 1) scale 0
-set for [m in main] ytics add (sprintf("%s, %.0fK", m, trains[style(m)] / 1000) n + 1 - place(main, m))
+short(count) = count < 1000 ? sprintf("%d", count) : sprintf("%.0fK", count / 1000)
+set for [m in main] ytics add (m.", ".short(trains[style(m)]) n + 1 - place(main, m))
 plot for [m in main] cells using (is("main", m) ? column(shown) : NaN):(n + 1 - place(main, m)) \
     with points pt 7 ps 0.7 lc rgb colour(style(m)) notitle
 
@@ -179,6 +180,82 @@ if (words(ranks) > 0) {
         for [m in ordered(ranks)] keyentry with linespoints lt style(m) lw 2 ps 0.7 title m
 }
 unset multiplot
+
+# DiSHA's design space: the shards among the methods, disha-AxB, by their loss and what they train.
+shard(m) = m[strlen("disha-") + 1:]
+a_of(m) = shard(m)[:strstrt(shard(m), "x") - 1]
+b_of(m) = shard(m)[strstrt(shard(m), "x") + 1:]
+number(side) = side ne "in" && side ne "out"
+# Which method of this size it is: a place in the list of names.
+corner(a, b) = b eq "out" ? (a eq "in" ? 4 : 2) : a eq "in" ? 3 : number(a) && number(b) ? 1 : 5
+corners = "'mini: AxB' 'Bone: Axout' 'its transpose: inxB' 'frozen: inxout' 'other sizes'"
+point(k) = word("7 9 11 5 6", k + 0) + 0
+shards = ""
+sides = ""
+kinds = ""
+array mean[words(main)]
+array least[words(main)]
+array most[words(main)]
+do for [m in main] {
+    stats cells using (is("main", m) && m[:6] eq "disha-" ? column(loss) : NaN) nooutput
+    if (exists("STATS_records") && STATS_records > 0) {
+        shards = add(shards, m)
+        sides = add(sides, a_of(m))
+        kinds = add(kinds, sprintf("%d", corner(a_of(m), b_of(m))))
+        mean[words(shards)] = STATS_mean
+        least[words(shards)] = STATS_min
+        most[words(shards)] = STATS_max
+    }
+}
+of_shards = words(shards)
+max(a, b) = a > b ? a : b
+side(a) = sum [i = 1:words(sides)] (word(sides, i) eq a ? i : 0)
+# Shards that train about as many stand in a column. Their names are stacked above it, in the points' order.
+count(i) = trains[style(word(shards, i))]
+beside(i, j) = abs(log10(count(i) / count(j))) < 0.2
+below(i, j) = mean[j] < mean[i] || (mean[j] == mean[i] && j < i)
+level(i) = sum [j = 1:of_shards] (beside(i, j) && below(i, j) ? 1 : 0)
+top(i, j) = j > of_shards ? most[i] : max(beside(i, j) ? most[j] : most[i], top(i, j + 1))
+highest(i) = i > of_shards ? -1e300 : max(most[i], highest(i + 1))
+lowest(i) = i > of_shards ? 1e300 : min(least[i], lowest(i + 1))
+if (of_shards > 0) {
+    line_height = 0.035 * (highest(1) - lowest(1))
+    set print $space
+    print "a,name,corner,trains,mean,least,most,name_at"
+    do for [i = 1:of_shards] {
+        m = word(shards, i)
+        row = sprintf("%s,%s,%d,%.0f", a_of(m), shard(m), corner(a_of(m), b_of(m)), count(i))
+        name_at = top(i, 1) + (level(i) + 1.2) * line_height
+        print row.sprintf(",%.9g,%.9g,%.9g,%.9g", mean[i], least[i], most[i], name_at)
+    }
+    unset print
+    seeds = sum [i = 1:of_shards] (most[i] > least[i] ? 1 : 0) > 0
+    set output page."space.svg"
+    set label 1 "DiSHA's design space, D (A, B): ".title_of(loss)." against what trains".\
+        (seeds ? "; bars: lowest to highest seed" : "") at screen 0.02, 0.965 font ",16"
+    set label 2 run at screen 0.02, 0.915 noenhanced
+    set lmargin at screen 0.09
+    set rmargin at screen 0.78
+    set xlabel "trained parameters"
+    set ylabel title_of(loss)
+    set logscale x 10
+    set format x "%.0s%c"
+    stats $space using 4 nooutput
+    set xrange [0.6 * STATS_min:1.7 * STATS_max]
+    set xtics auto
+    set ytics auto
+    of_side(a, value) = strcol(1) eq a ? value : NaN
+    plot for [a in sides] $space using (of_side(a, $4)):5 smooth unique \
+        with lines lt side(a) lw 2 title "A = ".a, \
+        for [a in sides] $space using (of_side(a, $4)):5:6:7 \
+        with yerrorbars lt side(a) dt solid pt 0 notitle, \
+        for [k in kinds] $space using ($3 == k + 0 ? $4 : NaN):5:(side(strcol(1))) \
+        with points pt point(k) ps 0.9 lc variable notitle, \
+        for [k in kinds] keyentry with points pt point(k) lc rgb "#444444" title word(corners, k + 0), \
+        for [a in sides] $space using (of_side(a, $4)):8:2 \
+        with labels font ",10" tc rgb colour(side(a)) noenhanced notitle
+    set format x
+}
 
 # What a run costs: means over the seeds.
 set output page."cost.svg"

@@ -2,9 +2,10 @@
 //
 //  ./train --compare runs each method as a process of its own, with the ordinary options: the same rows,
 //  order and steps, and as near to the number of trained parameters that Bone has at --rank as the method's
-//  rank allows. Such a run is a cell, and --jobs of them run at a time. Its output and log lie in OUT/runs, and
-//  a cell whose command line is the same is not run again. From all that are done come OUT/steps.csv (a line a
-//  step), OUT/cells.csv (a line a cell), OUT/table.md, and by paper/compare.gp OUT/*.svg.
+//  rank allows. --shard LIST has each size of disha's D take a method's place, at what it trains itself. Such a
+//  run is a cell, and --jobs of them run at a time. Its output and log lie in OUT/runs, and a cell whose command
+//  line is the same is not run again. From all that are done come OUT/steps.csv (a line a step), OUT/cells.csv
+//  (a line a cell), OUT/table.md, and by paper/compare.gp OUT/*.svg.
 
 #ifndef COMPARE_H
 #define COMPARE_H
@@ -23,9 +24,9 @@ static const struct { const char *title; int digits; } columns[RESULTS] = {
 };
 
 typedef struct {
-    const char *label;                          // a method, or biglora: lora of full rank
+    const char *label;                          // a method; biglora: lora of full rank; disha-4x16: a shard
     enum part part;
-    int rank, steps, seed;
+    int rank, steps, seed;                      // rank 0: a shard, which has none
     int ranked;                                 // does the rank change what it trains?
     int hits;                                   // right answers, of which MATCH is the share
     double lr, trains;
@@ -38,17 +39,34 @@ typedef struct {
 // What --method leaves of the methods: a list, or NULL where it was not given.
 static const char *chosen;
 
-static const char *method_of(const char *label) { return strcmp(label, "biglora") ? label : "lora"; }
+// What --shard names: disha-1x1, disha-4xout, …
+static char **chosen_shards;
 
-// What a method would train, 0 if it refuses the rank.
-static size_t would_train(config c, const char *label, int rank)
+// The AxB of such a label, NULL for any other.
+static const char *shard_of(const char *label) { return strncmp(label, "disha-", 6) ? NULL : label + 6; }
+
+static const char *method_of(const char *label)
+{
+    return shard_of(label) ? "disha" : strcmp(label, "biglora") ? label : "lora";
+}
+
+// A method's plan, measured: what it would train, and whether it refuses the rank or the shard.
+static model measured(config c, const char *label, int rank)
 {
     model m = {0};
     plan p = plan_from_options();
     p.method = method_named(method_of(label));
     p.rank = rank;
+    if (shard_of(label)) read_shard(shard_of(label), p.shard);
     model_measure(&m, c, p);
     model_unmeasure(&m);
+    return m;
+}
+
+// What a method would train, 0 if it refuses the rank.
+static size_t would_train(config c, const char *label, int rank)
+{
+    model m = measured(c, label, rank);
     return *m.refused ? 0 : m.trainable;
 }
 
@@ -59,10 +77,11 @@ static int has_rank(config c, const char *label)
 }
 
 // The rank at which a method's count comes nearest to Bone's at `rank`. mini, whose point is to have less,
-// keeps its rank; biglora's is the shorter side of W.
+// keeps its rank; biglora's is the shorter side of W; a shard has a size, and no rank.
 static int matched_rank(config c, const char *label, int rank)
 {
     int most = c.dim < c.hidden ? c.dim : c.hidden;
+    if (shard_of(label)) return 0;
     if (!strcmp(label, "biglora")) return most;
     if (!strcmp(label, "mini") || !has_rank(c, label)) return rank;
     double wanted = (double)would_train(c, "bone", rank);
@@ -77,15 +96,21 @@ static int matched_rank(config c, const char *label, int rank)
     return best;
 }
 
-// The methods, and one more: biglora.
-static const char *label_of(int i) { return i < METHODS ? methods[i].name : "biglora"; }
+// The methods, and one more: biglora. Behind them the shards.
+static int labels(void) { return METHODS + 1 + (int)arrlen(chosen_shards); }
+static const char *label_of(int i)
+{
+    return i < METHODS ? methods[i].name : i == METHODS ? "biglora" : chosen_shards[i - METHODS - 1];
+}
 
-// Is a method among those of --method LIST?
+// Is a method among those of --method LIST? In place of disha stand its shards, if --shard is given.
 static int is_chosen(const char *label)
 {
-    size_t n = strlen(label);
+    if (chosen_shards && !strcmp(label, "disha")) return 0;
+    const char *name = shard_of(label) ? "disha" : label;
+    size_t n = strlen(name);
     for (const char *at = chosen; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL)
-        if (strcspn(at, ",") == n && !strncmp(at, label, n)) return 1;
+        if (strcspn(at, ",") == n && !strncmp(at, name, n)) return 1;
     return !chosen;
 }
 
@@ -103,6 +128,27 @@ static void choose_methods(void)
     opt.method = default_method;
 }
 
+// Takes --shard for the list that it is here, and stops at a shard that is none, twice there, or larger than a
+// linear layer.
+static void choose_shards(config c)
+{
+    const char *list = opt.shard;
+    if (!list) return;
+    if (!is_chosen("disha")) die("--shard is for --method disha, not for %s", chosen);
+    opt.shard = NULL;                           // no other method's plan has one
+    for (const char *at = list; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
+        int shard[2], n = (int)strcspn(at, ",");
+        char pair[32];
+        read_shard(n ? text_of("%.*s", n, at) : list, shard);
+        char *label = text_of("disha-%s", pair_text(shard, pair));
+        for (int i = 0; i < arrlen(chosen_shards); i++)
+            if (!strcmp(chosen_shards[i], label)) die("--shard %s: %s twice", list, shard_of(label));
+        model m = measured(c, label, 0);
+        if (*m.refused) die("%s", m.refused);
+        arrput(chosen_shards, label);
+    }
+}
+
 static void add_cell(cell **list, config c, cell new)
 {
     if (!is_chosen(new.label)) return;
@@ -117,7 +163,7 @@ static void add_cell(cell **list, config c, cell new)
 static void plan_main(cell **list, config c, int steps)
 {
     for (int s = 0; s < opt.seeds; s++)
-        for (int i = 0; i <= METHODS; i++) {
+        for (int i = 0; i < labels(); i++) {
             int rank = matched_rank(c, label_of(i), opt.rank);
             add_cell(list, c, (cell){label_of(i), MAIN, rank, steps, opt.seed + s, .lr = opt.lr});
         }
@@ -142,7 +188,7 @@ static void plan_ranks(cell **list, config c, int steps)
 
 static void plan_sweep(cell **list, config c, int steps)
 {
-    for (int i = 0; i <= METHODS; i++)
+    for (int i = 0; i < labels(); i++)
         for (double lr = opt.lr / 4; lr < 20 * opt.lr; lr *= 2) {
             int rank = matched_rank(c, label_of(i), opt.rank);
             add_cell(list, c, (cell){label_of(i), SWEEP, rank, steps, opt.seed, .lr = lr});
@@ -167,7 +213,7 @@ static const cell *best_rate(const cell *list, const cell *c)
 static void plan_own_rates(cell **list, config c, int steps, int begun)
 {
     enum { FARTHEST = 64 };                     // times --lr, or that part of it
-    for (int i = 0; i <= METHODS; i++) {
+    for (int i = 0; i < labels(); i++) {
         double low = opt.lr, high = 0;
         int busy = !is_chosen(label_of(i));
         for (const cell *o = *list; o < *list + arrlen(*list); o++) {
@@ -279,7 +325,8 @@ static char **cell_options(const cell *c, char **shared)
     const struct { char *name; const char *value; } own[] = {
         {"--data", opt.data},
         {"--method", method_of(c->label)},
-        {"--rank", text_of("%d", c->rank)},
+        {"--rank", c->rank ? text_of("%d", c->rank) : NULL},
+        {"--shard", shard_of(c->label)},
         {"--lr", text_of("%.17g", c->lr)},
         {"--seed", text_of("%d", c->seed)},
         {"--steps", text_of("%d", c->steps)},
@@ -312,7 +359,8 @@ static FILE *open_checked(const char *path, const char *mode)
 static void print_cell(const cell *c, int number, int of, int ran)
 {
     printf("%3d of %d  %-5s %-8s ", number, of, part_names[c->part], c->label);
-    printf("rank %-4d lr %-7.2g seed %d %s", c->rank, c->lr, c->seed, ran ? "" : " (done before)");
+    printf("%-9s lr %-7.2g seed %d ", c->rank ? text_of("rank %d", c->rank) : "", c->lr, c->seed);
+    if (!ran) printf(" (done before)");
     for (int k = 0; k < RESULTS; k++)
         if (isfinite(c->result[k])) printf("  %s %.*f", columns[k].title, columns[k].digits, c->result[k]);
     putchar('\n');
@@ -418,13 +466,15 @@ static void print_result(FILE *f, const cell *list, const cell *c, int k)
 
 static void write_table(FILE *f, const cell *list, enum part part, const char *title)
 {
-    int sweep = part == MAIN && opt.sweep_lr;
+    int sweep = part == MAIN && opt.sweep_lr, cells = 0;
+    for (int i = 0; i < arrlen(list); i++) cells += list[i].part == part;
+    if (!cells) return;
     fprintf(f, "\n%s\n\n| method | rank | trains |%s", title, opt.own_lr ? " learning rate |" : "");
     for (int k = 0; k < RESULTS; k++) fprintf(f, " %s |", columns[k].title);
     if (sweep) fputs(" best rate | its eval loss | its exact match % |", f);
     fprintf(f, "\n|---|--:|--:|%s", opt.own_lr ? "--:|" : "");
     for (int k = 0; k < RESULTS + 3 * sweep; k++) fputs("--:|", f);
-    for (int i = 0; i < arrlen(list) * (METHODS + 1); i++) {    // by methods, in their order
+    for (int i = 0; i < arrlen(list) * labels(); i++) {         // by methods, in their order
         const cell *c = list + i % arrlen(list);
         if (strcmp(c->label, label_of(i / (int)arrlen(list)))) continue;
         if (c->part != part || (part == MAIN && c->seed != opt.seed)) continue;
@@ -491,7 +541,8 @@ static void draw(char *title)
         printf("no plots: gnuplot is not here. "
             "sudo apt-get install -y gnuplot-nox, then the same command draws them\n");
     else if (status) die("gnuplot failed, see %s", said);
-    else printf("%s/table.md, cells.csv, steps.csv; loss.svg, gradient.svg, match.svg, cost.svg\n", opt.out);
+    else printf("%s/table.md, cells.csv, steps.csv; loss.svg, gradient.svg, match.svg, cost.svg%s\n", opt.out,
+                chosen_shards ? ", space.svg" : "");
 }
 
 // The options that were given to --compare and that every cell gets, too.
@@ -499,7 +550,7 @@ static char **shared_options(void)
 {
     static const char *const own[] = {
         "--compare", "--quick", "--sweep-lr", "--own-lr", "--jobs", "--no-before", "--seeds", "--data", "--val", "--method",
-        "--rank", "--lr", "--seed", "--steps", "--out", "--log", NULL,
+        "--shard", "--rank", "--lr", "--seed", "--steps", "--out", "--log", NULL,
     };
     char **shared = NULL;
     for (int i = 0; i < OPTIONS; i++) {
@@ -567,15 +618,16 @@ static void run_compare(void)
     if (opt.init || opt.adapter || opt.resume)
         die("--compare starts from --model alone: no --init, --adapter or --resume");
     if (opt.own_lr && !opt.val) die("--own-lr goes by the eval loss; give --val FILE, too");
-    char *runs = join(opt.out, "runs");
-    if ((mkdir(opt.out, 0777) && errno != EEXIST) || (mkdir(runs, 0777) && errno != EEXIST))
-        die("--out %s: %s", opt.out, strerror(errno));
     sigaction(SIGINT, &(struct sigaction){.sa_handler = on_signal}, NULL);     // without SA_RESTART: they end
     sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_signal}, NULL);    // the wait for a cell
     int steps = opt.steps ? opt.steps : opt.quick ? 8 : 50;
     choose_methods();
-    share_cpus();
     config c = open_config();
+    choose_shards(c);
+    char *runs = join(opt.out, "runs");
+    if ((mkdir(opt.out, 0777) && errno != EEXIST) || (mkdir(runs, 0777) && errno != EEXIST))
+        die("--out %s: %s", opt.out, strerror(errno));
+    share_cpus();
     cell *list = NULL;
     if (opt.own_lr) plan_own_rates(&list, c, steps, 0);
     else {

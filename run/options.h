@@ -76,7 +76,7 @@ static const struct option {
     {"--alpha",           "A",      'd', SAME, AT(alpha),        1e-9, 1e9, "LoRA's α (default: the rank, so that α/r = 1)"},
     {"--mini-r",          "R",      'i', SAME, AT(mini_r),       1, 1 << 20, "columns of mini's D"},
     {"--shard",           "AxB",    's', SAME, AT(shard),        0, 0,
-     "size of disha's D; a side may be in or out: 64xout is Bone (default: the rank, both)"},
+     "size of disha's D; a side may be in or out: 64xout is Bone (default: the rank, both); with --compare a list"},
     {"--groups",          "PxQ",    's', SAME, AT(groups),       0, 0,
      "with --method bat: so many B along out and along in; outx1 is Bat, 1xin bat-row"},
     {"--targets",         "LIST",   's', SAME, AT(targets),      0, 0, "linear layers that get the adapter"},
@@ -449,12 +449,17 @@ static void check_ranks(void)
             opt.accum, n, n, (opt.accum / n + 1) * n);
 }
 
+static void read_shard(const char *text, int shard[2])
+{
+    if (!read_pair(text, shard))
+        die("--shard %s: expected AxB, each a whole number, in or out, such as 64x32 or 64xout", text);
+}
+
 // --shard and --groups into the plan. A grouping at whose corner bat or bat-row stands is that.
 static void plan_pairs(plan *p)
 {
     int bat = !strcmp(p->method->name, "bat"), free_groups = bat || !strcmp(p->method->name, "bat-free");
-    if (opt.shard && !read_pair(opt.shard, p->shard))
-        die("--shard %s: expected AxB, each a whole number, in or out, such as 64x32 or 64xout", opt.shard);
+    if (opt.shard) read_shard(opt.shard, p->shard);
     if (opt.groups && !read_pair(opt.groups, p->groups))
         die("--groups %s: expected PxQ, each a whole number, in or out, such as 4x2 or outx1", opt.groups);
     if (opt.shard && !opt.list && strcmp(p->method->name, "disha"))
