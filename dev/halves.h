@@ -211,6 +211,17 @@ static void tn_backward(void)
     matmul_nn(op.grad[1], op.in[0], op.cot, 0.7, ADD);
 }
 
+// Two matrices side by side: one begins where a row of the other ends, not behind all its rows.
+static mat halves_of(mat m) { return column_blocks(m, m.cols / 2); }
+static void blocks_forward(void) { copy(halves_of(op.out), halves_of(op.in[0])); }
+static void blocks_backward(void)
+{
+    mat d = like(op.cot);
+    copy(halves_of(d), halves_of(op.cot));
+    add(op.grad[0], d, 1);
+    dev_free(d.p);
+}
+
 static void embed_forward(void) { embedding_forward(op.out, op.in[0], op_ids); }
 static void embed_backward(void) { embedding_backward(op.grad[0], op.cot, op_ids); }
 
@@ -417,6 +428,7 @@ static const op_case op_cases[] = {
     {"matmul_nn", {{6, 7}}, {{{6, 5}}, {{5, 7}}}, nn_forward, nn_backward, IN1},
     {"matmul_tn", {{5, 7}}, {{{6, 5}}, {{6, 7}}}, tn_forward, tn_backward, OUT},
     {"batched matmul_nt", {{3, 6, 5}}, {{{3, 6, 7}}, {{3, 5, 7}}}, nt_forward, nt_backward, 0},
+    {"copy of blocks", {{6, 10}}, {{{6, 10}}}, blocks_forward, blocks_backward, 0},
     {"bias", {{6, 5}}, {{{6, 5}}, {{5}}}, add_bias_forward, add_bias_backward, IN1},
     {"bias, frozen", {{6, 5}}, {{{6, 5}}, {{5}}}, add_bias_forward, add_bias_backward, FROZEN1},
     {"embedding", {{6, 5}}, {{{4, 5}}}, embed_forward, embed_backward, IN0},
