@@ -1715,6 +1715,14 @@ static void plain_bias(void)            // out = x + b,  db = Σ_n dy
         }
 }
 
+static void plain_blocks(void)          // out = x
+{
+    for (size_t i = 0; i < elements(op.out); i++) {
+        plain.out[i] = plain.in[0][i];
+        plain.grad[0][i] = plain.cot[i];
+    }
+}
+
 static void plain_embedding(void)       // out[n] = table[id]
 {
     for (int n = 0, C = op.out.cols; n < op.out.rows; n++)
@@ -1972,7 +1980,7 @@ static void plain_wkv(void)
 
 static const struct { void (*op)(void), (*loops)(void); } in_plain_loops[] = {
     {nt_forward, plain_nt}, {nn_forward, plain_nn}, {tn_forward, plain_tn}, {add_bias_forward, plain_bias},
-        {embed_forward, plain_embedding}, {norm_forward, plain_rmsnorm},
+        {blocks_forward, plain_blocks}, {embed_forward, plain_embedding}, {norm_forward, plain_rmsnorm},
     {rope_forward, plain_rope}, {att_forward, plain_attention}, {glu_forward, plain_swiglu}, {ce_forward, plain_cross_entropy},
     {sum_forward, plain_shard_sum}, {tile_forward, plain_shard_tile}, {mul_forward, plain_broadcast_mul},
         {dot_forward, plain_broadcast_dot},

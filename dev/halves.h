@@ -179,7 +179,7 @@ static mat all_logits(model *m, const batch *b)         // of every target row, 
 // Finite differences check them in shapes of a few numbers; the GPU's blocks and tiles are crossed by sides
 // 37 times as long.
 
-enum { HEAD = 4, FEW = 6 };
+enum { HEAD = 4, ROPE_HEAD = 6, FEW = 6 };       // half of RoPE's is odd, and fills no packs
 enum { SPANS = 4, POSITIONS = 1200 };
 static struct { mat out, cot, in[3], grad[3]; } op;
 static dev_ints op_pos, op_ids;
@@ -472,7 +472,7 @@ static const op_case gpu_cases[] = {
     {"wide embedding", {{300, 261}}, {{{40, 261}}}, embed_forward, embed_backward, 0},
     {"embedding, whole rows", {{300, 2056}}, {{{40, 2056}}}, embed_forward, embed_backward, 0},
     {"embedding, one id", {{300, 8}}, {{{1, 8}}}, embed_forward, embed_backward, 0},
-    {"wide rope", {{6, 592}}, {{{6, 592}}}, rope_forward, rope_backward, 0},
+    {"wide rope", {{6, 594}}, {{{6, 594}}}, rope_forward, rope_backward, 0},
     {"rope, many heads", {{9, 4 * 270}}, {{{9, 4 * 270}}}, rope_forward, rope_backward, 0},
     {"rmsnorm of 7", {{6, 7}}, {{{6, 7}}, {{7}}}, norm_forward, norm_backward, IN1},
     {"rmsnorm of 8", {{6, 8}}, {{{6, 8}}, {{8}}}, norm_forward, norm_backward, FROZEN1},
@@ -499,6 +499,7 @@ static const op_case gpu_cases[] = {
     {"shards of 64", {{9, 64}}, {{{9, 1000}}}, sum_forward, sum_backward, 0},
     {"shards of 520", {{9, 520}}, {{{9, 1048}}}, sum_forward, sum_backward, 0},
     {"one shard, not full", {{9, 40}}, {{{9, 24}}}, sum_forward, sum_backward, 0},
+    {"tiles of 37", {{9, 2057}}, {{{9, 37}}}, tile_forward, tile_backward, 0},
     {"tiles of 36", {{9, 2057}}, {{{9, 36}}}, tile_forward, tile_backward, 0},
     {"wide tiles of 8", {{9, 2056}}, {{{9, 8}}}, tile_forward, tile_backward, IN0},
     {"broadcast_mul, 2056 columns", {{9, 2056}}, {{{9, 2056}}, {{1, 2056}}}, mul_forward, mul_backward, IN1},
@@ -835,6 +836,13 @@ static snapshot *no_length_results(snapshot *list)
     return give_away(list, "no length, ", "dsquares", dq);
 }
 
+// The head_dim that a case begins with; it grows with the shape, and attention's then is wide enough.
+static int head_of(const op_case *c)
+{
+    if (c->forward == att_forward || c->forward == wkv_forward) return 1;
+    return c->forward == rope_forward ? ROPE_HEAD : HEAD;
+}
+
 // Of every case its output and gradients, of those for the GPU also with gaps between the rows, then what the
 // cases do not reach.
 static snapshot *op_results(void)
@@ -846,8 +854,7 @@ static snapshot *op_results(void)
         char prefix[64];
         op_pad = i < OP_CASES + GPU_CASES ? 0 : 3;          // then rows begin anywhere
         snprintf(prefix, sizeof prefix, "%s%s, ", c->name, op_pad ? " in wider rows" : "");
-        // attention's heads are as wide as the shape is longer, which is wide enough
-        op_open(c, i < OP_CASES ? 37 : 1, c->forward == att_forward || c->forward == wkv_forward ? 1 : HEAD, two_spans);
+        op_open(c, i < OP_CASES ? 37 : 1, head_of(c), two_spans);
         op_pad = 0;
         list = take(list, prefix, "out", op.out);
         for (int j = 0; j < 3; j++)
