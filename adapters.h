@@ -103,7 +103,7 @@ static void lora_layout(model *m, linear *l, const char *name)
     declare(m, PARAM, &l->A, &l->dA, SHAPE(r, l->W.cols), "%s.lora_A.weight", name);
     declare(m, PARAM, &l->B, &l->dB, SHAPE(l->W.rows, r), "%s.lora_B.weight", name);
     declare(m, ACT, &l->h, NULL, SHAPE(m->p.tokens, pitch(r)), "%s.h", name);
-    l->h.cols = r;                                      // h (N, r) in aligned rows
+    l->h = first_columns(l->h, r);                      // h (N, r) in aligned rows
     reserve(&m->dnarrow, m->p.tokens, r);
     reserve(&m->weight, l->W.rows, l->W.cols);
 }

@@ -477,7 +477,7 @@ static needs needs_of(const model *m)
         const tensor *t = &m->tensors[i];
         mat v = *t->value;
         size_t size = elements(v);
-        size_t padded = (size_t)v.batch * (size_t)v.rows * (size_t)pitch(v.cols);
+        size_t padded = (size_t)v.batch * (size_t)pitch(v.rows) * (size_t)pitch(v.cols);
         if (t->kind == BASE && size > n.weight) n.weight = size;
         if ((t->kind == PARAM || t->kind == START) && padded > n.trained) n.trained = padded;
     }

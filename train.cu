@@ -321,10 +321,11 @@ static bool without_gaps(const mat &m, enum dtype type)
     return m.type == type && rows_touch && matrices_touch;
 }
 
-// y = x.  One block: 32 packs of 8 rows.
+// y = x, and 0 where y is larger than x.  One block: 32 packs of 8 rows.
 __global__ static void copy_kernel(mat y, mat x)
 {
-    FOR_EACH_PACK(y.rows, y.cols, row, col) store_pack(y, row, col, load_pack(x, row, col));
+    FOR_EACH_PACK(y.rows, y.cols, row, col)
+        store_pack(y, row, col, row < x.rows ? load_pack(x, row, col) : pack());
 }
 
 extern "C" void copy(mat y, mat x)
@@ -433,16 +434,19 @@ static cublasHandle_t cublas(void)
     return handle;
 }
 
-// A factor in the dtype that the product runs in: m itself, or its copy in work space. In 16 bits the copy's
-// rows are filled up to whole packs: cuBLAS is slow where rows do not begin at multiples of 16 bytes.
+// A factor in the dtype that the product runs in: m itself, or its copy in work space. In 16 bits the copy is
+// filled up with zeros to multiples of 8 rows and columns.
 static mat factor(mat m, enum dtype type, int slot)
 {
     if (m.type == type) return m;
-    mat f = contiguous(m, NULL, type);
-    if (size_of[type] == 2) f.ld = filled(m.cols);
-    f.stride = f.rows * f.ld;
-    f.p = scratch(slot, f.batch * f.stride * size_of[type]);
-    copy(f, m);
+    mat f = m;
+    if (size_of[type] == 2) {
+        f.rows = filled(m.rows);
+        f.cols = filled(m.cols);
+    }
+    f = contiguous(f, NULL, type);
+    f.p = scratch(slot, bytes_of(f));
+    RUN(copy_kernel, pack_grid(f), THREADS, f, m);
     return f;
 }
 
@@ -461,12 +465,22 @@ static cublasComputeType_t compute_type(void)
 // y (M, N) = or += scale a (M, K) b (K, N).  a_across: a lies in memory as (K, M), else as (M, K); b_across:
 // b lies as (K, N), else as (N, K). If y is real, both factors are converted to real; if y is wide (a
 // gradient), both get the dtype of a, so bf16 activations are multiplied as bf16 and summed in fp32.
-static void gemm(mat y, mat a, int a_across, mat b, int b_across, int K, double scale, enum mode mode)
+//
+// cuBLAS is slow where a side is no multiple of 8, as a rank of 36 is. So N and K become what the converted
+// factor is filled up to, where the other two matrices have room behind their columns: y gets zeros there, and
+// what lies there in a factor meets zeros.
+static void gemm(mat y, mat a, int a_across, mat b, int b_across, double scale, enum mode mode)
 {
     enum dtype type = y.type == TYPE_OF(real) ? y.type : a.type;
     wide alpha = (wide)scale, beta = mode == ADD ? 1 : 0;
+    bool converted = a.type != type || b.type != type;
+    int K = a_across ? a.rows : a.cols;
     a = factor(a, type, FACTOR_A);
     b = factor(b, type, FACTOR_B);
+    int K_of_a = a_across ? a.rows : a.spare ? filled(a.cols) : a.cols;
+    int K_of_b = b_across ? b.rows : b.spare ? filled(b.cols) : b.cols;
+    if (converted) K = K_of_a < K_of_b ? K_of_a : K_of_b;
+    if (y.spare) y.cols = b_across ? b.cols : b.rows;
     cublasOperation_t op_b = b_across ? CUBLAS_OP_N : CUBLAS_OP_T;
     cublasOperation_t op_a = a_across ? CUBLAS_OP_T : CUBLAS_OP_N;
     cublasStatus_t status = cublasGemmStridedBatchedEx(cublas(), op_b, op_a, y.cols, y.rows, K, &alpha,
@@ -485,21 +499,21 @@ extern "C" void matmul_nt(mat y, mat x, mat w, double scale, enum mode mode)
 {
     if (!y.p) return;
     check_shapes(y.rows == x.rows && y.cols == w.rows && x.cols == w.cols, "matmul_nt");
-    gemm(y, x, 0, w, 0, x.cols, scale, mode);
+    gemm(y, x, 0, w, 0, scale, mode);
 }
 
 extern "C" void matmul_nn(mat y, mat x, mat w, double scale, enum mode mode)
 {
     if (!y.p) return;
     check_shapes(y.rows == x.rows && y.cols == w.cols && x.cols == w.rows, "matmul_nn");
-    gemm(y, x, 0, w, 1, x.cols, scale, mode);
+    gemm(y, x, 0, w, 1, scale, mode);
 }
 
 extern "C" void matmul_tn(mat y, mat x, mat w, double scale, enum mode mode)
 {
     if (!y.p) return;
     check_shapes(y.rows == x.cols && y.cols == w.cols && x.rows == w.rows, "matmul_tn");
-    gemm(y, x, 1, w, 1, x.rows, scale, mode);
+    gemm(y, x, 1, w, 1, scale, mode);
 }
 
 // ---- 4  Llama2 --------------------------------------------------------------------------------------------

@@ -68,6 +68,7 @@ static inline mat columns_of(mat m, int first, int n)          // columns first 
 {
     m = offset(m, (size_t)first);
     m.cols = n;
+    m.spare = 0;
     return view(m);
 }
 
@@ -76,6 +77,7 @@ static inline mat column_blocks(mat m, int r)                  // (N, in) as in/
     m.batch = m.cols / r;
     m.cols = r;
     m.stride = (size_t)r;
+    m.spare = 0;
     return view(m);
 }
 
@@ -87,24 +89,31 @@ static inline mat shaped(mat m, int batch, int rows, int cols)
     m.cols = cols;
     m.ld = (size_t)cols;
     m.stride = (size_t)rows * (size_t)cols;
+    m.spare = 0;
     return view(m);
 }
 
 // The columns of a row whose next row begins at 16 bytes again, even in 16 bits: tensor cores ask for that.
 static inline int pitch(int cols) { return (cols + 7) / 8 * 8; }
 
+// A matrix with such rows, of which only so many columns are in use.
+static inline mat first_columns(mat m, int cols)
+{
+    m.cols = cols;
+    m.spare = 1;
+    return m;
+}
+
 // The same memory as one matrix with such rows.
 static inline mat aligned(mat m, int rows, int cols)
 {
-    m = shaped(m, 1, rows, pitch(cols));
-    m.cols = cols;
-    return m;
+    return first_columns(shaped(m, 1, rows, pitch(cols)), cols);
 }
 
 static inline mat mat_of(dev p, enum dtype type, shape s)
 {
     int d = s.n[2] ? 3 : s.n[1] ? 2 : 1;
-    mat m = {p, type, d > 1 ? s.n[d - 2] : 1, s.n[d - 1], (size_t)s.n[d - 1], d > 2 ? s.n[0] : 1, 0, 0};
+    mat m = {p, type, d > 1 ? s.n[d - 2] : 1, s.n[d - 1], (size_t)s.n[d - 1], d > 2 ? s.n[0] : 1, 0, 0, 0};
     m.stride = (size_t)m.rows * m.ld;
     m.room = elements(m);
     return m;

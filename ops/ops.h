@@ -56,6 +56,7 @@ typedef struct {
     int batch;                  // how many matrices …
     size_t stride;              // … and the elements from one to the next
     size_t room;                // elements from p to the end of its memory, which no view may leave
+    int spare;                  // behind a row's columns nobody's numbers lie, up to a multiple of 8 columns
 } mat;
 
 /* One sequence: query rows q … q+nq-1 look at key rows k … k+nk-1, causally: the last query's own key is the
@@ -70,7 +71,7 @@ enum { WKV_KEPT = 16 };
 // The sizes of a run that decide what ops need beside their arguments.
 typedef struct {
     size_t weight, trained;     // numbers in the largest matrix of the base, and in the largest that trains,
-                                // its rows filled up to a multiple of 8: room for a product that converts one
+                                // its sides filled up to multiples of 8: room for a product that converts one
     int tokens, heads;          // of a micro-batch; of queries
     int normed;                 // the most rows that RMSNorm gets
     int train;                  // there is a backward pass
