@@ -759,7 +759,14 @@ enum { ATTENTION_THREADS = 128, MOST_HEAD_DIM = 128 };
 // is long.
 constexpr int BANDS = sizeof(real) == 2 ? 2 : 1;
 enum { QUERIES = 64 * BANDS, KEYS = 64 };                // that a block keeps
-constexpr int TILE = sizeof(real) == 2 ? 32 : 16;       // rows that stream past at a time
+#ifndef FT
+#define FT 64
+#define QT 32
+#define KT 32
+#endif
+constexpr int FORWARD_TILE = sizeof(real) == 2 ? FT : 16;       // rows that stream past at a time
+constexpr int DQ_TILE = sizeof(real) == 2 ? QT : 16;
+constexpr int DKV_TILE = sizeof(real) == 2 ? KT : 16;
 typedef pair_of<real> real_pair;
 typedef pair_of<wide> wide_pair;
 
@@ -773,21 +780,28 @@ __device__ static inline bool sees(const span &s, int window, int i, int key)
     return key <= own_key(s, i) && key > own_key(s, i) - window && i < s.nq;
 }
 
-// What a block of queries has: n of them, of which the first has the key `own`; and the keys from … to − 1,
-// that some of them see.
+// What a block of queries has: n of them, of which the first is row `row` of q and has the key `own`; and the
+// keys from … to − 1, that some of them see. Key 0 is row `key_row` of k.
 struct query_block {
-    span s;
-    int first, n, own, from, to, window;
-    __device__ query_block(const span_rows &b, int window_) : s(b.s), first(b.first), window(window_)
+    int row, n, own, from, to, key_row, window;
+    __device__ query_block(const span_rows &b, int window_) : key_row(b.s.k), window(window_)
     {
-        n = s.nq - first < QUERIES ? s.nq - first : QUERIES;
-        own = own_key(s, first);
+        row = b.s.q + b.first;
+        n = b.s.nq - b.first < QUERIES ? b.s.nq - b.first : QUERIES;
+        own = own_key(b.s, b.first);
         from = own >= window ? own - window + 1 : 0;
         to = own + n;
     }
-    // whether all of them see the whole tile that begins at this key; whether the one in this row sees a key
-    __device__ bool sees_tile(int key) const { return key + TILE - 1 <= own && key > own + n - 1 - window; }
-    __device__ bool sees_key(int row, int key) const { return sees(s, window, first + row, key); }
+    // of `rows` queries from the i-th on and `keys` keys: does any see any, do all see all; does one see one?
+    __device__ bool see_some(int i, int rows, int key, int keys) const
+    {
+        return key <= own + i + rows - 1 && key + keys - 1 > own + i - window && i < n;
+    }
+    __device__ bool see_all(int i, int rows, int key, int keys) const
+    {
+        return key + keys - 1 <= own + i && key > own + i + rows - 1 - window && i + rows <= n;
+    }
+    __device__ bool sees(int i, int key) const { return see_all(i, 1, key, 1); }
 };
 
 // A tile in shared memory: rows of D numbers, each 16 bytes longer than it need be, so that the eight rows
@@ -822,20 +836,19 @@ void fetch(real *to, const mat &m, int row, int rows, int head, int d)
 }
 
 // The next tile of each of the two matrices that stream past; two of each have room, in turns.
-template <int D> __device__ static inline
+template <int N, int D> __device__ static inline
 void fetch_both(real *to_a, const mat &a, real *to_b, const mat &b,
                 int slot, int row, int rows, int head, int d)
 {
-    fetch<TILE, D>(to_a + slot * TILE * tile<D>::LD, a, row, rows, head, d);
-    fetch<TILE, D>(to_b + slot * TILE * tile<D>::LD, b, row, rows, head, d);
+    fetch<N, D>(to_a + slot * N * tile<D>::LD, a, row, rows, head, d);
+    fetch<N, D>(to_b + slot * N * tile<D>::LD, b, row, rows, head, d);
     __pipeline_commit();
 }
 
-// Waits for all that was fetched, but for the last tiles if `more` are on their way.
-__device__ static inline void arrived(bool more)
+// Waits until what this block has begun to fetch is there, and all its warps are done with the tile before.
+__device__ static inline void arrived()
 {
-    if (more) __pipeline_wait_prior(1);
-    else __pipeline_wait_prior(0);
+    __pipeline_wait_prior(0);
     __syncthreads();
 }
 
@@ -921,6 +934,18 @@ template <class Op> __device__ static inline wide over_row(wide x, Op op)
 
 constexpr wide LOG2E = (wide)1.4426950408889634;        // exp(x) = exp2(x log₂e)
 
+// Scores of keys that a query does not see become −∞.
+template <int M, int N> __device__ static inline
+void hide_keys(wide_pair (&S)[M][N / 8][2], const query_block &b, int key)
+{
+    UNROLL for (int j = 0; j < M * N / 4; j++) {
+        const int m = j / (N / 4), n = j / 2 % (N / 8), i = j % 2;
+        place p = place_of<M>(m, n, i);
+        if (!b.sees(p.row, key + p.col)) S[m][n][i].x = -INFINITY;
+        if (!b.sees(p.row, key + p.col + 1)) S[m][n][i].y = -INFINITY;
+    }
+}
+
 // One block: QUERIES queries of a span, in one query head, against all keys that they see.
 template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS)
 attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide scale,
@@ -928,33 +953,29 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
 {
     SHARED_MEMORY(memory);
     constexpr int LD = tile<D>::LD;
-    real *Q = (real *)memory, *K = Q + QUERIES * LD, *V = K + 2 * TILE * LD;
+    constexpr int N = FORWARD_TILE;
+    real *Q = (real *)memory, *K = Q + QUERIES * LD, *V = K + 2 * N * LD;
     const query_block b(blocks[blockIdx.x], window);
-    const int head = blockIdx.y, kv = head / (q.cols / k.cols), row = b.s.q + b.first;
+    const int head = blockIdx.y, kv = head / (q.cols / k.cols);
     const int warp_row = threadIdx.x / WARP * 16 * BANDS;
     const wide log2_scale = scale * LOG2E;                              // exp(scale x) = exp2(log2_scale x)
 
-    wide_pair o[BANDS][D / 8][2] = {}, S[BANDS][TILE / 8][2];
+    wide_pair o[BANDS][D / 8][2] = {}, S[BANDS][N / 8][2];
     wide most[BANDS][2], sum[BANDS][2] = {};
     UNROLL for (int j = 0; j < 2 * BANDS; j++) most[j / 2][j % 2] = -INFINITY;
-    fetch<QUERIES, D>(Q, q, row, b.n, head, d);
-    fetch_both<D>(K, k, V, v, 0, b.s.k + b.from, b.to - b.from, kv, d);
-    for (int key = b.from, slot = 0; key < b.to; key += TILE, slot ^= 1) {
-        int next = key + TILE;
-        bool more = next < b.to, all_seen = b.sees_tile(key);
-        if (more) fetch_both<D>(K, k, V, v, slot ^ 1, b.s.k + next, b.to - next, kv, d);
-        arrived(more);
-        rows_by_rows<BANDS, TILE, D>(S, Q + warp_row * LD, K + slot * TILE * LD);          // S = q kᵀ
+    fetch<QUERIES, D>(Q, q, b.row, b.n, head, d);
+    fetch_both<N, D>(K, k, V, v, 0, b.key_row + b.from, b.to - b.from, kv, d);
+    for (int key = b.from, slot = 0; key < b.to; key += N, slot ^= 1) {
+        int next = key + N;
+        arrived();
+        if (next < b.to) fetch_both<N, D>(K, k, V, v, slot ^ 1, b.key_row + next, b.to - next, kv, d);
+        if (!b.see_some(warp_row, 16 * BANDS, key, N)) continue;
+        rows_by_rows<BANDS, N, D>(S, Q + warp_row * LD, K + slot * N * LD);             // S = q kᵀ
+        if (!b.see_all(warp_row, 16 * BANDS, key, N)) hide_keys<BANDS, N>(S, b, key);
         UNROLL for (int j = 0; j < 2 * BANDS; j++) {                              // the lane's rows
             const int m = j / 2, i = j % 2;
             wide largest = -INFINITY;
-            UNROLL for (int n = 0; n < TILE / 8; n++) {
-                wide_pair &x = S[m][n][i];
-                place p = place_of<BANDS>(m, n, i);
-                if (!all_seen && !b.sees_key(p.row, key + p.col)) x.x = -INFINITY;
-                if (!all_seen && !b.sees_key(p.row, key + p.col + 1)) x.y = -INFINITY;
-                largest = fmax(largest, fmax(x.x, x.y));
-            }
+            UNROLL for (int n = 0; n < N / 8; n++) largest = fmax(largest, fmax(S[m][n][i].x, S[m][n][i].y));
             // m need not be the largest score, only near it, so that no P is beyond 2⁸
             largest = over_row(largest, larger()) * log2_scale;
             bool grows = largest > most[m][i] + 8;
@@ -966,15 +987,14 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
                     o[m][n][i] = {o[m][n][i].x * shrink, o[m][n][i].y * shrink};
             }
             wide base = most[m][i] == -INFINITY ? 0 : most[m][i];   // no key seen so far: exp2(−∞) is 0
-            UNROLL for (int n = 0; n < TILE / 8; n++) {
+            UNROLL for (int n = 0; n < N / 8; n++) {
                 wide_pair &x = S[m][n][i];
                 x.x = fast_exp2(x.x * log2_scale - base);                       // P = exp(S − m)
                 x.y = fast_exp2(x.y * log2_scale - base);
                 sum[m][i] += x.x + x.y;                                         // l, this lane's part
             }
         }
-        add_product<BANDS, TILE, D>(o, S, V + slot * TILE * LD);           // o += P v
-        __syncthreads();                                                // the tile may be overwritten
+        add_product<BANDS, N, D>(o, S, V + slot * N * LD);                  // o += P v
     }
     wide inverse[BANDS][2];
     UNROLL for (int j = 0; j < 2 * BANDS; j++) {
@@ -982,10 +1002,10 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
         place p = place_of<BANDS>(m, 0, i);
         wide l = over_row(sum[m][i], plus());
         inverse[m][i] = 1 / l;
-        wide *at = (wide *)lse.p + index_of(lse, 0, row + p.row, head);
+        wide *at = (wide *)lse.p + index_of(lse, 0, b.row + p.row, head);
         if (p.col == 0 && p.row < b.n) *at = most[m][i] / LOG2E + log(l);
     }
-    write_rows<BANDS, D>(out, row, b.n, head, d, o, inverse);
+    write_rows<BANDS, D>(out, b.row, b.n, head, d, o, inverse);
 }
 
 //  out = P v:         dv = Pᵀ dout,   dP = dout vᵀ
@@ -997,12 +1017,6 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
 // to rows that other blocks add to, in an order that chance decides. So there are two kernels, each with its
 // sum in registers, and both make S and dP: seven products instead of five.
 
-// P = exp(S − lse), both given times log₂e; a key that is not seen has none.
-__device__ static inline wide probability(wide S, wide lse, bool seen)
-{
-    return seen ? fast_exp2(S - lse) : 0;
-}
-
 // One block: QUERIES queries of a span in one head. Keys and values stream past. It also leaves Δ.
 template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS)
 attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, mat lse,
@@ -1010,15 +1024,16 @@ attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, m
 {
     SHARED_MEMORY(memory);
     constexpr int LD = tile<D>::LD;
-    real *Q = (real *)memory, *G = Q + QUERIES * LD, *K = G + QUERIES * LD, *V = K + 2 * TILE * LD;
+    constexpr int N = DQ_TILE;
+    real *Q = (real *)memory, *G = Q + QUERIES * LD, *K = G + QUERIES * LD, *V = K + 2 * N * LD;
     const query_block b(blocks[blockIdx.x], window);
-    const int head = blockIdx.y, kv = head / (q.cols / k.cols), row = b.s.q + b.first;
+    const int head = blockIdx.y, kv = head / (q.cols / k.cols);
     const int lane = threadIdx.x % WARP, warp_row = threadIdx.x / WARP * 16 * BANDS;
     const wide log2_scale = scale * LOG2E;
 
-    fetch<QUERIES, D>(Q, q, row, b.n, head, d);
-    fetch<QUERIES, D>(G, dout, row, b.n, head, d);
-    fetch_both<D>(K, k, V, v, 0, b.s.k + b.from, b.to - b.from, kv, d);
+    fetch<QUERIES, D>(Q, q, b.row, b.n, head, d);
+    fetch<QUERIES, D>(G, dout, b.row, b.n, head, d);
+    fetch_both<N, D>(K, k, V, v, 0, b.key_row + b.from, b.to - b.from, kv, d);
 
     wide Delta[BANDS][2] = {}, L[BANDS][2] = {};        // of the lane's rows; a quarter of a row is its own
     UNROLL for (int j = 0; j < 2 * BANDS; j++) {
@@ -1026,39 +1041,51 @@ attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, m
         int r = place_of<BANDS>(m, 0, i).row;
         bool there = r < b.n;
         if (there) {
-            const real *g = row_of(dout, row + r) + head * d, *o = row_of(out, row + r) + head * d;
-            for (int c = lane % 4; c < d; c += 4) Delta[m][i] += up(g[c]) * up(o[c]);
-            L[m][i] = ((const wide *)lse.p)[index_of(lse, 0, row + r, head)] * LOG2E;
+            const real *g = row_of(dout, b.row + r) + head * d, *o = row_of(out, b.row + r) + head * d;
+            for (int c = lane % 4 * PACK; c < d; c += 4 * PACK) {
+                pack x = load_pack(g + c, d - c), y = load_pack(o + c, d - c);
+                for (int e = 0; e < PACK; e++) Delta[m][i] += x.x[e] * y.x[e];
+            }
+            L[m][i] = ((const wide *)lse.p)[index_of(lse, 0, b.row + r, head)] * LOG2E;
         }
         Delta[m][i] = over_row(Delta[m][i], plus());
-        wide *at = (wide *)delta.p + index_of(delta, 0, row + r, head);
+        wide *at = (wide *)delta.p + index_of(delta, 0, b.row + r, head);
         if (there && lane % 4 == 0) *at = Delta[m][i];
     }
 
-    wide_pair sum[BANDS][D / 8][2] = {}, S[BANDS][TILE / 8][2], dS[BANDS][TILE / 8][2];
-    for (int key = b.from, slot = 0; key < b.to; key += TILE, slot ^= 1) {
-        int next = key + TILE;
-        bool more = next < b.to, all_seen = b.sees_tile(key);
-        if (more) fetch_both<D>(K, k, V, v, slot ^ 1, b.s.k + next, b.to - next, kv, d);
-        arrived(more);
-        rows_by_rows<BANDS, TILE, D>(S, Q + warp_row * LD, K + slot * TILE * LD);      // S  = q kᵀ
-        rows_by_rows<BANDS, TILE, D>(dS, G + warp_row * LD, V + slot * TILE * LD);     // dP = dout vᵀ
-        UNROLL for (int j = 0; j < BANDS * TILE / 4; j++) {
-            const int m = j / (TILE / 4), n = j / 2 % (TILE / 8), i = j % 2;
-            place p = place_of<BANDS>(m, n, i);
+    wide_pair sum[BANDS][D / 8][2] = {}, S[BANDS][N / 8][2], dS[BANDS][N / 8][2];
+    for (int key = b.from, slot = 0; key < b.to; key += N, slot ^= 1) {
+        int next = key + N;
+        arrived();
+        if (next < b.to) fetch_both<N, D>(K, k, V, v, slot ^ 1, b.key_row + next, b.to - next, kv, d);
+        if (!b.see_some(warp_row, 16 * BANDS, key, N)) continue;
+        rows_by_rows<BANDS, N, D>(S, Q + warp_row * LD, K + slot * N * LD);            // S  = q kᵀ
+        rows_by_rows<BANDS, N, D>(dS, G + warp_row * LD, V + slot * N * LD);           // dP = dout vᵀ
+        if (!b.see_all(warp_row, 16 * BANDS, key, N)) hide_keys<BANDS, N>(S, b, key);
+        UNROLL for (int j = 0; j < BANDS * N / 4; j++) {
+            const int m = j / (N / 4), n = j / 2 % (N / 8), i = j % 2;
             wide_pair x = S[m][n][i], y = dS[m][n][i];
-            bool seen = all_seen || b.sees_key(p.row, key + p.col);
-            bool next_seen = all_seen || b.sees_key(p.row, key + p.col + 1);
-            wide P = probability(x.x * log2_scale, L[m][i], seen);
-            wide next_P = probability(x.y * log2_scale, L[m][i], next_seen);
-            dS[m][n][i] = {P * (y.x - Delta[m][i]), next_P * (y.y - Delta[m][i])};      // dS = P ⊙ (dP − Δ)
+            x.x = fast_exp2(x.x * log2_scale - L[m][i]);                               // P  = exp(S − lse)
+            x.y = fast_exp2(x.y * log2_scale - L[m][i]);
+            dS[m][n][i] = {x.x * (y.x - Delta[m][i]), x.y * (y.y - Delta[m][i])};      // dS = P ⊙ (dP − Δ)
         }
-        add_product<BANDS, TILE, D>(sum, dS, K + slot * TILE * LD);                    // dq += dS k
-        __syncthreads();
+        add_product<BANDS, N, D>(sum, dS, K + slot * N * LD);                          // dq += dS k
     }
     wide scales[BANDS][2];
     UNROLL for (int j = 0; j < 2 * BANDS; j++) scales[j / 2][j % 2] = scale;
-    write_rows<BANDS, D>(dq, row, b.n, head, d, sum, scales);
+    write_rows<BANDS, D>(dq, b.row, b.n, head, d, sum, scales);
+}
+
+// Scores of queries that do not see a key become −∞.
+template <int N> __device__ static inline
+void hide_queries(wide_pair (&S)[1][N / 8][2], const span &s, int window, int query, int key)
+{
+    UNROLL for (int j = 0; j < N / 4; j++) {
+        const int n = j / 2, i = j % 2;
+        place p = place_of<1>(0, n, i);
+        if (!sees(s, window, query + p.col, key + p.row)) S[0][n][i].x = -INFINITY;
+        if (!sees(s, window, query + p.col + 1, key + p.row)) S[0][n][i].y = -INFINITY;
+    }
 }
 
 // One block: 64 keys of a span in one head of keys. The queries that see them stream past, of every query
@@ -1069,8 +1096,9 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
 {
     SHARED_MEMORY(memory);
     constexpr int LD = tile<D>::LD;
-    real *K = (real *)memory, *V = K + KEYS * LD, *Q = V + KEYS * LD, *G = Q + 2 * TILE * LD;
-    __shared__ wide L[2][TILE], Delta[2][TILE];
+    constexpr int N = DKV_TILE;
+    real *K = (real *)memory, *V = K + KEYS * LD, *Q = V + KEYS * LD, *G = Q + 2 * N * LD;
+    __shared__ wide L[2][N], Delta[2][N];
     const span s = blocks[blockIdx.x].s;
     const int first = blocks[blockIdx.x].first, kv = blockIdx.y, group = q.cols / k.cols;
     const int keys = s.nk - first < KEYS ? s.nk - first : KEYS, warp_row = threadIdx.x / WARP * 16;
@@ -1078,49 +1106,47 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
     const int from = first > own_key(s, 0) ? first - own_key(s, 0) : 0;
     const long behind = (long)first + keys - 1 + window - own_key(s, 0);
     const int to = behind < s.nq ? (int)behind : s.nq;
-    const int tiles = from < to ? (to - from + TILE - 1) / TILE : 0, steps = tiles * group;
+    const int tiles = from < to ? (to - from + N - 1) / N : 0, steps = tiles * group;
     const wide log2_scale = scale * LOG2E;
 
     auto fetch_queries = [&](int step) {
-        int slot = step % 2, row = s.q + from + step % tiles * TILE, head = kv * group + step / tiles;
+        int slot = step % 2, row = s.q + from + step % tiles * N, head = kv * group + step / tiles;
         int rows = s.q + to - row;
-        fetch_both<D>(Q, q, G, dout, slot, row, rows, head, d);
-        for (int r = threadIdx.x; r < TILE; r += ATTENTION_THREADS) {
+        fetch_both<N, D>(Q, q, G, dout, slot, row, rows, head, d);
+        for (int r = threadIdx.x; r < N; r += ATTENTION_THREADS) {
             L[slot][r] = r < rows ? ((const wide *)lse.p)[index_of(lse, 0, row + r, head)] * LOG2E : 0;
             Delta[slot][r] = r < rows ? ((const wide *)delta.p)[index_of(delta, 0, row + r, head)] : 0;
         }
     };
-    wide_pair sum_k[1][D / 8][2] = {}, sum_v[1][D / 8][2] = {}, P[1][TILE / 8][2], dS[1][TILE / 8][2];
+    wide_pair sum_k[1][D / 8][2] = {}, sum_v[1][D / 8][2] = {}, P[1][N / 8][2], dS[1][N / 8][2];
     fetch<KEYS, D>(K, k, s.k + first, keys, kv, d);
     fetch<KEYS, D>(V, v, s.k + first, keys, kv, d);
     __pipeline_commit();
     if (steps) fetch_queries(0);
     for (int step = 0; step < steps; step++) {
-        int slot = step % 2, query = from + step % tiles * TILE;
-        bool more = step + 1 < steps;
-        if (more) fetch_queries(step + 1);
-        arrived(more);
-        rows_by_rows<1, TILE, D>(P, K + warp_row * LD, Q + slot * TILE * LD);       // Sᵀ  = k qᵀ
-        rows_by_rows<1, TILE, D>(dS, V + warp_row * LD, G + slot * TILE * LD);      // dPᵀ = v doutᵀ
-        bool all_seen = first + keys - 1 <= own_key(s, query) && first > own_key(s, query + TILE - 1) - window
-                        && query + TILE <= to;
-        UNROLL for (int j = 0; j < TILE / 4; j++) {
+        int slot = step % 2, query = from + step % tiles * N;
+        arrived();
+        if (step + 1 < steps) fetch_queries(step + 1);
+        int rows = to - query < N ? to - query : N, key = first + warp_row;     // these keys are the warp's
+        if (key > own_key(s, query + rows - 1) || key + 15 <= own_key(s, query) - window) continue;
+        rows_by_rows<1, N, D>(P, K + warp_row * LD, Q + slot * N * LD);         // Sᵀ  = k qᵀ
+        rows_by_rows<1, N, D>(dS, V + warp_row * LD, G + slot * N * LD);        // dPᵀ = v doutᵀ
+        bool all = key + 15 <= own_key(s, query) && key > own_key(s, query + N - 1) - window && rows == N;
+        if (!all) hide_queries<N>(P, s, window, query, first);
+        UNROLL for (int j = 0; j < N / 4; j++) {
             const int n = j / 2, i = j % 2;
             place p = place_of<1>(0, n, i);
             const wide *l = &L[slot][p.col], *D0 = &Delta[slot][p.col];
             wide_pair x = P[0][n][i], y = dS[0][n][i];
-            bool seen = all_seen || sees(s, window, query + p.col, first + p.row);
-            bool next_seen = all_seen || sees(s, window, query + p.col + 1, first + p.row);
-            x.x = probability(x.x * log2_scale, l[0], seen);
-            x.y = probability(x.y * log2_scale, l[1], next_seen);
+            x.x = fast_exp2(x.x * log2_scale - l[0]);
+            x.y = fast_exp2(x.y * log2_scale - l[1]);
             P[0][n][i] = x;
-            dS[0][n][i] = {x.x * (y.x - D0[0]), x.y * (y.y - D0[1])};               // dS = P ⊙ (dP − Δ)
+            dS[0][n][i] = {x.x * (y.x - D0[0]), x.y * (y.y - D0[1])};           // dS = P ⊙ (dP − Δ)
         }
-        add_product<1, TILE, D>(sum_v, P, G + slot * TILE * LD);                    // dv += Pᵀ dout
-        add_product<1, TILE, D>(sum_k, dS, Q + slot * TILE * LD);                   // dk += dSᵀ q
-        __syncthreads();
+        add_product<1, N, D>(sum_v, P, G + slot * N * LD);                      // dv += Pᵀ dout
+        add_product<1, N, D>(sum_k, dS, Q + slot * N * LD);                     // dk += dSᵀ q
     }
-    arrived(false);
+    arrived();
     write_rows<1, D>(dv, s.k + first, keys, kv, d, sum_v, {{1, 1}});
     write_rows<1, D>(dk, s.k + first, keys, kv, d, sum_k, {{scale, scale}});
 }
@@ -1187,7 +1213,7 @@ static span_rows *list_blocks(const span *spans, int count)
 
 static int attention_bytes(int D, int rows)
 {
-    return (rows + 4 * TILE) * (D + PACK) * (int)sizeof(real);
+    return rows * (D + PACK) * (int)sizeof(real);
 }
 
 static void check_head_dim(int d)
@@ -1203,7 +1229,7 @@ extern "C" void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, 
     const span_rows *blocks = list_blocks(spans, count);
     wide scale = (wide)(1 / sqrt((double)d));
     if (listed.query_blocks)
-        RUN_ATTENTION(attention_kernel, d, dim3(listed.query_blocks, q.cols / d), QUERIES,
+        RUN_ATTENTION(attention_kernel, d, dim3(listed.query_blocks, q.cols / d), QUERIES + 4 * FORWARD_TILE,
                       out, lse, q, k, v, d, window, scale, blocks);
 }
 
@@ -1215,9 +1241,9 @@ extern "C" void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat 
     mat delta = contiguous(lse, scratch(DELTA, bytes_of(lse)), TYPE_OF(wide));
     wide scale = (wide)(1 / sqrt((double)d));
     if (!listed.query_blocks) return;
-    RUN_ATTENTION(attention_dq_kernel, d, dim3(listed.query_blocks, q.cols / d), 2 * QUERIES,
+    RUN_ATTENTION(attention_dq_kernel, d, dim3(listed.query_blocks, q.cols / d), 2 * QUERIES + 4 * DQ_TILE,
                   dq, delta, dout, q, k, v, out, lse, d, window, scale, blocks);
-    RUN_ATTENTION(attention_dkv_kernel, d, dim3(listed.key_blocks, k.cols / d), 2 * KEYS,
+    RUN_ATTENTION(attention_dkv_kernel, d, dim3(listed.key_blocks, k.cols / d), 2 * KEYS + 4 * DKV_TILE,
                   dk, dv, dout, q, k, v, lse, delta, d, window, scale, blocks + listed.query_blocks);
 }
 
