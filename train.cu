@@ -759,49 +759,43 @@ enum { ATTENTION_THREADS = 128, MOST_HEAD_DIM = 128 };
 // is long.
 constexpr int BANDS = sizeof(real) == 2 ? 2 : 1;
 enum { QUERIES = 64 * BANDS, KEYS = 64 };                // that a block keeps
-#ifndef FT
-#define FT 64
-#define QT 32
-#define KT 32
-#endif
-constexpr int FORWARD_TILE = sizeof(real) == 2 ? FT : 16;       // rows that stream past at a time
-constexpr int DQ_TILE = sizeof(real) == 2 ? QT : 16;
-constexpr int DKV_TILE = sizeof(real) == 2 ? KT : 16;
+// Rows that stream past at a time: as many as have room for their scores in a warp's registers.
+constexpr int FORWARD_TILE = sizeof(real) == 2 ? 64 : 16, TILE = sizeof(real) == 2 ? 32 : 16;
 typedef pair_of<real> real_pair;
 typedef pair_of<wide> wide_pair;
 
 // The block of queries that begins at number `first` of this span, or of keys.
 struct span_rows { span s; int first; };
 
-// Query i of a span sees its own key and those before it, `window` keys at most.
+// Query i of a span has its own key. It sees that one and those before it, `window` keys at most.
 __device__ static inline int own_key(const span &s, int i) { return s.nk - s.nq + i; }
-__device__ static inline bool sees(const span &s, int window, int i, int key)
+
+// So it sees a key that is 0 … window − 1 keys behind its own.
+__device__ static inline bool sees(int behind, int window) { return (unsigned)behind < (unsigned)window; }
+
+// Of so many queries, the first of which has the key `own`, and so many keys: do all see all? Does any see any?
+__device__ static inline bool all_seen(int own, int queries, int key, int keys, int window)
 {
-    return key <= own_key(s, i) && key > own_key(s, i) - window && i < s.nq;
+    return key + keys - 1 <= own && key > own + queries - 1 - window;
+}
+__device__ static inline bool some_seen(int own, int queries, int key, int keys, int window)
+{
+    return key <= own + queries - 1 && key + keys - 1 > own - window;
 }
 
-// What a block of queries has: n of them, of which the first is row `row` of q and has the key `own`; and the
-// keys from … to − 1, that some of them see. Key 0 is row `key_row` of k.
+// What a block of queries has: n of them, from row `row` of q on. The first one's own key is in row `own` of k,
+// and the keys that some of them see are the rows from … to − 1.
 struct query_block {
-    int row, n, own, from, to, key_row, window;
-    __device__ query_block(const span_rows &b, int window_) : key_row(b.s.k), window(window_)
+    int row, n, own, from, to;
+    __device__ query_block(const span_rows &b, int window)
     {
+        int first = own_key(b.s, b.first);
         row = b.s.q + b.first;
         n = b.s.nq - b.first < QUERIES ? b.s.nq - b.first : QUERIES;
-        own = own_key(b.s, b.first);
-        from = own >= window ? own - window + 1 : 0;
+        own = b.s.k + first;
+        from = first >= window ? own - window + 1 : b.s.k;
         to = own + n;
     }
-    // of `rows` queries from the i-th on and `keys` keys: does any see any, do all see all; does one see one?
-    __device__ bool see_some(int i, int rows, int key, int keys) const
-    {
-        return key <= own + i + rows - 1 && key + keys - 1 > own + i - window && i < n;
-    }
-    __device__ bool see_all(int i, int rows, int key, int keys) const
-    {
-        return key + keys - 1 <= own + i && key > own + i + rows - 1 - window && i + rows <= n;
-    }
-    __device__ bool sees(int i, int key) const { return see_all(i, 1, key, 1); }
 };
 
 // A tile in shared memory: rows of D numbers, each 16 bytes longer than it need be, so that the eight rows
@@ -895,25 +889,25 @@ void add_product(wide_pair (&c)[M][D / 8][2], wide_pair (&a)[M][N / 8][2], const
     }
 }
 
-// Where in a block's tile of scores a lane's pair (m, n, i) is: its row, and the first of its columns.
+// Where in a warp's tile a lane's pair (m, n, i) is: its row, and the first of its columns.
 struct place { int row, col; };
-template <int M> __device__ static inline place place_of(int m, int n, int i)
+__device__ static inline place place_of(int m, int n, int i)
 {
     int lane = threadIdx.x % WARP;
-    return {((int)threadIdx.x / WARP * M + m) * 16 + lane / 4 + 8 * i, 8 * n + lane % 4 * 2};
+    return {m * 16 + lane / 4 + 8 * i, 8 * n + lane % 4 * 2};
 }
 
-// The block's rows of one head, from `row` on, become scale c, each with its own scale. There are `rows`.
+// The warp's rows of one head, from `row` on, become scale c, each with its own scale. There are `rows`.
 template <int M, int D> __device__ static inline
 void write_rows(const mat &out, int row, int rows, int head, int d,
                 wide_pair (&c)[M][D / 8][2], const wide (&scale)[M][2])
 {
     UNROLL for (int j = 0; j < 2 * M; j++) {
-        const int m = j / 2, i = j % 2, r = place_of<M>(m, 0, i).row;
+        const int m = j / 2, i = j % 2, r = place_of(m, 0, i).row;
         real *to = row_of(out, row + r) + head * d;
         bool paired = (uintptr_t)to % sizeof(real_pair) == 0;
         UNROLL for (int n = 0; n < D / 8; n++) {
-            int col = place_of<M>(m, n, i).col;
+            int col = place_of(m, n, i).col;
             real_pair p = pair_up<real>(scale[m][i] * c[m][n][i].x, scale[m][i] * c[m][n][i].y);
             if (r >= rows) continue;
             if (paired && col + 1 < d) *(real_pair *)(to + col) = p;
@@ -934,15 +928,17 @@ template <class Op> __device__ static inline wide over_row(wide x, Op op)
 
 constexpr wide LOG2E = (wide)1.4426950408889634;        // exp(x) = exp2(x log₂e)
 
-// Scores of keys that a query does not see become −∞.
+// Scores of keys that a query does not see become −∞. The first query has the key `own`, the first key is `key`;
+// queries lie down and keys across, or `transposed`.
 template <int M, int N> __device__ static inline
-void hide_keys(wide_pair (&S)[M][N / 8][2], const query_block &b, int key)
+void hide_unseen(wide_pair (&S)[M][N / 8][2], int own, int key, int window, bool transposed)
 {
     UNROLL for (int j = 0; j < M * N / 4; j++) {
         const int m = j / (N / 4), n = j / 2 % (N / 8), i = j % 2;
-        place p = place_of<M>(m, n, i);
-        if (!b.sees(p.row, key + p.col)) S[m][n][i].x = -INFINITY;
-        if (!b.sees(p.row, key + p.col + 1)) S[m][n][i].y = -INFINITY;
+        place p = place_of(m, n, i);
+        int down = transposed ? -1 : 1, behind = own - key + down * (p.row - p.col);    // how far the key is
+        if (!sees(behind, window)) S[m][n][i].x = -INFINITY;
+        if (!sees(behind - down, window)) S[m][n][i].y = -INFINITY;
     }
 }
 
@@ -957,21 +953,22 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
     real *Q = (real *)memory, *K = Q + QUERIES * LD, *V = K + 2 * N * LD;
     const query_block b(blocks[blockIdx.x], window);
     const int head = blockIdx.y, kv = head / (q.cols / k.cols);
-    const int warp_row = threadIdx.x / WARP * 16 * BANDS;
+    const int warp_row = threadIdx.x / WARP * 16 * BANDS, row = b.row + warp_row, rows = b.n - warp_row;
+    const int own = b.own + warp_row;                                   // of the warp's queries
     const wide log2_scale = scale * LOG2E;                              // exp(scale x) = exp2(log2_scale x)
 
     wide_pair o[BANDS][D / 8][2] = {}, S[BANDS][N / 8][2];
     wide most[BANDS][2], sum[BANDS][2] = {};
     UNROLL for (int j = 0; j < 2 * BANDS; j++) most[j / 2][j % 2] = -INFINITY;
     fetch<QUERIES, D>(Q, q, b.row, b.n, head, d);
-    fetch_both<N, D>(K, k, V, v, 0, b.key_row + b.from, b.to - b.from, kv, d);
+    fetch_both<N, D>(K, k, V, v, 0, b.from, b.to - b.from, kv, d);
     for (int key = b.from, slot = 0; key < b.to; key += N, slot ^= 1) {
         int next = key + N;
         arrived();
-        if (next < b.to) fetch_both<N, D>(K, k, V, v, slot ^ 1, b.key_row + next, b.to - next, kv, d);
-        if (!b.see_some(warp_row, 16 * BANDS, key, N)) continue;
+        if (next < b.to) fetch_both<N, D>(K, k, V, v, slot ^ 1, next, b.to - next, kv, d);
+        if (rows <= 0 || !some_seen(own, 16 * BANDS, key, N, window)) continue;
         rows_by_rows<BANDS, N, D>(S, Q + warp_row * LD, K + slot * N * LD);             // S = q kᵀ
-        if (!b.see_all(warp_row, 16 * BANDS, key, N)) hide_keys<BANDS, N>(S, b, key);
+        if (!all_seen(own, 16 * BANDS, key, N, window)) hide_unseen<BANDS, N>(S, own, key, window, false);
         UNROLL for (int j = 0; j < 2 * BANDS; j++) {                              // the lane's rows
             const int m = j / 2, i = j % 2;
             wide largest = -INFINITY;
@@ -999,13 +996,13 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
     wide inverse[BANDS][2];
     UNROLL for (int j = 0; j < 2 * BANDS; j++) {
         const int m = j / 2, i = j % 2;
-        place p = place_of<BANDS>(m, 0, i);
+        place p = place_of(m, 0, i);
         wide l = over_row(sum[m][i], plus());
         inverse[m][i] = 1 / l;
-        wide *at = (wide *)lse.p + index_of(lse, 0, b.row + p.row, head);
-        if (p.col == 0 && p.row < b.n) *at = most[m][i] / LOG2E + log(l);
+        wide *at = (wide *)lse.p + index_of(lse, 0, row + p.row, head);
+        if (p.col == 0 && p.row < rows) *at = most[m][i] / LOG2E + log(l);
     }
-    write_rows<BANDS, D>(out, b.row, b.n, head, d, o, inverse);
+    write_rows<BANDS, D>(out, row, rows, head, d, o, inverse);
 }
 
 //  out = P v:         dv = Pᵀ dout,   dP = dout vᵀ
@@ -1024,32 +1021,33 @@ attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, m
 {
     SHARED_MEMORY(memory);
     constexpr int LD = tile<D>::LD;
-    constexpr int N = DQ_TILE;
+    constexpr int N = TILE;
     real *Q = (real *)memory, *G = Q + QUERIES * LD, *K = G + QUERIES * LD, *V = K + 2 * N * LD;
     const query_block b(blocks[blockIdx.x], window);
     const int head = blockIdx.y, kv = head / (q.cols / k.cols);
-    const int lane = threadIdx.x % WARP, warp_row = threadIdx.x / WARP * 16 * BANDS;
+    const int warp_row = threadIdx.x / WARP * 16 * BANDS, row = b.row + warp_row, rows = b.n - warp_row;
+    const int own = b.own + warp_row, lane = threadIdx.x % WARP;
     const wide log2_scale = scale * LOG2E;
 
     fetch<QUERIES, D>(Q, q, b.row, b.n, head, d);
     fetch<QUERIES, D>(G, dout, b.row, b.n, head, d);
-    fetch_both<N, D>(K, k, V, v, 0, b.key_row + b.from, b.to - b.from, kv, d);
+    fetch_both<N, D>(K, k, V, v, 0, b.from, b.to - b.from, kv, d);
 
     wide Delta[BANDS][2] = {}, L[BANDS][2] = {};        // of the lane's rows; a quarter of a row is its own
     UNROLL for (int j = 0; j < 2 * BANDS; j++) {
         const int m = j / 2, i = j % 2;
-        int r = place_of<BANDS>(m, 0, i).row;
-        bool there = r < b.n;
+        int r = row + place_of(m, 0, i).row;
+        bool there = r < row + rows;
         if (there) {
-            const real *g = row_of(dout, b.row + r) + head * d, *o = row_of(out, b.row + r) + head * d;
+            const real *g = row_of(dout, r) + head * d, *o = row_of(out, r) + head * d;
             for (int c = lane % 4 * PACK; c < d; c += 4 * PACK) {
                 pack x = load_pack(g + c, d - c), y = load_pack(o + c, d - c);
                 for (int e = 0; e < PACK; e++) Delta[m][i] += x.x[e] * y.x[e];
             }
-            L[m][i] = ((const wide *)lse.p)[index_of(lse, 0, b.row + r, head)] * LOG2E;
+            L[m][i] = ((const wide *)lse.p)[index_of(lse, 0, r, head)] * LOG2E;
         }
         Delta[m][i] = over_row(Delta[m][i], plus());
-        wide *at = (wide *)delta.p + index_of(delta, 0, b.row + r, head);
+        wide *at = (wide *)delta.p + index_of(delta, 0, r, head);
         if (there && lane % 4 == 0) *at = Delta[m][i];
     }
 
@@ -1057,11 +1055,11 @@ attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, m
     for (int key = b.from, slot = 0; key < b.to; key += N, slot ^= 1) {
         int next = key + N;
         arrived();
-        if (next < b.to) fetch_both<N, D>(K, k, V, v, slot ^ 1, b.key_row + next, b.to - next, kv, d);
-        if (!b.see_some(warp_row, 16 * BANDS, key, N)) continue;
+        if (next < b.to) fetch_both<N, D>(K, k, V, v, slot ^ 1, next, b.to - next, kv, d);
+        if (rows <= 0 || !some_seen(own, 16 * BANDS, key, N, window)) continue;
         rows_by_rows<BANDS, N, D>(S, Q + warp_row * LD, K + slot * N * LD);            // S  = q kᵀ
         rows_by_rows<BANDS, N, D>(dS, G + warp_row * LD, V + slot * N * LD);           // dP = dout vᵀ
-        if (!b.see_all(warp_row, 16 * BANDS, key, N)) hide_keys<BANDS, N>(S, b, key);
+        if (!all_seen(own, 16 * BANDS, key, N, window)) hide_unseen<BANDS, N>(S, own, key, window, false);
         UNROLL for (int j = 0; j < BANDS * N / 4; j++) {
             const int m = j / (N / 4), n = j / 2 % (N / 8), i = j % 2;
             wide_pair x = S[m][n][i], y = dS[m][n][i];
@@ -1073,19 +1071,7 @@ attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, m
     }
     wide scales[BANDS][2];
     UNROLL for (int j = 0; j < 2 * BANDS; j++) scales[j / 2][j % 2] = scale;
-    write_rows<BANDS, D>(dq, b.row, b.n, head, d, sum, scales);
-}
-
-// Scores of queries that do not see a key become −∞.
-template <int N> __device__ static inline
-void hide_queries(wide_pair (&S)[1][N / 8][2], const span &s, int window, int query, int key)
-{
-    UNROLL for (int j = 0; j < N / 4; j++) {
-        const int n = j / 2, i = j % 2;
-        place p = place_of<1>(0, n, i);
-        if (!sees(s, window, query + p.col, key + p.row)) S[0][n][i].x = -INFINITY;
-        if (!sees(s, window, query + p.col + 1, key + p.row)) S[0][n][i].y = -INFINITY;
-    }
+    write_rows<BANDS, D>(dq, row, rows, head, d, sum, scales);
 }
 
 // One block: 64 keys of a span in one head of keys. The queries that see them stream past, of every query
@@ -1096,7 +1082,7 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
 {
     SHARED_MEMORY(memory);
     constexpr int LD = tile<D>::LD;
-    constexpr int N = DKV_TILE;
+    constexpr int N = TILE;
     real *K = (real *)memory, *V = K + KEYS * LD, *Q = V + KEYS * LD, *G = Q + 2 * N * LD;
     __shared__ wide L[2][N], Delta[2][N];
     const span s = blocks[blockIdx.x].s;
@@ -1127,15 +1113,14 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
         int slot = step % 2, query = from + step % tiles * N;
         arrived();
         if (step + 1 < steps) fetch_queries(step + 1);
-        int rows = to - query < N ? to - query : N, key = first + warp_row;     // these keys are the warp's
-        if (key > own_key(s, query + rows - 1) || key + 15 <= own_key(s, query) - window) continue;
+        int own = own_key(s, query), key = first + warp_row;                    // the warp has 16 keys
+        if (!some_seen(own, N, key, 16, window)) continue;
         rows_by_rows<1, N, D>(P, K + warp_row * LD, Q + slot * N * LD);         // Sᵀ  = k qᵀ
         rows_by_rows<1, N, D>(dS, V + warp_row * LD, G + slot * N * LD);        // dPᵀ = v doutᵀ
-        bool all = key + 15 <= own_key(s, query) && key > own_key(s, query + N - 1) - window && rows == N;
-        if (!all) hide_queries<N>(P, s, window, query, first);
+        if (!all_seen(own, N, key, 16, window)) hide_unseen<1, N>(P, own, key, window, true);
         UNROLL for (int j = 0; j < N / 4; j++) {
             const int n = j / 2, i = j % 2;
-            place p = place_of<1>(0, n, i);
+            place p = place_of(0, n, i);
             const wide *l = &L[slot][p.col], *D0 = &Delta[slot][p.col];
             wide_pair x = P[0][n][i], y = dS[0][n][i];
             x.x = fast_exp2(x.x * log2_scale - l[0]);
@@ -1147,8 +1132,9 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
         add_product<1, N, D>(sum_k, dS, Q + slot * N * LD);                     // dk += dSᵀ q
     }
     arrived();
-    write_rows<1, D>(dv, s.k + first, keys, kv, d, sum_v, {{1, 1}});
-    write_rows<1, D>(dk, s.k + first, keys, kv, d, sum_k, {{scale, scale}});
+    int row = s.k + first + warp_row, rows = keys - warp_row;
+    write_rows<1, D>(dv, row, rows, kv, d, sum_v, {{1, 1}});
+    write_rows<1, D>(dk, row, rows, kv, d, sum_k, {{scale, scale}});
 }
 
 // The spans that a list on the device was made for. It lies there until spans come that are not these.
@@ -1241,9 +1227,9 @@ extern "C" void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat 
     mat delta = contiguous(lse, scratch(DELTA, bytes_of(lse)), TYPE_OF(wide));
     wide scale = (wide)(1 / sqrt((double)d));
     if (!listed.query_blocks) return;
-    RUN_ATTENTION(attention_dq_kernel, d, dim3(listed.query_blocks, q.cols / d), 2 * QUERIES + 4 * DQ_TILE,
+    RUN_ATTENTION(attention_dq_kernel, d, dim3(listed.query_blocks, q.cols / d), 2 * QUERIES + 4 * TILE,
                   dq, delta, dout, q, k, v, out, lse, d, window, scale, blocks);
-    RUN_ATTENTION(attention_dkv_kernel, d, dim3(listed.key_blocks, k.cols / d), 2 * KEYS + 4 * DKV_TILE,
+    RUN_ATTENTION(attention_dkv_kernel, d, dim3(listed.key_blocks, k.cols / d), 2 * KEYS + 4 * TILE,
                   dk, dv, dout, q, k, v, lse, delta, d, window, scale, blocks + listed.query_blocks);
 }
 
