@@ -238,11 +238,13 @@ GPU product: not added       | train.cu   | s/beta = mode == ADD ? 1 : 0/beta = 
 GPU product: stride of one weight for all | train.cu   |
     s/b.batch > 1 ? (long long)b.stride : 0/(long long)b.stride/                                           | gpu-ops     | forward
 GPU attention: sees the future | train.cu   |
-    s/return key <= own_key(s, i) \&\&/return key <= own_key(s, i) + 1 \&\&/                               | gpu-ops     | forward
-GPU attention: sees one less | train.cu   |
-    s/key > own_key(s, i) - window \&\& i/key > own_key(s, i) - window + 1 \&\& i/                         | gpu-ops     | forward
-GPU attention: a tile beyond the window | train.cu | s/own - window + 1 : 0/own - window + 2 : 0/ | gpu-ops | forward
-GPU attention: dropped Δ     | train.cu   | s/P \* (y.x - Delta\[m\]\[i\])/P * y.x/                        | gpu-ops     | forward
+    s/return (unsigned)behind < (unsigned)window/return behind >= -1 \&\& behind < window/                 | gpu-ops     | forward
+GPU attention: the future of a whole tile | train.cu | s/return key + keys - 1 <= own/return key + keys - 2 <= own/ | gpu-ops | forward
+GPU attention: a warp leaves out its last keys | train.cu | s/return key <= own + queries - 1/return key <= own/ | gpu-ops | forward
+GPU attention: a warp leaves out the window's edge | train.cu |
+    s/key + keys - 1 > own - window;/key > own - window;/                                                  | gpu-ops     | forward
+GPU attention: a tile beyond the window | train.cu | s/own - window + 1 : b.s.k/own - window + 2 : b.s.k/ | gpu-ops | forward
+GPU attention: dropped Δ     | train.cu   | s/x.x \* (y.x - Delta\[m\]\[i\])/x.x * y.x/                    | gpu-ops     | forward
 GPU attention: dropped Δ of keys | train.cu   | s/x.x \* (y.x - D0\[0\])/x.x * y.x/                        | gpu-ops     | forward
 GPU attention: wrong head of a group | train.cu   |
     s/head = blockIdx.y, kv = head \/ (q.cols \/ k.cols)/head = blockIdx.y, kv = head % (k.cols \/ d)/     | gpu-ops     | forward
@@ -250,10 +252,9 @@ GPU attention: one head of a group | train.cu   | s/steps = tiles \* group;/step
 GPU attention: out keeps its old m | train.cu   |
     s/o\[m\]\[n\]\[i\] = {o\[m\]\[n\]\[i\].x \* shrink/o[m][n][i] = {o[m][n][i].x/                         | gpu-ops     | forward
 GPU attention: l keeps its old m | train.cu   | s/sum\[m\]\[i\] \*= shrink;//                              | gpu-ops     | forward
-GPU attention: does not wait | train.cu   | s/else __pipeline_wait_prior(0);/else __pipeline_wait_prior(1);/  | gpu-ops | forward
-GPU attention: no barrier in front of a tile | train.cu   |
-    /static inline void arrived/,/^}/{/__syncthreads/d}                                                   | gpu-ops     | random:1
-GPU attention: no barrier behind a tile | train.cu   | /the tile may be overwritten/s/__syncthreads();//  | gpu-ops     | random:1
+GPU attention: does not wait | train.cu   | s/    __pipeline_wait_prior(0);/    __pipeline_wait_prior(1);/ | gpu-ops     | forward
+GPU attention: no barrier    | train.cu   | /static inline void arrived/,/^}/{/__syncthreads/d}            | gpu-ops     | random:1
+GPU attention: over the tile in use | train.cu | s/V, v, slot ^ 1, next/V, v, slot, next/                   | gpu-ops     | forward
 GPU cross-entropy: no label  | train.cu   | s/ - (c + i == label)//                                        | gpu-ops     | forward
 GPU cross-entropy: sum not corrected | train.cu   | s/sum \*= exp(before - mine)/sum \*= 1/                | gpu-ops     | forward
 GPU cross-entropy: beyond the row | train.cu   | s/if (c + i < logits.cols) sum += /sum += /               | gpu-ops     | forward
@@ -369,8 +370,9 @@ linear: as it was            | llama.h    | s/== ROPE_LINEAR) often = 0/== ROPE_
 family: as many heads of keys | llama.h      | s/.kv_heads = 8, .window/.window/                              | defaults    |
 family: Qwen2 always in a window | llama.h      | /"qwen2"/s/.window_switch = 1,$//                  | defaults    |
 family: layer_types not read | llama.h      | s/if (c->window != INT_MAX) c->full_layers = full;//           | defaults    |
-GPU window: one key less     | train.cu   | s/key > own_key(s, i) - window/key > own_key(s, i) + 1 - window/ | gpu-ops   | forward
-GPU window: no lower edge    | train.cu   | s/ \&\& key > own_key(s, i) - window//                         | gpu-ops     | forward
+GPU window: one key less     | train.cu   |
+    s/return (unsigned)behind < (unsigned)window/return (unsigned)behind + 1 < (unsigned)window/           | gpu-ops     | forward
+GPU window: no lower edge    | train.cu   | s/return (unsigned)behind < (unsigned)window/return behind >= 0/ | gpu-ops   | forward
 GPU bias: subtracted         | train.cu   | /void bias_kernel/,/^}/s/sum.x\[i\] += term/sum.x[i] -= term/  | gpu-ops     | forward
 GPU bias: every eighth row   | train.cu   |
     /^__global__ static void bias_backward_kernel/,/^}/s/dy.rows, c/dy.rows \/ 8, c/                       | gpu-ops     | forward
