@@ -760,7 +760,7 @@ enum { ATTENTION_THREADS = 128, MOST_HEAD_DIM = 128 };
 constexpr int BANDS = sizeof(real) == 2 ? 2 : 1;
 enum { QUERIES = 64 * BANDS, KEYS = 64 };                // that a block keeps
 // Rows that stream past at a time: as many as have room for their scores in a warp's registers.
-constexpr int FORWARD_TILE = sizeof(real) == 2 ? 64 : 16, TILE = sizeof(real) == 2 ? 32 : 16;
+constexpr int FORWARD_TILE = sizeof(real) == 2 ? 48 : 16, TILE = sizeof(real) == 2 ? 32 : 16;
 typedef pair_of<real> real_pair;
 typedef pair_of<wide> wide_pair;
 
@@ -943,7 +943,7 @@ void hide_unseen(wide_pair (&S)[M][N / 8][2], int own, int key, int window, bool
 }
 
 // One block: QUERIES queries of a span, in one query head, against all keys that they see.
-template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS)
+template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS, 2)
 attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide scale,
                  const span_rows *blocks)
 {
@@ -1015,7 +1015,7 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
 // sum in registers, and both make S and dP: seven products instead of five.
 
 // One block: QUERIES queries of a span in one head. Keys and values stream past. It also leaves Δ.
-template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS)
+template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS, 2)
 attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, mat lse,
                     int d, int window, wide scale, const span_rows *blocks)
 {
@@ -1076,7 +1076,7 @@ attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, m
 
 // One block: 64 keys of a span in one head of keys. The queries that see them stream past, of every query
 // head that shares the keys, one head after the other. S and dP are made transposed: their rows are keys.
-template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS)
+template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS, 2)
 attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat delta,
                      int d, int window, wide scale, const span_rows *blocks)
 {
