@@ -467,8 +467,8 @@ static cublasComputeType_t compute_type(void)
 // gradient), both get the dtype of a, so bf16 activations are multiplied as bf16 and summed in fp32.
 //
 // cuBLAS is slow where a side is no multiple of 8, as a rank of 36 is. So N and K become what the converted
-// factor is filled up to, where the other two matrices have room behind their columns: y gets zeros there, and
-// what lies there in a factor meets zeros.
+// factor is filled up to, where the other two matrices have room behind their columns: y gets zeros there,
+// and what lies there in a factor meets zeros.
 static void gemm(mat y, mat a, int a_across, mat b, int b_across, double scale, enum mode mode)
 {
     enum dtype type = y.type == TYPE_OF(real) ? y.type : a.type;
@@ -773,7 +773,7 @@ __device__ static inline int own_key(const span &s, int i) { return s.nk - s.nq 
 // So it sees a key that is 0 … window − 1 keys behind its own.
 __device__ static inline bool sees(int behind, int window) { return (unsigned)behind < (unsigned)window; }
 
-// Of so many queries, the first of which has the key `own`, and so many keys: do all see all? Does any see any?
+// Of so many queries, the first of which has the key `own`, and so many keys: do all see all, does any any?
 __device__ static inline bool all_seen(int own, int queries, int key, int keys, int window)
 {
     return key + keys - 1 <= own && key > own + queries - 1 - window;
@@ -783,8 +783,8 @@ __device__ static inline bool some_seen(int own, int queries, int key, int keys,
     return key <= own + queries - 1 && key + keys - 1 > own - window;
 }
 
-// What a block of queries has: n of them, from row `row` of q on. The first one's own key is in row `own` of k,
-// and the keys that some of them see are the rows from … to − 1.
+// What a block of queries has: n of them, from row `row` of q on. The first one's own key is in row `own` of
+// k, and the keys that some of them see are the rows from … to − 1.
 struct query_block {
     int row, n, own, from, to;
     __device__ query_block(const span_rows &b, int window)
@@ -928,8 +928,8 @@ template <class Op> __device__ static inline wide over_row(wide x, Op op)
 
 constexpr wide LOG2E = (wide)1.4426950408889634;        // exp(x) = exp2(x log₂e)
 
-// Scores of keys that a query does not see become −∞. The first query has the key `own`, the first key is `key`;
-// queries lie down and keys across, or `transposed`.
+// Scores of keys that a query does not see become −∞. The first query has the key `own`, the first key is
+// `key`; queries lie down and keys across, or `transposed`.
 template <int M, int N> __device__ static inline
 void hide_unseen(wide_pair (&S)[M][N / 8][2], int own, int key, int window, bool transposed)
 {

@@ -239,9 +239,9 @@ GPU product: stride of one weight for all | train.cu   |
     s/b.batch > 1 ? (long long)b.stride : 0/(long long)b.stride/                                           | gpu-ops     | forward
 GPU attention: sees the future | train.cu   |
     s/return (unsigned)behind < (unsigned)window/return behind >= -1 \&\& behind < window/                 | gpu-ops     | forward
-GPU attention: the future of a whole tile | train.cu | s/return key + keys - 1 <= own/return key + keys - 2 <= own/ | gpu-ops | forward
-GPU attention: a warp leaves out its last keys | train.cu | s/return key <= own + queries - 1/return key <= own/ | gpu-ops | forward
-GPU attention: a warp leaves out the window's edge | train.cu |
+GPU attention: future of a tile | train.cu | s/return key + keys - 1 <= own/return key + keys - 2 <= own/ | gpu-ops | forward
+GPU attention: last keys of a warp | train.cu | s/return key <= own + queries - 1/return key <= own/ | gpu-ops | forward
+GPU attention: edge of a warp | train.cu |
     s/key + keys - 1 > own - window;/key > own - window;/                                                  | gpu-ops     | forward
 GPU attention: a tile beyond the window | train.cu | s/own - window + 1 : b.s.k/own - window + 2 : b.s.k/ | gpu-ops | forward
 GPU attention: dropped Δ     | train.cu   | s/x.x \* (y.x - Delta\[m\]\[i\])/x.x * y.x/                    | gpu-ops     | forward
@@ -253,8 +253,8 @@ GPU attention: out keeps its old m | train.cu   |
     s/o\[m\]\[n\]\[i\] = {o\[m\]\[n\]\[i\].x \* shrink/o[m][n][i] = {o[m][n][i].x/                         | gpu-ops     | forward
 GPU attention: l keeps its old m | train.cu   | s/sum\[m\]\[i\] \*= shrink;//                              | gpu-ops     | forward
 GPU attention: does not wait | train.cu   | s/    __pipeline_wait_prior(0);/    __pipeline_wait_prior(1);/ | gpu-ops     | forward
-GPU attention: no barrier    | train.cu   | /static inline void arrived/,/^}/{/__syncthreads/d}            | gpu-ops     | random:1
-GPU attention: over the tile in use | train.cu | s/V, v, slot ^ 1, next/V, v, slot, next/                   | gpu-ops     | forward
+GPU attention: no barrier  | train.cu   | /static inline void arrived/,/^}/{/__syncthreads/d}  | gpu-ops  | random:1
+GPU attention: over the tile in use | train.cu | s/V, v, slot ^ 1, next/V, v, slot, next/  | gpu-ops  | forward
 GPU cross-entropy: no label  | train.cu   | s/ - (c + i == label)//                                        | gpu-ops     | forward
 GPU cross-entropy: sum not corrected | train.cu   | s/sum \*= exp(before - mine)/sum \*= 1/                | gpu-ops     | forward
 GPU cross-entropy: beyond the row | train.cu   | s/if (c + i < logits.cols) sum += /sum += /               | gpu-ops     | forward
