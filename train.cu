@@ -307,6 +307,7 @@ static mat contiguous(mat m, void *p, enum dtype type)
     m.type = type;
     m.ld = m.cols;
     m.stride = (size_t)m.rows * m.cols;
+    m.spare = 0;
     return m;
 }
 
