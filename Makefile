@@ -156,25 +156,12 @@ build/bench_emu: dev/bench_gpu.c dev/stopwatch.h build/emu_bf16.o build/tokenize
 bench-gpu: build/bench_gpu
 	build/bench_gpu $(if $(PEER),--peer)
 
-# Each part prints its own count; the last line adds them up. Under AddressSanitizer runs the test that draws plans by
-# chance. Without a GPU its five tests a precision are skipped.
+# dev/run_tests.sh runs the parts; its last line adds up what they passed. Without a GPU its five tests a precision are skipped.
 PRECISIONS = f64 f32 bf16
 TESTS = build/test_f64 build/test_f32 build/test_asan build/corpus build/test_cuda_on_cpu $(PRECISIONS:%=build/test_emu_%) \
         $(if $(GPU),$(PRECISIONS:%=build/test_cuda_%))
 test: all benches train_emu $(TESTS)
-	@mkdir -p build; rm -f build/test.log; \
-	for part in dev/lines.sh $(TESTS) dev/mutants.sh; do \
-	    start=$$(date +%s); only=; [ $$part != build/test_asan ] || only=splits; \
-	    [ $$part != dev/mutants.sh ] || only='--sample 20'; \
-	    ASAN_OPTIONS=detect_leaks=0 ./$$part $$only > build/part.log 2>&1; \
-	    echo "-- $$part, $$(($$(date +%s) - start)) s"; cat build/part.log; \
-	    if grep -qE '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$$' build/part.log; then tail -n 1 build/part.log; \
-	    else echo "0 passed, 1 failed, 0 skipped"; fi >> build/test.log; \
-	done; \
-	$(if $(GPU),,for p in $(PRECISIONS); do for t in ops methods allocations base bits; do \
-	    echo "- gpu-$$t in $$p on a GPU: skipped, no GPU here"; done; done; \
-	    echo "0 passed, 0 failed, 15 skipped" >> build/test.log;) \
-	awk '{p += $$1; f += $$3; s += $$5} END {print p " passed, " f " failed, " s " skipped"; exit f > 0}' build/test.log
+	GPU="$(GPU)" dev/run_tests.sh dev/lines.sh $(TESTS) dev/mutants.sh
 
 build/asan_emu_%: build/cpu_half.o build/tokenizer.o dev/gpu_half.c dev/halves.h train.cu dev/cuda_on_cpu.h Makefile
 	$(CC) $(FLAGS) -O1 $(ASAN) -Wno-unused-function $(REAL_$*) -c dev/gpu_half.c -o $@.gpu_half.o
