@@ -6586,6 +6586,20 @@ static int best_logged(const char *log, double *lowest)
     return best;
 }
 
+// The small RWKV6 beside base/ has read stories; ten steps teach it much of what an answer looks like.
+static void test_rwkv_base(void)
+{
+    double before = NAN, after = NAN;
+    shell("head -n 20 data/val.jsonl > $D/few.jsonl", "cannot prepare");
+    train_well("--model base-rwkv6 --val $D/few.jsonl --steps 10 --max-new 2 --log $D/rwkv.log --out $D/rwkv");
+    char *log = output_of("rwkv.log"), *last = log;
+    sscanf(log, "{\"step\":0,\"eval_loss\":%lf", &before);
+    for (char *at = log; (at = strstr(at, "\"eval_loss\":")); at++) last = at;
+    sscanf(last, "\"eval_loss\":%lf", &after);
+    expect(after < 0.6 * before, "its eval loss was %g, and is %g after ten steps", before, after);
+    free(log);
+}
+
 // --keep-best: --out holds what had the lowest eval loss, the bytes of a run that ended there; --patience ends a run so
 // many evaluations later; and a run that was stopped behind its best step goes on knowing it.
 static void test_keep_best(void)
@@ -6880,6 +6894,8 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_words, BOTH, "tokenizer.c"},
     {"rwkv-world", "BlinkDL's vocabulary gives his ids, with either kind of line end",
         test_world, BOTH, "tokenizer.c"},
+    {"rwkv-base", "the small RWKV6 beside base/ loads, and learns to answer",
+        test_rwkv_base, ONLY_F32, "rwkv6.h"},
     {"rwkv-counts", "on RWKV6 of 3B and 7B Bone and LoRA train as many numbers as the paper's tables say",
         test_rwkv_counts, BOTH, "rwkv6.h"},
     {"svd", "power iteration finds LAPACK's singular values",
