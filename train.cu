@@ -771,7 +771,7 @@ struct span_rows { span s; int first; };
 // Query i of a span has its own key. It sees that one and those before it, `window` keys at most.
 __device__ static inline int own_key(const span &s, int i) { return s.nk - s.nq + i; }
 
-// So it sees a key that is 0 … window − 1 keys behind its own.
+// So it sees a key that is 0 … window − 1 keys behind its own. (What is negative is large without a sign.)
 __device__ static inline bool sees(int behind, int window) { return (unsigned)behind < (unsigned)window; }
 
 // Of so many queries, the first of which has the key `own`, and so many keys: do all see all, does any any?
