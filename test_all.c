@@ -2917,6 +2917,44 @@ static void test_world(void)
     }
 }
 
+// What number c of a vector of n starts as, in layer i of `layers`: RWKV_Tmix_x060 and RWKV_CMix_x060 of BlinkDL's
+// RWKV-v5/src/model.py, whose ddd is c/n and whose ratios are deep and shallow.
+static double rwkv_starts(const char *name, int i, int layers, int c, int n)
+{
+    double deep = i / (layers - 1.), shallow = 1 - (double)i / layers, ddd = (double)c / n, at = c / (n - 1.);
+    const char *last = strrchr(name, '.') + 1;
+    if (!strcmp(last, "time_decay")) return -6 + 5 * pow(at, 0.7 + 1.3 * deep);
+    if (!strcmp(last, "time_faaaa")) return deep * (1 - at) + ((c + 1) % 3 - 1) * 0.1;
+    if (strstr(name, "feed_forward.time_maa_")) return 1 - pow(ddd, shallow);
+    if (!strcmp(last, "time_maa_r") || !strcmp(last, "time_maa_g")) return 1 - pow(ddd, 0.5 * shallow);
+    if (!strcmp(last, "time_maa_v")) return 1 - (pow(ddd, shallow) + 0.3 * deep);
+    return 1 - pow(ddd, shallow);
+}
+
+static void test_rwkv_start(void)
+{
+    char *path = in_scratch("rwkv.json");
+    int vectors = 0;
+    write_text(path, "{\"model_type\": \"rwkv6\", \"hidden_size\": 6, \"intermediate_size\": 8, \"num_hidden_layers\": 3, "
+        "\"head_size\": 3, \"attention_hidden_size\": 6, \"vocab_size\": 7}");
+    model m = {0};
+    model_measure(&m, with_sizes(config_read(path), NULL), small_plan("full"));
+    model_allocate(&m);
+    random_weights(&m);
+    for (int t = 0; t < arrlen(m.tensors); t++) {
+        const char *name = m.tensors[t].name, *block = strstr(name, "blocks.");
+        int n = (int)elements(*m.tensors[t].value);
+        if (!block || m.tensors[t].kind != PARAM || n != 6 || !strstr(name, ".time_")) continue;
+        wide x[6];
+        get(x, *m.tensors[t].value);
+        for (int c = 0; c < n; c++)
+            check_number(10 + (double)x[c], 10 + rwkv_starts(name, atoi(block + 7), 3, c, n), 1e-12, "10 + %s[%d]", name, c);
+        vectors++;
+    }
+    expect(vectors == 3 * 10, "%d vectors have a start of their own", vectors);
+    model_free(&m), free(path);
+}
+
 static void test_rwkv_counts(void)
 {
     static const struct { const char *name; int C, F; double millions; } shapes[] = {
@@ -5488,8 +5526,11 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"unknown schedule",    ":", "--schedule step",
         "--schedule step"},
     {"unknown target",      ":", "--targets q,w", "\"w\""},
+    {"end of a target",     ":", "--targets proj", "\"proj\""},
     {"a D of no size",      ":", "--method disha --shard 0x3", "--shard 0x3: expected AxB"},
     {"a D too long",        ":", "--method disha --shard 9999x3", "would be dead"},
+    {"a D of 2^24 rows",    ":", "--method disha --shard 16777216x3", "would be dead"},
+    {"a D of more",         ":", "--method disha --shard 16777217x3", "expected AxB"},
     {"a D too wide",        ":", "--method disha --shard 4x9999", "would be dead"},
     {"a shard for bone",    ":", "--method bone --shard 4x4", "is for --method disha"},
     {"compare half a shard", ":", "--compare --method disha --shard 4x4,1x", "--shard 1x: expected AxB"},
@@ -6896,6 +6937,8 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_world, BOTH, "tokenizer.c"},
     {"rwkv-base", "the small RWKV6 beside base/ loads, and learns to answer",
         test_rwkv_base, ONLY_F32, "rwkv6.h"},
+    {"rwkv-start", "--init starts RWKV6's decays, bonuses and lerps as BlinkDL does",
+        test_rwkv_start, ONLY_F64, "rwkv6.h"},
     {"rwkv-counts", "on RWKV6 of 3B and 7B Bone and LoRA train as many numbers as the paper's tables say",
         test_rwkv_counts, BOTH, "rwkv6.h"},
     {"svd", "power iteration finds LAPACK's singular values",
