@@ -457,7 +457,7 @@ ruled=${RULED:-adapters.h model.h llama.h rwkv6.h backbones.h train.c tokenizer.
 # Any of these tests ($TESTS) may turn red by a fault that a rule has planted: the quick ones, and those that alone reach some
 # lines.
 tests=${TESTS:-
-gradients ops rwkv-long rwkv-words rwkv-start residual-copy twice stale-memory accumulation splits recompute zero-start zero-rows merge definition frozen-is-full
+gradients ops residual-copy twice stale-memory accumulation splits recompute zero-start zero-rows merge definition frozen-is-full
 svd lora-start saved-lora residual goldens target-modules uneven attention cache matmul same-bits in-place exp halves
 beyond-blocks beyond-panels beyond-buffers few-rows beyond-chunks beyond-rows adamw update schedules expected-ids own-ids
 any-bytes merges refused-merges byte-level-rows byte-level-bytes byte-level-files row-formats templates
@@ -467,7 +467,7 @@ cut-rows
 targets config-spelling json-values row-files safetensors too-many no-place epoch-rows cut-file escapes sampling
 together answers room nan-saved same-options option-tables option-names methods-named full-disk output
 kept-files unknown-fields discard mpi
-odd-merges counts bf16-start block-ends base-size descriptors quota wrong-input
+rwkv-long rwkv-words rwkv-start odd-merges counts bf16-start block-ends base-size descriptors quota wrong-input
 }
 
 libs='-ljansson -lz -lpcre2-8 -lutf8proc -lm'
