@@ -5235,6 +5235,21 @@ static void expect_shard(const char *cells, const char *shard, int trains, int s
     expect(rows == seeds, "%s: %d lines of %d that begin with «%s»", shard, rows, seeds, begins + 1);
 }
 
+// A D of one row, or of one column, can only make updates of rank 1, and that is said.
+static void test_shard_note(void)
+{
+    static const struct { const char *shard, *one; } cases[] = {{"1x4", "row"}, {"4x1", "column"}, {"2x2", NULL}};
+    for (int i = 0; i < 3; i++) {
+        char want[100];
+        train_well("--dry-run --steps 2 --batch 2 --method disha --shard %s --out $D/none", cases[i].shard);
+        char *note = output_of("stderr");
+        snprintf(want, sizeof want, "--shard %s: with one %s of D", cases[i].shard, cases[i].one ? cases[i].one : "");
+        expect(has(note, cases[i].one ? want : "") && has(note, "--shard") == !!cases[i].one, "--shard %s says «%s»",
+            cases[i].shard, note);
+        free(note);
+    }
+}
+
 // --compare --shard LIST: each shard has its cells, at its own count, whatever --rank is; such a cell is the ordinary run of
 // its shard; what is done is not done again; the other methods stay as they are; and with --own-lr each shard is searched for.
 static void test_design_space(void)
@@ -7107,6 +7122,8 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_own_rates, ONLY_F32, "paper/compare.h"},
     {"plots", "plots show every method, what was run, a window's mean in its middle",
         test_plots, ONLY_F32, "paper/compare.gp"},
+    {"shard-note", "a D of one row or column is said to give updates of rank 1",
+        test_shard_note, ONLY_F32, "run/options.h"},
     {"design-space", "--compare --shard gives every shard of disha its cells, at its own count, and does nothing twice",
         test_design_space, ONLY_F32, "paper/compare.h"},
     {"space-plot", "space.svg names every shard and the corners, and is there where shards were run",

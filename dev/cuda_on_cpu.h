@@ -66,7 +66,7 @@
 #define __host__
 // One copy is enough, since one block runs at a time; section 4 finds it by its tag.
 #define __shared__ static __attribute__((abi_tag("shared")))
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define LAUNCH(kernel, blocks, threads, ...) \
     cuda_on_cpu::launch(#kernel, [&](auto &...kernel_arguments) { kernel(kernel_arguments...); }, blocks, threads, ##__VA_ARGS__)
 // With so many bytes of shared memory, whose size the launch decides; in the kernel SHARED_MEMORY(name) is a char *.

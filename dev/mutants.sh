@@ -467,7 +467,7 @@ cut-rows
 targets config-spelling json-values row-files safetensors too-many no-place epoch-rows cut-file escapes sampling
 together answers room nan-saved same-options option-tables option-names methods-named full-disk output
 kept-files unknown-fields discard mpi
-rwkv-long rwkv-words rwkv-start odd-merges counts bf16-start block-ends base-size descriptors quota wrong-input
+rwkv-long rwkv-words rwkv-start shard-note odd-merges counts bf16-start block-ends base-size descriptors quota wrong-input
 }
 
 libs='-ljansson -lz -lpcre2-8 -lutf8proc -lm'
