@@ -17,8 +17,8 @@
     sum is a tree of fixed shape, and no atomic operation adds floating-point numbers: the same input gives
     the same bits on every run.
 
-    What a pass over memory costs: in bf16 x (16384, 4096) of Llama2-7B is read in 31 µs on a card of 4.3
-    TB/s, and 32 layers read and write the like some 2000 times in a step of 900 ms (doc/gpu.md has the
+    What a pass over memory costs: in bf16 x (16384, 4096) of Llama2-7B is read in 40 µs on a card of 3.35
+    TB/s, and 32 layers read and write the like some 2000 times in a step of 907 ms (doc/gpu-speed.md has the
     profile). So RMSNorm copies the residual stream in the kernel that reads it, and who first writes a
     gradient sets it.
 
@@ -468,8 +468,8 @@ static cublasComputeType_t compute_type(void)
 // gradient), both get the dtype of a, so bf16 activations are multiplied as bf16 and summed in fp32.
 //
 // cuBLAS is slow where a side is no multiple of 8, as a rank of 36 is. So N and K become what the converted
-// factor is filled up to, where the other two matrices have room behind their columns: y gets zeros there,
-// and what lies there in a factor meets zeros.
+// factor is filled up to, where the other two matrices have room behind their columns: y gets zeros there, or
+// zeros added; what lies there in a factor is finite, as all memory is from the start, and meets zeros.
 static void gemm(mat y, mat a, int a_across, mat b, int b_across, double scale, enum mode mode)
 {
     enum dtype type = y.type == TYPE_OF(real) ? y.type : a.type;
@@ -738,7 +738,7 @@ extern "C" void rope(mat x, dev_ints pos, mat table, int sign)
 //
 // P has a row a query and a column a key: at 4096 of each it would be 32 MB a head, so it is never in memory.
 // A block keeps QUERIES queries of one head in shared memory. Keys and values stream past, a tile of them at
-// a time, the next on its way while this one is used:
+// a time, the next on its way while this one is used (here as if a tile were as long as a block):
 //
 //                   keys →  tile 0  tile 1  tile 2  tile 3          ■  all of it is seen
 //     block 0 of queries   │   ◣   │       │       │       │        ◣  the diagonal: some are seen
@@ -746,7 +746,9 @@ extern "C" void rope(mat x, dev_ints pos, mat table, int sign)
 //     block 2              │   ■   │   ■   │   ◣   │       │
 //
 // Each of four warps has some of the queries: their rows of S for this tile, and of out, are in the registers
-// of its lanes (ops/tensor_core.cuh). A softmax of which a part is known is put right when the next part is
+// of its lanes (ops/tensor_core.cuh). A tile that none of them sees it leaves out.
+//
+// A softmax of which a part is known is put right when the next part is
 // (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention, arXiv 2205.14135, 2307.08691):
 //
 //     m' = max(m, max S),   P = exp(S − m'),   l = l exp(m − m') + Σ P,   o = o exp(m − m') + P v;
@@ -760,7 +762,9 @@ enum { ATTENTION_THREADS = 128, MOST_HEAD_DIM = 128 };
 // is long.
 constexpr int BANDS = sizeof(real) == 2 ? 2 : 1;
 enum { QUERIES = 64 * BANDS, KEYS = 64 };                // that a block keeps
-// Rows that stream past at a time: as many as have room for their scores in a warp's registers.
+// Rows that stream past at a time: as many as have room for their scores in a warp's registers, by an H100's
+// clock. (The 2 of the launch bounds asks the compiler for no more than two blocks at once: with more in mind
+// it spills registers of narrow heads.)
 constexpr int FORWARD_TILE = sizeof(real) == 2 ? 48 : 16, TILE = sizeof(real) == 2 ? 32 : 16;
 typedef pair_of<real> real_pair;
 typedef pair_of<wide> wide_pair;
@@ -774,7 +778,8 @@ __device__ static inline int own_key(const span &s, int i) { return s.nk - s.nq 
 // So it sees a key that is 0 … window − 1 keys behind its own. (What is negative is large without a sign.)
 __device__ static inline bool sees(int behind, int window) { return (unsigned)behind < (unsigned)window; }
 
-// Of so many queries, the first of which has the key `own`, and so many keys: do all see all, does any any?
+// Of so many queries, the first of which has the key `own`, and so many keys: do all see all? Does one see
+// one?
 __device__ static inline bool all_seen(int own, int queries, int key, int keys, int window)
 {
     return key + keys - 1 <= own && key > own + queries - 1 - window;
@@ -790,11 +795,11 @@ struct query_block {
     int row, n, own, from, to;
     __device__ query_block(const span_rows &b, int window)
     {
-        int first = own_key(b.s, b.first);
+        int before = own_key(b.s, b.first);             // so many keys of the span
         row = b.s.q + b.first;
         n = b.s.nq - b.first < QUERIES ? b.s.nq - b.first : QUERIES;
-        own = b.s.k + first;
-        from = first >= window ? own - window + 1 : b.s.k;
+        own = b.s.k + before;
+        from = before >= window ? own - window + 1 : b.s.k;
         to = own + n;
     }
 };
@@ -1089,20 +1094,21 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
     const span s = blocks[blockIdx.x].s;
     const int first = blocks[blockIdx.x].first, kv = blockIdx.y, group = q.cols / k.cols;
     const int keys = s.nk - first < KEYS ? s.nk - first : KEYS, warp_row = threadIdx.x / WARP * 16;
+    const int row = s.k + first + warp_row, rows = keys - warp_row;     // the warp's
     // the first query that sees the first key, and the one behind the last that sees the last
     const int from = first > own_key(s, 0) ? first - own_key(s, 0) : 0;
-    const long behind = (long)first + keys - 1 + window - own_key(s, 0);
-    const int to = behind < s.nq ? (int)behind : s.nq;
+    const long end = (long)first + keys - 1 + window - own_key(s, 0);
+    const int to = end < s.nq ? (int)end : s.nq;
     const int tiles = from < to ? (to - from + N - 1) / N : 0, steps = tiles * group;
     const wide log2_scale = scale * LOG2E;
 
     auto fetch_queries = [&](int step) {
-        int slot = step % 2, row = s.q + from + step % tiles * N, head = kv * group + step / tiles;
-        int rows = s.q + to - row;
-        fetch_both<N, D>(Q, q, G, dout, slot, row, rows, head, d);
+        int slot = step % 2, query = s.q + from + step % tiles * N, head = kv * group + step / tiles;
+        int left = s.q + to - query;
+        fetch_both<N, D>(Q, q, G, dout, slot, query, left, head, d);
         for (int r = threadIdx.x; r < N; r += ATTENTION_THREADS) {
-            L[slot][r] = r < rows ? ((const wide *)lse.p)[index_of(lse, 0, row + r, head)] * LOG2E : 0;
-            Delta[slot][r] = r < rows ? ((const wide *)delta.p)[index_of(delta, 0, row + r, head)] : 0;
+            L[slot][r] = r < left ? ((const wide *)lse.p)[index_of(lse, 0, query + r, head)] * LOG2E : 0;
+            Delta[slot][r] = r < left ? ((const wide *)delta.p)[index_of(delta, 0, query + r, head)] : 0;
         }
     };
     wide_pair sum_k[1][D / 8][2] = {}, sum_v[1][D / 8][2] = {}, P[1][N / 8][2], dS[1][N / 8][2];
@@ -1115,7 +1121,7 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
         arrived();
         if (step + 1 < steps) fetch_queries(step + 1);
         int own = own_key(s, query), key = first + warp_row;                    // the warp has 16 keys
-        if (!some_seen(own, N, key, 16, window)) continue;
+        if (rows <= 0 || !some_seen(own, N, key, 16, window)) continue;
         rows_by_rows<1, N, D>(P, K + warp_row * LD, Q + slot * N * LD);         // Sᵀ  = k qᵀ
         rows_by_rows<1, N, D>(dS, V + warp_row * LD, G + slot * N * LD);        // dPᵀ = v doutᵀ
         if (!all_seen(own, N, key, 16, window)) hide_unseen<1, N>(P, own, key, window, true);
@@ -1132,8 +1138,7 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
         add_product<1, N, D>(sum_v, P, G + slot * N * LD);                      // dv += Pᵀ dout
         add_product<1, N, D>(sum_k, dS, Q + slot * N * LD);                     // dk += dSᵀ q
     }
-    arrived();
-    int row = s.k + first + warp_row, rows = keys - warp_row;
+    arrived();                                          // keys that no query sees are only here now
     write_rows<1, D>(dv, row, rows, kv, d, sum_v, {{1, 1}});
     write_rows<1, D>(dk, row, rows, kv, d, sum_k, {{scale, scale}});
 }
@@ -1186,7 +1191,8 @@ static span_rows *list_blocks(const span *spans, int count)
 }
 
 // A kernel for heads of at most 32, 64, 96 or 128 numbers; what a head has less is zero in shared memory.
-// rows: how many a block keeps there, beside two tiles of each of the two matrices that stream past.
+// rows: of shared memory in all, those that a block keeps and two tiles of each matrix that streams past.
+// Where a block has room for 99 KB alone (sm_86, 89, 120), the backward pass of heads beyond 96 does not fit.
 #define RUN_ATTENTION(kernel, d, grid, rows, ...) \
     do { \
         if (d <= 32) RUN_SHARED(kernel<32>, grid, attention_bytes(32, rows), __VA_ARGS__); \
@@ -1195,7 +1201,8 @@ static span_rows *list_blocks(const span *spans, int count)
         else RUN_SHARED(kernel<128>, grid, attention_bytes(128, rows), __VA_ARGS__); \
     } while (0)
 #define RUN_SHARED(kernel, grid, bytes, ...) \
-    (check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), #kernel), \
+    (check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), \
+           "attention: a block of this GPU has too little shared memory for heads so wide"), \
      LAUNCH_SHARED(kernel, grid, ATTENTION_THREADS, bytes, __VA_ARGS__), check(cudaGetLastError(), #kernel))
 
 static int attention_bytes(int D, int rows)

@@ -769,13 +769,14 @@ static void unwanted(void)
 static snapshot *attention_results(snapshot *list)
 {
     static const span some[] = {{0, 1, 0, 1}, {1, 64, 1, 64}, {65, 65, 65, 65}, {130, 17, 130, 17}, {147, 3, 147, 17}};
+    static const span unseen[] = {{0, 3, 0, 200}};      // the window leaves the first blocks of keys without a query
     static const span two[] = {{0, 700, 0, 700}, {700, 3, 700, 17}};
     static const struct { const char *name; int head, heads, kv_heads, window, spans; const span *list; } cases[] = {
         {"heads of 8", 8, 4, 2, INT_MAX, 2, two}, {"heads of 8 in a window", 8, 4, 2, 11, 2, two},
         {"heads of 24", 24, 2, 2, INT_MAX, 5, some}, {"heads of 64", 64, 8, 1, INT_MAX, 5, some},
         {"heads of 80", 80, 2, 1, 40, 5, some}, {"heads of 96", 96, 4, 1, 7, 5, some},
         {"heads of 120", 120, 1, 1, INT_MAX, 5, some}, {"heads of 128", 128, 4, 2, 64, 5, some},
-        {"heads of 33", 33, 3, 3, 65, 5, some},
+        {"heads of 33", 33, 3, 3, 65, 5, some}, {"keys that no query sees", 16, 2, 1, 7, 1, unseen},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         int d = cases[i].head, window = cases[i].window, n = cases[i].spans;
@@ -796,6 +797,24 @@ static snapshot *attention_results(snapshot *list)
         for (mat *m = (mat[]){q, k, v, dout, {0}}; m->p; m++) dev_free(m->p);
     }
     return list;
+}
+
+// h = x Aᵀ and y = h Bᵀ of a rank that fills no packs, h and y in aligned rows: a GPU's products may go beyond the rank, where
+// nobody's numbers lie. A's columns beside those of another matrix, which must stay as it is.
+static snapshot *spare_results(snapshot *list)
+{
+    mat x = random_mat(SHAPE(70, 24)), A = typed_mat(SHAPE(36, 24), TYPE_OF(wide)), B = typed_mat(SHAPE(44, 36), TYPE_OF(wide));
+    mat h = first_columns(random_mat(SHAPE(70, pitch(36))), 36), y = first_columns(random_mat(SHAPE(70, pitch(44))), 44);
+    mat both = random_mat(SHAPE(70, 80));
+    zero(h);
+    matmul_nt(h, x, A, 0.5, SET);
+    matmul_nt(y, h, B, 0.5, ADD);
+    matmul_nt(columns_of(both, 0, 36), x, A, 0.5, SET);
+    matmul_nn(columns_of(both, 40, 36), y, B, 0.5, SET);
+    for (mat *m = (mat[]){x, A, B, {0}}; m->p; m++) dev_free(m->p);
+    list = give_away(list, "spare columns, ", "h", h);
+    list = give_away(list, "spare columns, ", "y", y);
+    return give_away(list, "spare columns, ", "of another matrix", both);
 }
 
 // AdamW, and a sum of squares of more numbers than it has threads on a GPU; the tiled identity, and a wide
@@ -868,6 +887,7 @@ static snapshot *op_results(void)
     list = block_results(list);
     list = weight_results(list);
     list = attention_results(list);
+    list = spare_results(list);
     list = residual_results(list);
     return training_results(list);
 }

@@ -266,7 +266,7 @@ GPU shard sum: shards abreast left out | train.cu   |
     s/for (int j = 1; j < abreast/for (int j = 2; j < abreast/                                             | gpu-ops     | forward
 GPU shard sum: no barrier before | train.cu   | /of_thread\[threadIdx.x\] = sum/{n;s/__syncwarp();//}      | gpu-ops     | forward
 GPU shard sum: no barrier behind | train.cu   | /store_reals(s, n, c, sum)/{n;s/__syncwarp();//}          | gpu-ops     | random:1
-GPU shard tile: into the next shard | train.cu   | s/x.cols - col < r - c ? x.cols - col : r - c/x.cols - col/ | gpu-ops | forward
+GPU shard tile: beyond the row | train.cu   | s/x.cols - col < r - c ? x.cols - col : r - c/r - c/      | gpu-ops | forward
 GPU rmsnorm: no residual     | train.cu   | s/if (residual.p) store_reals(residual, n, c, kept\[k\]);//    | gpu-ops     | forward
 GPU rmsnorm: parts not read again | train.cu   | /void rmsnorm_kernel/,/^}/s/if (first < last_part(C))/if (0)/ | gpu-ops | forward
 GPU rmsnorm backward: parts not read again | train.cu   |

@@ -56,7 +56,7 @@ typedef struct {
     int batch;                  // how many matrices …
     size_t stride;              // … and the elements from one to the next
     size_t room;                // elements from p to the end of its memory, which no view may leave
-    int spare;                  // behind a row's columns nobody's numbers lie, up to a multiple of 8 columns
+    int spare;                  // what lies behind a row's columns, up to a multiple of 8, is nobody's
 } mat;
 
 /* One sequence: query rows q … q+nq-1 look at key rows k … k+nk-1, causally: the last query's own key is the
