@@ -3,7 +3,7 @@
 #  make train_emu  builds ./train_emu: the GPU's source on the CPU, for --check and gdb (train_emu_f64 computes in double)
 #  make check      the quick ones of them: floors, gradients, goldens
 #  make test       builds and runs every test this machine can run
-#  make mutants    breaks the code in some 390 places, one at a time, and asks that a test turns red (28 minutes, measured
+#  make mutants    breaks the code in some 450 places, one at a time, and asks that a test turns red (an hour, measured
 #                  on two busy cores); make test tries 20
 #  make faults     makes every allocation and file call of ./train fail, one at a time (doc/reliability.md; hours)
 #  make bench      how fast, how large, where the time goes: a row a method on two shapes with random weights
