@@ -6646,8 +6646,8 @@ static int best_logged(const char *log, double *lowest)
 static void test_rwkv_base(void)
 {
     double before = NAN, after = NAN;
-    shell("head -n 20 data/val.jsonl > $D/few.jsonl", "cannot prepare");
-    train_well("--model base-rwkv6 --val $D/few.jsonl --steps 10 --max-new 2 --log $D/rwkv.log --out $D/rwkv");
+    shell("head -n 20 data/val.jsonl > $D/rwkv-val.jsonl", "cannot prepare");
+    train_well("--model base-rwkv6 --val $D/rwkv-val.jsonl --steps 10 --max-new 2 --log $D/rwkv.log --out $D/rwkv");
     char *log = output_of("rwkv.log"), *last = log;
     sscanf(log, "{\"step\":0,\"eval_loss\":%lf", &before);
     for (char *at = log; (at = strstr(at, "\"eval_loss\":")); at++) last = at;
