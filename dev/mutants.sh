@@ -139,25 +139,35 @@ modes: dk of the step before | ops/cpu.c  | /^    zero(dk);/d                   
 modes: swiglu adds           | ops/cpu.c  | s/dg\[c\] = d\[c\]/dg[c] += d[c]/                             | beyond-blocks | swiglu
 rows: as narrow as the rank  | ops/mat.h  | s/return (cols + 7) \/ 8 \* 8;/return cols;/                        | aligned-rows |
 overwrite, not accumulate    | adapters.h | s/matmul_tn(l->dA, dh, x, 1, ADD)/matmul_tn(l->dA, dh, x, 1, SET)/ | twice      |
-beyond: attention, q of the first block | ops/cpu.c  |
-    s/mat Q = part_of(q, a.row,/mat Q = part_of(q, s.q,/                                               | beyond-blocks | attention
+beyond: attention, q of the first panel | ops/cpu.c  |
+    s/queries + (size_t)q0 \* (size_t)d, 1/queries, 1/                                                 | beyond-blocks | attention
 beyond: attention, dq into the first block | ops/cpu.c  |
-    s/matmul_nn(part_of(dq, a.row,/matmul_nn(part_of(dq, s.q,/                                         | beyond-blocks | attention
+    s/panel_times(ROW(h->dq, q0 + i)/panel_times(ROW(h->dq, i)/                                        | beyond-blocks | attention
 beyond: attention, lse of the first block | ops/cpu.c  |
-    s/l = \*lse_at(lse, a.row + r, h)/l = *lse_at(lse, s.q + r, h)/                                    | beyond-blocks | attention
+    s/\*ROW(h->lse, q0 + r),/*ROW(h->lse, r),/                                                         | beyond-blocks | attention
 beyond: attention, Δ of the first block | ops/cpu.c  |
-    s/\*o = ROW(out, a.row + r) + a.q_col/*o = ROW(out, s.q + r) + a.q_col/                            | beyond-blocks | attention
+    s/h->delta\[q0 + r\]/h->delta[r]/                                                                  | beyond-blocks | attention
 beyond: attention, a last block of one row | ops/cpu.c  |
-    /^static void attention_backward_head/,/^}/s/q0 < s.nq; q0/q0 + 1 < s.nq; q0/                      | beyond-blocks | attention
-beyond: attention, wrong from the 61st query | ops/cpu.c  |
-    /^static void attention_backward_head/,/^}/s/ds\[c\] = p\[c\] \* (ds\[c\] - delta)/ds[c] = p[c] * (ds[c] - (q0 ? 0 : delta))/
-    | beyond-rows | lora
-beyond: attention, keys of the first span | ops/cpu.c  |
-    /^static void attention_backward_head/,/^}/s/mat K = part_of(k, a.key,/mat K = part_of(k, 0,/      | beyond-blocks | attention
-beyond: attention, out into the first block | ops/cpu.c  |
-    s/matmul_nn(part_of(out, a.row,/matmul_nn(part_of(out, spans[i].q,/                                | beyond-blocks | attention
+    /^static void attention_backward_head/,/^}/s/q0 < q.rows \&\&/q0 + 1 < q.rows \&\&/                | beyond-blocks | attention
+beyond: attention, wrong from the second block | ops/cpu.c  |
+    s/h->delta\[q0 + r\]/(q0 ? 0 : h->delta[q0 + r])/                                                  | beyond-rows | lora
+beyond: attention, keys of the first block | ops/cpu.c  |
+    s/turned_slivers(9, rows_of(h.k, first,/turned_slivers(9, rows_of(h.k, 0,/                         | beyond-blocks | attention
+beyond: attention, out into the first panel | ops/cpu.c  |
+    s/panel_times(ROW(out, q0), out.ld/panel_times(ROW(out, 0), out.ld/                                | beyond-blocks | attention
 beyond: attention, keys before the first block | ops/cpu.c  |
-    s/own = s.nk - s.nq + q0;/own = s.nk - s.nq;/                                                      | beyond-blocks | attention
+    s/int own = k.rows - q.rows - first;/int own = k.rows - q.rows;/                                   | beyond-blocks | attention
+beyond: attention, out as the blocks before left it | ops/cpu.c  |
+    s/o\[c\] \*= shrinks;/o[c] *= 1;/                                                                  | beyond-blocks | attention
+beyond: attention, the sum of the last block alone | ops/cpu.c  |
+    s/\*sum = \*sum \* shrinks + total;/*sum = total;/                                                 | beyond-blocks | attention
+beyond: attention, one query too few for dk and dv | ops/cpu.c  |
+    s/b.own < c ? c - b.own : 0;/b.own < c ? c - b.own + 1 : 0;/                                       | beyond-blocks | attention
+beyond: attention, values of the first key | ops/cpu.c  |
+    s/columns_from(h->v_turned, begin)/columns_from(h->v_turned, 0)/                                   | beyond-blocks | attention
+beyond: attention, what a row does not see | ops/cpu.c  | s/hide_unseen(ds, b, r, from, to);//        | beyond-blocks | attention
+beyond: attention, wide heads | ops/gemm.h |
+    s/(size_t)width, m, first, k, m.cols/(size_t)width, m, first, 0, m.cols/                           | beyond-blocks | attention
 beyond: product, first part of K copied | ops/gemm.h |
     s/widened(at(m, first + i, k0), m.type/widened(at(m, first + i, 0), m.type/                               | beyond-panels |
 beyond: product, first part of K copied across | ops/gemm.h |

@@ -273,13 +273,20 @@ void rope(mat x, dev_ints pos, mat table, int sign)
 // Attention, in each head:  S = q kᵀ/√d,  P = softmax(S) over the keys that a row sees,  out = P v.
 // Kept for the backward pass: lse = log Σ exp(S), a number a row and head.
 //
-// Softmax needs only one row of S at a time, so S is made in blocks of QUERIES query rows, each used up
-// before the next. A thread holds one block of one head, at most (QUERIES, keys): S of a row of T tokens
-// never exists as (T, T), unless T is so short that one block has all its queries.
+// S of T tokens never exists as (T, T), but in blocks of QUERIES rows and KEYS keys that stay in a cache,
+// each used up before the next. A query sees the keys up to its own and of these, with a window, the last
+// ones alone. With a window of 3:
+//
+//      keys    0 1 2 3 4 5 6
+//      row 4       x x x               these two rows of a block see its keys 2 … 5: nothing else of their
+//      row 5         x x x             panel is computed, and what one of them does not see is 0
+//
+// The products are gemm.h's, panels times slivers. Those of the queries are copied once for a head, those of
+// the keys once for a block.
 //
 // `group` is how many query heads share one kv head, a head of k and v. With 4 heads and 2 kv heads it is 2:
 // kv head 0 serves heads 0 and 1, kv head 1 serves heads 2 and 3. Head h reads kv head h / group.
-enum { QUERIES = 60 };
+enum { QUERIES = 96, KEYS = 192, WIDE = KEYS + NR };            // WIDE: from one row of a block to the next
 
 static mat part_of(mat m, int row, int rows, int col, int cols)
 {
@@ -289,79 +296,102 @@ static mat part_of(mat m, int row, int rows, int col, int cols)
     return view(m);
 }
 
-static inline real *lse_at(mat lse, int row, int head) { return (real *)at(lse, row, head); }
+// A panel or block of rows, and `keys` keys: `own` is the key of row 0, counted from the first of these.
+// Row r sees keys seen_from … seen_to − 1. Those may be none.
+typedef struct { int own, keys, window; } key_block;
 
-// One block: query rows q0 … q0+n-1 of a span, in head h. A window is a band along the diagonal: of all keys
-// the block multiplies only those that some row of it sees. With a window of 3, and 2 rows in the block:
-//
-//      keys    0 1 2 3 4 5 6
-//      row 4       x x x               the block's keys: 2 … 5
-//      row 5         x x x
-typedef struct {
-    int row, n;                 // its first row in q and out, and how many it has
-    int key, keys;              // its first key in k and v, and how many it has
-    int kv_col, q_col;          // where the head begins in a row of k and v, and in a row of q and out
-    int before, window;         // keys of the block before the first row's own; how many a row sees at most
-} attention_part;
-
-static attention_part attention_at(span s, int q0, int h, int group, int d, int window)
+static int within(int key, key_block b) { return key < 0 ? 0 : key < b.keys ? key : b.keys; }
+static int seen_to(key_block b, int r) { return within(b.own + r + 1, b); }
+static int seen_from(key_block b, int r)
 {
-    int n = s.nq - q0 < QUERIES ? s.nq - q0 : QUERIES;
-    int own = s.nk - s.nq + q0;                         // the first row's own key, in the span
-    int first = own + 1 > window ? own + 1 - window : 0;
-    return (attention_part){
-        s.q + q0, n, s.k + first, own + n - first, h / group * d, h * d, own - first, window,
-    };
+    return b.own + r < b.window ? 0 : within(b.own + r + 1 - b.window, b);
 }
 
-// Row r of a block sees its keys seen_from … seen_to − 1.
-static int seen_to(attention_part a, int r) { return a.before + r + 1; }
-static int seen_from(attention_part a, int r)
+// Keys first … of a head, for the queries from the first that sees one of them; *q0 is that, in whole panels.
+static key_block block_at(mat q, mat k, int first, int window, int *q0)
 {
-    return seen_to(a, r) > a.window ? seen_to(a, r) - a.window : 0;
+    int own = k.rows - q.rows - first;                          // of query 0
+    int keys = k.rows - first < KEYS ? k.rows - first : KEYS;
+    *q0 = own < 0 ? -own / MR * MR : 0;
+    return (key_block){own + *q0, keys, window};
 }
 
-// The columns of a row that it does not see become 0.
-static void hide_unseen(real *s, attention_part a, int r)
+static int whole_slivers(int cols) { return ceil_div(cols, NR) * NR; }
+
+// Keys from … to − 1 are those that some row of a panel sees, beginning with a whole sliver. What row r of it
+// does not see becomes 0.
+static void hide_unseen(real *s, key_block b, int r, int from, int to)
 {
-    for (int c = 0; c < seen_from(a, r); c++) s[c] = 0;
-    for (int c = seen_to(a, r); c < a.keys; c++) s[c] = 0;
+    for (int c = from; c < seen_from(b, r); c++) s[c] = 0;
+    for (int c = seen_to(b, r); c < to; c++) s[c] = 0;
 }
 
-// Room for a block's scores, in one of this thread's buffers.
-static mat scores_in(int buffer, attention_part a)
+// The largest score of a row so far, `most`, is subtracted before exp, which then cannot overflow:
+// P = exp(S − most). If this block has a larger one, what the blocks before left is multiplied with the
+// exp(old most − new most) that is returned. *sum is that of P.
+static real exp_scores(real *s, int n, real *most, real *sum)
 {
-    return mat_of(thread_buffer(buffer, (size_t)a.n * (size_t)a.keys), TYPE_OF(real), SHAPE(a.n, a.keys));
+    real old = *most, m = old, total = 0;
+    #pragma omp simd reduction(max : m)
+    for (int c = 0; c < n; c++) m = s[c] > m ? s[c] : m;
+    #pragma omp simd reduction(+ : total)
+    for (int c = 0; c < n; c++) total += s[c] = exp_real(s[c] - m);
+    real shrinks = m > old ? exp_real(old - m) : 1;
+    *sum = *sum * shrinks + total;
+    *most = m;
+    return shrinks;
 }
 
-// d is the numbers of a head. The largest score of a row, `most`, is subtracted before exp, which then cannot
-// overflow, and added to lse again.
+// One head: q and out (nq, d), k and v (nk, d), lse (nq, 1), which holds `most` until the last block is done.
+static void attention_forward_head(mat out, mat lse, mat q, mat k, mat v, int window)
+{
+    int d = q.cols, q0;
+    real scale = (real)(1 / sqrt(d));
+    real *queries = copied_panels(2, q);
+    real *sum = thread_buffer(3, (size_t)q.rows), *S = thread_buffer(4, MR * WIDE);
+    memset(sum, 0, (size_t)q.rows * sizeof *sum);
+    zero(out);
+    for (int r = 0; r < q.rows; r++) *ROW(lse, r) = -INFINITY;
+    for (int first = 0; first < k.rows; first += KEYS) {
+        key_block b = block_at(q, k, first, window, &q0);
+        slivers keys = turned_slivers(5, rows_of(k, first, b.keys));
+        slivers values = copied_slivers(6, rows_of(v, first, b.keys));
+        for (; q0 < q.rows && seen_from(b, 0) < b.keys; q0 += MR, b.own += MR) {
+            int n = q.rows - q0 < MR ? q.rows - q0 : MR;
+            int from = seen_from(b, 0) / NR * NR, to = seen_to(b, n - 1);
+            panel_times(S + from, WIDE, MR, whole_slivers(to - from), queries + (size_t)q0 * (size_t)d, 1, MR,
+                        columns_from(keys, from), d, scale, SET);                   // S = q kᵀ/√d
+            for (int r = 0; r < n; r++) {
+                real *s = S + r * WIDE, *o = ROW(out, q0 + r);
+                int seen = seen_from(b, r);
+                real shrinks = exp_scores(s + seen, seen_to(b, r) - seen, ROW(lse, q0 + r), &sum[q0 + r]);
+                for (int c = 0; c < d && shrinks != 1; c++) o[c] *= shrinks;
+                hide_unseen(s, b, r, from, to);
+            }
+            panel_times(ROW(out, q0), out.ld, n, d, S + from, WIDE, 1, steps_from(values, from), to - from,
+                        1, ADD);                                                    // out += P v
+        }
+    }
+    for (int r = 0; r < q.rows; r++) {
+        for (int c = 0; c < d; c++) ROW(out, r)[c] /= sum[r];
+        *ROW(lse, r) += (real)log((double)sum[r]);
+    }
+}
+
+// d is the numbers of a head.
 void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, int window, const span *spans, int count)
 {
     int heads = q.cols / d;
     int group = q.cols / k.cols;
     #pragma omp parallel for collapse(2) schedule(dynamic) if (BIG(q))
     for (int i = 0; i < count; i++)
-        for (int h = 0; h < heads; h++)
-            for (int q0 = 0; q0 < spans[i].nq; q0 += QUERIES) {
-                attention_part a = attention_at(spans[i], q0, h, group, d, window);
-                mat K = part_of(k, a.key, a.keys, a.kv_col, d);
-                mat V = part_of(v, a.key, a.keys, a.kv_col, d);
-                mat S = scores_in(2, a);
-                matmul_nt(S, part_of(q, a.row, a.n, a.q_col, d), K, 1 / sqrt(d), SET);      // S = q kᵀ/√d
-                for (int r = 0; r < a.n; r++) {
-                    int from = seen_from(a, r), to = seen_to(a, r);
-                    real *s = ROW(S, r), most = s[from], sum = 0;
-                    #pragma omp simd reduction(max : most)
-                    for (int c = from; c < to; c++) most = s[c] > most ? s[c] : most;
-                    #pragma omp simd reduction(+ : sum)
-                    for (int c = from; c < to; c++) sum += s[c] = exp_real(s[c] - most);
-                    for (int c = from; c < to; c++) s[c] /= sum;                            // P = softmax(S)
-                    hide_unseen(s, a, r);
-                    *lse_at(lse, a.row + r, h) = most + (real)log((double)sum);
-                }
-                matmul_nn(part_of(out, a.row, a.n, a.q_col, d), S, V, 1, SET);              // out = P v
-            }
+        for (int h = 0; h < heads; h++) {
+            span s = spans[i];
+            int kv = h / group * d;
+            attention_forward_head(part_of(out, s.q, s.nq, h * d, d), part_of(lse, s.q, s.nq, h, 1),
+                                   part_of(q, s.q, s.nq, h * d, d), part_of(k, s.k, s.nk, kv, d),
+                                   part_of(v, s.k, s.nk, kv, d), window);
+        }
 }
 
 //  out = P v:         dv = Pᵀ dout,    dP = dout vᵀ
@@ -372,36 +402,90 @@ void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, int window,
 //      Δ  =  Σ_c dP_c P_c  =  Σ_c (dout · v_c) P_c
 //         =  dout · Σ_c P_c v_c  =  dout · out
 //
-//  P is not kept from the forward pass but made again, as exp(S − lse). dq of a block is written; to dk and
-//  dv, which are zeroed before, each block of each head adds.
-static void attention_backward_head(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, mat out, mat lse,
-                                    int d, int window, span s, int h)
+//  P is not kept from the forward pass but made again, as exp(S − lse).
+static void exp_scores_backward(real *p, real *ds, int n, real lse, real delta)
 {
-    for (int q0 = 0; q0 < s.nq; q0 += QUERIES) {
-        attention_part a = attention_at(s, q0, h, q.cols / k.cols, d, window);
-        mat K = part_of(k, a.key, a.keys, a.kv_col, d);
-        mat V = part_of(v, a.key, a.keys, a.kv_col, d);
-        mat Q = part_of(q, a.row, a.n, a.q_col, d);
-        mat dO = part_of(dout, a.row, a.n, a.q_col, d);
-        mat P = scores_in(2, a);
-        mat dS = scores_in(3, a);
-        matmul_nt(P, Q, K, 1 / sqrt(d), SET);                   // P holds S, for now
-        matmul_nt(dS, dO, V, 1, SET);                           // dS holds dP, for now
-        for (int r = 0; r < a.n; r++) {
-            real *p = ROW(P, r), *ds = ROW(dS, r);
-            real l = *lse_at(lse, a.row + r, h), delta = 0;
-            const real *o = ROW(out, a.row + r) + a.q_col, *g = ROW(dO, r);
-            for (int c = 0; c < d; c++) delta += o[c] * g[c];               // Δ = dout · out
-            for (int c = seen_from(a, r); c < seen_to(a, r); c++) {
-                p[c] = exp_real(p[c] - l);                                  // P = exp(S − lse)
-                ds[c] = p[c] * (ds[c] - delta);                             // dS = P ⊙ (dP − Δ)
-            }
-            hide_unseen(p, a, r);
-            hide_unseen(ds, a, r);
-        }
-        matmul_tn(part_of(dv, a.key, a.keys, a.kv_col, d), P, dO, 1, ADD);
-        matmul_nn(part_of(dq, a.row, a.n, a.q_col, d), dS, K, 1 / sqrt(d), SET);
-        matmul_tn(part_of(dk, a.key, a.keys, a.kv_col, d), dS, Q, 1 / sqrt(d), ADD);
+    #pragma omp simd
+    for (int c = 0; c < n; c++) {
+        p[c] = exp_real(p[c] - lse);                                                // P = exp(S − lse)
+        ds[c] = p[c] * (ds[c] - delta);                                             // dS = P ⊙ (dP − Δ)
+    }
+}
+
+// One head, and what is copied or made of it: of all queries, then of one block of keys, then of one block of
+// both. To dq, dk and dv, which are zeroed before, each block adds.
+typedef struct {
+    mat dq, dk, dv, dout, q, k, v, out, lse;            // (nq, d), or (nk, d) for keys; lse (nq, 1)
+    real scale, *delta, *q_panels, *dout_panels;
+    slivers q_rows, dout_rows;
+    slivers k_turned, v_turned, k_rows;
+    real *P, *dS;                                       // (QUERIES, WIDE)
+} attention_head;
+
+// Rows i … of a block that begins with query q0: P, dS, and dq. `from` and `to`: what the block sees.
+static void panel_backward(const attention_head *h, key_block b, int q0, int i, int rows, int from, int to)
+{
+    int d = h->q.cols;
+    int begin = seen_from(b, i) / NR * NR, cols = seen_to(b, i + rows - 1) - begin;
+    real *P = h->P + i * WIDE, *dS = h->dS + i * WIDE;
+    size_t panel = (size_t)(q0 + i) * (size_t)d;
+    panel_times(P + begin, WIDE, MR, whole_slivers(cols), h->q_panels + panel, 1, MR,
+                columns_from(h->k_turned, begin), d, h->scale, SET);                // P holds S, for now
+    panel_times(dS + begin, WIDE, MR, whole_slivers(cols), h->dout_panels + panel, 1, MR,
+                columns_from(h->v_turned, begin), d, 1, SET);                       // dS holds dP, for now
+    for (int r = i; r < i + rows; r++) {
+        real *p = h->P + r * WIDE, *ds = h->dS + r * WIDE;
+        int seen = seen_from(b, r);
+        exp_scores_backward(p + seen, ds + seen, seen_to(b, r) - seen, *ROW(h->lse, q0 + r),
+                            h->delta[q0 + r]);
+        hide_unseen(p, b, r, from, to);
+        hide_unseen(ds, b, r, from, to);
+    }
+    panel_times(ROW(h->dq, q0 + i), h->dq.ld, rows, d, dS + begin, WIDE, 1,
+                steps_from(h->k_rows, begin), cols, h->scale, ADD);                 // dq += dS k/√d
+}
+
+// A block of n queries and the keys `first` …: panel by panel of its queries, then of its keys.
+static void block_backward(const attention_head *h, key_block b, int q0, int n, int first)
+{
+    int d = h->q.cols;
+    int from = seen_from(b, 0) / NR * NR, to = seen_to(b, n - 1);
+    for (int i = 0; i < n; i += MR) panel_backward(h, b, q0, i, n - i < MR ? n - i : MR, from, to);
+    for (int c = from; c < to; c += MR) {
+        int rows = to - c < MR ? to - c : MR;
+        int r = b.own < c ? c - b.own : 0;                                          // the first that sees c
+        panel_times(ROW(h->dv, first + c), h->dv.ld, rows, d, h->P + r * WIDE + c, 1, WIDE,
+                    steps_from(h->dout_rows, q0 + r), n - r, 1, ADD);               // dv += Pᵀ dout
+        panel_times(ROW(h->dk, first + c), h->dk.ld, rows, d, h->dS + r * WIDE + c, 1, WIDE,
+                    steps_from(h->q_rows, q0 + r), n - r, h->scale, ADD);           // dk += dSᵀ q/√d
+    }
+}
+
+static void attention_backward_head(attention_head h, int window)
+{
+    mat q = h.q;
+    int q0;
+    h.scale = (real)(1 / sqrt(q.cols));
+    h.q_panels = copied_panels(2, q);
+    h.dout_panels = copied_panels(3, h.dout);
+    h.q_rows = copied_slivers(4, q);
+    h.dout_rows = copied_slivers(5, h.dout);
+    h.P = thread_buffer(6, QUERIES * WIDE);
+    h.dS = thread_buffer(7, QUERIES * WIDE);
+    h.delta = thread_buffer(8, (size_t)q.rows);
+    for (int r = 0; r < q.rows; r++) {
+        real delta = 0, *o = ROW(h.out, r), *g = ROW(h.dout, r);
+        #pragma omp simd reduction(+ : delta)
+        for (int c = 0; c < q.cols; c++) delta += o[c] * g[c];
+        h.delta[r] = delta;                                                         // Δ = dout · out
+    }
+    for (int first = 0; first < h.k.rows; first += KEYS) {
+        key_block b = block_at(q, h.k, first, window, &q0);
+        h.k_turned = turned_slivers(9, rows_of(h.k, first, b.keys));
+        h.v_turned = turned_slivers(10, rows_of(h.v, first, b.keys));
+        h.k_rows = copied_slivers(11, rows_of(h.k, first, b.keys));
+        for (; q0 < q.rows && seen_from(b, 0) < b.keys; q0 += QUERIES, b.own += QUERIES)
+            block_backward(&h, b, q0, q.rows - q0 < QUERIES ? q.rows - q0 : QUERIES, first);
     }
 }
 
@@ -411,13 +495,23 @@ void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat k, mat v, m
 {
     int group = q.cols / k.cols;
     int kv_heads = k.cols / d;
+    zero(dq);
     zero(dk);
     zero(dv);
     #pragma omp parallel for collapse(2) schedule(dynamic) if (BIG(q))
     for (int i = 0; i < count; i++)
         for (int g = 0; g < kv_heads; g++)
-            for (int h = g * group; h < (g + 1) * group; h++)
-                attention_backward_head(dq, dk, dv, dout, q, k, v, out, lse, d, window, spans[i], h);
+            for (int h = g * group; h < (g + 1) * group; h++) {
+                int q0 = spans[i].q, nq = spans[i].nq, k0 = spans[i].k, nk = spans[i].nk;
+                attention_head head = {
+                    .dq = part_of(dq, q0, nq, h * d, d), .dout = part_of(dout, q0, nq, h * d, d),
+                    .q = part_of(q, q0, nq, h * d, d), .out = part_of(out, q0, nq, h * d, d),
+                    .lse = part_of(lse, q0, nq, h, 1),
+                    .dk = part_of(dk, k0, nk, g * d, d), .k = part_of(k, k0, nk, g * d, d),
+                    .dv = part_of(dv, k0, nk, g * d, d), .v = part_of(v, k0, nk, g * d, d),
+                };
+                attention_backward_head(head, window);
+            }
 }
 
 // out = silu(g) u,  silu(g) = g σ(g),  σ(g) = 1/(1 + e^−g)

@@ -282,10 +282,10 @@ static inline void pack(real *out, mat m, int first, int k0, int K, const int wi
 }
 
 // Work space of a thread, at least n numbers. It grows when more is asked for, and is kept.
-// Buffer 0 holds panels, 1 slivers, 2 and 3 attention's scores.
+// Buffer 0 holds panels, 1 slivers, the others belong to attention or to the recurrence.
 static real *thread_buffer(int which, size_t n)
 {
-    static _Thread_local struct { real *p; size_t n; } buffers[4];
+    static _Thread_local struct { real *p; size_t n; } buffers[12];
     if (buffers[which].n < n) {
         free(buffers[which].p);
         buffers[which].p = aligned_alloc(64, (n * sizeof(real) + 63) / 64 * 64);
@@ -516,6 +516,64 @@ static void gemm_few(mat y, mat a, mat b, real scale, enum mode mode, int thread
 {
     #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int j = 0; j < y.cols; j += NR) few_columns(y, a, b, j, scale, mode);
+}
+
+// ---- panels times slivers, one by one ---------------------------------------------------------------------
+//
+//  For attention: its products share their factors and need only a part of their sums. It copies panels and
+//  slivers itself, and keeps them.
+
+// The panel or sliver whose lines are rows first … of m, all of it, which may be longer than what pack takes
+// at once.
+static inline void pack_whole(real *out, mat m, int first, const int width)
+{
+    for (int k = 0; k < m.cols; k += KC)
+        pack(out + (size_t)k * (size_t)width, m, first, k, m.cols - k < KC ? m.cols - k : KC, width);
+}
+
+// The rows of m as panels: element (i, k) of the panel that begins at row f lies at f·cols + k·MR + i − f.
+static real *copied_panels(int buffer, mat m)
+{
+    size_t cols = (size_t)m.cols;
+    real *out = thread_buffer(buffer, (size_t)(ceil_div(m.rows, MR) * MR) * cols + LANES);
+    for (int i = 0; i < m.rows; i += MR) pack_whole(out + (size_t)i * cols, m, i, MR);
+    return out;
+}
+
+// b (K, N) as slivers: element (k, j) of the sliver that begins at column f lies at f·K + k·NR + j − f.
+typedef struct { const real *p; size_t next; } slivers;         // `next`: K·NR, from a sliver to the next
+
+static slivers columns_from(slivers b, int j) { return (slivers){b.p + (size_t)(j / NR) * b.next, b.next}; }
+static slivers steps_from(slivers b, int k) { return (slivers){b.p + (size_t)k * NR, b.next}; }
+
+// b = mᵀ
+static slivers turned_slivers(int buffer, mat m)
+{
+    size_t next = (size_t)m.cols * NR;
+    real *out = thread_buffer(buffer, (size_t)ceil_div(m.rows, NR) * next + LANES);
+    for (int j = 0; j < m.rows; j += NR) pack_whole(out + (size_t)(j / NR) * next, m, j, NR);
+    return (slivers){out, next};
+}
+
+// b = m
+static slivers copied_slivers(int buffer, mat m)
+{
+    size_t next = (size_t)m.rows * NR;
+    real *out = thread_buffer(buffer, (size_t)ceil_div(m.cols, NR) * next);
+    pack_across(out, m, 0, m.cols, 0, m.rows, NR);
+    return (slivers){out, next};
+}
+
+// `rows` rows of y, MR at most, and `cols` columns:  y[i,j] = scale Σ_k a[i·ai + k·ak] b[k,j]
+static inline __attribute__((always_inline))
+void panel_times(real *y, size_t ld, int rows, int cols, const real *a, size_t ai, size_t ak,
+                 slivers b, int K, real scale, enum mode mode)
+{
+    vec tile[MR][2];
+    for (int j = 0; j < cols; j += NR, b.p += b.next) {
+        kernel(tile, a, ai, ak, b.p, NR, K);
+        store(y + j, ld, 1, tile, rows, cols - j < NR ? cols - j : NR, scale, mode);
+    }
 }
 
 // ---- any product ------------------------------------------------------------------------------------------
