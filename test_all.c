@@ -2251,13 +2251,14 @@ static void check_product(int form, product_size s, enum dtype a_type, enum dtyp
 }
 
 // The product's blocks: panels of MR rows, MC of them together, slivers of NR columns, NC together, KC of the sum; a factor
-// that is used more often than OFTEN is copied. Narrow results of xᵀ w are computed as their transposes.
+// that is used by more than OFTEN columns or OFTEN_ROWS rows is copied. Narrow results of xᵀ w are computed as their transposes.
 static void test_beyond_panels(void)
 {
     static const product_size sizes[] = {
         {MR + 1, NR + 1, KC + 1, ALONE}, {1, 2 * NC + 3, KC + 1, ALONE}, {MR + 2, NC + NR + 1, KC + 2, ALONE},
         {MC + 5, 3, 2 * KC + 3, ALONE}, {4 * MC + 5, NR + 3, KC + 7, ALONE}, {MC + 5, OFTEN + 9, KC + 3, ALONE},
         {OFTEN + 5, 2 * NR - 1, KC + 3, ALONE}, {OFTEN + 5, OFTEN + 9, KC + 3, ALONE},
+        {OFTEN_ROWS, 3 * NR + 1, KC + 3, ALONE}, {OFTEN_ROWS + 1, 3 * NR + 1, KC + 3, ALONE},
         {OFTEN + 5, NC + NR + 1, 33, ALONE}, {NC + 37, NR + 4, 65, ALONE}, {OFTEN + 5, NR + 4, KC + 3, ALONE},
         {38 * MC + 1, 3, 100, ALONE},                                   // an odd number of blocks, 39, for two threads
         {MC + 5, NR + 4, KC + 3, BESIDE}, {MC + 5, NR + 4, KC + 3, BEHIND}, {MC + 5, 2 * NR + 1, KC + 3, ONE_WEIGHT},

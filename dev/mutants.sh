@@ -112,8 +112,8 @@ bat-row: row j for column j  | adapters.h |
 rmsnorm: dropped term        | ops/cpu.c  | s/rho \* (wc\[c\] \* dn\[c\] - factor \* xn\[c\])/rho * wc[c] * dn[c]/ | ops     |
 rope: sign                   | ops/cpu.c  | s/s = (real)sign \* sine\[i\]/s = sine[i]/                        | ops         |
 attention: dropped Δ         | ops/cpu.c  | s/p\[c\] \* (ds\[c\] - delta)/p[c] * ds[c]/                       | ops         |
-attention: wrong head        | ops/cpu.c  | s/h \/ group \* d, h \* d, own/h % group * d, h * d, own/   | attention   |
-attention: sees the future   | ops/cpu.c  | s/return a.before + r + 1;/return a.keys;/ | attention   |
+attention: wrong head        | ops/cpu.c  | s/int kv = h \/ group \* d;/int kv = h % group * d;/         | attention   |
+attention: sees the future   | ops/cpu.c  | s/return within(b.own + r + 1, b);/return b.keys;/ | attention   |
 rmsnorm: no residual         | ops/cpu.c  | /if (residual.p)/d                                                | residual-copy |
 swiglu: sign                 | ops/cpu.c  | s/(1 + g\[c\] \* (1 - sigma))/(1 - g[c] * (1 - sigma))/           | ops         |
 cross-entropy: no label      | ops/cpu.c  | /z\[labels\[n\]\] -= (real)scale/d                                | ops         |
@@ -165,7 +165,6 @@ beyond: attention, one query too few for dk and dv | ops/cpu.c  |
     s/b.own < c ? c - b.own : 0;/b.own < c ? c - b.own + 1 : 0;/                                       | beyond-blocks | attention
 beyond: attention, values of the first key | ops/cpu.c  |
     s/columns_from(h->v_turned, begin)/columns_from(h->v_turned, 0)/                                   | beyond-blocks | attention
-beyond: attention, what a row does not see | ops/cpu.c  | s/hide_unseen(ds, b, r, from, to);//        | beyond-blocks | attention
 beyond: attention, wide heads | ops/gemm.h |
     s/(size_t)width, m, first, k, m.cols/(size_t)width, m, first, 0, m.cols/                           | beyond-blocks | attention
 beyond: product, first part of K copied | ops/gemm.h |
@@ -364,10 +363,11 @@ product: copies abreast, the first again | ops/gemm.h | s/row + s \* width, (siz
 product: the rest beside the first | ops/gemm.h | s/memcpy(to + (size_t)whole \* size, row/memcpy(to, row/    | beyond-panels |
 few rows: the last part of K | ops/gemm.h | s/k0 += KC, mode = ADD/k0 += KC/                                  | few-rows    |
 few rows: one after the other | ops/gemm.h | s/line\[half \* LANES + l\] + k/line[l] + k/                     | few-rows    |
-window: one key less         | ops/cpu.c  | s/own + 1 - window : 0;/own + 2 - window : 0;/                    | cache       |
+window: one key less         | ops/cpu.c  |
+    s/within(b.own + r + 1 - b.window, b)/within(b.own + r + 2 - b.window, b)/                         | cache       |
 window: a row sees one more  | ops/cpu.c  |
-    s/seen_to(a, r) - a.window : 0/seen_to(a, r) - a.window + 1 : 0/                                   | beyond-blocks | attention
-window: unseen keys learn    | ops/cpu.c  | /hide_unseen(ds, a, r);/d                                         | ops         |
+    s/within(b.own + r + 1 - b.window, b)/within(b.own + r - b.window, b)/                             | beyond-blocks | attention
+window: unseen keys learn    | ops/cpu.c  | /hide_unseen(ds, b, r, from, to);/d                               | ops         |
 window: from one layer later | llama.h    | s/i < c->full_layers/i <= c->full_layers/                     | goldens     |
 bias: no gradient            | model.h    | /bias_backward(l->dbias, dy);/d                                   | gradients   | full
 bias: the last token alone   | ops/cpu.c  | /^void bias_backward/,/^}/s/ += ROW(dy/ = ROW(dy/                 | ops         |

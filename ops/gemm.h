@@ -231,7 +231,8 @@ static inline __attribute__((always_inline)) void transpose(vec m[LANES])
 // Copies panels or slivers that lie across, `width` numbers for each k: the first of them is
 // out[k·width + i] = m[k0 + k, first + i], and the others follow, up to column `last`. Numbers beyond the
 // matrix are zero. All of them are copied abreast, a row of m at a time: one after the other they would read
-// 64 bytes here and 64 a row further on, and where rows are pages apart each of these waits for its page.
+// 64 bytes here and 64 a row further on, and where rows are pages apart each of these waits for its page. The
+// processor cannot guess that the next row follows, so the rows that are read soon are asked for.
 static inline void pack_across(real *out, mat m, int first, int last, int k0, int K, const int width)
 {
     real buffer[ABREAST];
@@ -242,6 +243,8 @@ static inline void pack_across(real *out, mat m, int first, int last, int k0, in
     for (int k = 0; k < K; k++) {
         const real *row = widened(at(m, k0 + k, first), m.type, (size_t)n, buffer);
         real *to = out + (size_t)k * (size_t)width;
+        for (size_t i = 0; i < (size_t)n * dtypes[m.type].size; i += 64)
+            __builtin_prefetch(at(m, k0 + k + 8, first) + i);
         for (int s = 0; s < whole; s++)
             memcpy(to + (size_t)s * size, row + s * width, (size_t)width * sizeof(real));
         memcpy(to + (size_t)whole * size, row + whole * width, (size_t)rest * sizeof(real));
@@ -308,23 +311,24 @@ typedef struct {
     enum mode mode;
 } product;
 
-// Where rows are a multiple of a page apart, what lies below each other falls into the same few places of
-// every cache and drives itself out: a sliver of many such rows is copied, however seldom it is read.
-enum { PAGE = 4096, MANY_ROWS = 128 };
+// A first cache of 32 KB keeps 8 lines of those that begin at the same place of a page of 4096 bytes. Where
+// rows are a multiple of 256 bytes apart, what lies below each other has 16 such places, so there is room for
+// 128 rows, and more of them drive each other out: a sliver of so many is copied, however seldom it is read.
+enum { CLASH = 256, MANY_ROWS = 128 };
 
 // Whether a panel or sliver that begins at row or column `first` of m can be read where it lies: it has this
 // program's dtype, all its `width` rows or columns exist, and its rows do not clash.
 static inline int in_place(mat m, int across, int first, int width)
 {
     int reals = m.type == TYPE_OF(real) && (uintptr_t)m.p % sizeof(real) == 0;
-    int clashes = across && m.rows > MANY_ROWS && m.ld * sizeof(real) % PAGE == 0;
+    int clashes = across && m.rows > MANY_ROWS && m.ld * sizeof(real) % CLASH == 0;
     return reals && !clashes && first + width <= (across ? m.cols : m.rows);
 }
 
 // What could be read where it lies is copied all the same if it is read often: a panel is read once for every
-// NR columns of y, a sliver once for every MR rows. Beyond OFTEN columns or rows, reading a copy in order
-// saves more than making it costs.
-enum { OFTEN = 320 };
+// NR columns of y, a sliver once for every MR rows. Beyond OFTEN columns or OFTEN_ROWS rows, reading a copy
+// in order saves more than making it costs.
+enum { OFTEN = 320, OFTEN_ROWS = 96 };
 
 static inline int panel_in_place(const product *p, int i)
 {
@@ -333,7 +337,7 @@ static inline int panel_in_place(const product *p, int i)
 
 static inline int sliver_in_place(const product *p, int j)
 {
-    return p->M <= OFTEN && p->b_across && in_place(p->b, 1, j, NR);
+    return p->M <= OFTEN_ROWS && p->b_across && in_place(p->b, 1, j, NR);
 }
 
 static void barrier(int threads)
