@@ -17,7 +17,10 @@ CC       ?= gcc
 WARNINGS  = -Wall -Wextra -Wshadow
 # No -ffast-math: a NaN must stay a NaN. errno and traps are not used by anyone here.
 CFLAGS   ?= -O3 -march=native -g
-FLAGS     = -std=gnu11 $(WARNINGS) $(CFLAGS) -fopenmp -fno-math-errno -fno-trapping-math
+# The product's loop (ops/gemm.h) is 114 bytes long. Where it begins a line of 64 bytes, the processor fetches two lines a
+# turn and not three, and products are a tenth faster. GCC takes it for a short loop, and would not align it.
+ALIGNED   = -falign-loops=64 --param align-loop-iterations=1
+FLAGS     = -std=gnu11 $(WARNINGS) $(CFLAGS) $(ALIGNED) -fopenmp -fno-math-errno -fno-trapping-math
 LDLIBS    = -ljansson -lz -lpcre2-8 -lutf8proc -lm
 HEADERS   = model.h llama.h rwkv6.h backbones.h adapters.h $(wildcard ops/*.h lib/*.h run/*.h paper/*.h)
 PYTHON   ?= python3
