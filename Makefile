@@ -217,8 +217,9 @@ build/corpus: $(FUZZ_SOURCES)
 	@mkdir -p build
 	$(CC) $(FLAGS) -O1 $(ASAN) -fno-sanitize=bounds dev/fuzz.c ops/cpu.c tokenizer.c -o $@ $(LDLIBS)
 
-# That the benchmarks compile, which make test does not run.
+# That the benchmarks compile, which make test does not run, and where clang is the fuzzer.
 benches:
+	$(if $(shell command -v clang),clang -std=gnu11 -fsyntax-only -w -fopenmp -DFUZZER dev/fuzz.c)
 	$(CC) $(FLAGS) -fsyntax-only dev/bench.c
 	$(CC) $(FLAGS) -fsyntax-only -Wno-unused-function -DBFLOAT16 dev/bench_gpu.c
 

@@ -531,7 +531,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     prepare();
     choose_reader(getenv("READER") ? getenv("READER") : "");
     atexit(remove_directory);
-    read_words("build/fuzz.dict");
+    read_dictionary("build/fuzz.dict");
     is_read((const uint8_t *)"", 0);                    // what stays is allocated now, outside of every input
     __sanitizer_install_malloc_and_free_hooks(on_malloc, on_free);
     return 0;

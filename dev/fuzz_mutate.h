@@ -43,7 +43,7 @@ static const char *const values[] = {
 };
 enum { VALUES = sizeof values / sizeof *values };
 
-static void read_words(const char *file)
+static void read_dictionary(const char *file)
 {
     char line[256];
     FILE *f = fopen(file, "r");
