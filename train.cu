@@ -1020,14 +1020,13 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
 // to rows that other blocks add to, in an order that chance decides. So there are two kernels, each with its
 // sum in registers, and both make S and dP: seven products instead of five.
 
-// One block: QUERIES queries of a span in one head. Keys and values stream past. It also leaves Δ.
-template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS, 2)
+// One block: QUERIES queries of a span in one head. Keys and values stream past, N a time. It also leaves Δ.
+template <int D, int N = TILE> __global__ static void __launch_bounds__(ATTENTION_THREADS, 2)
 attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, mat lse,
                     int d, int window, wide scale, const span_rows *blocks)
 {
     SHARED_MEMORY(memory);
     constexpr int LD = tile<D>::LD;
-    constexpr int N = TILE;
     real *Q = (real *)memory, *G = Q + QUERIES * LD, *K = G + QUERIES * LD, *V = K + 2 * N * LD;
     const query_block b(blocks[blockIdx.x], window);
     const int head = blockIdx.y, kv = head / (q.cols / k.cols);
@@ -1192,7 +1191,6 @@ static span_rows *list_blocks(const span *spans, int count)
 
 // A kernel for heads of at most 32, 64, 96 or 128 numbers; what a head has less is zero in shared memory.
 // rows: of shared memory in all, those that a block keeps and two tiles of each matrix that streams past.
-// Where a block has room for 99 KB alone (sm_86, 89, 120), the backward pass of heads beyond 96 does not fit.
 #define RUN_ATTENTION(kernel, d, grid, rows, ...) \
     do { \
         if (d <= 32) RUN_SHARED(kernel<32>, grid, attention_bytes(32, rows), __VA_ARGS__); \
@@ -1208,6 +1206,15 @@ static span_rows *list_blocks(const span *spans, int count)
 static int attention_bytes(int D, int rows)
 {
     return rows * (D + PACK) * (int)sizeof(real);
+}
+
+// Whether a block of this GPU has so much shared memory. Those of sm_86, 89 and 120 have 99 KB: too little
+// for dq of wide heads in bf16, unless the tiles are half as long.
+template <class Kernel> static bool has_room(Kernel *kernel, int bytes)
+{
+    if (!cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)) return true;
+    cudaGetLastError();                                                 // forgets the error
+    return false;
 }
 
 static void check_head_dim(int d)
@@ -1235,8 +1242,13 @@ extern "C" void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat 
     mat delta = contiguous(lse, scratch(DELTA, bytes_of(lse)), TYPE_OF(wide));
     wide scale = (wide)(1 / sqrt((double)d));
     if (!listed.query_blocks) return;
-    RUN_ATTENTION(attention_dq_kernel, d, dim3(listed.query_blocks, q.cols / d), 2 * QUERIES + 4 * TILE,
-                  dq, delta, dout, q, k, v, out, lse, d, window, scale, blocks);
+    const dim3 of_queries(listed.query_blocks, q.cols / d);
+    if (d > 96 && !has_room(attention_dq_kernel<128>, attention_bytes(128, 2 * QUERIES + 4 * TILE)))
+        RUN_SHARED((attention_dq_kernel<128, 16>), of_queries, attention_bytes(128, 2 * QUERIES + 4 * 16),
+                   dq, delta, dout, q, k, v, out, lse, d, window, scale, blocks);
+    else
+        RUN_ATTENTION(attention_dq_kernel, d, of_queries, 2 * QUERIES + 4 * TILE,
+                      dq, delta, dout, q, k, v, out, lse, d, window, scale, blocks);
     RUN_ATTENTION(attention_dkv_kernel, d, dim3(listed.key_blocks, k.cols / d), 2 * KEYS + 4 * TILE,
                   dk, dv, dout, q, k, v, lse, delta, d, window, scale, blocks + listed.query_blocks);
 }
