@@ -4928,7 +4928,7 @@ static int stopped_run(const char *signal_name, int step, const char *format, ..
 {
     char command[5000];
     TEXT(args, format);
-    snprintf(command, sizeof command, "rm -rf $D/part* ; env --default-signal=INT $TRAIN %s --log $D/part.log --out "
+    snprintf(command, sizeof command, "rm -rf $D/part* ; env --default-signal $TRAIN %s --log $D/part.log --out "
         "$D/part >$D/stdout 2>&1 & p=$!; "
         "while kill -0 $p && ! grep -q '\"step\":%d,\"loss' $D/part.log 2>/dev/null; do sleep 0.01; done; kill -%s "
             "$p; wait $p", args, step, signal_name);
