@@ -1020,7 +1020,8 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
 // to rows that other blocks add to, in an order that chance decides. So there are two kernels, each with its
 // sum in registers, and both make S and dP: seven products instead of five.
 
-// One block: QUERIES queries of a span in one head. Keys and values stream past, N a time. It also leaves Δ.
+// One block: QUERIES queries of a span in one head. Keys and values stream past, N at a time. It also leaves
+// Δ.
 template <int D, int N = TILE> __global__ static void __launch_bounds__(ATTENTION_THREADS, 2)
 attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, mat lse,
                     int d, int window, wide scale, const span_rows *blocks)

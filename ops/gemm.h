@@ -568,7 +568,7 @@ static slivers copied_slivers(int buffer, mat m)
     return (slivers){out, next};
 }
 
-// `rows` rows of y, MR at most, and `cols` columns:  y[i,j] = scale Σ_k a[i·ai + k·ak] b[k,j]
+// `rows` rows of y, MR at most, and `cols` columns:  y[i,j] = scale Σ_k a[i·ai + k·ak] b[k,j], or y += it
 static inline __attribute__((always_inline))
 void panel_times(real *y, size_t ld, int rows, int cols, const real *a, size_t ai, size_t ak,
                  slivers b, int K, real scale, enum mode mode)
