@@ -122,7 +122,7 @@ broadcast: row for column    | ops/cpu.c  | s/gn\[rows ? 0 : c\]/gn[0]/         
 matmul: last rows            | ops/gemm.h | s/p->M - i < MR ? p->M - i : MR/MR/                                | matmul      |
 matmul: b in place, stride   | ops/gemm.h | /^ *bk = p->b.ld;$/d                                              | matmul      |
 matmul: a in place, part of K | ops/gemm.h |
-    s/kernel(tile, (real \*)at(p->a, i, k0), p->a.ld/kernel(tile, (real *)at(p->a, i, 0), p->a.ld/            | matmul      |
+    s/at(p->a, i, k0), p->a.ld/at(p->a, i, 0), p->a.ld/            | matmul      |
 matmul: later parts of K     | ops/gemm.h | s/p->scale, k0 ? ADD : p->mode)/p->scale, p->mode)/               | matmul      |
 adamw: no correction         | ops/cpu.c  | s/root = (wide)sqrt(1 - pow(0.999, t))/root = 1/                  | adamw       |
 modes: dxn of the MLP stays in | llama.h    |
@@ -361,6 +361,9 @@ top-p: one more on the edge  | run/generate.h | s/reached < opt.top_p \* sum/rea
 greedy: the last of equals   | run/generate.h | s/logits\[i\] > logits\[best\]/logits[i] >= logits[best]/      | sampling    |
 product: copies abreast, the first again | ops/gemm.h | s/row + s \* width, (size_t)width/row, (size_t)width/  | beyond-panels |
 product: the rest beside the first | ops/gemm.h | s/memcpy(to + (size_t)whole \* size, row/memcpy(to, row/    | beyond-panels |
+product: half a tile for a whole one | ops/gemm.h | s/ai == 1 \&\& cols > LANES/ai == 1 \&\& cols > NR/ | beyond-panels |
+product: a whole vector at the edge | ops/gemm.h |
+    s/cols == LANES \&\& col == 1/cols <= LANES \&\& col == 1/   | beyond-panels |
 few rows: the last part of K | ops/gemm.h | s/k0 += KC, mode = ADD/k0 += KC/                                  | few-rows    |
 few rows: one after the other | ops/gemm.h | s/line\[half \* LANES + l\] + k/line[l] + k/                     | few-rows    |
 window: one key less         | ops/cpu.c  |

@@ -316,7 +316,7 @@ static key_block block_at(mat q, mat k, int first, int window, int *q0)
     return (key_block){own + *q0, keys, window};
 }
 
-static int whole_slivers(int cols) { return ceil_div(cols, NR) * NR; }
+static int whole_vectors(int cols) { return ceil_div(cols, LANES) * LANES; }
 
 // Keys from … to − 1 are those that some row of a panel sees, beginning with a whole sliver. What row r of it
 // does not see becomes 0.
@@ -359,7 +359,7 @@ static void attention_forward_head(mat out, mat lse, mat q, mat k, mat v, int wi
         for (; q0 < q.rows && seen_from(b, 0) < b.keys; q0 += MR, b.own += MR) {
             int n = q.rows - q0 < MR ? q.rows - q0 : MR;
             int from = seen_from(b, 0) / NR * NR, to = seen_to(b, n - 1);
-            panel_times(S + from, WIDE, MR, whole_slivers(to - from), queries + (size_t)q0 * (size_t)d, 1, MR,
+            panel_times(S + from, WIDE, MR, whole_vectors(to - from), queries + (size_t)q0 * (size_t)d, 1, MR,
                         columns_from(keys, from), d, scale, SET);                   // S = q kᵀ/√d
             for (int r = 0; r < n; r++) {
                 real *s = S + r * WIDE, *o = ROW(out, q0 + r);
@@ -429,9 +429,9 @@ static void panel_backward(const attention_head *h, key_block b, int q0, int i, 
     int begin = seen_from(b, i) / NR * NR, cols = seen_to(b, i + rows - 1) - begin;
     real *P = h->P + i * WIDE, *dS = h->dS + i * WIDE;
     size_t panel = (size_t)(q0 + i) * (size_t)d;
-    panel_times(P + begin, WIDE, MR, whole_slivers(cols), h->q_panels + panel, 1, MR,
+    panel_times(P + begin, WIDE, MR, whole_vectors(cols), h->q_panels + panel, 1, MR,
                 columns_from(h->k_turned, begin), d, h->scale, SET);                // P holds S, for now
-    panel_times(dS + begin, WIDE, MR, whole_slivers(cols), h->dout_panels + panel, 1, MR,
+    panel_times(dS + begin, WIDE, MR, whole_vectors(cols), h->dout_panels + panel, 1, MR,
                 columns_from(h->v_turned, begin), d, 1, SET);                       // dS holds dP, for now
     for (int r = i; r < i + rows; r++) {
         real *p = h->P + r * WIDE, *ds = h->dS + r * WIDE;

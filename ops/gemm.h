@@ -131,8 +131,11 @@ static inline vec pick_lanes(vec a, vec b, lanes from)
 // distances 3 ai, 4 ai, 5 ai …, which are too many again. The asm has no instruction: it says that third[i]
 // may have changed, so that GCC no longer knows its distance from `a` and keeps the pointer itself. Where ai
 // is known to be 1, distances are numbers within the instruction and need no register.
-static inline void kernel(vec tile[MR][2], const real *a, size_t ai, size_t ak,
-                          const real *b, size_t bk, int K)
+//
+// A tile of at most LANES columns is one vector wide: `vectors` is 1, and nothing is computed for the second.
+static inline __attribute__((always_inline))
+void kernel(vec tile[MR][2], const real *a, size_t ai, size_t ak, const real *b, size_t bk, int K,
+            const int vectors)
 {
     vec t[MR][2] = {0};
     const real *third[MR / 3];
@@ -142,17 +145,29 @@ static inline void kernel(vec tile[MR][2], const real *a, size_t ai, size_t ak,
         if (!__builtin_constant_p(ai)) __asm__("" : "+r"(third[i]));
     }
     for (int k = 0; k < K; k++, b += bk) {
-        vec b0 = ((const loose_vec *)b)[0], b1 = ((const loose_vec *)b)[1];
+        vec b0 = ((const loose_vec *)b)[0], b1 = ((const loose_vec *)b)[vectors - 1];
         IN_REGISTERS(b0, b1);
         #pragma GCC unroll 16
         for (size_t i = 0; i < MR; i++) {
             t[i][0] += third[i / 3][i % 3 * ai] * b0;
-            t[i][1] += third[i / 3][i % 3 * ai] * b1;
+            if (vectors == 2) t[i][1] += third[i / 3][i % 3 * ai] * b1;
         }
         #pragma GCC unroll 16
         for (size_t i = 0; i < MR / 3; i++) third[i] += ak;
     }
     memcpy(tile, t, sizeof t);
+}
+
+// For a tile of `cols` columns. A function of its own, and so is the loop's place in memory and its use of
+// registers, which GCC would find anew, and not always well, wherever the kernel stands in other code.
+static __attribute__((noinline))
+void tile_sums(vec tile[MR][2], const real *a, size_t ai, size_t ak, const real *b, size_t bk, int K,
+               int cols)
+{
+    if (ai == 1 && cols > LANES) kernel(tile, a, 1, ak, b, bk, K, 2);
+    else if (ai == 1) kernel(tile, a, 1, ak, b, bk, K, 1);
+    else if (cols > LANES) kernel(tile, a, ai, ak, b, bk, K, 2);
+    else kernel(tile, a, ai, ak, b, bk, K, 1);
 }
 
 // old + scale t, rounded twice wherever it stands: the product is in a register before it is added, so that
@@ -164,29 +179,39 @@ static inline vec scaled_sum(vec old, real scale, vec t)
     return old + t;
 }
 
-// y = scale · tile, or y += it, for the rows and columns of the tile that y has; `row` and `col` are the
-// elements of y from one row, one column to the next. A whole tile is read from y before any of it is
-// written: where rows are a multiple of 4096 bytes apart, a CPU takes a read for one of what was just
-// written to another row, and waits.
+// y = scale · tile, or y += it, for all rows of the tile and so many vectors of each. The tile is read from y
+// before any of it is written: where rows are a multiple of 4096 bytes apart, a CPU takes a read for one of
+// what was just written to another row, and waits.
+static inline __attribute__((always_inline))
+void store_vectors(real *y, size_t row, vec tile[MR][2], real scale, enum mode mode, const int vectors)
+{
+    vec old[MR][2] = {0};
+    if (mode == ADD)
+        for (int i = 0; i < MR; i++)
+            for (int j = 0; j < vectors; j++) old[i][j] = ((loose_vec *)(y + (size_t)i * row))[j];
+    for (int i = 0; i < MR; i++)
+        for (int j = 0; j < vectors; j++)
+            ((loose_vec *)(y + (size_t)i * row))[j] = scaled_sum(old[i][j], scale, tile[i][j]);
+}
+
+// The same for the rows and columns of the tile that y has; `row` and `col` are the elements of y from one
+// row, one column to the next. At an edge of y, or where columns do not lie side by side, they are taken one
+// by one.
 static inline void store(real *y, size_t row, size_t col, vec tile[MR][2], int rows, int cols,
                          real scale, enum mode mode)
 {
-    vec old[MR][2] = {0};
-    int whole = rows == MR && cols == NR && col == 1;
-    if (mode == ADD && whole)
+    if (rows == MR && cols == NR && col == 1) store_vectors(y, row, tile, scale, mode, 2);
+    else if (rows == MR && cols == LANES && col == 1) store_vectors(y, row, tile, scale, mode, 1);
+    else {
+        vec old[MR][2] = {0};
+        if (mode == ADD)
+            for (int j = 0; j < cols; j++)
+                for (int i = 0; i < rows; i++) ((real *)old[i])[j] = y[(size_t)i * row + (size_t)j * col];
         for (int i = 0; i < MR; i++)
-            for (int j = 0; j < 2; j++) old[i][j] = ((loose_vec *)(y + (size_t)i * row))[j];
-    if (mode == ADD && !whole)
-        for (int j = 0; j < cols; j++)
-            for (int i = 0; i < rows; i++) ((real *)old[i])[j] = y[(size_t)i * row + (size_t)j * col];
-    for (int i = 0; i < MR; i++)
-        for (int j = 0; j < 2; j++) tile[i][j] = scaled_sum(old[i][j], scale, tile[i][j]);
-    if (whole)
-        for (int i = 0; i < MR; i++)
-            for (int j = 0; j < 2; j++) ((loose_vec *)(y + (size_t)i * row))[j] = tile[i][j];
-    else
+            for (int j = 0; j < 2; j++) tile[i][j] = scaled_sum(old[i][j], scale, tile[i][j]);
         for (int j = 0; j < cols; j++)
             for (int i = 0; i < rows; i++) y[(size_t)i * row + (size_t)j * col] = ((real *)tile[i])[j];
+    }
 }
 
 // m[i][j] ↔ m[j][i] for a square of LANES rows, by halves. A step h cuts the square into blocks of 2h × 2h
@@ -355,16 +380,16 @@ static void gemm_tile(const product *p, int i, int j, int k0, int K, const real 
     vec tile[MR][2];
     real *y = p->y + (size_t)i * p->row + (size_t)j * p->col;
     size_t bk = NR;
-    int rows = p->M - i < MR ? p->M - i : MR;
+    int rows = p->M - i < MR ? p->M - i : MR, cols = p->N - j < NR ? p->N - j : NR;
     for (int r = 0; r < rows; r++) __builtin_prefetch(y + (size_t)r * p->row, 1);
     if (sliver_in_place(p, j)) {
         sliver = (real *)at(p->b, k0, j);
         bk = p->b.ld;
     }
-    if (!panel_in_place(p, i)) kernel(tile, panel, 1, MR, sliver, bk, K);
-    else if (p->a_across) kernel(tile, (real *)at(p->a, k0, i), 1, p->a.ld, sliver, bk, K);
-    else kernel(tile, (real *)at(p->a, i, k0), p->a.ld, 1, sliver, bk, K);
-    store(y, p->row, p->col, tile, rows, p->N - j < NR ? p->N - j : NR, p->scale, k0 ? ADD : p->mode);
+    if (!panel_in_place(p, i)) tile_sums(tile, panel, 1, MR, sliver, bk, K, cols);
+    else if (p->a_across) tile_sums(tile, (real *)at(p->a, k0, i), 1, p->a.ld, sliver, bk, K, cols);
+    else tile_sums(tile, (real *)at(p->a, i, k0), p->a.ld, 1, sliver, bk, K, cols);
+    store(y, p->row, p->col, tile, rows, cols, p->scale, k0 ? ADD : p->mode);
 }
 
 // Copies of a's rows i0 … i1-1, where they are not read in place.
@@ -575,15 +600,16 @@ void panel_times(real *y, size_t ld, int rows, int cols, const real *a, size_t a
 {
     vec tile[MR][2];
     for (int j = 0; j < cols; j += NR, b.p += b.next) {
-        kernel(tile, a, ai, ak, b.p, NR, K);
-        store(y + j, ld, 1, tile, rows, cols - j < NR ? cols - j : NR, scale, mode);
+        int n = cols - j < NR ? cols - j : NR;
+        tile_sums(tile, a, ai, ak, b.p, NR, K, n);
+        store(y + j, ld, 1, tile, rows, n, scale, mode);
     }
 }
 
 // ---- any product ------------------------------------------------------------------------------------------
 
 // The numbers that are computed for (M, N), which is cut into whole tiles.
-static double padded(int M, int N) { return (double)(ceil_div(M, MR) * MR) * (ceil_div(N, NR) * NR); }
+static double padded(int M, int N) { return (double)(ceil_div(M, MR) * MR) * (ceil_div(N, LANES) * LANES); }
 
 // An adapter's y can be narrow: 36 columns fill one sliver of 32 and a little of a second, and almost half
 // the work is for zeros. Then yᵀ = bᵀ aᵀ is computed instead, where a can be read as slivers (a_across): a
