@@ -299,11 +299,12 @@ static void fill_model(model *m, const batch *first, int batches)
     model_allocate(m);
     if (opt.init) random_weights(m);
     else m->file = checkpoint_open(opt.model, "model"), model_load(m, opt.model);
-    if (opt.resume) return;
-    if (!opt.adapter || m->p.method->has_start) adapters_init(m, first, batches, show_start);
-    if (!opt.adapter) return;
-    peft_read_weights(m, opt.adapter);
-    peft_note_base(opt.adapter, opt.model);
+    if (!opt.resume && (!opt.adapter || m->p.method->has_start)) adapters_init(m, first, batches, show_start);
+    if (!opt.resume && opt.adapter) {
+        peft_read_weights(m, opt.adapter);
+        peft_note_base(opt.adapter, opt.model);
+    }
+    if (opt.bf16 && !opt.merge) dev_bf16(1);            // the start has all digits, and so has what is merged
 }
 
 // For evaluation, generation and merging: the base, with --adapter if there is one.
@@ -362,7 +363,7 @@ static void print_plan(const run *r)
     const model *m = &r->m;
     const config *c = &m->c;
     double base = base_parameters(m), trained = (double)m->trainable, state = megabytes(m, PARAM);
-    printf("device     %s\n", dev_name());
+    printf("device     %s%s\n", dev_name(), opt.bf16 ? ", products in bf16" : "");
     if (ranks() > 1) printf("ranks      %d, threads here %d\n", ranks(), omp_get_max_threads());
     printf("model      %s: %s, %.2fM parameters, %d layers of %d, vocabulary %d\n",
            shown(opt.init ? opt.init : opt.model), c->family->name, base / 1e6, c->layers, c->dim, c->vocab);

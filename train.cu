@@ -423,6 +423,7 @@ extern "C" void add(mat y, mat x, double scale)
 
 static int tf32;                        // products of floats may round their factors to 10 bits
 extern "C" int dev_tf32(void) { return tf32 = sizeof(real) == 4; }
+extern "C" int dev_bf16(int on) { (void)on; return sizeof(real) == 2; }      // it always does
 
 static cublasHandle_t cublas(void)
 {

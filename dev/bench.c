@@ -61,6 +61,7 @@ static double machine_bandwidth(int threads)
     enum { N = 1 << 25 };
     float *x = alloc(N, 4), *y = alloc(N, 4);
     double best = 0;
+    for (int i = 0; i < N; i++) x[i] = 1;                               // or all its pages were one page of zeros
     for (int turn = 0; turn < 5; turn++) {
         double start = now();
         #pragma omp parallel for simd num_threads(threads)
@@ -84,6 +85,7 @@ static double product_rate(void (*f)(mat, mat, mat, double, enum mode), int n)
 {
     mat y = filled(n, n), x = filled(n, n), w = filled(n, n);
     double best = 0;
+    if (opt.bf16) dev_bf16(1);
     for (int turn = 0; turn < 10; turn++) {
         double start = now();
         f(y, x, w, 1, SET);
@@ -164,6 +166,7 @@ static void measure_steps(void)
     shared->load = now() - start, start = now();
     adapters_init(&r.m, NULL, 0, no_progress);                     // no row here starts from a gradient of the data
     shared->init = now() - start;
+    if (opt.bf16) dev_bf16(1);
     shared->plan = planned_bytes(&r.m);
 
     // The fastest step counts: neighbours on the machine only ever slow one down. The first, which faults its pages in, does

@@ -1,7 +1,7 @@
 """Beside PEFT: the same steps by ./train and by transformers + PEFT, one after the other on the same machine.
 
     python3 dev/bench_peft.py MODEL_DIR... [--data ROWS.jsonl] [--batch 4 --seq 256 --threads 2 --steps 8 --runs 2]
-                              [--as eager|compile|packed]          (needs torch, transformers, peft)
+                              [--as eager|compile|packed] [--bf16]     (needs torch, transformers, peft)
 
 Both read the same model directory and do the whole step: forward, backward, clipping, AdamW, every step on the same --batch
 rows. Losses of the first step stand beside each other, so that it is seen that both do the same work. Without --data a
@@ -10,6 +10,8 @@ only the answer is learnt, as in real fine-tuning; the peer pads them to the lon
 
 --as says how the peer runs: as most people do (eager), through torch.compile (compile), or with its rows end to end, nothing
 padded and only what is learnt multiplied with the vocabulary (packed), which takes lines of one's own around PEFT.
+
+With --bf16 ./train gets --bf16, too, and the peer has its base and activations in bf16, the adapter in float, as PEFT does.
 
 Speed counts the rows' own tokens and is that of the fastest step after the first of a run, and of the faster of --runs runs,
 which take turns (neighbours on the machine only ever slow one down); memory is the peak of resident memory. Each run has a
@@ -71,7 +73,7 @@ def peer(args):
     clock = time.perf_counter                                           # as ./train's log: neighbours slow both
     rows = json.load(open(args.peer))
     torch.manual_seed(1)
-    model = transformers.AutoModelForCausalLM.from_pretrained(args.model[0], dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(args.model[0], dtype=torch.bfloat16 if args.bf16 else torch.float32)
     if args.method != "full":
         model = peft.get_peft_model(model, adapter(args.method, args.rank))
     model.train()
@@ -109,7 +111,7 @@ def ours(args, model, method, rank, text, folder):
     log = os.path.join(folder, "log")
     _, peak = peak_of(["./train", "--model", model, "--data", text, "--method", method, "--rank", str(rank),
                        "--batch", str(args.batch), "--seq", str(args.seq + 1), "--steps", str(args.steps), "--lr", "1e-4",
-                       "--schedule", "constant", "--no-shuffle",
+                       "--schedule", "constant", "--no-shuffle", *["--bf16"] * args.bf16,
                        "--threads", str(args.threads), "--log", log, "--out", os.path.join(folder, "out")])
     steps = [json.loads(line) for line in open(log)]
     return {"tok_per_s": max(s["tok_per_s"] for s in steps[1:]), "peak": peak, "loss": steps[0]["loss"]}
@@ -157,6 +159,7 @@ def main():
     parser.add_argument("--method")
     parser.add_argument("--data")
     parser.add_argument("--as", dest="way", choices=["eager", "compile", "packed"], default="eager")
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
@@ -164,8 +167,8 @@ def main():
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "TRANSFORMERS_VERBOSITY": "error",
                    "PYTHONWARNINGS": "ignore", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     environment.pop("OPENBLAS_CORETYPE", None)
-    print(f"batch {args.batch}, rows of up to {args.seq} tokens, {args.threads} threads, float32; each ratio is ours over PEFT's "
-          f"({args.way})")
+    print(f"batch {args.batch}, rows of up to {args.seq} tokens, {args.threads} threads, {'bf16' if args.bf16 else 'float32'}; "
+          f"each ratio is ours over PEFT's ({args.way})")
     for model in args.model:
         with tempfile.TemporaryDirectory() as folder:
             text, ids = write_rows(args, model, folder)
@@ -181,6 +184,7 @@ def main():
                 # bat-row has no peer: it stands beside PEFT's bat of the same rank
                 command = [sys.executable, __file__, model, "--peer", ids, "--method", method.removesuffix("-row"),
                            "--rank", str(rank), "--as", args.way]
+                command += ["--bf16"] * args.bf16
                 for name in ("batch", "seq", "threads", "steps"):
                     command += ["--" + name, str(getattr(args, name))]
                 pairs = [(ours(args, model, method, rank, text, folder),

@@ -168,9 +168,9 @@ beyond: attention, values of the first key | ops/cpu.c  |
 beyond: attention, wide heads | ops/gemm.h |
     s/(size_t)width, m, first, k, m.cols/(size_t)width, m, first, 0, m.cols/                           | beyond-blocks | attention
 beyond: product, first part of K copied | ops/gemm.h |
-    s/widened(at(m, first + i, k0), m.type/widened(at(m, first + i, 0), m.type/                               | beyond-panels |
+    s/steps_along(m, first + i, k0, K/steps_along(m, first + i, 0, K/                                         | beyond-panels |
 beyond: product, first part of K copied across | ops/gemm.h |
-    s/widened(at(m, k0 + k, first)/widened(at(m, k, first)/                                                   | beyond-panels |
+    s/step_across(m, k0 + k, k0 + K/step_across(m, k, K/                                                      | beyond-panels |
 beyond: product, first part of K of b | ops/gemm.h |
     s/sliver = (real \*)at(p->b, k0, j)/sliver = (real *)at(p->b, 0, j)/                                      | beyond-panels |
 beyond: product, first part of K of a across | ops/gemm.h |
@@ -359,11 +359,16 @@ pieces: a field of number 0  | tokenizer.c | s/f->key >> 3 == 0/0/              
 pieces: an empty one         | tokenizer.c | s/if (!p->text.n /if (0 /                                      | refused-tokenizers |
 top-p: one more on the edge  | run/generate.h | s/reached < opt.top_p \* sum/reached <= opt.top_p * sum/       | sampling    |
 greedy: the last of equals   | run/generate.h | s/logits\[i\] > logits\[best\]/logits[i] >= logits[best]/      | sampling    |
-product: copies abreast, the first again | ops/gemm.h | s/row + s \* width, (size_t)width/row, (size_t)width/  | beyond-panels |
-product: the rest beside the first | ops/gemm.h | s/memcpy(to + (size_t)whole \* size, row/memcpy(to, row/    | beyond-panels |
+product: copies abreast, the first again | ops/gemm.h | s/step + s \* width, (size_t)width/step, (size_t)width/  | beyond-panels |
+product: the rest beside the first | ops/gemm.h |
+    s/memcpy(out + (size_t)whole \* size, step/memcpy(out, step/                                             | beyond-panels |
 product: half a tile for a whole one | ops/gemm.h | s/ai == 1 \&\& cols > LANES/ai == 1 \&\& cols > NR/ | beyond-panels |
 product: a whole vector at the edge | ops/gemm.h |
     s/cols == LANES \&\& col == 1/cols <= LANES \&\& col == 1/   | beyond-panels |
+pairs: the first number twice | ops/gemm.h | s/line\[2 \* k + 1\])/line[2 * k])/                               | pairs       |
+pairs: a row beyond an odd K  | ops/gemm.h | s/if (k + 1 < end) b =/if (1) b =/                               | pairs       |
+pairs: b as numbers           | ops/gemm.h | s/if (a_pairs == b_pairs)/if (1)/                                | pairs       |
+pairs: of the weight alone    | ops/gemm.h | s/M, 2 \* k + 1, odds/M, 2 * k, odds/                             | pairs       |
 few rows: the last part of K | ops/gemm.h | s/k0 += KC, mode = ADD/k0 += KC/                                  | few-rows    |
 few rows: one after the other | ops/gemm.h | s/line\[half \* LANES + l\] + k/line[l] + k/                     | few-rows    |
 window: one key less         | ops/cpu.c  |
@@ -500,9 +505,12 @@ link_tests() { # directory, the ranks' directory (the same), objects besides
         ${CC:-cc} -fopenmp $objects "${2:-$1}/ranks.o" -o "$1/test_mpi" -lmpi $libs; }
 }
 
-# directory, file, test: the double tests of the sources in it; only what the file belongs to is compiled anew
+# gsm8k trains, pairs are of floats. All other tests are those in double.
+in_float() { [[ $1 = gsm8k || $1 = pairs ]]; }
+
+# directory, file, test: the tests of the sources in it; only what the file belongs to is compiled anew
 build() {
-    if [ "$3" = gsm8k ]; then                           # which trains, in float
+    if in_float "$3"; then
         cp $whole/*.o "$1"; compile_tests "$1" -O2 && link_tests "$1"; return
     fi
     case $2 in
@@ -670,7 +678,7 @@ __attribute__((constructor)) static void choose(void)
         number=$((number + $(wc -l <"$whole/list.${file//\//.}")))
     done
     while IFS=$'\1' read -r number what file expression test method; do
-        [ "$file" != train.cu ] && [ "$file" != run/ranks_mpi.c ] && [ "$test" != gsm8k ] || continue
+        [ "$file" != train.cu ] && [ "$file" != run/ranks_mpi.c ] && ! in_float "$test" || continue
         fault=$(fault_of "$file" "$expression")
         [ -z "$fault" ] || echo "$number	$fault" >>"$whole/list.${file//\//.}"
     done <$whole/chosen

@@ -379,7 +379,7 @@ typedef struct output {
     void *model, *linear;       // for these two
 } output;
 
-// The header, in a fresh string.
+// The header, in a fresh string. Spaces fill it up to a multiple of 8 bytes: numbers behind it are read where they lie.
 static char *safetensors_header(const output *o, int n)
 {
     json_t *header = json_pack("{s:{s:s}}", "__metadata__", "format", "pt");     // what transformers asks for
@@ -394,8 +394,9 @@ static char *safetensors_header(const output *o, int n)
     }
     char *text = json_dumps(header, JSON_COMPACT);
     if (!text) die("a header of %d tensors cannot be written as JSON", n);
-    json_decref(header);
-    return text;
+    char *filled = text_of("%s%*s", text, (int)(-strlen(text) % 8), "");
+    free(text), json_decref(header);
+    return filled;
 }
 
 // The tensor as contiguous wide numbers. x has room for all of it.
@@ -439,12 +440,11 @@ static void safetensors_write(const char *name, const output *o, int n)
 {
     char *path, *text = safetensors_header(o, n);
     FILE *f = stage_open(name, &path);
-    uint64_t bytes = (strlen(text) + 7) / 8 * 8;                          // padded with spaces: the data is 8-byte aligned
+    uint64_t bytes = strlen(text);
     unsigned char length[8];
     for (int i = 0; i < 8; i++) length[i] = (unsigned char)(bytes >> 8 * i);
     write_checked(f, length, 8, path);
-    write_checked(f, text, strlen(text), path);
-    write_checked(f, "        ", bytes - strlen(text), path);
+    write_checked(f, text, bytes, path);
     for (int i = 0; i < n; i++) {
         size_t count = elements(mat_of(NULL, F32, o[i].shape));
         wide *x = alloc(count, sizeof *x);

@@ -93,6 +93,13 @@ void dev_weight_free(mat w) { (void)w; }
 const char *dev_name(void) { return "CPU"; }
 int dev_tf32(void) { return 0; }
 
+int dev_bf16(int on)
+{
+    if (on) bf16_pairs = 1;
+    return sizeof(real) == 4;
+}
+
+
 void dev_memory(double *used, double *all)
 {
     struct rusage u = {0};

@@ -3,6 +3,9 @@
 #ifndef GEMM_H
 #define GEMM_H
 #include <omp.h>
+#if defined __AVX512BF16__
+#include <immintrin.h>
+#endif
 #include "mat.h"
 
 // n numbers of any dtype at p, as reals: a pointer to where they lie if they are reals already, else to
@@ -116,6 +119,46 @@ static inline vec pick_lanes(vec a, vec b, lanes from)
 #define pick_lanes(a, b, from) __builtin_shuffle(a, b, from)
 #endif
 
+// With --bf16, factors are rounded to the 8 bits of bf16 when they are copied. Two numbers that follow each
+// other in the sum share a float of the copy, a pair, the first one in its lower half; an odd K is filled up
+// with 0. So a sum over K takes half as many steps, and AVX512_BF16 has an instruction for each:
+//
+//     a0 a1 a2 a3 a4                       t += a1 b1, t += a0 b0,
+//     → [a1|a0] [a3|a2] [0|a4]             then with the next pairs t += a3 b3, t += a2 b2, …
+//
+// `pairs` says so to everything below.
+static int bf16_pairs;
+
+static inline int steps(int K, int pairs) { return pairs ? ceil_div(K, 2) : K; }
+
+static inline real paired(real first, real second)
+{
+    uint32_t bits = (uint32_t)to_bf16((float)second) << 16 | to_bf16((float)first);
+    real pair = 0;
+    memcpy(&pair, &bits, 4);
+    return pair;
+}
+
+// The first numbers of a vector of pairs, and the second ones.
+static inline vec evens(vec pairs) { return (vec)((lanes)pairs << 16); }
+static inline vec odds(vec pairs) { return (vec)((lanes)pairs >> 16 << 16); }
+
+// t + a b, or for pairs t + a1 b1 + a0 b0. A processor without the instruction gives the same bits (subnormal
+// numbers aside, which it takes for 0) by two products of floats, which are exact: 8 and 8 bits fit into the
+// 24 of a float.
+static inline __attribute__((always_inline)) vec multiply_add(vec t, real a, vec b, const int pairs)
+{
+    if (!pairs) return t + a * b;
+#if defined __AVX512BF16__
+    return (vec)_mm512_dpbf16_ps((__m512)t, (__m512bh)_mm512_set1_ps((float)a), (__m512bh)b);
+#else
+    uint32_t bits;
+    memcpy(&bits, &a, 4);
+    t += (real)from_bf16((uint16_t)(bits >> 16)) * odds(b);
+    return t + (real)from_bf16((uint16_t)bits) * evens(b);
+#endif
+}
+
 // tile[i][j] = Σ_k a[i·ai + k·ak] b[k·bk + j]  for MR rows i of a panel and NR columns j of a sliver. t
 // stays in registers, and each += becomes one multiply-add.
 //
@@ -135,7 +178,7 @@ static inline vec pick_lanes(vec a, vec b, lanes from)
 // A tile of at most LANES columns is one vector wide: `vectors` is 1, and nothing is computed for the second.
 static inline __attribute__((always_inline))
 void kernel(vec tile[MR][2], const real *a, size_t ai, size_t ak, const real *b, size_t bk, int K,
-            const int vectors)
+            const int vectors, const int pairs)
 {
     vec t[MR][2] = {0};
     const real *third[MR / 3];
@@ -149,8 +192,9 @@ void kernel(vec tile[MR][2], const real *a, size_t ai, size_t ak, const real *b,
         IN_REGISTERS(b0, b1);
         #pragma GCC unroll 16
         for (size_t i = 0; i < MR; i++) {
-            t[i][0] += third[i / 3][i % 3 * ai] * b0;
-            if (vectors == 2) t[i][1] += third[i / 3][i % 3 * ai] * b1;
+            real a_ik = third[i / 3][i % 3 * ai];
+            t[i][0] = multiply_add(t[i][0], a_ik, b0, pairs);
+            if (vectors == 2) t[i][1] = multiply_add(t[i][1], a_ik, b1, pairs);
         }
         #pragma GCC unroll 16
         for (size_t i = 0; i < MR / 3; i++) third[i] += ak;
@@ -162,12 +206,14 @@ void kernel(vec tile[MR][2], const real *a, size_t ai, size_t ak, const real *b,
 // registers, which GCC would find anew, and not always well, wherever the kernel stands in other code.
 static __attribute__((noinline))
 void tile_sums(vec tile[MR][2], const real *a, size_t ai, size_t ak, const real *b, size_t bk, int K,
-               int cols)
+               int cols, int pairs)
 {
-    if (ai == 1 && cols > LANES) kernel(tile, a, 1, ak, b, bk, K, 2);
-    else if (ai == 1) kernel(tile, a, 1, ak, b, bk, K, 1);
-    else if (cols > LANES) kernel(tile, a, ai, ak, b, bk, K, 2);
-    else kernel(tile, a, ai, ak, b, bk, K, 1);
+    if (pairs && cols > LANES) kernel(tile, a, 1, MR, b, NR, K, 2, 1);
+    else if (pairs) kernel(tile, a, 1, MR, b, NR, K, 1, 1);
+    else if (ai == 1 && cols > LANES) kernel(tile, a, 1, ak, b, bk, K, 2, 0);
+    else if (ai == 1) kernel(tile, a, 1, ak, b, bk, K, 1, 0);
+    else if (cols > LANES) kernel(tile, a, ai, ak, b, bk, K, 2, 0);
+    else kernel(tile, a, ai, ak, b, bk, K, 1, 0);
 }
 
 // old + scale t, rounded twice wherever it stands: the product is in a register before it is added, so that
@@ -253,52 +299,79 @@ static inline __attribute__((always_inline)) void transpose(vec m[LANES])
     swap_blocks(m, 1);
 }
 
-// Copies panels or slivers that lie across, `width` numbers for each k: the first of them is
+// Numbers first … first+n-1 of the row k of m, where k goes down the rows; or the pairs of rows k and k + 1,
+// where row `end` is none of them any more.
+static inline const real *step_across(mat m, int k, int end, int first, int n, real *buffer, int pairs)
+{
+    real even[ABREAST], odd[ABREAST];
+    if (!pairs) return widened(at(m, k, first), m.type, (size_t)n, buffer);
+    const real *a = widened(at(m, k, first), m.type, (size_t)n, even), *b = odd;
+    if (k + 1 < end) b = widened(at(m, k + 1, first), m.type, (size_t)n, odd);
+    else memset(odd, 0, (size_t)n * sizeof *odd);
+    for (int i = 0; i < n; i++) buffer[i] = paired(a[i], b[i]);
+    return buffer;
+}
+
+// Numbers k0 … k0+K-1 of row `row` of m, or their pairs. In memory that is what bf16 is anyway.
+static inline const real *steps_along(mat m, int row, int k0, int K, real *buffer, int pairs)
+{
+    char *p = at(m, row, k0);
+    if (pairs && m.type == BF16 && K % 2 == 0 && (uintptr_t)p % sizeof(real) == 0) return (const real *)p;
+    const real *line = widened(p, m.type, (size_t)K, buffer);
+    if (!pairs) return line;
+    for (int k = 0; k < K / 2; k++) buffer[k] = paired(line[2 * k], line[2 * k + 1]);   // `line` may be there
+    if (K % 2) buffer[K / 2] = paired(line[K - 1], 0);
+    return buffer;
+}
+
+// Copies panels or slivers that lie across, `width` numbers for each step: the first of them is
 // out[k·width + i] = m[k0 + k, first + i], and the others follow, up to column `last`. Numbers beyond the
 // matrix are zero. All of them are copied abreast, a row of m at a time: one after the other they would read
 // 64 bytes here and 64 a row further on, and where rows are pages apart each of these waits for its page. The
 // processor cannot guess that the next row follows, so the rows that are read soon are asked for.
-static inline void pack_across(real *out, mat m, int first, int last, int k0, int K, const int width)
+static inline void pack_across(real *out, mat m, int first, int last, int k0, int K, const int width,
+                               const int pairs)
 {
     real buffer[ABREAST];
     int n = last < m.cols ? last - first : m.cols - first;
-    int whole = n / width, rest = n % width;
-    size_t size = (size_t)width * (size_t)K;
+    int whole = n / width, rest = n % width, apart = pairs ? 2 : 1;
+    size_t size = (size_t)width * (size_t)steps(K, pairs);
     if (rest) memset(out + (size_t)whole * size, 0, size * sizeof(real));
-    for (int k = 0; k < K; k++) {
-        const real *row = widened(at(m, k0 + k, first), m.type, (size_t)n, buffer);
-        real *to = out + (size_t)k * (size_t)width;
-        for (size_t i = 0; i < (size_t)n * dtypes[m.type].size; i += 64)
-            __builtin_prefetch(at(m, k0 + k + 8, first) + i);
+    for (int k = 0; k < K; k += apart, out += width) {
+        const real *step = step_across(m, k0 + k, k0 + K, first, n, buffer, pairs);
+        for (int soon = k0 + k + 8; soon < k0 + k + 8 + apart; soon++)
+            for (size_t i = 0; i < (size_t)n * dtypes[m.type].size; i += 64)
+                __builtin_prefetch(at(m, soon, first) + i);
         for (int s = 0; s < whole; s++)
-            memcpy(to + (size_t)s * size, row + s * width, (size_t)width * sizeof(real));
-        memcpy(to + (size_t)whole * size, row + whole * width, (size_t)rest * sizeof(real));
+            memcpy(out + (size_t)s * size, step + s * width, (size_t)width * sizeof(real));
+        memcpy(out + (size_t)whole * size, step + whole * width, (size_t)rest * sizeof(real));
     }
 }
 
 // Copies one panel or sliver that does not: out[k·width + i] = m[first + i, k0 + k]. Each i is a line of its
-// own: squares of LANES lines by LANES steps of k are read, transposed and stored as whole vectors. Where the
+// own: squares of LANES lines by LANES steps are read, transposed and stored as whole vectors. Where the
 // width is no multiple of LANES, the square with the last lines writes beyond it, into the place of the
 // next k. What belongs there is stored later (k rises, i falls), and `out` has room for a vector more at its
 // end.
-static inline void pack(real *out, mat m, int first, int k0, int K, const int width)
+static inline void pack(real *out, mat m, int first, int k0, int K, const int width, const int pairs)
 {
     int n = m.rows - first;
     real buffer[WIDEST][KC];
     const real *line[WIDEST];
     if (n > width) n = width;
     for (int i = 0; i < width; i++) {
-        if (i < n) line[i] = widened(at(m, first + i, k0), m.type, (size_t)K, buffer[i]);
+        if (i < n) line[i] = steps_along(m, first + i, k0, K, buffer[i], pairs);
         else line[i] = memset(buffer[i], 0, (size_t)K * sizeof(real));
     }
     int k = 0;
+    K = steps(K, pairs);
     for (; k + LANES <= K; k += LANES)
         for (int i = (width - 1) / LANES * LANES; i >= 0; i -= LANES) {
             vec square[LANES];
             #pragma GCC unroll 16
             for (int j = 0; j < LANES; j++) {
                 const real *part = line[i + j < width ? i + j : i] + k;
-                __builtin_prefetch(part + (size_t)width * m.ld);        // the same place in the next sliver
+                if (!pairs) __builtin_prefetch(part + (size_t)width * m.ld);    // as far in the next sliver
                 square[j] = *(const loose_vec *)part;
             }
             transpose(square);
@@ -330,7 +403,7 @@ typedef struct {
     size_t row, col;                    // elements of y from one row, one column to the next
     mat a, b;
     int a_across, b_across;             // as in gemm_plain
-    int M, N, K;
+    int M, N, K, pairs;
     int rows, blocks, parts;            // `rows` rows of a in a block
     real scale, *slivers;               // where b's slivers are copied to
     enum mode mode;
@@ -357,12 +430,12 @@ enum { OFTEN = 320, OFTEN_ROWS = 96 };
 
 static inline int panel_in_place(const product *p, int i)
 {
-    return p->N <= OFTEN && in_place(p->a, p->a_across, i, MR);
+    return !p->pairs && p->N <= OFTEN && in_place(p->a, p->a_across, i, MR);
 }
 
 static inline int sliver_in_place(const product *p, int j)
 {
-    return p->M <= OFTEN_ROWS && p->b_across && in_place(p->b, 1, j, NR);
+    return !p->pairs && p->M <= OFTEN_ROWS && p->b_across && in_place(p->b, 1, j, NR);
 }
 
 static void barrier(int threads)
@@ -386,34 +459,37 @@ static void gemm_tile(const product *p, int i, int j, int k0, int K, const real 
         sliver = (real *)at(p->b, k0, j);
         bk = p->b.ld;
     }
-    if (!panel_in_place(p, i)) tile_sums(tile, panel, 1, MR, sliver, bk, K, cols);
-    else if (p->a_across) tile_sums(tile, (real *)at(p->a, k0, i), 1, p->a.ld, sliver, bk, K, cols);
-    else tile_sums(tile, (real *)at(p->a, i, k0), p->a.ld, 1, sliver, bk, K, cols);
+    if (!panel_in_place(p, i)) tile_sums(tile, panel, 1, MR, sliver, bk, steps(K, p->pairs), cols, p->pairs);
+    else if (p->a_across) tile_sums(tile, (real *)at(p->a, k0, i), 1, p->a.ld, sliver, bk, K, cols, 0);
+    else tile_sums(tile, (real *)at(p->a, i, k0), p->a.ld, 1, sliver, bk, K, cols, 0);
     store(y, p->row, p->col, tile, rows, cols, p->scale, k0 ? ADD : p->mode);
 }
 
 // Copies of a's rows i0 … i1-1, where they are not read in place.
 static void pack_panels(const product *p, real *panels, int i0, int i1, int k0, int K)
 {
+    size_t size = MR * (size_t)steps(K, p->pairs);
     while (i0 < i1 && panel_in_place(p, i0)) {
-        panels += MR * (size_t)K;
+        panels += size;
         i0 += MR;
     }
-    if (p->a_across && i0 < i1) pack_across(panels, p->a, i0, i1, k0, K, MR);
-    for (int i = i0; i < i1 && !p->a_across; i += MR)
-        if (!panel_in_place(p, i)) pack(panels + (size_t)(i - i0) * (size_t)K, p->a, i, k0, K, MR);
+    if (p->a_across && i0 < i1) pack_across(panels, p->a, i0, i1, k0, K, MR, p->pairs);
+    for (int i = i0; i < i1 && !p->a_across; i += MR, panels += size)
+        if (!panel_in_place(p, i)) pack(panels, p->a, i, k0, K, MR, p->pairs);
 }
 
 // A thread's share of the copies of b's slivers, of columns n0 … n0+n-1.
 static void pack_slivers(const product *p, int n0, int n, int k0, int K, int thread, int threads)
 {
     enum { RUN = 4 * NR };
+    size_t length = (size_t)steps(K, p->pairs);
     for (int from = thread * RUN; from < n; from += threads * RUN) {
         int j = from, end = from + RUN < n ? from + RUN : n;
         while (j < end && sliver_in_place(p, n0 + j)) j += NR;
-        real *to = p->slivers + (size_t)j * (size_t)K;
-        if (p->b_across && j < end) pack_across(to, p->b, n0 + j, n0 + end, k0, K, NR);
-        for (; j < end && !p->b_across; j += NR, to += NR * (size_t)K) pack(to, p->b, n0 + j, k0, K, NR);
+        real *to = p->slivers + (size_t)j * length;
+        if (p->b_across && j < end) pack_across(to, p->b, n0 + j, n0 + end, k0, K, NR, p->pairs);
+        for (; j < end && !p->b_across; j += NR, to += NR * length)
+            pack(to, p->b, n0 + j, k0, K, NR, p->pairs);
     }
 }
 
@@ -425,6 +501,7 @@ static void gemm_tasks(const product *p, int n0, int N, int k0, int K, int threa
     real *panels = thread_buffer(0, (size_t)MC * KC + LANES);
     int tasks = p->blocks * p->parts;
     int slivers = ceil_div(N, NR);
+    size_t length = (size_t)steps(K, p->pairs);                 // of a panel, of a sliver
     int packed = -1;                                            // the block whose panels were copied last
     for (int task = tasks * thread / threads; task < tasks * (thread + 1) / threads; task++) {
         int block = task / p->parts, part = task % p->parts;
@@ -433,9 +510,9 @@ static void gemm_tasks(const product *p, int n0, int N, int k0, int K, int threa
         if (packed != block) pack_panels(p, panels, i0, i1, k0, K);
         packed = block;
         for (int i = i0; i < i1; i += MR) {
-            const real *panel = panels + (size_t)(i - i0) * (size_t)K;
+            const real *panel = panels + (size_t)(i - i0) * length;
             for (int s = slivers * part / p->parts; s < slivers * (part + 1) / p->parts; s++)
-                gemm_tile(p, i, n0 + s * NR, k0, K, panel, p->slivers + (size_t)s * NR * (size_t)K);
+                gemm_tile(p, i, n0 + s * NR, k0, K, panel, p->slivers + (size_t)s * NR * length);
         }
     }
 }
@@ -445,7 +522,7 @@ static void gemm_tasks(const product *p, int n0, int N, int k0, int K, int threa
 // parts, and those alike, since a short last one costs almost what a long one does.
 static int part_of_sum(const product *p)
 {
-    return p->a_across ? ceil_div(p->K, ceil_div(p->K, KC_ACROSS)) : KC;
+    return p->a_across ? ceil_div(ceil_div(p->K, ceil_div(p->K, KC_ACROSS)), 2) * 2 : KC;
 }
 
 // What one thread does: its share of the copies of b's slivers, then, when all are made, its tasks. Again for
@@ -475,25 +552,38 @@ static void gemm_thread(const product *p, int thread, int threads)
 //      b[j+2]  k k k k      →         k    k      k      k         is added to t[i], M rows i at once
 //      b[j+3]  k k k k                …
 //
-//  Sums have the order of the tiles, and so the same bits.
+//  Sums have the order of the tiles, and so the same bits. A W in bf16 is read as pairs, whether a has pairs
+//  (--bf16) or numbers: of a turned vector the first numbers are taken, then the second ones.
 
 enum { THIN = 4 };                      // rows of y at most
 
 // t[i] += a[i][k] column, for M rows of a: one instruction each, as in the kernel.
 static inline __attribute__((always_inline))
-void few_steps(vec t[THIN][2], int half, const real *const a[THIN], const int M, int k, vec column)
+void few_steps(vec t[THIN][2], int half, const real *const a[THIN], const int M, int k, vec column, int pairs)
 {
     #pragma GCC unroll 4
     for (int i = 0; i < M; i++) {
-        t[i][half] += a[i][k] * column;
+        t[i][half] = multiply_add(t[i][half], a[i][k], column, pairs);
         IN_REGISTERS(t[i][half], column);
+    }
+}
+
+static inline __attribute__((always_inline))
+void few_columns_of_b(vec t[THIN][2], int half, const real *const a[THIN], const int M, int k, vec column,
+                      const int a_pairs, const int b_pairs)
+{
+    if (a_pairs == b_pairs) few_steps(t, half, a, M, k, column, a_pairs);
+    else {
+        few_steps(t, half, a, M, 2 * k, evens(column), 0);
+        few_steps(t, half, a, M, 2 * k + 1, odds(column), 0);
     }
 }
 
 // t[i][l] = Σ_k a[i][k] line[l][k]  for M rows of a, known when this is compiled, and NR lines of b. While
 // the processor waits for the sums of one half of them, it turns the other half.
 static inline __attribute__((always_inline))
-void few_sums(vec t[THIN][2], const real *const a[THIN], const real *const line[NR], const int M, int K)
+void few_sums(vec t[THIN][2], const real *const a[THIN], const real *const line[NR], const int M, int K,
+              const int a_pairs, const int b_pairs)
 {
     int k = 0;
     for (; k + LANES <= K; k += LANES)
@@ -501,17 +591,33 @@ void few_sums(vec t[THIN][2], const real *const a[THIN], const real *const line[
         for (int half = 0; half < 2; half++) {
             vec square[LANES];
             #pragma GCC unroll 16
-            for (int l = 0; l < LANES; l++) square[l] = *(const loose_vec *)(line[half * LANES + l] + k);
+            for (int l = 0; l < LANES; l++) {
+                const real *part = line[half * LANES + l] + k;
+                __builtin_prefetch(part + 2 * LANES);
+                square[l] = *(const loose_vec *)part;
+            }
             transpose(square);
             #pragma GCC unroll 16
-            for (int l = 0; l < LANES; l++) few_steps(t, half, a, M, k + l, square[l]);
+            for (int l = 0; l < LANES; l++)
+                few_columns_of_b(t, half, a, M, k + l, square[l], a_pairs, b_pairs);
         }
     for (; k < K; k++)
         for (int half = 0; half < 2; half++) {
             vec column;
             for (int l = 0; l < LANES; l++) column[l] = line[half * LANES + l][k];
-            few_steps(t, half, a, M, k, column);
+            few_columns_of_b(t, half, a, M, k, column, a_pairs, b_pairs);
         }
+}
+
+// The same for any M ≤ THIN.
+static inline __attribute__((always_inline))
+void few_rows(vec t[THIN][2], const real *const a[THIN], const real *const line[NR], int M, int K,
+              const int a_pairs, const int b_pairs)
+{
+    if (M == 1) few_sums(t, a, line, 1, K, a_pairs, b_pairs);
+    if (M == 2) few_sums(t, a, line, 2, K, a_pairs, b_pairs);
+    if (M == 3) few_sums(t, a, line, 3, K, a_pairs, b_pairs);
+    if (M == 4) few_sums(t, a, line, 4, K, a_pairs, b_pairs);
 }
 
 // Columns j … j+NR-1 of y, or as many as it has.
@@ -520,16 +626,17 @@ static void few_columns(mat y, mat a, mat b, int j, real scale, enum mode mode)
     real of_a[THIN][KC], of_b[NR][KC];
     const real *rows[THIN], *line[NR];
     int cols = y.cols - j < NR ? y.cols - j : NR;
+    int even = b.ld % 2 == 0 && a.cols % 2 == 0 && (uintptr_t)b.p % sizeof(real) == 0;
+    int b_pairs = bf16_pairs || (b.type == BF16 && sizeof(real) == 4 && even);
     for (int k0 = 0; k0 < a.cols; k0 += KC, mode = ADD) {
         int K = a.cols - k0 < KC ? a.cols - k0 : KC;
         vec t[THIN][2] = {0};
-        for (int i = 0; i < y.rows; i++) rows[i] = widened(at(a, i, k0), a.type, (size_t)K, of_a[i]);
+        for (int i = 0; i < y.rows; i++) rows[i] = steps_along(a, i, k0, K, of_a[i], bf16_pairs);
         for (int l = 0; l < NR; l++)                            // beyond the last column: that one again
-            line[l] = l < cols ? widened(at(b, j + l, k0), b.type, (size_t)K, of_b[l]) : line[cols - 1];
-        if (y.rows == 1) few_sums(t, rows, line, 1, K);
-        if (y.rows == 2) few_sums(t, rows, line, 2, K);
-        if (y.rows == 3) few_sums(t, rows, line, 3, K);
-        if (y.rows == 4) few_sums(t, rows, line, 4, K);
+            line[l] = l < cols ? steps_along(b, j + l, k0, K, of_b[l], b_pairs) : line[cols - 1];
+        if (bf16_pairs) few_rows(t, rows, line, y.rows, steps(K, 1), 1, 1);
+        else if (b_pairs) few_rows(t, rows, line, y.rows, steps(K, 1), 0, 1);
+        else few_rows(t, rows, line, y.rows, K, 0, 0);
         for (int i = 0; i < y.rows; i++) {
             real *out = (real *)at(y, i, j);
             vec old[2] = {0};
@@ -557,7 +664,7 @@ static void gemm_few(mat y, mat a, mat b, real scale, enum mode mode, int thread
 static inline void pack_whole(real *out, mat m, int first, const int width)
 {
     for (int k = 0; k < m.cols; k += KC)
-        pack(out + (size_t)k * (size_t)width, m, first, k, m.cols - k < KC ? m.cols - k : KC, width);
+        pack(out + (size_t)k * (size_t)width, m, first, k, m.cols - k < KC ? m.cols - k : KC, width, 0);
 }
 
 // The rows of m as panels: element (i, k) of the panel that begins at row f lies at f·cols + k·MR + i − f.
@@ -589,7 +696,7 @@ static slivers copied_slivers(int buffer, mat m)
 {
     size_t next = (size_t)m.rows * NR;
     real *out = thread_buffer(buffer, (size_t)ceil_div(m.cols, NR) * next);
-    pack_across(out, m, 0, m.cols, 0, m.rows, NR);
+    pack_across(out, m, 0, m.cols, 0, m.rows, NR, 0);
     return (slivers){out, next};
 }
 
@@ -601,7 +708,7 @@ void panel_times(real *y, size_t ld, int rows, int cols, const real *a, size_t a
     vec tile[MR][2];
     for (int j = 0; j < cols; j += NR, b.p += b.next) {
         int n = cols - j < NR ? cols - j : NR;
-        tile_sums(tile, a, ai, ak, b.p, NR, K, n);
+        tile_sums(tile, a, ai, ak, b.p, NR, K, n, 0);
         store(y + j, ld, 1, tile, rows, n, scale, mode);
     }
 }
@@ -630,7 +737,7 @@ static void gemm(mat y, mat a, int a_across, mat b, int b_across, int K, real sc
         .y = y.p, .row = y.ld, .col = 1,                        // y[i,j] lies at i·ld + j
         .M = y.rows, .a = a, .a_across = a_across,
         .N = y.cols, .b = b, .b_across = b_across,
-        .K = K, .scale = scale, .mode = mode,
+        .K = K, .pairs = bf16_pairs, .scale = scale, .mode = mode,
         .rows = MC, .parts = 1,                                 // until the threads are counted, below
     };
     if (a_across && padded(y.cols, y.rows) < 0.9 * padded(y.rows, y.cols))
@@ -638,7 +745,7 @@ static void gemm(mat y, mat a, int a_across, mat b, int b_across, int K, real sc
             .y = y.p, .row = 1, .col = y.ld,                    // yᵀ[i,j] lies at i + j·ld
             .M = y.cols, .a = b, .a_across = b_across,
             .N = y.rows, .b = a, .b_across = a_across,
-            .K = K, .scale = scale, .mode = mode,
+            .K = K, .pairs = bf16_pairs, .scale = scale, .mode = mode,
             .rows = MC, .parts = 1,
         };
     p.slivers = thread_buffer(1, (size_t)KC * (size_t)(ceil_div(p.N < NC ? p.N : NC, NR) * NR) + LANES);

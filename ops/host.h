@@ -239,8 +239,9 @@ static inline uint16_t to_bf16(float x)
 {
     uint32_t bits;
     memcpy(&bits, &x, 4);
-    if (x != x) return (uint16_t)(bits >> 16 | 64);            // NaN stays NaN
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    uint32_t nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    uint32_t nan = bits >> 16 | 64;                             // NaN stays NaN
+    return (uint16_t)(x == x ? nearest : nan);
 }
 
 // The exponent of an f16 counts from 15, that of a float from 127. With its bits moved to a float's places,

@@ -13,7 +13,7 @@ typedef struct {
     const char *model, *init, *adapter, *data, *val, *out, *log, *resume, *method, *targets, *schedule, *shard, *groups;
     const char *template, *plot;
     const char *generate, *merge, *tokenize;
-    int eval, list, help, version, check, compare, quick, sweep_lr, own_lr, jobs, no_before, seeds, tf32, chat, exact_match,
+    int eval, list, help, version, check, compare, quick, sweep_lr, own_lr, jobs, no_before, seeds, tf32, bf16, chat, exact_match,
         no_shuffle;
     int rank, mini_r, dora_detach, steps, batch, accum, recompute, seq, warmup, seed, threads, eval_every, save_every;
     int max_new, keep_best, patience, dry_run;
@@ -124,6 +124,8 @@ static const struct option {
      "keep less for the backward pass: 1 not gate and up, 2 only each layer's input"},
     {"--tf32",            "",       'f', ANY,  AT(tf32),         0, 0,
      "on a GPU, let products of floats round their factors to 10 bits: faster"},
+    {"--bf16",            "",       'f', ANY,  AT(bf16),         0, 0,
+     "round the factors of products to 8 bits (a GPU does anyway): twice as fast with AVX512_BF16"},
 
     {"the paper's experiments: --compare trains every method on the same rows, for CSV, table and plots",
      "", 'h', ANY, 0, 0, 0, ""},
@@ -260,8 +262,7 @@ static const struct { const char *theirs, *says; } advice[] = {
     {"--optim",                      "AdamW is what there is"},
     {"--adam-beta1",                 "AdamW's betas are 0.9 and 0.999"},
     {"--adam-beta2",                 "AdamW's betas are 0.9 and 0.999"},
-    {"--bf16",                       "train_cuda computes in bf16, train in float"},
-    {"--fp16",                       "train_cuda computes in bf16, train in float"},
+    {"--fp16",                       "there is --bf16"},
     {"--bits",                       "quantised weights are not read"},
     {"--load-in-4bit",               "quantised weights are not read"},
     {"--load-in-8bit",               "quantised weights are not read"},
@@ -414,6 +415,8 @@ static void parse_options(int argc, char **argv)
     if (opt.steps && opt.epochs != 1) die("--steps and --epochs both say how long to train; give one of them");
     if (opt.threads) omp_set_num_threads(opt.threads);
     else if (!getenv("OMP_NUM_THREADS")) omp_set_num_threads(threads_of_rank(usable_cpus("")));
+    if (opt.bf16 && !dev_bf16(0))
+        die("--bf16: this program keeps all digits; ./train rounds to bf16 if asked, ./train_cuda always does");
     if (opt.tf32 && !dev_tf32()) die("--tf32 is for floats on a GPU; this program computes otherwise");
 }
 
