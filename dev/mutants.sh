@@ -369,7 +369,7 @@ pairs: the first number twice | ops/gemm.h | s/line\[2 \* k + 1\])/line[2 * k])/
 pairs: a row beyond an odd K  | ops/gemm.h | s/if (k + 1 < end) b =/if (1) b =/                               | pairs       |
 pairs: b as numbers           | ops/gemm.h | s/if (a_pairs == b_pairs)/if (1)/                                | pairs       |
 pairs: of the weight alone    | ops/gemm.h | s/M, 2 \* k + 1, odds/M, 2 * k, odds/                             | pairs       |
-few rows: the last part of K | ops/gemm.h | s/k0 += KC, mode = ADD/k0 += KC/                                  | few-rows    |
+few rows: the last part of K | ops/gemm.h | s/k0 += part, mode = ADD/k0 += part/                                | few-rows    |
 few rows: one after the other | ops/gemm.h | s/line\[half \* LANES + l\] + k/line[l] + k/                     | few-rows    |
 window: one key less         | ops/cpu.c  |
     s/within(b.own + r + 1 - b.window, b)/within(b.own + r + 2 - b.window, b)/                         | cache       |

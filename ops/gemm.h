@@ -89,7 +89,7 @@ enum { VECTOR = 32, MR = 6 };           // 6 × 2 of 16
 #else
 enum { VECTOR = 16, MR = 6 };
 #endif
-enum { LANES = VECTOR / sizeof(real), NR = 2 * LANES, KC = 512, KC_ACROSS = 320, MC = 16 * MR, NC = 2048 };
+enum { LANES = VECTOR / sizeof(real), NR = 2 * LANES, KC = 512, MC = 16 * MR, NC = 2048 };
 enum { WIDEST = 32 };                    // of MR and NR
 enum { ABREAST = MC > 4 * NR ? MC : 4 * NR };   // columns that are copied at once
 typedef real vec __attribute__((vector_size(VECTOR)));
@@ -517,19 +517,15 @@ static void gemm_tasks(const product *p, int n0, int N, int k0, int K, int threa
     }
 }
 
-// How much of the sum is computed at a time. Of a panel or sliver that lies across, each k is a row of its
-// own and takes a whole line of the first cache, which holds some 500 of them: both together want shorter
-// parts, and those alike, since a short last one costs almost what a long one does.
-static int part_of_sum(const product *p)
-{
-    return p->a_across ? ceil_div(ceil_div(p->K, ceil_div(p->K, KC_ACROSS)), 2) * 2 : KC;
-}
+// How much of a sum is computed at a time: KC at most, whole pairs, and parts alike, since a short last one
+// costs almost what a long one does.
+static int part_of_sum(int K) { return ceil_div(ceil_div(K, ceil_div(K, KC)), 2) * 2; }
 
 // What one thread does: its share of the copies of b's slivers, then, when all are made, its tasks. Again for
 // each NC columns of y and each part of the sum.
 static void gemm_thread(const product *p, int thread, int threads)
 {
-    int part = part_of_sum(p);
+    int part = part_of_sum(p->K);
     for (int n0 = 0; n0 < p->N; n0 += NC)
         for (int k0 = 0; k0 < p->K; k0 += part) {
             int n = p->N - n0 < NC ? p->N - n0 : NC;
@@ -628,8 +624,9 @@ static void few_columns(mat y, mat a, mat b, int j, real scale, enum mode mode)
     int cols = y.cols - j < NR ? y.cols - j : NR;
     int even = b.ld % 2 == 0 && a.cols % 2 == 0 && (uintptr_t)b.p % sizeof(real) == 0;
     int b_pairs = bf16_pairs || (b.type == BF16 && sizeof(real) == 4 && even);
-    for (int k0 = 0; k0 < a.cols; k0 += KC, mode = ADD) {
-        int K = a.cols - k0 < KC ? a.cols - k0 : KC;
+    int part = part_of_sum(a.cols);
+    for (int k0 = 0; k0 < a.cols; k0 += part, mode = ADD) {
+        int K = a.cols - k0 < part ? a.cols - k0 : part;
         vec t[THIN][2] = {0};
         for (int i = 0; i < y.rows; i++) rows[i] = steps_along(a, i, k0, K, of_a[i], bf16_pairs);
         for (int l = 0; l < NR; l++)                            // beyond the last column: that one again
