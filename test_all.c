@@ -5098,7 +5098,7 @@ static void test_same_options(void)
         "--model", "--data", "--method", "--rank", "--alpha", "--mini-r", "--targets", "--lora-plus-ratio",
             "--dora-detach", "--steps", "--batch",
         "--accum", "--seq", "--lr", "--schedule", "--warmup", "--weight-decay", "--clip", "--seed", "--no-shuffle",
-            "--template", NULL};
+            "--template", "--bf16", "--tf32", NULL};
     model *m = open_small(small_plan("lora"), 0);
     shared_run = (run){.m = *m, .step = 3, .steps = 5};
     opt.model = "base", opt.data = "rows.jsonl";

@@ -122,9 +122,9 @@ static const struct option {
      "CPU threads (default: all); the result is the same for any number"},
     {"--recompute",       "N",      'i', ANY,  AT(recompute),    0, 2,
      "keep less for the backward pass: 1 not gate and up, 2 only each layer's input"},
-    {"--tf32",            "",       'f', ANY,  AT(tf32),         0, 0,
+    {"--tf32",            "",       'f', SAME, AT(tf32),         0, 0,
      "on a GPU, let products of floats round their factors to 10 bits: faster"},
-    {"--bf16",            "",       'f', ANY,  AT(bf16),         0, 0,
+    {"--bf16",            "",       'f', SAME, AT(bf16),         0, 0,
      "round the factors of products to 8 bits (a GPU does anyway): twice as fast with AVX512_BF16"},
 
     {"the paper's experiments: --compare trains every method on the same rows, for CSV, table and plots",
