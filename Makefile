@@ -32,7 +32,7 @@ ARCH      = -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm
             -gencode arch=compute_120,code=[sm_120,compute_120]
 NVFLAGS   = -std=c++17 -O3 -t 2 $(ARCH) -Xcompiler -Wall,-Wextra
 EMUFLAGS  = -std=c++17 -O2 -g -Wall -Wextra -fopenmp -x c++
-# What a program computes in. The CPU has no bf16, which a GPU stores, with fp32 sums.
+# What a program computes in. bf16 is what a GPU stores; the CPU has it in products alone (--bf16).
 REAL_f32  =
 REAL_bf16 = -DBFLOAT16
 REAL_f64  = -DDOUBLE

@@ -1512,10 +1512,12 @@ static void test_pairs(void)
 
     // a weight in bf16, an even number of steps: few rows read it as pairs, many widen it, with the same bits
     mat x = random_mat(SHAPE(MR, K + 1)), w = typed_mat(SHAPE(N, K + 1), BF16);
-    y = random_mat(SHAPE(MR, N)), want = random_mat(SHAPE(2, N));
+    y = random_mat(SHAPE(MR, N)), want = random_mat(SHAPE(MR, N));
     matmul_nt(y, x, w, 0.7, SET);
-    matmul_nt(want, rows_of(x, 0, 2), w, 0.7, SET);
-    check_mat(want, rows_of(y, 0, 2), SAME_BITS, "two rows and a weight in bf16");
+    for (int rows = 1; rows <= THIN; rows++) {
+        matmul_nt(rows_of(want, 0, rows), rows_of(x, 0, rows), w, 0.7, SET);
+        check_mat(rows_of(want, 0, rows), rows_of(y, 0, rows), SAME_BITS, "%d rows and a weight in bf16", rows);
+    }
     for (mat *m = (mat[]){x, w, y, want, {0}}; m->p; m++) dev_free(m->p);
 }
 
@@ -5092,6 +5094,17 @@ static void change_option(const struct option *o)
 }
 
 // A run goes on only with the options it had: each of those by which the result would be another.
+// A flag that an older state.json does not know was off.
+static void without_flag(const char *dir)
+{
+    size_t bytes;
+    char *path = join(dir, "state.json"), *text = read_file(path, &bytes);
+    json_t *json = parse_object(path, text, bytes, AS_INTEGERS);
+    json_object_del(json, "--bf16");
+    json_dump_file(json, path, JSON_INDENT(1));
+    json_decref(json), free(text), free(path);
+}
+
 static void test_same_options(void)
 {
     static const char *const names[] = {
@@ -5125,6 +5138,15 @@ static void test_same_options(void)
         shared_run.steps = 5;
         chat.is = templates;
     }
+    without_flag(dir);
+    said = said_by(only_read_state, dir);
+    expect(!*said, "a state without --bf16: «%s»", said);
+    free(said);
+    opt.bf16 = 1;
+    said = said_by(only_read_state, dir);
+    expect(!!strstr(said, "was trained with --bf16 unset"), "a state without it, and --bf16: «%s»", said);
+    free(said);
+    opt = then;
     free(dir), close_small(m);
 }
 
@@ -6687,7 +6709,8 @@ static void test_other_base(void)
 
 #define OVERFITS "--data $D/two.jsonl --val $D/held.jsonl --batch 2 --schedule constant --max-new 2 --eval-every 2"
 
-// The first two losses stay within a bit or so of bf16, before rounding has led the runs apart.
+// The first two losses stay within a bit or so of bf16, before rounding has led the runs apart. A start is not rounded: without
+// a step that moves it, it is saved with the bytes of a run in float.
 static void test_bf16(void)
 {
     static const char *const names[] = {"lora", "pissa", "bone", "bat", "bat-row", "dora", "full"};
@@ -6703,6 +6726,10 @@ static void test_bf16(void)
             check(fabs(logged("bf16-1.log", step, "\"loss\":") / logged("exact.log", step, "\"loss\":") - 1), 0x1p-8,
                 "%s, loss of step %d", names[i], step);
     }
+    if (not_asked_for("pissa")) return;
+    for (int i = 0; i < 2; i++)
+        train_well(FEW_ROWS " --method pissa --rank 8 --steps 1 --lr 0 %s --out %s/start-%d", i ? "--bf16" : "", scratch, i);
+    expect(same_files("start-0/adapter_model.safetensors", "start-1/adapter_model.safetensors"), "pissa: another start");
 }
 
 // The eval losses of a log behind step 0: the lowest, and its step.

@@ -304,7 +304,7 @@ static void fill_model(model *m, const batch *first, int batches)
         peft_read_weights(m, opt.adapter);
         peft_note_base(opt.adapter, opt.model);
     }
-    if (opt.bf16 && !opt.merge) dev_bf16(1);            // the start has all digits, and so has what is merged
+    if (opt.bf16) dev_bf16(1);                          // not before: a start has all digits
 }
 
 // For evaluation, generation and merging: the base, with --adapter if there is one.
@@ -1016,6 +1016,7 @@ int main(int argc, char **argv)
     catch_cut_files();
     catch_signals();
     parse_options(argc, argv);
+    check_device();
     check_ranks();
     if (opt.help) print_help();
     else if (opt.version) puts("train " VERSION);

@@ -270,6 +270,7 @@ int main(int argc, char **argv)
     opt.batch = 4, opt.method = NULL, opt.model = NULL;
     int scaling = argc > 1 && !strcmp(argv[1], "scaling");
     parse_options(argc - scaling, argv + scaling);
+    check_device();
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED) die("mmap: %s", strerror(errno));
     if (scaling) { measure_scaling(); return 0; }

@@ -367,6 +367,8 @@ product: a whole vector at the edge | ops/gemm.h |
     s/cols == LANES \&\& col == 1/cols <= LANES \&\& col == 1/   | beyond-panels |
 pairs: the first number twice | ops/gemm.h | s/line\[2 \* k + 1\])/line[2 * k])/                               | pairs       |
 pairs: a row beyond an odd K  | ops/gemm.h | s/if (k + 1 < end) b =/if (1) b =/                               | pairs       |
+bf16: before the start        | train.c    |
+    /^static void fill_model/,/^}/s/^    model_allocate(m);/    if (opt.bf16) dev_bf16(1);\n&/ | bf16 | pissa
 pairs: b as numbers           | ops/gemm.h | s/if (a_pairs == b_pairs)/if (1)/                                | pairs       |
 pairs: of the weight alone    | ops/gemm.h | s/M, 2 \* k + 1, odds/M, 2 * k, odds/                             | pairs       |
 few rows: the last part of K | ops/gemm.h | s/k0 += part, mode = ADD/k0 += part/                                | few-rows    |
@@ -506,7 +508,7 @@ link_tests() { # directory, the ranks' directory (the same), objects besides
 }
 
 # gsm8k trains, pairs are of floats. All other tests are those in double.
-in_float() { [[ $1 = gsm8k || $1 = pairs ]]; }
+in_float() { [[ $1 = gsm8k || $1 = pairs || $1 = bf16 ]]; }
 
 # directory, file, test: the tests of the sources in it; only what the file belongs to is compiled anew
 build() {

@@ -95,8 +95,9 @@ int dev_tf32(void) { return 0; }
 
 int dev_bf16(int on)
 {
-    if (on) bf16_pairs = 1;
-    return sizeof(real) == 4;
+    int can = sizeof(real) == 4;
+    bf16_pairs |= on && can;
+    return can;
 }
 
 

@@ -77,6 +77,8 @@ static void gemm_plain(mat y, mat a, int a_across, mat b, int b_across, int K, r
 //    slivers of a b that is given as (N, K): the NR numbers of one k lie in NR different rows
 //    panels and slivers at the edge of a matrix: what is missing to MR or NR is filled with zeros
 //    weights of another dtype: they are converted piece by piece, and never stand converted as a whole
+//    everything under --bf16, which rounds
+//    what is read so often, or from places so unlucky, that a copy saves more than it costs (in_place, below)
 //
 //  An element of y is always the same sum in the same order: wherever in y it lies, whether its panel was
 //  copied or not, and however many threads there are. For threads share the rows and columns of y, never
@@ -140,8 +142,8 @@ static inline real paired(real first, real second)
 }
 
 // The first numbers of a vector of pairs, and the second ones.
-static inline vec evens(vec pairs) { return (vec)((lanes)pairs << 16); }
-static inline vec odds(vec pairs) { return (vec)((lanes)pairs >> 16 << 16); }
+static inline vec evens(vec v) { return (vec)((lanes)v << 16); }
+static inline vec odds(vec v) { return (vec)((lanes)v >> 16 << 16); }
 
 // t + a b, or for pairs t + a1 b1 + a0 b0. A processor without the instruction gives the same bits (subnormal
 // numbers aside, which it takes for 0) by two products of floats, which are exact: 8 and 8 bits fit into the
@@ -202,8 +204,9 @@ void kernel(vec tile[MR][2], const real *a, size_t ai, size_t ak, const real *b,
     memcpy(tile, t, sizeof t);
 }
 
-// For a tile of `cols` columns. A function of its own, and so is the loop's place in memory and its use of
-// registers, which GCC would find anew, and not always well, wherever the kernel stands in other code.
+// For a tile of `cols` columns. A function of its own, so that the loop's place in memory and its registers
+// are always the same: GCC would choose them anew, and not always well, wherever the kernel stood in other
+// code. Pairs are always copied, and ai, ak, bk those of copies.
 static __attribute__((noinline))
 void tile_sums(vec tile[MR][2], const real *a, size_t ai, size_t ak, const real *b, size_t bk, int K,
                int cols, int pairs)
@@ -299,8 +302,8 @@ static inline __attribute__((always_inline)) void transpose(vec m[LANES])
     swap_blocks(m, 1);
 }
 
-// Numbers first … first+n-1 of the row k of m, where k goes down the rows; or the pairs of rows k and k + 1,
-// where row `end` is none of them any more.
+// Numbers first … first+n-1 of the row k of m, where k goes down the rows; or the pairs of rows k and k + 1.
+// For row `end`, which is no part of the sum any more, stand zeros.
 static inline const real *step_across(mat m, int k, int end, int first, int n, real *buffer, int pairs)
 {
     real even[ABREAST], odd[ABREAST];
@@ -312,7 +315,7 @@ static inline const real *step_across(mat m, int k, int end, int first, int n, r
     return buffer;
 }
 
-// Numbers k0 … k0+K-1 of row `row` of m, or their pairs. In memory that is what bf16 is anyway.
+// Numbers k0 … k0+K-1 of row `row` of m, or their pairs. Two numbers in bf16 side by side are a pair already.
 static inline const real *steps_along(mat m, int row, int k0, int K, real *buffer, int pairs)
 {
     char *p = at(m, row, k0);
@@ -324,7 +327,7 @@ static inline const real *steps_along(mat m, int row, int k0, int K, real *buffe
     return buffer;
 }
 
-// Copies panels or slivers that lie across, `width` numbers for each step: the first of them is
+// Copies panels or slivers that lie across, `width` numbers or pairs for each step. Of numbers, the first is
 // out[k·width + i] = m[k0 + k, first + i], and the others follow, up to column `last`. Numbers beyond the
 // matrix are zero. All of them are copied abreast, a row of m at a time: one after the other they would read
 // 64 bytes here and 64 a row further on, and where rows are pages apart each of these waits for its page. The
@@ -370,9 +373,8 @@ static inline void pack(real *out, mat m, int first, int k0, int K, const int wi
             vec square[LANES];
             #pragma GCC unroll 16
             for (int j = 0; j < LANES; j++) {
-                const real *part = line[i + j < width ? i + j : i] + k;
-                if (!pairs) __builtin_prefetch(part + (size_t)width * m.ld);    // as far in the next sliver
-                square[j] = *(const loose_vec *)part;
+                __builtin_prefetch(at(m, first + i + j + width, k0 + (pairs ? 2 : 1) * k));   // the next
+                square[j] = *(const loose_vec *)(line[i + j < width ? i + j : i] + k);
             }
             transpose(square);
             #pragma GCC unroll 16
@@ -555,7 +557,8 @@ enum { THIN = 4 };                      // rows of y at most
 
 // t[i] += a[i][k] column, for M rows of a: one instruction each, as in the kernel.
 static inline __attribute__((always_inline))
-void few_steps(vec t[THIN][2], int half, const real *const a[THIN], const int M, int k, vec column, int pairs)
+void times_column(vec t[THIN][2], int half, const real *const a[THIN], const int M, int k, vec column,
+                  const int pairs)
 {
     #pragma GCC unroll 4
     for (int i = 0; i < M; i++) {
@@ -564,14 +567,15 @@ void few_steps(vec t[THIN][2], int half, const real *const a[THIN], const int M,
     }
 }
 
+// One step of half a sliver.
 static inline __attribute__((always_inline))
-void few_columns_of_b(vec t[THIN][2], int half, const real *const a[THIN], const int M, int k, vec column,
-                      const int a_pairs, const int b_pairs)
+void few_step(vec t[THIN][2], int half, const real *const a[THIN], const int M, int k, vec column,
+              const int a_pairs, const int b_pairs)
 {
-    if (a_pairs == b_pairs) few_steps(t, half, a, M, k, column, a_pairs);
+    if (a_pairs == b_pairs) times_column(t, half, a, M, k, column, a_pairs);
     else {
-        few_steps(t, half, a, M, 2 * k, evens(column), 0);
-        few_steps(t, half, a, M, 2 * k + 1, odds(column), 0);
+        times_column(t, half, a, M, 2 * k, evens(column), 0);
+        times_column(t, half, a, M, 2 * k + 1, odds(column), 0);
     }
 }
 
@@ -589,19 +593,19 @@ void few_sums(vec t[THIN][2], const real *const a[THIN], const real *const line[
             #pragma GCC unroll 16
             for (int l = 0; l < LANES; l++) {
                 const real *part = line[half * LANES + l] + k;
-                __builtin_prefetch(part + 2 * LANES);
+                __builtin_prefetch(part + 2 * LANES);       // two squares on: no processor follows NR rows
                 square[l] = *(const loose_vec *)part;
             }
             transpose(square);
             #pragma GCC unroll 16
             for (int l = 0; l < LANES; l++)
-                few_columns_of_b(t, half, a, M, k + l, square[l], a_pairs, b_pairs);
+                few_step(t, half, a, M, k + l, square[l], a_pairs, b_pairs);
         }
     for (; k < K; k++)
         for (int half = 0; half < 2; half++) {
             vec column;
             for (int l = 0; l < LANES; l++) column[l] = line[half * LANES + l][k];
-            few_columns_of_b(t, half, a, M, k, column, a_pairs, b_pairs);
+            few_step(t, half, a, M, k, column, a_pairs, b_pairs);
         }
 }
 
@@ -622,8 +626,8 @@ static void few_columns(mat y, mat a, mat b, int j, real scale, enum mode mode)
     real of_a[THIN][KC], of_b[NR][KC];
     const real *rows[THIN], *line[NR];
     int cols = y.cols - j < NR ? y.cols - j : NR;
-    int even = b.ld % 2 == 0 && a.cols % 2 == 0 && (uintptr_t)b.p % sizeof(real) == 0;
-    int b_pairs = bf16_pairs || (b.type == BF16 && sizeof(real) == 4 && even);
+    int as_pairs = b.ld % 2 == 0 && a.cols % 2 == 0 && (uintptr_t)b.p % sizeof(real) == 0;
+    int b_pairs = bf16_pairs || (b.type == BF16 && sizeof(real) == 4 && as_pairs);
     int part = part_of_sum(a.cols);
     for (int k0 = 0; k0 < a.cols; k0 += part, mode = ADD) {
         int K = a.cols - k0 < part ? a.cols - k0 : part;

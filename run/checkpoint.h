@@ -305,6 +305,7 @@ static int read_state_json(run *r, const char *dir)
     const char *name;
     json_object_foreach(now, name, item) {
         const json_t *old = json_object_get(then, name);
+        if (!old && json_is_integer(item) && !json_integer_value(item)) continue;       // a flag that came later, and is off
         if (strcmp(name, "step") && !json_equal(old, item)) {
             char *a = old ? json_text(old) : NULL, *b = json_text(item);
             die("--resume %s: was trained with %s %s, this run has %s; give the same, or start anew from it with %s %s",

@@ -125,7 +125,7 @@ static const struct option {
     {"--tf32",            "",       'f', SAME, AT(tf32),         0, 0,
      "on a GPU, let products of floats round their factors to 10 bits: faster"},
     {"--bf16",            "",       'f', SAME, AT(bf16),         0, 0,
-     "round the factors of products to 8 bits (a GPU does anyway): twice as fast with AVX512_BF16"},
+     "round the factors of products to 8 bits (train_cuda always does): faster with AVX512_BF16, slower without"},
 
     {"the paper's experiments: --compare trains every method on the same rows, for CSV, table and plots",
      "", 'h', ANY, 0, 0, 0, ""},
@@ -388,6 +388,7 @@ static void refuse_unread(void)
     for (int i = 1; i <= COMMANDS && training; i++)
         if (given_values[i] && option_table[i].at != AT(compare))
             die("%s and %s: give one of them; %s is for training", option_table[i].name, training, training);
+    if (opt.merge && opt.bf16) die("--merge and --bf16: give one of them; what is merged keeps all digits");
     if (opt.chat && training) die("--chat and %s: give one of them; %s is for training", training, training);
     if (opt.chat && rows) die("--chat and %s: give one of them; a chat reads no rows", rows);
 }
@@ -415,6 +416,11 @@ static void parse_options(int argc, char **argv)
     if (opt.steps && opt.epochs != 1) die("--steps and --epochs both say how long to train; give one of them");
     if (opt.threads) omp_set_num_threads(opt.threads);
     else if (!getenv("OMP_NUM_THREADS")) omp_set_num_threads(threads_of_rank(usable_cpus("")));
+}
+
+// What only some devices can. Not a part of parse_options, which --check calls for the CPU's half, too.
+static void check_device(void)
+{
     if (opt.bf16 && !dev_bf16(0))
         die("--bf16: this program keeps all digits; ./train rounds to bf16 if asked, ./train_cuda always does");
     if (opt.tf32 && !dev_tf32()) die("--tf32 is for floats on a GPU; this program computes otherwise");
