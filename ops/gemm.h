@@ -406,7 +406,7 @@ typedef struct {
     mat a, b;
     int a_across, b_across;             // as in gemm_plain
     int M, N, K, pairs;
-    int rows, blocks, parts;            // `rows` rows of a in a block
+    int blocks, parts;
     real scale, *slivers;               // where b's slivers are copied to
     enum mode mode;
 } product;
@@ -495,6 +495,13 @@ static void pack_slivers(const product *p, int n0, int n, int k0, int K, int thr
     }
 }
 
+// Of block `block`: whole panels, as many in each as in any other, give or take one. Behind the last: M.
+static int first_row(const product *p, int block)
+{
+    int i = ceil_div(p->M, MR) * block / p->blocks * MR;
+    return i < p->M ? i : p->M;
+}
+
 // The tasks of one thread, on columns n0 … n0+N-1 of y and the part k0 … k0+K-1 of the sum. The threads'
 // shares are runs of tasks: a block's panels are copied when its first task comes up, and serve its other
 // parts.
@@ -507,8 +514,7 @@ static void gemm_tasks(const product *p, int n0, int N, int k0, int K, int threa
     int packed = -1;                                            // the block whose panels were copied last
     for (int task = tasks * thread / threads; task < tasks * (thread + 1) / threads; task++) {
         int block = task / p->parts, part = task % p->parts;
-        int i0 = block * p->rows;
-        int i1 = i0 + p->rows < p->M ? i0 + p->rows : p->M;
+        int i0 = first_row(p, block), i1 = first_row(p, block + 1);
         if (packed != block) pack_panels(p, panels, i0, i1, k0, K);
         packed = block;
         for (int i = i0; i < i1; i += MR) {
@@ -739,7 +745,7 @@ static void gemm(mat y, mat a, int a_across, mat b, int b_across, int K, real sc
         .M = y.rows, .a = a, .a_across = a_across,
         .N = y.cols, .b = b, .b_across = b_across,
         .K = K, .pairs = bf16_pairs, .scale = scale, .mode = mode,
-        .rows = MC, .parts = 1,                                 // until the threads are counted, below
+        .blocks = ceil_div(y.rows, MC), .parts = 1,             // until the threads are counted, below
     };
     if (a_across && padded(y.cols, y.rows) < 0.9 * padded(y.rows, y.cols))
         p = (product){
@@ -747,15 +753,11 @@ static void gemm(mat y, mat a, int a_across, mat b, int b_across, int K, real sc
             .M = y.cols, .a = b, .a_across = b_across,
             .N = y.rows, .b = a, .b_across = a_across,
             .K = K, .pairs = bf16_pairs, .scale = scale, .mode = mode,
-            .rows = MC, .parts = 1,
+            .blocks = ceil_div(y.cols, MC), .parts = 1,
         };
     p.slivers = thread_buffer(1, (size_t)KC * (size_t)(ceil_div(p.N < NC ? p.N : NC, NR) * NR) + LANES);
     if (p.M < 4 * MR * threads) p.parts = threads;              // few rows: the threads share the columns
-    else {                                                      // many: the rows, as many blocks each
-        int blocks = ceil_div(ceil_div(p.M, MC), threads) * threads;
-        p.rows = ceil_div(ceil_div(p.M, blocks), MR) * MR;
-    }
-    p.blocks = ceil_div(p.M, p.rows);
+    else p.blocks = ceil_div(p.blocks, threads) * threads;      // many: the rows, as many blocks each
     if (threads == 1) gemm_thread(&p, 0, 1);
     else {
         #pragma omp parallel num_threads(threads)
