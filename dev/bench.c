@@ -127,7 +127,7 @@ static void measure_machine(void)
         double rate = product_rate(products[i], 1024);
         printf("  matmul_%s %.1f GFLOP/s, %.0f %% of the peak", names[i], rate / 1e9, 100 * rate / shared->flops);
     }
-    puts("\n");
+    puts(opt.bf16 ? "\nwith --bf16, whose peak is another: % of the peak and the floor are those of floats\n" : "\n");
 }
 
 // ---- one row: some steps of one method ---------------------------------------------------------------------

@@ -561,8 +561,8 @@ static void op_open(const op_case *c, int f, int head, const span *spans)
     int n = op.out.rows, *ids = alloc((size_t)n, sizeof *ids), *pos = alloc((size_t)n, sizeof *pos);
     int different_ids = c->forward == embed_forward ? op.in[0].rows : op.in[0].cols;
     for (int k = 0; k < n; k++) {
-        ids[k] = (k * k + 3) % different_ids;
-        pos[k] = k * k % POSITIONS;
+        ids[k] = (int)(((long)k * k + 3) % different_ids);
+        pos[k] = (int)((long)k * k % POSITIONS);
     }
     op_ids = (dev_ints)dev_alloc((size_t)n * sizeof(int));
     op_pos = (dev_ints)dev_alloc((size_t)n * sizeof(int));
