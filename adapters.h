@@ -906,28 +906,40 @@ static const method methods[] = {
 };
 enum { METHODS = sizeof methods / sizeof *methods };
 
-// The gradient of the first step for the W of one layer, into their l->dW. One layer at a time, because the
-// gradients of all layers together would be as large as the model.
-static void first_gradient(model *m, int depth, const batch *first, int batches)
+static double gradient_bytes(const model *m, int from, int to)
 {
-    int targets = 0;
+    double bytes = 0;
+    for (int i = 0; i < arrlen(m->linears); i++) {
+        const linear *l = m->linears[i];
+        int counts = l->depth >= from && l->depth < to && has_adapter(l);
+        if (counts) bytes += (double)elements(l->W) * sizeof(wide);
+    }
+    return bytes;
+}
+
+// The gradient of the first step for the W of some layers, from `from` on, into their l->dW; returns the
+// layer behind them. All layers' gradients would be as large as the model, and each time costs a step: so it
+// is as many layers as stay within 256 MB, and one at least.
+static int first_gradient(model *m, int from, const batch *first, int batches)
+{
+    int targets = 0, to = from + 1;
+    while (to < m->c.layers && gradient_bytes(m, from, to + 1) <= 256e6) to++;
     for (int i = 0; i < arrlen(m->linears); i++) {
         linear *l = m->linears[i];
-        if (l->depth != depth || !has_adapter(l)) continue;
+        if (l->depth < from || l->depth >= to || !has_adapter(l)) continue;
         l->dW = mat_of(NULL, TYPE_OF(wide), SHAPE(l->W.rows, l->W.cols));
         l->dW.p = device_block(elements(l->dW) * sizeof(wide), "the first gradient");
     }
     for (int i = 0; i < batches; i++) targets += first[i].targets;
     for (int i = 0; i < batches; i++) model_step(m, &first[i], 1.0 / targets);
+    return to;
 }
 
-static void first_gradient_free(model *m, int depth)
+static void first_gradient_free(model *m)
 {
     for (int i = 0; i < arrlen(m->linears); i++) {
-        linear *l = m->linears[i];
-        if (l->depth != depth) continue;
-        dev_free(l->dW.p);
-        l->dW.p = NULL;
+        dev_free(m->linears[i]->dW.p);
+        m->linears[i]->dW.p = NULL;
     }
 }
 
@@ -935,19 +947,22 @@ static void first_gradient_free(model *m, int depth)
 // from. Calls progress after each linear, because pissa takes a while.
 static void adapters_init(model *m, const batch *first, int batches, void (*progress)(int done, int of))
 {
-    int n = (int)arrlen(m->linears);
+    int n = (int)arrlen(m->linears), gradients = m->p.method->wants_gradient;
+    int known = 0;                                              // layers below have had their gradient
     for (int i = 0; i < n; i++) {
         linear *l = m->linears[i];
         char name[32];
-        if (m->p.method->wants_gradient && (!i || m->linears[i - 1]->depth < l->depth))
-            first_gradient(m, l->depth, first, batches);
+        if (gradients && l->depth >= known) {
+            first_gradient_free(m);
+            known = first_gradient(m, l->depth, first, batches);
+        }
         snprintf(name, sizeof name, "%d.%.16s", l->depth, l->is.name);
         if (l->method->init) l->method->init(m, l, name);
         progress(i + 1, n);
-        if (m->p.method->wants_gradient && (i + 1 == n || m->linears[i + 1]->depth > l->depth))
-            first_gradient_free(m, l->depth);
     }
-    if (m->p.method->wants_gradient) zero(flat(m, m->grad));    // first_gradient added to it
+    if (!gradients) return;
+    first_gradient_free(m);
+    zero(flat(m, m->grad));                                     // first_gradient added to it
 }
 
 // One side of "64xout": a whole number, in, or out. 0 if it is none; *end is what follows.
