@@ -374,7 +374,7 @@ pairs: of the weight alone    | ops/gemm.h | s/M, 2 \* k + 1, odds/M, 2 * k, odd
 few rows: the last part of K | ops/gemm.h | s/k0 += part, mode = ADD/k0 += part/                                | few-rows    |
 few rows: one after the other | ops/gemm.h | s/line\[half \* LANES + l\] + k/line[l] + k/                     | few-rows    |
 window: one key less         | ops/cpu.c  |
-    s/within(b.own + r + 1 - b.window, b)/within(b.own + r + 2 - b.window, b)/                         | cache       |
+    s/within(b.own + r + 1 - b.window, b)/within(b.own + r + 2 - b.window, b)/                         | beyond-blocks | attention
 window: a row sees one more  | ops/cpu.c  |
     s/within(b.own + r + 1 - b.window, b)/within(b.own + r - b.window, b)/                             | beyond-blocks | attention
 window: unseen keys learn    | ops/cpu.c  | /hide_unseen(ds, b, r, from, to);/d                               | ops         |
