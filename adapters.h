@@ -906,14 +906,12 @@ static const method methods[] = {
 };
 enum { METHODS = sizeof methods / sizeof *methods };
 
-static double gradient_bytes(const model *m, int from, int to)
+static double gradient_bytes(const model *m, int depth)
 {
     double bytes = 0;
-    for (int i = 0; i < arrlen(m->linears); i++) {
-        const linear *l = m->linears[i];
-        int counts = l->depth >= from && l->depth < to && has_adapter(l);
-        if (counts) bytes += (double)elements(l->W) * sizeof(wide);
-    }
+    int n = linears_of_layer(m);
+    for (int i = depth * n; i < (depth + 1) * n; i++)
+        if (has_adapter(m->linears[i])) bytes += (double)elements(m->linears[i]->W) * sizeof(wide);
     return bytes;
 }
 
@@ -922,11 +920,12 @@ static double gradient_bytes(const model *m, int from, int to)
 // is as many layers as stay within 256 MB, and one at least.
 static int first_gradient(model *m, int from, const batch *first, int batches)
 {
-    int targets = 0, to = from + 1;
-    while (to < m->c.layers && gradient_bytes(m, from, to + 1) <= 256e6) to++;
-    for (int i = 0; i < arrlen(m->linears); i++) {
+    int targets = 0, to = from + 1, n = linears_of_layer(m);
+    double bytes = gradient_bytes(m, from);
+    while (to < m->c.layers && (bytes += gradient_bytes(m, to)) <= 256e6) to++;
+    for (int i = from * n; i < to * n; i++) {
         linear *l = m->linears[i];
-        if (l->depth < from || l->depth >= to || !has_adapter(l)) continue;
+        if (!has_adapter(l)) continue;
         l->dW = mat_of(NULL, TYPE_OF(wide), SHAPE(l->W.rows, l->W.cols));
         l->dW.p = device_block(elements(l->dW) * sizeof(wide), "the first gradient");
     }

@@ -85,7 +85,6 @@ static double product_rate(void (*f)(mat, mat, mat, double, enum mode), int n)
 {
     mat y = filled(n, n), x = filled(n, n), w = filled(n, n);
     double best = 0;
-    if (opt.bf16) dev_bf16(1);
     for (int turn = 0; turn < 10; turn++) {
         double start = now();
         f(y, x, w, 1, SET);
@@ -121,6 +120,7 @@ static void measure_machine(void)
     shared->bandwidth = machine_bandwidth(threads);
     printf(";  memory %.1f GB/s\n", shared->bandwidth / 1e9);
     printf("1024 x 1024 x 1024 with %d threads:", threads);
+    if (opt.bf16) dev_bf16(1);
     const char *names[] = {"nt", "nn", "tn"};
     void (*const products[])(mat, mat, mat, double, enum mode) = {matmul_nt, matmul_nn, matmul_tn};
     for (int i = 0; i < 3; i++) {

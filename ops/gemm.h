@@ -128,7 +128,7 @@ static inline vec pick_lanes(vec a, vec b, lanes from)
 //     a0 a1 a2 a3 a4                       t += a1 b1, t += a0 b0,
 //     → [a1|a0] [a3|a2] [0|a4]             then with the next pairs t += a3 b3, t += a2 b2, …
 //
-// `pairs` says so to everything below.
+// Matmuls do so where bf16_pairs is set; attention, which calls what is below itself, never does.
 static int bf16_pairs;
 
 static inline int steps(int K, int pairs) { return pairs ? ceil_div(K, 2) : K; }
@@ -405,7 +405,7 @@ typedef struct {
     size_t row, col;                    // elements of y from one row, one column to the next
     mat a, b;
     int a_across, b_across;             // as in gemm_plain
-    int M, N, K, pairs;
+    int M, N, K;
     int blocks, parts;
     real scale, *slivers;               // where b's slivers are copied to
     enum mode mode;
@@ -432,12 +432,12 @@ enum { OFTEN = 320, OFTEN_ROWS = 96 };
 
 static inline int panel_in_place(const product *p, int i)
 {
-    return !p->pairs && p->N <= OFTEN && in_place(p->a, p->a_across, i, MR);
+    return !bf16_pairs && p->N <= OFTEN && in_place(p->a, p->a_across, i, MR);
 }
 
 static inline int sliver_in_place(const product *p, int j)
 {
-    return !p->pairs && p->M <= OFTEN_ROWS && p->b_across && in_place(p->b, 1, j, NR);
+    return !bf16_pairs && p->M <= OFTEN_ROWS && p->b_across && in_place(p->b, 1, j, NR);
 }
 
 static void barrier(int threads)
@@ -461,7 +461,8 @@ static void gemm_tile(const product *p, int i, int j, int k0, int K, const real 
         sliver = (real *)at(p->b, k0, j);
         bk = p->b.ld;
     }
-    if (!panel_in_place(p, i)) tile_sums(tile, panel, 1, MR, sliver, bk, steps(K, p->pairs), cols, p->pairs);
+    if (!panel_in_place(p, i))
+        tile_sums(tile, panel, 1, MR, sliver, bk, steps(K, bf16_pairs), cols, bf16_pairs);
     else if (p->a_across) tile_sums(tile, (real *)at(p->a, k0, i), 1, p->a.ld, sliver, bk, K, cols, 0);
     else tile_sums(tile, (real *)at(p->a, i, k0), p->a.ld, 1, sliver, bk, K, cols, 0);
     store(y, p->row, p->col, tile, rows, cols, p->scale, k0 ? ADD : p->mode);
@@ -470,28 +471,28 @@ static void gemm_tile(const product *p, int i, int j, int k0, int K, const real 
 // Copies of a's rows i0 … i1-1, where they are not read in place.
 static void pack_panels(const product *p, real *panels, int i0, int i1, int k0, int K)
 {
-    size_t size = MR * (size_t)steps(K, p->pairs);
+    size_t size = MR * (size_t)steps(K, bf16_pairs);
     while (i0 < i1 && panel_in_place(p, i0)) {
         panels += size;
         i0 += MR;
     }
-    if (p->a_across && i0 < i1) pack_across(panels, p->a, i0, i1, k0, K, MR, p->pairs);
+    if (p->a_across && i0 < i1) pack_across(panels, p->a, i0, i1, k0, K, MR, bf16_pairs);
     for (int i = i0; i < i1 && !p->a_across; i += MR, panels += size)
-        if (!panel_in_place(p, i)) pack(panels, p->a, i, k0, K, MR, p->pairs);
+        if (!panel_in_place(p, i)) pack(panels, p->a, i, k0, K, MR, bf16_pairs);
 }
 
 // A thread's share of the copies of b's slivers, of columns n0 … n0+n-1.
 static void pack_slivers(const product *p, int n0, int n, int k0, int K, int thread, int threads)
 {
     enum { RUN = 4 * NR };
-    size_t length = (size_t)steps(K, p->pairs);
+    size_t length = (size_t)steps(K, bf16_pairs);
     for (int from = thread * RUN; from < n; from += threads * RUN) {
         int j = from, end = from + RUN < n ? from + RUN : n;
         while (j < end && sliver_in_place(p, n0 + j)) j += NR;
         real *to = p->slivers + (size_t)j * length;
-        if (p->b_across && j < end) pack_across(to, p->b, n0 + j, n0 + end, k0, K, NR, p->pairs);
+        if (p->b_across && j < end) pack_across(to, p->b, n0 + j, n0 + end, k0, K, NR, bf16_pairs);
         for (; j < end && !p->b_across; j += NR, to += NR * length)
-            pack(to, p->b, n0 + j, k0, K, NR, p->pairs);
+            pack(to, p->b, n0 + j, k0, K, NR, bf16_pairs);
     }
 }
 
@@ -510,7 +511,7 @@ static void gemm_tasks(const product *p, int n0, int N, int k0, int K, int threa
     real *panels = thread_buffer(0, (size_t)MC * KC + LANES);
     int tasks = p->blocks * p->parts;
     int slivers = ceil_div(N, NR);
-    size_t length = (size_t)steps(K, p->pairs);                 // of a panel, of a sliver
+    size_t length = (size_t)steps(K, bf16_pairs);               // of a panel, of a sliver
     int packed = -1;                                            // the block whose panels were copied last
     for (int task = tasks * thread / threads; task < tasks * (thread + 1) / threads; task++) {
         int block = task / p->parts, part = task % p->parts;
@@ -744,20 +745,20 @@ static void gemm(mat y, mat a, int a_across, mat b, int b_across, int K, real sc
         .y = y.p, .row = y.ld, .col = 1,                        // y[i,j] lies at i·ld + j
         .M = y.rows, .a = a, .a_across = a_across,
         .N = y.cols, .b = b, .b_across = b_across,
-        .K = K, .pairs = bf16_pairs, .scale = scale, .mode = mode,
-        .blocks = ceil_div(y.rows, MC), .parts = 1,             // until the threads are counted, below
+        .K = K, .scale = scale, .mode = mode,
     };
     if (a_across && padded(y.cols, y.rows) < 0.9 * padded(y.rows, y.cols))
         p = (product){
             .y = y.p, .row = 1, .col = y.ld,                    // yᵀ[i,j] lies at i + j·ld
             .M = y.cols, .a = b, .a_across = b_across,
             .N = y.rows, .b = a, .b_across = a_across,
-            .K = K, .pairs = bf16_pairs, .scale = scale, .mode = mode,
-            .blocks = ceil_div(y.cols, MC), .parts = 1,
+            .K = K, .scale = scale, .mode = mode,
         };
     p.slivers = thread_buffer(1, (size_t)KC * (size_t)(ceil_div(p.N < NC ? p.N : NC, NR) * NR) + LANES);
-    if (p.M < 4 * MR * threads) p.parts = threads;              // few rows: the threads share the columns
-    else p.blocks = ceil_div(p.blocks, threads) * threads;      // many: the rows, as many blocks each
+    int few = p.M < 4 * MR * threads;
+    p.parts = few ? threads : 1;                                // few rows: the threads share the columns
+    p.blocks = ceil_div(p.M, MC);
+    if (!few) p.blocks = ceil_div(p.blocks, threads) * threads; // many: the rows, as many blocks each
     if (threads == 1) gemm_thread(&p, 0, 1);
     else {
         #pragma omp parallel num_threads(threads)
