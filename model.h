@@ -471,7 +471,7 @@ static needs needs_of(const model *m)
     const plan *p = &m->p;
     needs n = {.tokens = p->tokens, .heads = m->c.heads, .train = p->train};
     n.normed = p->tokens * m->c.backbone->norms(&m->c);
-    n.texts = m->c.backbone->has_state;
+    n.recurrent = m->c.backbone->has_state ? m->c.heads * m->c.head_dim : 0;
     n.trained = 2 * (size_t)p->rank * (size_t)p->rank;                  // dora's A Aᵀ (r, r), made wider
     for (int i = 0; i < arrlen(m->tensors); i++) {
         const tensor *t = &m->tensors[i];

@@ -103,7 +103,6 @@ typedef struct {
     mat dn, dlerp, dh, dm, dhd;                         // gradients of one layer at a time
     mat dr, dk, dv, dw, dg, dy, dz, dzg;
     mat dfk, dfr, dfv;
-    mat states;                                         // (N/16, heads·d·d) S on the way back
 } rwkv6;
 
 static rwkv6_layer *rwkv6_at(const model *m, int i) { return (rwkv6_layer *)m->layers + i; }
@@ -218,8 +217,6 @@ static void rwkv6_work(model *m)
     int count = m->p.train ? (int)(sizeof list / sizeof *list) : forward;
     for (int i = 0; i < count; i++)
         declare(m, ACT, list[i].value, NULL, SHAPE(N, list[i].cols), "%s", list[i].name);
-    if (m->p.train)
-        declare(m, AUX, &own->states, NULL, SHAPE(ceil_div(N, WKV_KEPT), A * c->head_dim), "states");
 }
 
 static void rwkv6_norm_layout(model *m)
@@ -436,7 +433,7 @@ static void time_backward(model *m, int i, const batch *b, int dx_wanted)
     zero(own->dy);
     layernorm_backward(own->dy, L->ln_x.w.d, L->ln_x.b.d, own->dz, L->y, L->ln_x.w.p,
                        m->c.heads, eps_of_heads(&m->c));
-    wkv6_backward(own->dr, own->dk, own->dv, own->dw, L->u.d, own->states, own->dy,
+    wkv6_backward(own->dr, own->dk, own->dv, own->dw, L->u.d, own->dy,
                   L->r, L->k, L->v, L->w, L->u.p, b->spans, b->rows);
     find_mixes(m, i, (mat){0}, b);
     if (dx_wanted) zero(own->dn);

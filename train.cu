@@ -119,15 +119,24 @@ template <class T> __device__ static inline bool in_one_piece(const T *p, int n)
     return n >= PACK && (uintptr_t)p % alignof(packed<T>) == 0;
 }
 
-// The pack at p, from where the row has n more elements, maybe none. Beyond them it is 0.
-template <class T> __device__ static inline pack load_pack(const T *p, int n)
+// The pack at p, from where the row has n more elements, maybe none. Beyond them it is 0. As it lies in
+// memory it is not waited for before it is used.
+template <class T> __device__ static inline packed<T> load_packed(const T *p, int n)
 {
     packed<T> memory = {};
+    if (in_one_piece(p, n)) {
+        memory.words = ((const packed<T> *)p)->words;
+        return memory;
+    }
+    for (int i = 0; i < PACK; i++)
+        if (i < n) memory.x[i] = p[i];
+    return memory;
+}
+
+template <class T> __device__ static inline pack load_pack(const T *p, int n)
+{
+    packed<T> memory = load_packed(p, n);
     pack a;
-    if (in_one_piece(p, n)) memory.words = ((const packed<T> *)p)->words;
-    else
-        for (int i = 0; i < PACK; i++)
-            if (i < n) memory.x[i] = p[i];
     for (int i = 0; i < PACK; i++) a.x[i] = up(memory.x[i]);
     return a;
 }
@@ -281,7 +290,7 @@ extern "C" void dev_free(dev p) { check(cudaFree(p), "freeing memory"); }
 
 // Work space of the ops. A run reserves what its steps need (section 8); an op called outside of a run
 // enlarges the buffer where it is too small.
-enum { FACTOR_A, FACTOR_B, HOST, BLOCKS, DELTA, SUMS_OF_ROWS, LINKS, TEXTS, BUFFERS };
+enum { FACTOR_A, FACTOR_B, HOST, BLOCKS, DELTA, SUMS_OF_ROWS, LINKS, TEXTS, RECURRENT, BUFFERS };
 static struct { void *p; size_t bytes; } buffers[BUFFERS];
 
 static void resize(int which, size_t bytes)
@@ -1617,25 +1626,119 @@ extern "C" void sigmoid_gate_backward(mat dr, mat dx, mat dy, mat r, mat x)
 }
 
 /* The recurrence: y[t] = r[t] (S + diag(u) k[t]ᵀ v[t]),  S = diag(e[t]) S + k[t]ᵀ v[t],  e = exp(−exp(w)).
-   One block has one head of one text, and walks through its tokens; D threads, a column or a row of S each,
-   in registers. Channels beyond the head's d are zero. Row i of S decays by e[i].                         */
-struct wkv_inputs { mat r, k, v, w, u; };
+   One block has one head of one text and walks through its tokens: D threads, a channel of the head each, of
+   which those beyond its d are zero. S and its gradient are cut into the registers of the threads. Shared
+   memory hands a warp 128 bytes at a time, so what is read there should serve as many numbers of S as it can:
+   four neighbouring threads have four lines (rows or columns) of S, and each thread a quarter of all four. */
+struct wkv_inputs { mat r, k, v, w, u, dy; };
 
-template <int D> struct wkv_token { wide r[D], k[D], v[D], e[D], dy[D]; };     // in shared memory
+template <int D> struct quarters {
+    enum { ACROSS = D / 4 };
+    wide x[4][ACROSS];
+    // Which line, and where across it, x[a][b] is. Neighbours read 16 bytes side by side.
+    __device__ static inline int line(int a) { return (int)threadIdx.x / 4 * 4 + a; }
+    __device__ static inline int across(int b) { return b / 4 * 16 + (int)threadIdx.x % 4 * 4 + b % 4; }
 
-// Channel threadIdx.x of row n, for the block's head.
-template <int D>
-__device__ static inline void read_token(wkv_token<D> *t, const wkv_inputs &in, const mat &dy, int n, int h)
+    template <class F> __device__ inline void for_each(F f)
+    {
+        UNROLL for (int b = 0; b < ACROSS; b++)
+            UNROLL for (int a = 0; a < 4; a++) f(line(a), across(b), x[a][b]);
+    }
+
+    // Line threadIdx.x times a vector. A thread has a quarter of the sums of four lines: two of them it gives
+    // to the thread two lanes off, which gives it the like of the other two, then one to its neighbour.
+    __device__ inline wide times(const wide *vector) const
+    {
+        wide sum[4] = {};
+        UNROLL for (int b = 0; b < ACROSS; b++)
+            UNROLL for (int a = 0; a < 4; a++) sum[a] += x[a][b] * vector[across(b)];
+        bool upper = threadIdx.x & 2, odd = threadIdx.x & 1;    // which of the four lines is the thread's own
+        wide x0 = upper ? sum[2] : sum[0], x1 = upper ? sum[3] : sum[1];
+        x0 += __shfl_xor_sync(0xffffffffu, upper ? sum[0] : sum[2], 2);
+        x1 += __shfl_xor_sync(0xffffffffu, upper ? sum[1] : sum[3], 2);
+        return (odd ? x1 : x0) + __shfl_xor_sync(0xffffffffu, odd ? x0 : x1, 1);
+    }
+
+    // Each line times its own number of e, or each place across; and an outer product added.
+    __device__ inline void fade_lines(const wide *e)
+    {
+        for_each([&](int line, int, wide &x) { x *= e[line]; });
+    }
+    __device__ inline void fade_across(const wide *e)
+    {
+        for_each([&](int, int across, wide &x) { x *= e[across]; });
+    }
+    __device__ inline void add(const wide *of_line, const wide *of_across)
+    {
+        for_each([&](int line, int across, wide &x) { x += of_line[line] * of_across[across]; });
+    }
+};
+
+// The sum of term(i) over all channels i: a thread adds up a quarter, and its neighbours the others.
+template <int D, class Term> __device__ static inline wide channel_sum(Term term)
 {
-    int d = in.u.cols, i = threadIdx.x, c = h * d + i;
-    bool there = i < d;
-    __syncthreads();                                            // the token before may still be read
-    t->r[i] = there ? up(row_of(in.r, n)[c]) : 0;
-    t->k[i] = there ? up(row_of(in.k, n)[c]) : 0;
-    t->v[i] = there ? up(row_of(in.v, n)[c]) : 0;
-    t->e[i] = there ? exp(-exp(up(row_of(in.w, n)[c]))) : 0;
-    t->dy[i] = there && dy.p ? up(row_of(dy, n)[c]) : 0;
-    __syncthreads();
+    wide sum = 0;
+    UNROLL for (int b = 0; b < D / 4; b++) sum += term(quarters<D>::across(b));
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    return sum + __shfl_xor_sync(0xffffffffu, sum, 2);
+}
+
+// Tokens are fetched 8 at a time (4 in double): while a block walks through those that lie in shared memory,
+// the next are on their way to its registers. So barriers and latency are paid once for all of them. A thread
+// fetches a pack of r, k, v, w and dy each; of numbers wider than bf16 two.
+enum { FETCHED = 32 / sizeof(wide), FETCHES = FETCHED / PACK };
+
+template <int D> struct alignas(16) wkv_token { wide r[D], k[D], v[D], e[D], dy[D], exp_w[D], Sdy[D]; };
+
+struct wkv_packs {
+    packed<real> r, k, v, w, dy;
+    packed<wide> Sdy;
+    __device__ inline void fetch(const wkv_inputs &in, const mat &sums, int n, int c, int cols)
+    {
+        r = load_packed(row_of(in.r, n) + c, cols);
+        k = load_packed(row_of(in.k, n) + c, cols);
+        v = load_packed(row_of(in.v, n) + c, cols);
+        w = load_packed(row_of(in.w, n) + c, cols);
+        if (in.dy.p) dy = load_packed(row_of(in.dy, n) + c, cols);
+        if (sums.p) Sdy = load_packed((const wide *)sums.p + n * sums.ld + c, cols);
+    }
+    template <int D> __device__ inline void put(wkv_token<D> *t, int c) const
+    {
+        for (int i = 0; i < PACK; i++) {
+            t->r[c + i] = up(r.x[i]);
+            t->k[c + i] = up(k.x[i]);
+            t->v[c + i] = up(v.x[i]);
+            t->dy[c + i] = up(dy.x[i]);
+            t->Sdy[c + i] = Sdy.x[i];
+            t->exp_w[c + i] = exp(up(w.x[i]));
+            t->e[c + i] = exp(-t->exp_w[c + i]);
+        }
+    }
+};
+
+// Calls token(n, t) for all rows n of a text, in their order (step 1) or the last first (step −1).
+template <int D, class Token>
+__device__ static inline void walk(wkv_token<D> *t, const wkv_inputs &in, const mat &sums,
+                                   const span &s, int step, Token token)
+{
+    int d = in.u.cols, begin = step > 0 ? s.q : s.q + s.nq - 1;
+    int which = threadIdx.x / (D / PACK), c = threadIdx.x % (D / PACK) * PACK;      // this thread's pack
+    wkv_packs next[FETCHES] = {};
+    auto fetch = [&](int first) {
+        UNROLL for (int f = 0; f < FETCHES; f++) {
+            int m = first + f * PACK + which;
+            next[f].fetch(in, sums, begin + step * m, blockIdx.x * d + c, m < s.nq ? d - c : 0);
+        }
+    };
+    __syncthreads();                                            // what others wrote to `sums` is there
+    fetch(0);
+    for (int first = 0; first < s.nq; first += FETCHED) {
+        __syncthreads();                                        // the tokens before may still be read
+        UNROLL for (int f = 0; f < FETCHES; f++) next[f].put(&t[f * PACK + which], c);
+        __syncthreads();
+        fetch(first + FETCHED);
+        for (int i = 0; i < FETCHED && first + i < s.nq; i++) token(begin + step * (first + i), t[i]);
+    }
 }
 
 template <int D> __device__ static inline wide bonus_of(const wkv_inputs &in, int h)
@@ -1644,30 +1747,29 @@ template <int D> __device__ static inline wide bonus_of(const wkv_inputs &in, in
     return i < in.u.cols ? load(in.u.p, in.u.type, h * in.u.ld + i) : 0;
 }
 
-// Thread j has column j of S. state: S of the text comes from there and goes back.
+// The lines of S are its columns. state: S of the text comes from there and goes back.
 template <int D> __global__ static void __launch_bounds__(D)
 wkv6_kernel(mat y, mat state, wkv_inputs in, const span *spans)
 {
-    __shared__ wkv_token<D> t;
+    __shared__ wkv_token<D> tokens[FETCHED];
     __shared__ wide u[D];
     int h = blockIdx.x, j = threadIdx.x, d = in.u.cols;
     span s = spans[blockIdx.y];
-    wide S[D], *kept = state.p ? (wide *)state.p + s.k * state.ld + (size_t)h * d * d : NULL;
+    wide *kept = state.p ? (wide *)state.p + s.k * state.ld + (size_t)h * d * d : NULL;
+    quarters<D> S = {};
     u[j] = bonus_of<D>(in, h);
-    UNROLL for (int i = 0; i < D; i++)
-        S[i] = kept && s.nk > s.nq && i < d && j < d ? kept[i * d + j] : 0;
-    for (int n = s.q; n < s.q + s.nq; n++) {
-        read_token<D>(&t, in, mat{}, n, h);
-        wide sum = 0;
-        UNROLL for (int i = 0; i < D; i++) {
-            wide kv = t.k[i] * t.v[j];
-            sum += t.r[i] * (S[i] + u[i] * kv);
-            S[i] = t.e[i] * S[i] + kv;
-        }
-        if (j < d) down(&row_of(y, n)[h * d + j], sum);
-    }
-    UNROLL for (int i = 0; i < D; i++)
-        if (kept && i < d && j < d) kept[i * d + j] = S[i];
+    auto is_kept = [&](int column, int row) { return kept && column < d && row < d; };
+    S.for_each([&](int column, int row, wide &x) {
+        if (s.nk > s.nq && is_kept(column, row)) x = kept[row * d + column];
+    });
+    walk<D>(tokens, in, mat{}, s, 1, [&](int n, const wkv_token<D> &t) {
+        wide ruk = channel_sum<D>([&](int i) { return t.r[i] * u[i] * t.k[i]; });
+        wide out = S.times(t.r) + ruk * t.v[j];
+        S.fade_across(t.e);
+        S.add(t.v, t.k);
+        if (j < d) down(&row_of(y, n)[h * d + j], out);
+    });
+    S.for_each([&](int column, int row, wide &x) { if (is_kept(column, row)) kept[row * d + column] = x; });
 }
 
 // A kernel for heads of at most 32, 64 or 128 channels.
@@ -1682,104 +1784,86 @@ extern "C" void wkv6_forward(mat y, mat state, mat r, mat k, mat v, mat w, mat u
 {
     if (u.cols > MOST_HEAD_DIM) fail("wkv6", "heads of more than 128 numbers are not built for a GPU");
     texts t = place_texts(s, spans, r.rows);
-    wkv_inputs in = {r, k, v, w, u};
+    wkv_inputs in = {r, k, v, w, u, mat{}};
     RUN_WKV(wkv6_kernel, u.cols, dim3(u.rows, spans), y, state, in, t.spans);
 }
 
 //  dv_j = Σ_i dS[i][j] k_i  + (Σ_i r_i u_i k_i) dy_j,   then   dS[i][j] = e_i dS[i][j] + r_i dy_j
-// From the last token to the first. Thread j has column j of dS.
+// From the last token to the first. The lines of dS are its columns.
 template <int D> __global__ static void __launch_bounds__(D)
-wkv6_value_kernel(mat dv, mat dy, wkv_inputs in, const span *spans)
+wkv6_value_kernel(mat dv, wkv_inputs in, const span *spans)
 {
-    __shared__ wkv_token<D> t;
+    __shared__ wkv_token<D> tokens[FETCHED];
     __shared__ wide u[D];
     int h = blockIdx.x, j = threadIdx.x, d = in.u.cols;
-    span s = spans[blockIdx.y];
-    wide dS[D] = {};
+    quarters<D> dS = {};
     u[j] = bonus_of<D>(in, h);
-    for (int n = s.q + s.nq - 1; n >= s.q; n--) {
-        read_token<D>(&t, in, dy, n, h);
-        wide sum = 0;
-        UNROLL for (int i = 0; i < D; i++) {
-            sum += dS[i] * t.k[i] + t.r[i] * u[i] * t.k[i] * t.dy[j];
-            dS[i] = t.e[i] * dS[i] + t.r[i] * t.dy[j];
-        }
-        if (j < d) down(&row_of(dv, n)[h * d + j], sum);
-    }
+    walk<D>(tokens, in, mat{}, spans[blockIdx.y], -1, [&](int n, const wkv_token<D> &t) {
+        wide ruk = channel_sum<D>([&](int i) { return t.r[i] * u[i] * t.k[i]; });
+        wide out = dS.times(t.k) + ruk * t.dy[j];
+        dS.fade_across(t.e);
+        dS.add(t.dy, t.r);
+        if (j < d) down(&row_of(dv, n)[h * d + j], out);
+    });
 }
 
 struct wkv_grads { mat r, k, w, u; };
 
-// Thread i has row i of S: makes S before rows first … last−1 again, from the one before row `first`.
-template <int D>
-__device__ static inline void walk_rows(wide (*S)[D], const wkv_inputs &in, int first, int last, int h)
-{
-    __shared__ wkv_token<D> t;
-    for (int n = first; n < last - 1; n++) {
-        read_token<D>(&t, in, mat{}, n, h);
-        for (int j = 0; j < D; j++)
-            S[n - first + 1][j] = t.e[threadIdx.x] * S[n - first][j] + t.k[threadIdx.x] * t.v[j];
-    }
-}
-
 //  dr_i = Σ_j S[i][j] dy_j  + u_i k_i (v·dy)
 //  dk_i = Σ_j dS[i][j] v_j  + u_i r_i (v·dy),   du_i += r_i k_i (v·dy)
-//  dw_i = −exp(w_i) e_i Σ_j dS[i][j] S[i][j]
-// Thread i has row i of S and of dS. A first walk keeps S before every row whose number divides by WKV_KEPT;
-// on the way back the S of up to so many rows are made again. A block adds up du of its texts in their order.
+//  dw_i = −exp(w_i) q_i,   q_i = e_i Σ_j dS[i][j] S[i][j]
+//  S is known on the way forward only, dS on the way back only. But q needs neither: between two tokens let
+//  p_i = Σ_j of S[i][j] times its gradient. Then
+//      p behind the token  = Σ_j dS[i][j] (e_i S[i][j] + k_i v_j)   = q_i + k_i Σ_j dS[i][j] v_j
+//      p in front of it    = Σ_j (e_i dS[i][j] + r_i dy_j) S[i][j]  = q_i + r_i Σ_j S[i][j] dy_j
+//  so p runs from 0 behind the last token to the first, and leaves q on its way. An e that is nothing beside
+//  1 leaves none: what rounding leaves there, exp(w) would blow up.
+// The lines are rows. The way forward leaves Σ_j S[i][j] dy_j in `sums`, for the way back.
+// A block adds up du of its texts in their order.
 template <int D> __global__ static void __launch_bounds__(D)
-wkv6_backward_kernel(wkv_grads out, mat states, mat dy, wkv_inputs in, const span *spans, int count)
+wkv6_backward_kernel(wkv_grads out, mat sums, wkv_inputs in, const span *spans, int count)
 {
-    __shared__ wkv_token<D> t;
+    __shared__ wkv_token<D> tokens[FETCHED];
     int h = blockIdx.x, i = threadIdx.x, d = in.u.cols, c = h * d + i;
-    wide u = bonus_of<D>(in, h), du = 0, S[WKV_KEPT][D], dS[D];
+    wide u = bonus_of<D>(in, h), du = 0;
     for (int which = blockIdx.y; which < count; which += gridDim.y) {
         span s = spans[which];
-        for (int j = 0; j < D; j++) S[0][j] = dS[j] = 0;
-        for (int n = s.q; n < s.q + s.nq; n++) {
-            wide *kept = (wide *)states.p + n / WKV_KEPT * states.ld + (size_t)c * d;
-            read_token<D>(&t, in, mat{}, n, h);
-            for (int j = 0; j < d && i < d && n % WKV_KEPT == 0; j++) kept[j] = S[0][j];
-            for (int j = 0; j < D; j++) S[0][j] = t.e[i] * S[0][j] + t.k[i] * t.v[j];
-        }
-        for (int last = s.q + s.nq, first; last > s.q; last = first) {
-            first = (last - 1) / WKV_KEPT * WKV_KEPT;
-            const wide *kept = (const wide *)states.p + first / WKV_KEPT * states.ld + (size_t)c * d;
-            for (int j = 0; j < D; j++) S[0][j] = first > s.q && j < d && i < d ? kept[j] : 0;
-            if (first < s.q) first = s.q;
-            walk_rows<D>(S, in, first, last, h);
-            for (int n = last - 1; n >= first; n--) {
-                read_token<D>(&t, in, dy, n, h);
-                wide vdy = 0, Sdy = 0, dSv = 0, dSS = 0;
-                for (int j = 0; j < D; j++) {
-                    wide kept_S = S[n - first][j];
-                    vdy += t.v[j] * t.dy[j];
-                    Sdy += kept_S * t.dy[j];
-                    dSv += dS[j] * t.v[j];
-                    dSS += dS[j] * kept_S;
-                    dS[j] = t.e[i] * dS[j] + t.r[i] * t.dy[j];
-                }
-                du += t.r[i] * t.k[i] * vdy;
-                if (i >= d) continue;
-                down(&row_of(out.r, n)[c], Sdy + u * t.k[i] * vdy);
-                down(&row_of(out.k, n)[c], dSv + u * t.r[i] * vdy);
-                down(&row_of(out.w, n)[c], -exp(up(row_of(in.w, n)[c])) * t.e[i] * dSS);
-            }
-        }
+        quarters<D> S = {};
+        walk<D>(tokens, in, mat{}, s, 1, [&](int n, const wkv_token<D> &t) {
+            wide Sdy = S.times(t.dy);
+            S.fade_lines(t.e);
+            S.add(t.k, t.v);
+            if (i < d) ((wide *)sums.p)[n * sums.ld + c] = Sdy;
+        });
+        quarters<D> dS = {};
+        wide p = 0;
+        walk<D>(tokens, in, sums, s, -1, [&](int n, const wkv_token<D> &t) {
+            wide vdy = channel_sum<D>([&](int j) { return t.v[j] * t.dy[j]; }), dSv = dS.times(t.v);
+            dS.fade_lines(t.e);
+            dS.add(t.r, t.dy);
+            wide q = 1 + t.e[i] > 1 ? p - t.k[i] * dSv : 0;
+            p = q + t.r[i] * t.Sdy[i];
+            du += t.r[i] * t.k[i] * vdy;
+            if (i >= d) return;
+            down(&row_of(out.r, n)[c], t.Sdy[i] + u * t.k[i] * vdy);
+            down(&row_of(out.k, n)[c], dSv + u * t.r[i] * vdy);
+            down(&row_of(out.w, n)[c], -t.exp_w[i] * q);
+        });
     }
     if (out.u.p && i < d) ((wide *)out.u.p)[h * out.u.ld + i] += du;
 }
 
 // Where u trains, the texts of a head are one block's, so that their du are added up in one order.
-extern "C" void wkv6_backward(mat dr, mat dk, mat dv, mat dw, mat du, mat states, mat dy,
+extern "C" void wkv6_backward(mat dr, mat dk, mat dv, mat dw, mat du, mat dy,
                               mat r, mat k, mat v, mat w, mat u, const span *s, int spans)
 {
     texts t = place_texts(s, spans, r.rows);
-    wkv_inputs in = {r, k, v, w, u};
+    wkv_inputs in = {r, k, v, w, u, dy};
     wkv_grads out = {dr, dk, dw, du};
-    RUN_WKV(wkv6_value_kernel, u.cols, dim3(u.rows, spans), dv, dy, in, t.spans);
-    RUN_WKV(wkv6_backward_kernel, u.cols, dim3(u.rows, du.p ? 1 : spans),
-            out, states, dy, in, t.spans, spans);
+    size_t bytes = (size_t)r.rows * r.cols * sizeof(wide);
+    mat sums = contiguous(r, scratch(RECURRENT, bytes), TYPE_OF(wide));
+    RUN_WKV(wkv6_value_kernel, u.cols, dim3(u.rows, spans), dv, in, t.spans);
+    RUN_WKV(wkv6_backward_kernel, u.cols, dim3(u.rows, du.p ? 1 : spans), out, sums, in, t.spans, spans);
 }
 
 // ---- 6  adapters ------------------------------------------------------------------------------------------
@@ -2033,7 +2117,8 @@ extern "C" size_t dev_reserve(needs n, int take)
         bytes[DELTA] = (size_t)n.tokens * n.heads * sizeof(wide);
         bytes[LINKS] = n.normed * sizeof(same_id);              // embedding_backward's, of no more tokens
     }
-    if (n.texts) bytes[TEXTS] = (size_t)n.tokens * (sizeof(span) + sizeof(int));
+    if (n.recurrent) bytes[TEXTS] = (size_t)n.tokens * (sizeof(span) + sizeof(int));
+    if (n.train) bytes[RECURRENT] = (size_t)n.tokens * n.recurrent * sizeof(wide);
     size_t rhos = n.normed * sizeof(wide);                      // the norms' backward pass
     size_t sums = (SUMS + 1) * sizeof(double);                  // sum_of_squares'
     if (n.normed) bytes[SUMS_OF_ROWS] = rhos > sums ? rhos : sums;

@@ -21,10 +21,10 @@ double gpu_tolerance(int one_op)
 
 __attribute__((weak)) long cuda_on_cpu_mallocs(void);       // absent on a real GPU
 
-// The allocations that one training step makes after its model is loaded, with a base in bf16; -1 on a real
-// GPU, where nothing counts them.
-long gpu_allocations(const char *method_name, int recompute);
-long gpu_allocations(const char *method_name, int recompute)
+// The allocations that one training step makes after its model is loaded; -1 on a real GPU, where nothing
+// counts them.
+long gpu_allocations(const char *base, const char *method_name, int recompute);
+long gpu_allocations(const char *base, const char *method_name, int recompute)
 {
     if (!cuda_on_cpu_mallocs) return -1;
     model m = {0};
@@ -34,7 +34,7 @@ long gpu_allocations(const char *method_name, int recompute)
     p.recompute = recompute;
     p.positions = 8;
     p.tokens = b.tokens;
-    opt.model = "dev/golden/base-bf16";
+    opt.model = base;
     model_measure(&m, open_config(), p);
     fill_model(&m, &b, 1);
     long before = cuda_on_cpu_mallocs();

@@ -282,6 +282,20 @@ GPU rmsnorm backward: parts not read again | train.cu   |
     s/if (first < last_part(C)) kept.load/if (0) kept.load/                                                | gpu-ops     | forward
 GPU norm: a stride too short | train.cu   |
     s/i += (size_t)gridDim.x \* THREADS \* PACK/i += (size_t)gridDim.x * (THREADS - 1) * PACK/             | gpu-ops     | forward
+GPU wkv: sign of what is read | train.cu | s/p = q + t.r\[i\] \* t.Sdy/p = q - t.r[i] * t.Sdy/ | gpu-ops | forward
+GPU wkv: what is written left in p | train.cu | s/p - t.k\[i\] \* dSv : 0/p : 0/ | gpu-ops | forward
+GPU wkv: nothing blown up | train.cu | s/1 + t.e\[i\] > 1 ? p - t.k\[i\] \* dSv : 0/p - t.k[i] * dSv/ | gpu-ops | forward
+GPU wkv: the same tokens again | train.cu | s/fetch(first + FETCHED);/fetch(first);/ | gpu-ops | forward
+GPU wkv: the last of those fetched | train.cu |
+    s/i < FETCHED \&\& first + i < s.nq/i < FETCHED - 1 \&\& first + i < s.nq/ | gpu-ops | forward
+GPU wkv: last token of a text | train.cu | s/m < s.nq ? d - c : 0/m < s.nq - 1 ? d - c : 0/ | gpu-ops | forward
+GPU wkv: channels of the next head | train.cu | s/m < s.nq ? d - c : 0/m < s.nq ? D - c : 0/ | gpu-ops | forward
+GPU wkv: no barrier behind the fetched | train.cu | /next\[f\].put/{n;s/__syncthreads();//} | gpu-ops | forward
+GPU wkv: no barrier behind the sums | train.cu | /__syncthreads.*what others wrote/d | gpu-ops | forward
+GPU wkv: sums of another line | train.cu | s/upper ? sum\[0\] : sum\[2\], 2/upper ? sum[1] : sum[2], 2/ | gpu-ops | forward
+GPU wkv: no state at first | train.cu | s/if (s.nk > s.nq \&\& is_kept/if (0 \&\& is_kept/ | gpu-ops | forward
+GPU reserve: no sums of a recurrence | train.cu |
+    s/if (n.train) bytes\[RECURRENT\] = /if (0) bytes[RECURRENT] = / | gpu-allocations | forward
 GPU reserve: nothing         | train.cu   | s/if (take) resize/if (0) resize/                          | gpu-allocations | forward
 GPU reserve: no factors      | train.cu   | /bytes\[FACTOR_[AB]\] = /d                                 | gpu-allocations | forward
 GPU reserve: no backward     | train.cu   | s/if (n.train) {/if (0) {/                                 | gpu-allocations | forward
@@ -451,12 +465,14 @@ ranks: one waits for ever | train.c |
     s/^    sum = sum_over_ranks(grad, sum);/    if (!this_rank()) sum = sum_over_ranks(grad, sum);/ | mpi | bone
 merges: BOS where one is named | run/special_tokens.h | s/merges \&\& !json_is_true(add_bos)/0/                  | merges      |
 rwkv: sign of dw | ops/cpu.c | s/g.w\[i\] = -exp_real/g.w[i] = exp_real/ | ops | wkv6
-rwkv: bonus left out of dk | ops/cpu.c | s/g.k\[i\] = dSv + t.u\[i\] \* t.r\[i\] \* vdy/g.k[i] = dSv/ | ops | wkv6
+rwkv: bonus left out of dk | ops/cpu.c | s/(real)(dSv + u \* r \* vdy)/(real)dSv/ | ops | wkv6
 rwkv: the next row left out | ops/cpu.c | s/dx.p \&\& has_next ? x.cols : 0/0/ | ops | shift_mix
 rwkv: a row of the text before | ops/cpu.c | s/if (n > own.q) return ROW(x, n - 1)/if (n > 0) return ROW(x, n - 1)/ | splits |
-rwkv: S of another 16 tokens | ops/cpu.c | s/S, ROW(states, first \/ WKV_KEPT)/S, ROW(states, s.q \/ WKV_KEPT)/ | rwkv-long |
-rwkv: S of the rows made again | ops/cpu.c |
-    s/wkv_step(next, wkv_at(r, k, v, w, u, n, h), d)/wkv_step(next, wkv_at(r, k, v, w, u, first, h), d)/ | rwkv-long |
+rwkv: sign of what is read | ops/cpu.c | s/m.p\[i\] = q + r \* Sdy/m.p[i] = q - r * Sdy/ | ops | wkv6
+rwkv: what is written left in p | ops/cpu.c | s/m.p\[i\] - k \* dSv : 0/m.p[i] : 0/ | ops | wkv6
+rwkv: p of the text behind | ops/cpu.c | s/^    clear(m.p, d);// | rwkv-long |
+rwkv: dS begins with S | ops/cpu.c | s/^    clear(m.S, d \* d);  .*// | ops | wkv6
+rwkv: nothing blown up | ops/cpu.c | s/1 + e > 1 ? m.p\[i\] - k \* dSv : 0/m.p[i] - k * dSv/ | rwkv-long |
 rwkv: mean left out of dx | ops/cpu.c | s/(wc\[c\] \* dn\[c\] - g0 - /(wc[c] * dn[c] - / | ops | layernorm
 rwkv: relu² at half | ops/cpu.c | s/? 2 \* ROW(x, n)\[c\] \* ROW(dy/? ROW(x, n)[c] * ROW(dy/ | ops | relu²
 rwkv: ε of a row for a head | rwkv6.h | s/c->eps \* c->head_divisor \* c->head_divisor/c->eps/ | goldens |

@@ -94,13 +94,13 @@ TIMED(relu2_forward, (mat y, mat x), (y, x), ROWWISE, 0, 2 * size_of(x))
 TIMED(relu2_backward, (mat dx, mat dy, mat x), (dx, dy, x), ROWWISE, 0, 3 * size_of(x))
 TIMED(sigmoid_gate_forward, (mat y, mat r, mat x), (y, r, x), ROWWISE, 0, 4 * size_of(y))
 TIMED(sigmoid_gate_backward, (mat dr, mat dx, mat dy, mat r, mat x), (dr, dx, dy, r, x), ROWWISE, 0, 5 * size_of(dy))
-// Of each number of S, forward: 3 for its update, 2 for y. Back: 3 to make it again, 3 for dS, 2 each for dr, dk, dv, dw.
+// Of each number of S, forward: 3 for its update, 2 for y. Back: 3 again, 3 for dS, 2 each for dr, dk, dv.
 TIMED(wkv6_forward, (mat y, mat state, mat r, mat k, mat v, mat w, mat u, const span *s, int n),
       (y, state, r, k, v, w, u, s, n), RECURRENCE, 5. * u.cols * (double)elements(y), 5 * size_of(y))
 TIMED(wkv6_backward,
-      (mat dr, mat dk, mat dv, mat dw, mat du, mat states, mat dy, mat r, mat k, mat v, mat w, mat u, const span *s, int n),
-      (dr, dk, dv, dw, du, states, dy, r, k, v, w, u, s, n),
-      RECURRENCE, 14. * u.cols * (double)elements(dy), 9 * size_of(dy) + 2 * size_of(states))
+      (mat dr, mat dk, mat dv, mat dw, mat du, mat dy, mat r, mat k, mat v, mat w, mat u, const span *s, int n),
+      (dr, dk, dv, dw, du, dy, r, k, v, w, u, s, n),
+      RECURRENCE, 12. * u.cols * (double)elements(dy), 9 * size_of(dy))
 TIMED(cross_entropy, (mat losses, mat logits, dev_ints labels, double scale), (losses, logits, labels, scale),
       ENTROPY, 0, (scale ? 2 : 1) * size_of(logits))
 TIMED(shard_sum, (mat s, mat x), (s, x), ADAPTER, 0, size_of(s) + size_of(x))

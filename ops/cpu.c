@@ -793,87 +793,112 @@ void wkv6_forward(mat y, mat state, mat r, mat k, mat v, mat w, mat u, const spa
         }
 }
 
-//  With dS = d(S_t), 0 behind the last token, and S = S_{t−1}:
+//  With S before a token, and dS the gradient of S behind it, which is 0 behind the last one:
 //      dr_i = Σ_j S[i][j] dy_j  + u_i k_i (v·dy)
 //      dk_i = Σ_j dS[i][j] v_j  + u_i r_i (v·dy)
 //      dv_j = Σ_i dS[i][j] k_i  + (Σ_i r_i u_i k_i) dy_j
 //      du_i += r_i k_i (v·dy)
-//      dw_i = −exp(w_i) e_i Σ_j dS[i][j] S[i][j]                 for e = exp(−exp(w)),  de/dw = −exp(w) e
-//      d(S_{t−1})[i][j] = e_i dS[i][j] + r_i dy_j
+//      dw_i = −exp(w_i) q_i,   q_i = e_i Σ_j dS[i][j] S[i][j]    for e = exp(−exp(w)),  de/dw = −exp(w) e
+//      and the gradient of S before the token is e_i dS[i][j] + r_i dy_j.
+//  S is known on the way forward only, dS on the way back only. But q needs neither: between two tokens let
+//  p_i = Σ_j of S[i][j] times its gradient. Then
+//      p behind the token  = Σ_j dS[i][j] (e_i S[i][j] + k_i v_j)   = q_i + k_i Σ_j dS[i][j] v_j
+//      p in front of it    = Σ_j (e_i dS[i][j] + r_i dy_j) S[i][j]  = q_i + r_i Σ_j S[i][j] dy_j
+//  so p runs from 0 behind the last token to the first, and leaves q on its way. These sums cancel: what is
+//  left of them is all in double, and an e that is nothing beside 1 leaves no q, which exp(w) would blow up.
 typedef struct { real *r, *k, *v, *w, *u; } wkv_grads;
 
-static void wkv_token_backward(wkv_grads g, real *dS, const real *S, wkv_token t, const real *dy, int d)
+// The room of one head of a text: S or its gradient, p, v and dy of a token, and Σ_j S[i][j] dy_j of all.
+typedef struct { double *S, *p, *v, *dy, *dv, *Sdy; } wkv_room;
+
+static wkv_room wkv_room_of(int d, int tokens)
 {
-    real vdy = 0;
-    real ruk = 0;
-    for (int j = 0; j < d; j++) vdy += t.v[j] * dy[j];
-    for (int i = 0; i < d; i++) ruk += t.r[i] * t.u[i] * t.k[i];
-    for (int j = 0; j < d; j++) g.v[j] = ruk * dy[j];
+    size_t n = (size_t)d;
+    double *all = (double *)thread_buffer(2, (n + 4 + (size_t)tokens) * n * (sizeof(double) / sizeof(real)));
+    double *rows = all + n * n;
+    return (wkv_room){all, rows, rows + n, rows + 2 * n, rows + 3 * n, rows + 4 * n};
+}
+
+static void clear(double *x, int n) { memset(x, 0, (size_t)n * sizeof *x); }
+
+static void read_token(wkv_room m, wkv_token t, const real *dy, int d)
+{
+    for (int j = 0; j < d; j++) m.v[j] = (double)t.v[j], m.dy[j] = (double)dy[j];
+}
+
+// On the way forward: Σ_j S[i][j] dy_j, then S behind the token.
+static void wkv_token_forward(double *Sdy, wkv_room m, wkv_token t, int d)
+{
     for (int i = 0; i < d; i++) {
-        const real *Si = S + i * d;
-        real *dSi = dS + i * d;
-        real Sdy = 0, dSv = 0, dSS = 0, e = decay(t.w[i]);
-        #pragma omp simd reduction(+ : Sdy, dSv, dSS)
+        double *S = m.S + i * d, sum = 0, e = (double)decay(t.w[i]), k = (double)t.k[i];
+        #pragma omp simd reduction(+ : sum)
         for (int j = 0; j < d; j++) {
-            Sdy += Si[j] * dy[j];
-            dSv += dSi[j] * t.v[j];
-            dSS += dSi[j] * Si[j];
+            sum += S[j] * m.dy[j];
+            S[j] = e * S[j] + k * m.v[j];
         }
-        g.r[i] = Sdy + t.u[i] * t.k[i] * vdy;
-        g.k[i] = dSv + t.u[i] * t.r[i] * vdy;
-        g.w[i] = -exp_real(t.w[i]) * e * dSS;
-        if (g.u) g.u[i] += t.r[i] * t.k[i] * vdy;
-        for (int j = 0; j < d; j++) {
-            g.v[j] += dSi[j] * t.k[i];
-            dSi[j] = e * dSi[j] + t.r[i] * dy[j];
-        }
+        Sdy[i] = sum;
     }
 }
 
-// The texts of one head, one after the other, so that du is added up in their order. S is kept before every
-// row whose number divides by WKV_KEPT; from there, or from the zeros in front of the text, the S of the rows
-// up to the next are made again. To take the decay out of S instead, by dividing, would blow up its rounding.
-static void wkv6_backward_head(mat dr, mat dk, mat dv, mat dw, mat du, mat states, mat dy,
+// On the way back: all gradients of the token, then dS in front of it.
+static void wkv_token_backward(wkv_grads g, const double *Sdy, wkv_room m, wkv_token t, int d)
+{
+    double vdy = 0;
+    double ruk = 0;
+    for (int j = 0; j < d; j++) vdy += m.v[j] * m.dy[j];
+    for (int i = 0; i < d; i++) ruk += (double)(t.r[i] * t.u[i] * t.k[i]);
+    for (int j = 0; j < d; j++) m.dv[j] = ruk * m.dy[j];
+    for (int i = 0; i < d; i++) {
+        double *dS = m.S + i * d, dSv = 0;
+        double e = (double)decay(t.w[i]), r = (double)t.r[i], k = (double)t.k[i], u = (double)t.u[i];
+        #pragma omp simd reduction(+ : dSv)
+        for (int j = 0; j < d; j++) {
+            dSv += dS[j] * m.v[j];
+            m.dv[j] += dS[j] * k;
+            dS[j] = e * dS[j] + r * m.dy[j];
+        }
+        double q = 1 + e > 1 ? m.p[i] - k * dSv : 0;
+        m.p[i] = q + r * Sdy[i];
+        g.r[i] = (real)(Sdy[i] + u * k * vdy);
+        g.k[i] = (real)(dSv + u * r * vdy);
+        g.w[i] = -exp_real(t.w[i]) * (real)q;
+        if (g.u) g.u[i] += (real)(r * k * vdy);
+    }
+    for (int j = 0; j < d; j++) g.v[j] = (real)m.dv[j];
+}
+
+// A text of one head, there and back.
+static void wkv6_backward_head(mat dr, mat dk, mat dv, mat dw, mat du, mat dy,
                                mat r, mat k, mat v, mat w, mat u, span s, int h)
 {
     int d = u.cols;
-    int end = s.q + s.nq;
-    size_t size = (size_t)(d * d);
-    real *S = thread_buffer(2, size * (WKV_KEPT + 1)), *dS = thread_buffer(3, size);
-    memset(S, 0, size * sizeof *S);
-    memset(dS, 0, size * sizeof *dS);
-    for (int n = s.q; n < end; n++) {
-        if (n % WKV_KEPT == 0) memcpy(ROW(states, n / WKV_KEPT) + h * d * d, S, size * sizeof *S);
-        wkv_step(S, wkv_at(r, k, v, w, u, n, h), d);
+    int c = h * d;
+    wkv_room m = wkv_room_of(d, s.nq);
+    clear(m.S, d * d);
+    for (int n = s.q; n < s.q + s.nq; n++) {
+        wkv_token t = wkv_at(r, k, v, w, u, n, h);
+        read_token(m, t, ROW(dy, n) + c, d);
+        wkv_token_forward(m.Sdy + (n - s.q) * d, m, t, d);
     }
-    for (int last = end; last > s.q;) {
-        int first = (last - 1) / WKV_KEPT * WKV_KEPT;
-        if (first > s.q) memcpy(S, ROW(states, first / WKV_KEPT) + h * d * d, size * sizeof *S);
-        else memset(S, 0, size * sizeof *S);
-        first = first > s.q ? first : s.q;
-        for (int n = first; n < last - 1; n++) {                // S of row n lies at (n − first) · d · d
-            real *next = S + (size_t)(n - first + 1) * size;
-            memcpy(next, next - size, size * sizeof *S);
-            wkv_step(next, wkv_at(r, k, v, w, u, n, h), d);
-        }
-        for (int n = last - 1; n >= first; n--) {
-            int c = h * d;
-            wkv_grads g = {ROW(dr, n) + c, ROW(dk, n) + c, ROW(dv, n) + c, ROW(dw, n) + c,
-                           du.p ? ROW(du, h) : NULL};
-            wkv_token_backward(g, dS, S + (size_t)(n - first) * size, wkv_at(r, k, v, w, u, n, h),
-                               ROW(dy, n) + c, d);
-        }
-        last = first;
+    clear(m.S, d * d);                                          // dS from here on
+    clear(m.p, d);
+    for (int n = s.q + s.nq - 1; n >= s.q; n--) {
+        wkv_token t = wkv_at(r, k, v, w, u, n, h);
+        wkv_grads g = {ROW(dr, n) + c, ROW(dk, n) + c, ROW(dv, n) + c, ROW(dw, n) + c,
+                       du.p ? ROW(du, h) : NULL};
+        read_token(m, t, ROW(dy, n) + c, d);
+        wkv_token_backward(g, m.Sdy + (n - s.q) * d, m, t, d);
     }
 }
 
-void wkv6_backward(mat dr, mat dk, mat dv, mat dw, mat du, mat states, mat dy,
+// The texts of a head one after the other, so that du is added up in their order.
+void wkv6_backward(mat dr, mat dk, mat dv, mat dw, mat du, mat dy,
                    mat r, mat k, mat v, mat w, mat u, const span *s, int spans)
 {
     #pragma omp parallel for schedule(dynamic) if (BIG(r))
     for (int h = 0; h < u.rows; h++)
         for (int i = 0; i < spans; i++)
-            wkv6_backward_head(dr, dk, dv, dw, du, states, dy, r, k, v, w, u, s[i], h);
+            wkv6_backward_head(dr, dk, dv, dw, du, dy, r, k, v, w, u, s[i], h);
 }
 
 // ---- 5  adapters ------------------------------------------------------------------------------------------

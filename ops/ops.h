@@ -65,9 +65,6 @@ typedef struct { int q, nq, k, nk; } span;
 
 enum mode { SET, ADD };         // out = …  or  out += …
 
-// wkv6's backward pass keeps S before every so many tokens, and makes those between again.
-enum { WKV_KEPT = 16 };
-
 // The sizes of a run that decide what ops need beside their arguments.
 typedef struct {
     size_t weight, trained;     // numbers in the largest matrix of the base, and in the largest that trains,
@@ -75,7 +72,7 @@ typedef struct {
     int tokens, heads;          // of a micro-batch; of queries
     int normed;                 // the most rows that RMSNorm gets
     int train;                  // there is a backward pass
-    int texts;                  // ops that are told spans, beside attention
+    int recurrent;              // columns of what a recurrence reads; 0: there is none
     size_t fetched;             // the most logits that leave the device at once
 } needs;
 
@@ -161,10 +158,10 @@ void     sigmoid_gate_backward(mat dr, mat dx, mat dy, mat r, mat x);           
 // The recurrence of linear attention, in each head of d channels, u (heads, d); S is (d, d), 0 at first:
 //   y[t] = r[t] (S + diag(u) k[t]ᵀ v[t]),   then   S = diag(exp(−exp(w[t]))) S + k[t]ᵀ v[t]
 // `state`, where it has memory, holds a row of all S of each text: a span that goes on (nk > nq) begins with
-// row s.k, and every span leaves its S there. The backward pass writes dr = …, dk = …, dv = …, dw = …, adds
-// to du, and needs room for S at every 16th token: a row for each.
+// row s.k, and every span leaves its S there. The backward pass writes dr = …, dk = …, dv = …, dw = … and
+// adds to du.
 void     wkv6_forward(mat y, mat state, mat r, mat k, mat v, mat w, mat u, const span *s, int spans);
-void     wkv6_backward(mat dr, mat dk, mat dv, mat dw, mat du, mat states, mat dy,
+void     wkv6_backward(mat dr, mat dk, mat dv, mat dw, mat du, mat dy,
                        mat r, mat k, mat v, mat w, mat u, const span *s, int spans);
 
 // adapters
