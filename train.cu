@@ -1342,75 +1342,152 @@ extern "C" void cross_entropy(mat losses, mat logits, dev_ints labels, double sc
 
 // ---- 5  RWKV6 ---------------------------------------------------------------------------------------------
 
-// The parts of a row that are normed alone. A warp has one part: lane l takes its columns l, l + 32, …
-#define FOR_EACH_OF_PART(size, c) for (int c = threadIdx.x % WARP; c < (size); c += WARP)
+// The parts of a row that are normed alone. A team of threads has one: a block a row, or as many threads a
+// head as 64 columns have packs. What their registers hold is a stretch. A part of one stretch is read once,
+// as a row of rmsnorm_kernel is, a longer one by each pass anew.
+enum { HEAD_TEAM = 64 / PACK, LONGEST_HEAD = 128 };
+#define FOR_EACH_OF_STRETCH(part, from, k, c) \
+    UNROLL for (int k = 0, c = (from) + (int)threadIdx.x % TEAM * PACK; \
+                k < (part).PACKS && c < (part).end; k++, c += TEAM * PACK)
 
-struct part_of_row {
-    int n, first;                                               // its row, and its first column
-    wide mean, rho;
-    __device__ bool find(const mat &x, int groups, wide eps)
+struct normed_rows { mat x, w, dout, dx; };                     // dout and dx on the way back only
+
+template <int TEAM> struct part_of_row {
+    enum { PACKS = TEAM < THREADS ? 1 : KEPT, STRETCH = TEAM * PACKS * PACK };
+    int n, first, size, end;                // its row, its first column, its columns; 0 beyond the last part
+    int held = -1;                          // the first column of the stretch that is held
+    packed<real> x[PACKS], dx[PACKS];
+    pack g[PACKS] = {};                     // w dout
+    wide mean, rho, mean_g, along;          // of x; of g; and mean(g x̂)
+
+    __device__ inline part_of_row(const mat &m, int groups)
     {
-        int part = blockIdx.x * WARPS + threadIdx.x / WARP, size = x.cols / groups;
-        if (part >= x.rows * groups) return false;
-        n = part / groups;
+        int part = blockIdx.x * (THREADS / TEAM) + threadIdx.x / TEAM;
+        bool there = part < m.rows * groups;
+        n = there ? part / groups : 0;
+        size = m.cols / groups;
         first = part % groups * size;
-        const real *p = row_of(x, n) + first;
-        wide sum = 0, squares = 0;
-        FOR_EACH_OF_PART(size, c) sum += up(p[c]);
-        mean = warp_reduce(sum, plus()) / size;
-        FOR_EACH_OF_PART(size, c) squares += (up(p[c]) - mean) * (up(p[c]) - mean);
-        rho = 1 / sqrt(warp_reduce(squares, plus()) / size + eps);
-        return true;
+        end = there ? size : 0;
+    }
+
+    // All loads are on their way before the first number is asked for.
+    __device__ inline void hold(const normed_rows &rows, int from)
+    {
+        if (from == held) return;
+        held = from;
+        packed<real> d[PACKS] = {};
+        FOR_EACH_OF_STRETCH(*this, from, k, c) {
+            x[k] = load_packed(row_of(rows.x, n) + first + c, end - c);
+            if (rows.dout.p) d[k] = load_packed(row_of(rows.dout, n) + first + c, end - c);
+            if (rows.dx.p) dx[k] = load_packed(row_of(rows.dx, n) + first + c, end - c);
+        }
+        if (!rows.dout.p) return;
+        FOR_EACH_OF_STRETCH(*this, from, k, c) {
+            g[k] = load_pack(rows.w, 0, first + c, end - c);
+            for (int i = 0; i < PACK; i++) g[k].x[i] *= up(d[k].x[i]);
+        }
+    }
+
+    // Adds up a and b over the threads of the team.
+    __device__ static inline void team_sums(wide *a, wide *b)
+    {
+        __shared__ wide of_warp[2][WARPS];
+        for (int d = (TEAM < WARP ? TEAM : WARP) / 2; d; d /= 2) {
+            *a += __shfl_xor_sync(0xffffffffu, *a, d);
+            *b += __shfl_xor_sync(0xffffffffu, *b, d);
+        }
+        if (TEAM <= WARP) return;
+        __syncthreads();                                        // sums before these may still be read
+        if (threadIdx.x % WARP == 0) {
+            of_warp[0][threadIdx.x / WARP] = *a;
+            of_warp[1][threadIdx.x / WARP] = *b;
+        }
+        __syncthreads();
+        *a = *b = 0;
+        for (int w = 0; w < WARPS; w++) *a += of_warp[0][w], *b += of_warp[1][w];
+    }
+
+    __device__ inline void find(const normed_rows &rows, wide eps)
+    {
+        wide sum = 0, sum_g = 0, squares = 0, products = 0;
+        for (int from = 0; from < end; from += STRETCH) {
+            hold(rows, from);
+            FOR_EACH_OF_STRETCH(*this, from, k, c)
+                for (int i = 0; i < PACK; i++) sum += up(x[k].x[i]), sum_g += g[k].x[i];
+        }
+        team_sums(&sum, &sum_g);
+        mean = sum / size;
+        mean_g = sum_g / size;
+        for (int from = 0; from < end; from += STRETCH) {
+            hold(rows, from);
+            FOR_EACH_OF_STRETCH(*this, from, k, c)
+                for (int i = 0; i < PACK; i++) {
+                    wide centred = c + i < end ? up(x[k].x[i]) - mean : 0;
+                    squares += centred * centred;
+                    products += g[k].x[i] * centred;
+                }
+        }
+        team_sums(&squares, &products);
+        rho = 1 / sqrt(squares / size + eps);
+        along = products * rho / size;
     }
 };
 
-static int blocks_of_parts(const mat &x, int groups) { return (x.rows * groups + WARPS - 1) / WARPS; }
+#define RUN_LAYERNORM(kernel, x, groups, ...) \
+    do { \
+        int parts = (x).rows * (groups), heads = THREADS / HEAD_TEAM; \
+        if ((x).cols / (groups) > LONGEST_HEAD) RUN(kernel<THREADS>, parts, THREADS, __VA_ARGS__); \
+        else RUN(kernel<HEAD_TEAM>, (parts + heads - 1) / heads, THREADS, __VA_ARGS__); \
+    } while (0)
 
-// out = w x̂ + b,  x̂ = (x − mean) ρ.  One block: 8 parts of rows, a warp each.
-__global__ static void layernorm_kernel(mat out, mat x, mat w, mat b, int groups, wide eps)
+// out = w x̂ + b,  x̂ = (x − mean) ρ.  One block: a row, or 32 heads (in float and double fewer).
+template <int TEAM> __global__ static void
+layernorm_kernel(mat out, normed_rows in, mat b, int groups, wide eps)
 {
-    part_of_row part;
-    if (!part.find(x, groups, eps)) return;
-    FOR_EACH_OF_PART(x.cols / groups, i) {
-        int c = part.first + i;
-        wide normed = (up(row_of(x, part.n)[c]) - part.mean) * part.rho;
-        down(&row_of(out, part.n)[c], load(w.p, w.type, c) * normed + load(b.p, b.type, c));
+    part_of_row<TEAM> part(in.x, groups);
+    normed_rows rows = {in.x, in.w, mat{}, mat{}};
+    part.find(rows, eps);
+    for (int from = 0; from < part.end; from += part.STRETCH) {
+        part.hold(rows, from);
+        FOR_EACH_OF_STRETCH(part, from, k, c) {
+            int at = part.first + c, left = part.end - c;
+            pack y = load_pack(in.w, 0, at, left), shift = load_pack(b, 0, at, left);
+            for (int i = 0; i < PACK; i++)
+                y.x[i] = y.x[i] * (up(part.x[k].x[i]) - part.mean) * part.rho + shift.x[i];
+            store_pack(row_of(out, part.n) + at, y, left);
+        }
     }
 }
 
 extern "C" void layernorm_forward(mat out, mat x, mat w, mat b, int groups, double eps)
 {
-    RUN(layernorm_kernel, blocks_of_parts(x, groups), THREADS, out, x, w, b, groups, (wide)eps);
+    normed_rows in = {x, w, mat{}, mat{}};
+    RUN_LAYERNORM(layernorm_kernel, x, groups, out, in, b, groups, (wide)eps);
 }
 
 //  dx += ρ (g − mean(g) − x̂ mean(g x̂)),   g = w dout
-// One block: 8 parts of rows, a warp each. Where `found` has memory, it gets mean and ρ of each part.
-__global__ static void layernorm_backward_kernel(mat dx, wide *found, mat dout, mat x, mat w,
-                                                 int groups, wide eps)
+// One block: as above. Where `found` has memory, it gets mean and ρ of each part.
+template <int TEAM> __global__ static void
+layernorm_backward_kernel(wide *found, normed_rows in, int groups, wide eps)
 {
-    part_of_row part;
-    if (!part.find(x, groups, eps)) return;
-    int size = x.cols / groups, which = part.n * groups + part.first / size;
-    if (found && threadIdx.x % WARP == 0) {
-        found[2 * which] = part.mean;
-        found[2 * which + 1] = part.rho;
+    part_of_row<TEAM> part(in.x, groups);
+    part.find(in, eps);
+    int which = 2 * (part.n * groups + part.first / part.size);
+    if (found && part.end && threadIdx.x % TEAM == 0) {
+        found[which] = part.mean;
+        found[which + 1] = part.rho;
     }
-    if (!dx.p) return;
-    const real *d = row_of(dout, part.n), *xn = row_of(x, part.n);
-    wide sum = 0, along = 0;
-    FOR_EACH_OF_PART(size, i) {
-        int c = part.first + i;
-        wide g = load(w.p, w.type, c) * up(d[c]);
-        sum += g;
-        along += g * (up(xn[c]) - part.mean) * part.rho;
-    }
-    sum = warp_reduce(sum, plus()) / size;
-    along = warp_reduce(along, plus()) / size;
-    FOR_EACH_OF_PART(size, i) {
-        int c = part.first + i;
-        wide g = load(w.p, w.type, c) * up(d[c]), normed = (up(xn[c]) - part.mean) * part.rho;
-        real *to = &row_of(dx, part.n)[c];
-        down(to, up(*to) + part.rho * (g - sum - normed * along));
+    for (int from = 0; from < part.end && in.dx.p; from += part.STRETCH) {
+        part.hold(in, from);
+        FOR_EACH_OF_STRETCH(part, from, k, c) {
+            pack sum;
+            for (int i = 0; i < PACK; i++) {
+                wide normed = (up(part.x[k].x[i]) - part.mean) * part.rho;
+                wide dx = part.rho * (part.g[k].x[i] - part.mean_g - normed * part.along);
+                sum.x[i] = up(part.dx[k].x[i]) + dx;
+            }
+            store_pack(row_of(in.dx, part.n) + part.first + c, sum, part.end - c);
+        }
     }
 }
 
@@ -1431,8 +1508,8 @@ extern "C" void layernorm_backward(mat dx, mat dw, mat db, mat dout, mat x, mat 
     if (!dx.p && !dw.p) return;
     size_t bytes = (size_t)x.rows * groups * 2 * sizeof(wide);
     wide *found = dw.p ? (wide *)scratch(SUMS_OF_ROWS, bytes) : NULL;
-    RUN(layernorm_backward_kernel, blocks_of_parts(x, groups), THREADS,
-        dx, found, dout, x, w, groups, (wide)eps);
+    normed_rows in = {x, w, dout, dx};
+    RUN_LAYERNORM(layernorm_backward_kernel, x, groups, found, in, groups, (wide)eps);
     if (dw.p) RUN(layernorm_weight_kernel, (x.cols + WARP - 1) / WARP, THREADS, dw, found, dout, x, groups);
 }
 

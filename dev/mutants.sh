@@ -282,6 +282,11 @@ GPU rmsnorm backward: parts not read again | train.cu   |
     s/if (first < last_part(C)) kept.load/if (0) kept.load/                                                | gpu-ops     | forward
 GPU norm: a stride too short | train.cu   |
     s/i += (size_t)gridDim.x \* THREADS \* PACK/i += (size_t)gridDim.x * (THREADS - 1) * PACK/             | gpu-ops     | forward
+GPU layernorm: mean of g left out | train.cu | s/part.g\[k\].x\[i\] - part.mean_g - /part.g[k].x[i] - / | gpu-ops | forward
+GPU layernorm: beyond the part | train.cu | s/c + i < end ? up(x\[k\].x\[i\]) - mean : 0/up(x[k].x[i]) - mean/ | gpu-ops | forward
+GPU layernorm: the first stretch for all | train.cu | s/if (from == held) return;/if (held >= 0) return;/ | gpu-ops | forward
+GPU layernorm: parts that are not there | train.cu | s/end = there ? size : 0/end = size/ | gpu-ops | forward
+GPU layernorm: no barrier within | train.cu | /of_warp\[1\]\[threadIdx/{n;n;s/__syncthreads();//} | gpu-ops | forward
 GPU wkv: sign of what is read | train.cu | s/p = q + t.r\[i\] \* t.Sdy/p = q - t.r[i] * t.Sdy/ | gpu-ops | forward
 GPU wkv: what is written left in p | train.cu | s/p - t.k\[i\] \* dSv : 0/p : 0/ | gpu-ops | forward
 GPU wkv: nothing blown up | train.cu | s/1 + t.e\[i\] > 1 ? p - t.k\[i\] \* dSv : 0/p - t.k[i] * dSv/ | gpu-ops | forward
