@@ -121,22 +121,20 @@ template <class T> __device__ static inline bool in_one_piece(const T *p, int n)
 
 // The pack at p, from where the row has n more elements, maybe none. Beyond them it is 0. As it lies in
 // memory it is not waited for before it is used.
-template <class T> __device__ static inline packed<T> load_packed(const T *p, int n)
+template <class T> __device__ static inline void load_packed(packed<T> *memory, const T *p, int n)
 {
-    packed<T> memory = {};
-    if (in_one_piece(p, n)) {
-        memory.words = ((const packed<T> *)p)->words;
-        return memory;
-    }
-    for (int i = 0; i < PACK; i++)
-        if (i < n) memory.x[i] = p[i];
-    return memory;
+    *memory = {};
+    if (in_one_piece(p, n)) memory->words = ((const packed<T> *)p)->words;
+    else
+        for (int i = 0; i < PACK; i++)
+            if (i < n) memory->x[i] = p[i];
 }
 
 template <class T> __device__ static inline pack load_pack(const T *p, int n)
 {
-    packed<T> memory = load_packed(p, n);
+    packed<T> memory;
     pack a;
+    load_packed(&memory, p, n);
     for (int i = 0; i < PACK; i++) a.x[i] = up(memory.x[i]);
     return a;
 }
@@ -1377,9 +1375,9 @@ template <int TEAM> struct part_of_row {
         held = from;
         packed<real> d[PACKS] = {};
         FOR_EACH_OF_STRETCH(*this, from, k, c) {
-            x[k] = load_packed(row_of(rows.x, n) + first + c, end - c);
-            if (rows.dout.p) d[k] = load_packed(row_of(rows.dout, n) + first + c, end - c);
-            if (rows.dx.p) dx[k] = load_packed(row_of(rows.dx, n) + first + c, end - c);
+            load_packed(&x[k], row_of(rows.x, n) + first + c, end - c);
+            if (rows.dout.p) load_packed(&d[k], row_of(rows.dout, n) + first + c, end - c);
+            if (rows.dx.p) load_packed(&dx[k], row_of(rows.dx, n) + first + c, end - c);
         }
         if (!rows.dout.p) return;
         FOR_EACH_OF_STRETCH(*this, from, k, c) {
@@ -1772,12 +1770,12 @@ struct wkv_packs {
     packed<wide> Sdy;
     __device__ inline void fetch(const wkv_inputs &in, const mat &sums, int n, int c, int cols)
     {
-        r = load_packed(row_of(in.r, n) + c, cols);
-        k = load_packed(row_of(in.k, n) + c, cols);
-        v = load_packed(row_of(in.v, n) + c, cols);
-        w = load_packed(row_of(in.w, n) + c, cols);
-        if (in.dy.p) dy = load_packed(row_of(in.dy, n) + c, cols);
-        if (sums.p) Sdy = load_packed((const wide *)sums.p + n * sums.ld + c, cols);
+        load_packed(&r, row_of(in.r, n) + c, cols);
+        load_packed(&k, row_of(in.k, n) + c, cols);
+        load_packed(&v, row_of(in.v, n) + c, cols);
+        load_packed(&w, row_of(in.w, n) + c, cols);
+        if (in.dy.p) load_packed(&dy, row_of(in.dy, n) + c, cols);
+        if (sums.p) load_packed(&Sdy, (const wide *)sums.p + n * sums.ld + c, cols);
     }
     template <int D> __device__ inline void put(wkv_token<D> *t, int c) const
     {
