@@ -28,7 +28,7 @@ PYTHON   ?= python3
 # The GPU's ops are compiled by nvcc where it is, and as C++ for the CPU in any case (dev/cuda_on_cpu.h).
 NVCC     := $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 GPU      := $(if $(NVCC),$(shell nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1))
-ARCH      = -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 \
+ARCH      = -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a \
             -gencode arch=compute_120,code=[sm_120,compute_120]
 NVFLAGS   = -std=c++17 -O3 -t 2 $(ARCH) -Xcompiler -Wall,-Wextra
 EMUFLAGS  = -std=c++17 -O2 -g -Wall -Wextra -fopenmp -x c++
@@ -87,7 +87,7 @@ build/cuda_%.o: train.cu ops/ops.h ops/tensor_core.cuh Makefile
 	@mkdir -p build
 	$(NVCC) $(NVFLAGS) $(REAL_$*) -c train.cu -o $@
 
-build/emu_%.o: train.cu ops/ops.h dev/cuda_on_cpu.h Makefile
+build/emu_%.o: train.cu ops/ops.h ops/tensor_core.cuh dev/cuda_on_cpu.h Makefile
 	@mkdir -p build
 	$(CXX) $(EMUFLAGS) $(REAL_$*) -c train.cu -o $@
 
@@ -166,7 +166,8 @@ TESTS = build/test_f64 build/test_f32 build/test_asan build/corpus build/test_cu
 test: all benches train_emu $(TESTS)
 	GPU="$(GPU)" dev/run_tests.sh dev/lines.sh $(TESTS) dev/mutants.sh
 
-build/asan_emu_%: build/cpu_half.o build/tokenizer.o dev/gpu_half.c dev/halves.h train.cu dev/cuda_on_cpu.h Makefile
+build/asan_emu_%: build/cpu_half.o build/tokenizer.o dev/gpu_half.c dev/halves.h train.cu ops/*.h ops/*.cuh \
+                  dev/cuda_on_cpu.h Makefile
 	$(CC) $(FLAGS) -O1 $(ASAN) -Wno-unused-function $(REAL_$*) -c dev/gpu_half.c -o $@.gpu_half.o
 	$(CXX) $(EMUFLAGS) -O1 $(ASAN) $(REAL_$*) -c train.cu -o $@.emu.o
 	$(CXX) $(ASAN) -fopenmp build/cpu_half.o $@.gpu_half.o $@.emu.o build/tokenizer.o -o $@ $(LDLIBS)

@@ -34,14 +34,14 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_pipeline.h>
-#include "ops/tensor_core.cuh"
 #define LAUNCH(kernel, blocks, threads, ...) kernel<<<blocks, threads>>>(__VA_ARGS__)
 #define LAUNCH_SHARED(kernel, blocks, threads, bytes, ...) kernel<<<blocks, threads, bytes>>>(__VA_ARGS__)
-#define SHARED_MEMORY(name) extern __shared__ __align__(16) char name[]
+#define SHARED_MEMORY(T, name) extern __shared__ __align__(1024) T name[]
 #define UNROLL _Pragma("unroll")
 #else
 #include "dev/cuda_on_cpu.h"
 #endif
+#include "ops/tensor_core.cuh"
 // RUN(kernel, blocks, threads, arguments …)
 #define RUN(kernel, ...) (LAUNCH(kernel, __VA_ARGS__), check(cudaGetLastError(), #kernel))
 #include "ops/ops.h"
@@ -753,8 +753,8 @@ extern "C" void rope(mat x, dev_ints pos, mat table, int sign)
 //     block 1              │   ■   │   ◣   │       │       │           the rest is not even read
 //     block 2              │   ■   │   ■   │   ◣   │       │
 //
-// Each of four warps has some of the queries: their rows of S for this tile, and of out, are in the registers
-// of its lanes (ops/tensor_core.cuh). A tile that none of them sees it leaves out.
+// Each warp has 16 of the queries: their rows of S for this tile, and of out, are in the registers of its
+// lanes. Tiles lie in shared memory as ops/tensor_core.cuh says.
 //
 // A softmax of which a part is known is put right when the next part is
 // (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention, arXiv 2205.14135, 2307.08691):
@@ -765,15 +765,13 @@ extern "C" void rope(mat x, dev_ints pos, mat table, int sign)
 // So lse, a number a row, is all that the backward pass has to be left: P = exp(S − lse).
 //
 // 16 bits are rounded to where a product takes them: P, and dS below. The rest is wide.
-enum { ATTENTION_THREADS = 128, MOST_HEAD_DIM = 128 };
-// Bands of 16 queries that a warp has: two, so that it uses twice what it reads of a tile; one where a number
-// is long.
-constexpr int BANDS = sizeof(real) == 2 ? 2 : 1;
-enum { QUERIES = 64 * BANDS, KEYS = 64 };                // that a block keeps
-// Rows that stream past at a time: as many as have room for their scores in a warp's registers, by an H100's
-// clock. (The 2 of the launch bounds asks the compiler for no more than two blocks at once: with more in mind
-// it spills registers of narrow heads.)
-constexpr int FORWARD_TILE = sizeof(real) == 2 ? 48 : 16, TILE = sizeof(real) == 2 ? 32 : 16;
+
+// The rows that a block keeps, 16 a warp; four warps are a group, which a Hopper lets multiply together.
+enum { KEPT_ROWS = sizeof(real) == 2 ? 128 : 64, QUERIES = KEPT_ROWS, KEYS = KEPT_ROWS };
+enum { ATTENTION_THREADS = KEPT_ROWS / 16 * WARP, GROUPS = KEPT_ROWS / 64, MOST_HEAD_DIM = 128 };
+// The rows of a tile that streams past, and of how many tiles there is room: one on its way, and one for each
+// group. SHORT_TILE is for heads beyond 64 where a block has 99 KB of shared memory.
+enum { TILE = sizeof(real) == 2 ? 64 : 16, SHORT_TILE = 16, SLOTS = 3 };
 typedef pair_of<real> real_pair;
 typedef pair_of<wide> wide_pair;
 
@@ -786,15 +784,10 @@ __device__ static inline int own_key(const span &s, int i) { return s.nk - s.nq 
 // So it sees a key that is 0 … window − 1 keys behind its own. (What is negative is large without a sign.)
 __device__ static inline bool sees(int behind, int window) { return (unsigned)behind < (unsigned)window; }
 
-// Of so many queries, the first of which has the key `own`, and so many keys: do all see all? Does one see
-// one?
+// Of so many queries, the first of which has the key `own`, and so many keys: do all see all?
 __device__ static inline bool all_seen(int own, int queries, int key, int keys, int window)
 {
     return key + keys - 1 <= own && key > own + queries - 1 - window;
-}
-__device__ static inline bool some_seen(int own, int queries, int key, int keys, int window)
-{
-    return key <= own + queries - 1 && key + keys - 1 > own - window;
 }
 
 // What a block of queries has: n of them, from row `row` of q on. The first one's own key is in row `own` of
@@ -812,11 +805,7 @@ struct query_block {
     }
 };
 
-// A tile in shared memory: rows of D numbers, each 16 bytes longer than it need be, so that the eight rows
-// that load_tiles reads at a time lie in different banks.
-template <int D> struct tile { static constexpr int LD = D + PACK; };
-
-// Begins to copy rows of one head into shared memory; what the tile has beyond them and beyond d is zero.
+// Begins to copy rows of one head into a tile; what the tile has beyond them and beyond d is zero.
 // Neighbouring threads take neighbouring packs of 16 bytes of a row; where rows do not begin at 16 bytes, a
 // thread copies its numbers one by one.
 template <int N, int D> __device__ static inline
@@ -828,101 +817,82 @@ void fetch(real *to, const mat &m, int row, int rows, int head, int d)
     const int c = threadIdx.x % ACROSS * PACK, first = threadIdx.x / ACROSS;
     const real *from = (const real *)m.p + (row + first) * m.ld + head * d + c;
     const bool aligned = ((uintptr_t)m.p | (m.ld | (size_t)d) * sizeof(real)) % 16 == 0;
-    to += first * tile<D>::LD + c;
     if (c >= D) return;
     if (aligned) {
-        UNROLL for (int r = 0; r < N; r += DOWN) {
-            int zeros = first + r < rows && c < d ? 0 : 16;
+        UNROLL for (int r = 0; r < N; r += DOWN)
             if (N % DOWN == 0 || first + r < N)
-                __pipeline_memcpy_async(to + r * tile<D>::LD, from + r * m.ld, 16, zeros);
-        }
+                begin_copy(to + in_tile<N>(first + r, c), from + r * m.ld, first + r < rows && c < d);
         return;
     }
     for (int r = 0; first + r < N; r += DOWN)
         for (int e = 0; e < PACK; e++)
-            to[r * tile<D>::LD + e] = first + r < rows && c + e < d ? from[r * m.ld + e] : (real)0;
-}
-
-// The next tile of each of the two matrices that stream past; two of each have room, in turns.
-template <int N, int D> __device__ static inline
-void fetch_both(real *to_a, const mat &a, real *to_b, const mat &b,
-                int slot, int row, int rows, int head, int d)
-{
-    fetch<N, D>(to_a + slot * N * tile<D>::LD, a, row, rows, head, d);
-    fetch<N, D>(to_b + slot * N * tile<D>::LD, b, row, rows, head, d);
-    __pipeline_commit();
+            to[in_tile<N>(first + r, c + e)] = first + r < rows && c + e < d ? from[r * m.ld + e] : (real)0;
 }
 
 // Waits until what this block has begun to fetch is there, and all its warps are done with the tile before.
 __device__ static inline void arrived()
 {
     __pipeline_wait_prior(0);
+    show_to_tensor_cores();
     __syncthreads();
 }
 
-// c (16 M, N) = a (16 M, D) bᵀ,  b (N, D); both in shared memory.
-template <int M, int N, int D> __device__ static inline
-void rows_by_rows(wide_pair (&c)[M][N / 8][2], const real *a, const real *b)
+// Begins c (N columns) = a bᵀ,  a (KEPT_ROWS, D), of which a warp has its 16 rows,  b (N, D), both in tiles.
+template <int N, int D> __device__ static inline
+void rows_by_rows(wide_pair (&c)[N / 8][2], const real *a, const real *b)
 {
-    int lane = threadIdx.x % WARP;
-    a += lane % 16 * tile<D>::LD + lane / 16 * 8;                       // four matrices: two down, two across
-    b += (lane % 8 + lane / 16 * 8) * tile<D>::LD + lane / 8 % 2 * 8;   // two across, two down
-    UNROLL for (int m = 0; m < M; m++)
-        for (int n = 0; n < N / 8; n++) c[m][n][0] = c[m][n][1] = {0, 0};
+    if (by_warpgroup<KEPT_ROWS, N, D>(c, a, b)) return;
+    int lane = threadIdx.x % WARP, warp_row = threadIdx.x / WARP * 16;
+    for (int n = 0; n < N / 8; n++) c[n][0] = c[n][1] = {0, 0};
     UNROLL for (int k = 0; k < D; k += 16) {
-        real_pair x[M][4], y[4];
-        UNROLL for (int m = 0; m < M; m++) load_tiles(x[m], a + m * 16 * tile<D>::LD + k);
+        real_pair x[4], y[4];
+        load_tiles(x, a + in_tile<KEPT_ROWS>(warp_row + lane % 16, k + lane / 16 * 8));
         UNROLL for (int n = 0; n < N; n += 16) {
-            load_tiles(y, b + n * tile<D>::LD + k);
-            UNROLL for (int m = 0; m < M; m++) {
-                mma(c[m][n / 8], x[m], y);
-                mma(c[m][n / 8 + 1], x[m], y + 2);
-            }
+            load_tiles(y, b + in_tile<N>(n + lane % 8 + lane / 16 * 8, k + lane / 8 % 2 * 8));
+            mma(c[n / 8], x, y);
+            mma(c[n / 8 + 1], x, y + 2);
         }
     }
 }
 
-// c (16 M, D) += a (16 M, N) b,  a in registers, rounded here, b (N, D) in shared memory.
-template <int M, int N, int D> __device__ static inline
-void add_product(wide_pair (&c)[M][D / 8][2], wide_pair (&a)[M][N / 8][2], const real *b)
+// Begins c (D columns) += a b,  a (16 rows a warp, N) in registers, rounded here,  b (N, D) in a tile.
+template <int N, int D> __device__ static inline
+void add_product(wide_pair (&c)[D / 8][2], wide_pair (&a)[N / 8][2], const real *b)
 {
     int lane = threadIdx.x % WARP;
-    b += lane % 16 * tile<D>::LD + lane / 16 * 8;
-    UNROLL for (int n = 0; n < N; n += 16) {
-        real_pair x[M][4], y[4];
-        UNROLL for (int m = 0; m < M; m++)
-            UNROLL for (int i = 0; i < 4; i++)
-                x[m][i] = pair_up<real>(a[m][n / 8 + i / 2][i % 2].x, a[m][n / 8 + i / 2][i % 2].y);
+    real_pair x[N / 16][4];
+    UNROLL for (int i = 0; i < N / 4; i++)
+        x[i / 4][i % 4] = pair_up<real>(a[i / 2][i % 2].x, a[i / 2][i % 2].y);
+    if (by_warpgroup<N, D>(c, x, b)) return;
+    UNROLL for (int n = 0; n < N; n += 16)
         UNROLL for (int k = 0; k < D; k += 16) {
-            load_transposed(y, b + n * tile<D>::LD + k);
-            UNROLL for (int m = 0; m < M; m++) {
-                mma(c[m][k / 8], x[m], y);
-                mma(c[m][k / 8 + 1], x[m], y + 2);
-            }
+            real_pair y[4];
+            load_transposed(y, b + in_tile<N>(n + lane % 16, k + lane / 16 * 8));
+            mma(c[k / 8], x[n / 16], y);
+            mma(c[k / 8 + 1], x[n / 16], y + 2);
         }
-    }
 }
 
-// Where in a warp's tile a lane's pair (m, n, i) is: its row, and the first of its columns.
+// Where in a warp's part of a product a lane's pair (n, i) is: its row, and the first of its columns.
 struct place { int row, col; };
-__device__ static inline place place_of(int m, int n, int i)
+__device__ static inline place place_of(int n, int i)
 {
     int lane = threadIdx.x % WARP;
-    return {m * 16 + lane / 4 + 8 * i, 8 * n + lane % 4 * 2};
+    return {lane / 4 + 8 * i, 8 * n + lane % 4 * 2};
 }
 
 // The warp's rows of one head, from `row` on, become scale c, each with its own scale. There are `rows`.
-template <int M, int D> __device__ static inline
+template <int D> __device__ static inline
 void write_rows(const mat &out, int row, int rows, int head, int d,
-                wide_pair (&c)[M][D / 8][2], const wide (&scale)[M][2])
+                wide_pair (&c)[D / 8][2], const wide (&scale)[2])
 {
-    UNROLL for (int j = 0; j < 2 * M; j++) {
-        const int m = j / 2, i = j % 2, r = place_of(m, 0, i).row;
+    UNROLL for (int i = 0; i < 2; i++) {
+        const int r = place_of(0, i).row;
         real *to = row_of(out, row + r) + head * d;
         bool paired = (uintptr_t)to % sizeof(real_pair) == 0;
         UNROLL for (int n = 0; n < D / 8; n++) {
-            int col = place_of(m, n, i).col;
-            real_pair p = pair_up<real>(scale[m][i] * c[m][n][i].x, scale[m][i] * c[m][n][i].y);
+            int col = place_of(n, i).col;
+            real_pair p = pair_up<real>(scale[i] * c[n][i].x, scale[i] * c[n][i].y);
             if (r >= rows) continue;
             if (paired && col + 1 < d) *(real_pair *)(to + col) = p;
             else {
@@ -944,79 +914,113 @@ constexpr wide LOG2E = (wide)1.4426950408889634;        // exp(x) = exp2(x log�
 
 // Scores of keys that a query does not see become −∞. The first query has the key `own`, the first key is
 // `key`; queries lie down and keys across, or `transposed`.
-template <int M, int N> __device__ static inline
-void hide_unseen(wide_pair (&S)[M][N / 8][2], int own, int key, int window, bool transposed)
+template <int N> __device__ static inline
+void hide_unseen(wide_pair (&S)[N / 8][2], int own, int key, int window, bool transposed)
 {
-    UNROLL for (int j = 0; j < M * N / 4; j++) {
-        const int m = j / (N / 4), n = j / 2 % (N / 8), i = j % 2;
-        place p = place_of(m, n, i);
+    UNROLL for (int j = 0; j < N / 4; j++) {
+        const int n = j / 2, i = j % 2;
+        place p = place_of(n, i);
         int down = transposed ? -1 : 1, behind = own - key + down * (p.row - p.col);    // how far the key is
-        if (!sees(behind, window)) S[m][n][i].x = -INFINITY;
-        if (!sees(behind - down, window)) S[m][n][i].y = -INFINITY;
+        if (!sees(behind, window)) S[n][i].x = -INFINITY;
+        if (!sees(behind - down, window)) S[n][i].y = -INFINITY;
     }
 }
 
+// The two groups of warps take turns: while one computes exp, the tensor cores multiply for the other. So the
+// second is half a round behind: what it begins in a round, it goes on with in the next.
+//
+//     round i, first group    begins S(i) = q kᵀ       P(i) = exp(S − m)     o += P v
+//     round i, second group   P(i−1) = exp(S − m)      o += P v              begins S(i) = q kᵀ
+//
+// Where nothing is gained by that, every group is a first one.
+__device__ static inline bool is_first_group()
+{
+    return GROUPS == 1 || !TAKES_TURNS || __shfl_sync(0xffffffffu, threadIdx.x / 128, 0) == 0;
+}
+
 // One block: QUERIES queries of a span, in one query head, against all keys that they see.
-template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS, 2)
+template <int D, int N = TILE> __global__ static void __launch_bounds__(ATTENTION_THREADS, 1)
 attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide scale,
                  const span_rows *blocks)
 {
-    SHARED_MEMORY(memory);
-    constexpr int LD = tile<D>::LD;
-    constexpr int N = FORWARD_TILE;
-    real *Q = (real *)memory, *K = Q + QUERIES * LD, *V = K + 2 * N * LD;
+    SHARED_MEMORY(real, memory);
+    constexpr int SIZE = tile_size<N, D>();
+    real *Q = memory, *K = Q + tile_size<QUERIES, D>(), *V = K + SLOTS * SIZE;
     const query_block b(blocks[blockIdx.x], window);
-    const int head = blockIdx.y, kv = head / (q.cols / k.cols);
-    const int warp_row = threadIdx.x / WARP * 16 * BANDS, row = b.row + warp_row, rows = b.n - warp_row;
-    const int own = b.own + warp_row;                                   // of the warp's queries
+    const int head = blockIdx.y, kv = head / (q.cols / k.cols), tiles = (b.to - b.from + N - 1) / N;
+    const int warp_row = threadIdx.x / WARP * 16;
+    const int row = b.row + warp_row, rows = b.n - warp_row, own = b.own + warp_row;
     const wide log2_scale = scale * LOG2E;                              // exp(scale x) = exp2(log2_scale x)
 
-    wide_pair o[BANDS][D / 8][2] = {}, S[BANDS][N / 8][2];
-    wide most[BANDS][2], sum[BANDS][2] = {};
-    UNROLL for (int j = 0; j < 2 * BANDS; j++) most[j / 2][j % 2] = -INFINITY;
-    fetch<QUERIES, D>(Q, q, b.row, b.n, head, d);
-    fetch_both<N, D>(K, k, V, v, 0, b.from, b.to - b.from, kv, d);
-    for (int key = b.from, slot = 0; key < b.to; key += N, slot ^= 1) {
-        int next = key + N;
+    wide_pair o[D / 8][2] = {}, S[N / 8][2];
+    wide most[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    auto fetch_tile = [&](int i) {
+        int key = b.from + i * N, slot = i % SLOTS * SIZE;
+        if (i < tiles) fetch<N, D>(K + slot, k, key, b.to - key, kv, d);
+        if (i < tiles) fetch<N, D>(V + slot, v, key, b.to - key, kv, d);
+        __pipeline_commit();
+    };
+    auto next_round = [&](int i) {                      // with tile i; the one behind it is fetched meanwhile
         arrived();
-        if (next < b.to) fetch_both<N, D>(K, k, V, v, slot ^ 1, next, b.to - next, kv, d);
-        if (rows <= 0 || !some_seen(own, 16 * BANDS, key, N, window)) continue;
-        rows_by_rows<BANDS, N, D>(S, Q + warp_row * LD, K + slot * N * LD);             // S = q kᵀ
-        if (!all_seen(own, 16 * BANDS, key, N, window)) hide_unseen<BANDS, N>(S, own, key, window, false);
-        UNROLL for (int j = 0; j < 2 * BANDS; j++) {                              // the lane's rows
-            const int m = j / 2, i = j % 2;
+        fetch_tile(i + 1);
+    };
+    auto begin_scores = [&](int i) { rows_by_rows<N, D>(S, Q, K + i % SLOTS * SIZE); };       // S = q kᵀ
+    auto add_values = [&](int i) {
+        int key = b.from + i * N;
+        finished<0>(S);
+        if (!all_seen(own, 16, key, N, window)) hide_unseen<N>(S, own, key, window, false);
+        UNROLL for (int j = 0; j < 2; j++) {                                      // the lane's rows
             wide largest = -INFINITY;
-            UNROLL for (int n = 0; n < N / 8; n++) largest = fmax(largest, fmax(S[m][n][i].x, S[m][n][i].y));
+            UNROLL for (int n = 0; n < N / 8; n++) largest = fmax(largest, fmax(S[n][j].x, S[n][j].y));
             // m need not be the largest score, only near it, so that no P is beyond 2⁸
             largest = over_row(largest, larger()) * log2_scale;
-            bool grows = largest > most[m][i] + 8;
+            bool grows = largest > most[j] + 8;
             if (__any_sync(0xffffffffu, grows)) {
-                wide shrink = grows ? fast_exp2(most[m][i] - largest) : 1;      // exp(m − m')
-                if (grows) most[m][i] = largest;
-                sum[m][i] *= shrink;
-                UNROLL for (int n = 0; n < D / 8; n++)
-                    o[m][n][i] = {o[m][n][i].x * shrink, o[m][n][i].y * shrink};
+                wide shrink = grows ? fast_exp2(most[j] - largest) : 1;           // exp(m − m')
+                if (grows) most[j] = largest;
+                sum[j] *= shrink;
+                UNROLL for (int n = 0; n < D / 8; n++) o[n][j] = {o[n][j].x * shrink, o[n][j].y * shrink};
             }
-            wide base = most[m][i] == -INFINITY ? 0 : most[m][i];   // no key seen so far: exp2(−∞) is 0
+            wide base = most[j] == -INFINITY ? 0 : most[j];         // no key seen so far: exp2(−∞) is 0
             UNROLL for (int n = 0; n < N / 8; n++) {
-                wide_pair &x = S[m][n][i];
-                x.x = fast_exp2(x.x * log2_scale - base);                       // P = exp(S − m)
+                wide_pair &x = S[n][j];
+                x.x = fast_exp2(x.x * log2_scale - base);                         // P = exp(S − m)
                 x.y = fast_exp2(x.y * log2_scale - base);
-                sum[m][i] += x.x + x.y;                                         // l, this lane's part
+                sum[j] += x.x + x.y;                                              // l, this lane's part
             }
         }
-        add_product<BANDS, N, D>(o, S, V + slot * N * LD);                  // o += P v
+        add_product<N, D>(o, S, V + i % SLOTS * SIZE);                            // o += P v
+    };
+    fetch<QUERIES, D>(Q, q, b.row, b.n, head, d);
+    fetch_tile(0);
+    if (is_first_group())
+        for (int i = 0; i < tiles; i++) {
+            next_round(i);
+            begin_scores(i);
+            add_values(i);
+            finished<0>(o);
+        }
+    else {
+        next_round(0);
+        begin_scores(0);
+        for (int i = 1; i < tiles; i++) {
+            next_round(i);
+            add_values(i - 1);
+            begin_scores(i);
+            finished<1>(o);
+        }
+        add_values(tiles - 1);
+        finished<0>(o);
     }
-    wide inverse[BANDS][2];
-    UNROLL for (int j = 0; j < 2 * BANDS; j++) {
-        const int m = j / 2, i = j % 2;
-        place p = place_of(m, 0, i);
-        wide l = over_row(sum[m][i], plus());
-        inverse[m][i] = 1 / l;
+    wide inverse[2];
+    UNROLL for (int i = 0; i < 2; i++) {
+        place p = place_of(0, i);
+        wide l = over_row(sum[i], plus());
+        inverse[i] = 1 / l;
         wide *at = (wide *)lse.p + index_of(lse, 0, row + p.row, head);
-        if (p.col == 0 && p.row < rows) *at = most[m][i] / LOG2E + log(l);
+        if (p.col == 0 && p.row < rows) *at = most[i] / LOG2E + log(l);
     }
-    write_rows<BANDS, D>(out, row, rows, head, d, o, inverse);
+    write_rows<D>(out, row, rows, head, d, o, inverse);
 }
 
 //  out = P v:         dv = Pᵀ dout,   dP = dout vᵀ
@@ -1028,127 +1032,187 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
 // to rows that other blocks add to, in an order that chance decides. So there are two kernels, each with its
 // sum in registers, and both make S and dP: seven products instead of five.
 
-// One block: QUERIES queries of a span in one head. Keys and values stream past, N at a time. It also leaves
-// Δ.
-template <int D, int N = TILE> __global__ static void __launch_bounds__(ATTENTION_THREADS, 2)
+// One block: QUERIES queries of a span in one head. Keys and values stream past, N at a time, and the groups
+// take turns as in attention_kernel. It also leaves Δ.
+template <int D, int N = TILE> __global__ static void __launch_bounds__(ATTENTION_THREADS, 1)
 attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, mat lse,
                     int d, int window, wide scale, const span_rows *blocks)
 {
-    SHARED_MEMORY(memory);
-    constexpr int LD = tile<D>::LD;
-    real *Q = (real *)memory, *G = Q + QUERIES * LD, *K = G + QUERIES * LD, *V = K + 2 * N * LD;
+    SHARED_MEMORY(real, memory);
+    constexpr int KEPT_SIZE = tile_size<QUERIES, D>(), SIZE = tile_size<N, D>();
+    real *Q = memory, *G = Q + KEPT_SIZE, *K = G + KEPT_SIZE, *V = K + SLOTS * SIZE;
     const query_block b(blocks[blockIdx.x], window);
-    const int head = blockIdx.y, kv = head / (q.cols / k.cols);
-    const int warp_row = threadIdx.x / WARP * 16 * BANDS, row = b.row + warp_row, rows = b.n - warp_row;
-    const int own = b.own + warp_row, lane = threadIdx.x % WARP;
+    const int head = blockIdx.y, kv = head / (q.cols / k.cols), tiles = (b.to - b.from + N - 1) / N;
+    const int warp_row = threadIdx.x / WARP * 16, lane = threadIdx.x % WARP;
+    const int row = b.row + warp_row, rows = b.n - warp_row, own = b.own + warp_row;
     const wide log2_scale = scale * LOG2E;
 
+    wide Delta[2] = {}, L[2] = {};                      // of the lane's rows; a quarter of a row is its own
+    wide_pair sum[D / 8][2] = {}, S[N / 8][2], dS[N / 8][2];
+    auto fetch_tile = [&](int i) {
+        int key = b.from + i * N, slot = i % SLOTS * SIZE;
+        if (i < tiles) fetch<N, D>(K + slot, k, key, b.to - key, kv, d);
+        if (i < tiles) fetch<N, D>(V + slot, v, key, b.to - key, kv, d);
+        __pipeline_commit();
+    };
+    auto next_round = [&](int i) {
+        arrived();
+        fetch_tile(i + 1);
+    };
+    auto begin_scores = [&](int i) {
+        rows_by_rows<N, D>(S, Q, K + i % SLOTS * SIZE);                                // S  = q kᵀ
+        rows_by_rows<N, D>(dS, G, V + i % SLOTS * SIZE);                               // dP = dout vᵀ
+    };
+    auto add_keys = [&](int i) {
+        int key = b.from + i * N;
+        finished<0>(S);
+        finished<0>(dS);
+        if (!all_seen(own, 16, key, N, window)) hide_unseen<N>(S, own, key, window, false);
+        UNROLL for (int j = 0; j < N / 4; j++) {
+            wide_pair &x = S[j / 2][j % 2];
+            x.x = fast_exp2(x.x * log2_scale - L[j % 2]);                              // P = exp(S − lse)
+            x.y = fast_exp2(x.y * log2_scale - L[j % 2]);
+        }
+        UNROLL for (int j = 0; j < N / 4; j++) {
+            wide_pair x = S[j / 2][j % 2], &y = dS[j / 2][j % 2];
+            y = {x.x * (y.x - Delta[j % 2]), x.y * (y.y - Delta[j % 2])};              // dS = P ⊙ (dP − Δ)
+        }
+        add_product<N, D>(sum, dS, K + i % SLOTS * SIZE);                              // dq += dS k
+    };
     fetch<QUERIES, D>(Q, q, b.row, b.n, head, d);
     fetch<QUERIES, D>(G, dout, b.row, b.n, head, d);
-    fetch_both<N, D>(K, k, V, v, 0, b.from, b.to - b.from, kv, d);
+    fetch_tile(0);
 
-    wide Delta[BANDS][2] = {}, L[BANDS][2] = {};        // of the lane's rows; a quarter of a row is its own
-    UNROLL for (int j = 0; j < 2 * BANDS; j++) {
-        const int m = j / 2, i = j % 2;
-        int r = row + place_of(m, 0, i).row;
+    UNROLL for (int i = 0; i < 2; i++) {
+        int r = row + place_of(0, i).row;
         bool there = r < row + rows;
         if (there) {
             const real *g = row_of(dout, r) + head * d, *o = row_of(out, r) + head * d;
             for (int c = lane % 4 * PACK; c < d; c += 4 * PACK) {
                 pack x = load_pack(g + c, d - c), y = load_pack(o + c, d - c);
-                for (int e = 0; e < PACK; e++) Delta[m][i] += x.x[e] * y.x[e];
+                for (int e = 0; e < PACK; e++) Delta[i] += x.x[e] * y.x[e];
             }
-            L[m][i] = ((const wide *)lse.p)[index_of(lse, 0, r, head)] * LOG2E;
+            L[i] = ((const wide *)lse.p)[index_of(lse, 0, r, head)] * LOG2E;
         }
-        Delta[m][i] = over_row(Delta[m][i], plus());
+        Delta[i] = over_row(Delta[i], plus());
         wide *at = (wide *)delta.p + index_of(delta, 0, r, head);
-        if (there && lane % 4 == 0) *at = Delta[m][i];
+        if (there && lane % 4 == 0) *at = Delta[i];
     }
 
-    wide_pair sum[BANDS][D / 8][2] = {}, S[BANDS][N / 8][2], dS[BANDS][N / 8][2];
-    for (int key = b.from, slot = 0; key < b.to; key += N, slot ^= 1) {
-        int next = key + N;
-        arrived();
-        if (next < b.to) fetch_both<N, D>(K, k, V, v, slot ^ 1, next, b.to - next, kv, d);
-        if (rows <= 0 || !some_seen(own, 16 * BANDS, key, N, window)) continue;
-        rows_by_rows<BANDS, N, D>(S, Q + warp_row * LD, K + slot * N * LD);            // S  = q kᵀ
-        rows_by_rows<BANDS, N, D>(dS, G + warp_row * LD, V + slot * N * LD);           // dP = dout vᵀ
-        if (!all_seen(own, 16 * BANDS, key, N, window)) hide_unseen<BANDS, N>(S, own, key, window, false);
-        UNROLL for (int j = 0; j < BANDS * N / 4; j++) {
-            const int m = j / (N / 4), n = j / 2 % (N / 8), i = j % 2;
-            wide_pair x = S[m][n][i], y = dS[m][n][i];
-            x.x = fast_exp2(x.x * log2_scale - L[m][i]);                               // P  = exp(S − lse)
-            x.y = fast_exp2(x.y * log2_scale - L[m][i]);
-            dS[m][n][i] = {x.x * (y.x - Delta[m][i]), x.y * (y.y - Delta[m][i])};      // dS = P ⊙ (dP − Δ)
+    if (is_first_group())
+        for (int i = 0; i < tiles; i++) {
+            next_round(i);
+            begin_scores(i);
+            add_keys(i);
+            finished<0>(sum);
         }
-        add_product<BANDS, N, D>(sum, dS, K + slot * N * LD);                          // dq += dS k
+    else {
+        next_round(0);
+        begin_scores(0);
+        for (int i = 1; i < tiles; i++) {
+            next_round(i);
+            add_keys(i - 1);
+            begin_scores(i);
+            finished<2>(sum);
+        }
+        add_keys(tiles - 1);
+        finished<0>(sum);
     }
-    wide scales[BANDS][2];
-    UNROLL for (int j = 0; j < 2 * BANDS; j++) scales[j / 2][j % 2] = scale;
-    write_rows<BANDS, D>(dq, row, rows, head, d, sum, scales);
+    write_rows<D>(dq, row, rows, head, d, sum, {scale, scale});
 }
 
-// One block: 64 keys of a span in one head of keys. The queries that see them stream past, of every query
+// One block: KEYS keys of a span in one head of keys. The queries that see them stream past, of every query
 // head that shares the keys, one head after the other. S and dP are made transposed: their rows are keys.
-template <int D> __global__ static void __launch_bounds__(ATTENTION_THREADS, 2)
+template <int D, int N = TILE> __global__ static void __launch_bounds__(ATTENTION_THREADS, 1)
 attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat delta,
                      int d, int window, wide scale, const span_rows *blocks)
 {
-    SHARED_MEMORY(memory);
-    constexpr int LD = tile<D>::LD;
-    constexpr int N = TILE;
-    real *K = (real *)memory, *V = K + KEYS * LD, *Q = V + KEYS * LD, *G = Q + 2 * N * LD;
-    __shared__ wide L[2][N], Delta[2][N];
+    SHARED_MEMORY(real, memory);
+    constexpr int KEPT_SIZE = tile_size<KEYS, D>(), SIZE = tile_size<N, D>();
+    real *K = memory, *V = K + KEPT_SIZE, *Q = V + KEPT_SIZE, *G = Q + SLOTS * SIZE;
+    __shared__ wide L[SLOTS][N], Delta[SLOTS][N];
     const span s = blocks[blockIdx.x].s;
-    const int first = blocks[blockIdx.x].first, kv = blockIdx.y, group = q.cols / k.cols;
-    const int keys = s.nk - first < KEYS ? s.nk - first : KEYS, warp_row = threadIdx.x / WARP * 16;
+    const int first = blocks[blockIdx.x].first, kv = blockIdx.y, sharing = q.cols / k.cols;
+    const int keys = s.nk - first < KEYS ? s.nk - first : KEYS;
+    const int warp_row = threadIdx.x / WARP * 16;
     const int row = s.k + first + warp_row, rows = keys - warp_row;     // the warp's
     // the first query that sees the first key, and the one behind the last that sees the last
     const int from = first > own_key(s, 0) ? first - own_key(s, 0) : 0;
     const long end = (long)first + keys - 1 + window - own_key(s, 0);
     const int to = end < s.nq ? (int)end : s.nq;
-    const int tiles = from < to ? (to - from + N - 1) / N : 0, steps = tiles * group;
+    const int tiles = from < to ? (to - from + N - 1) / N : 0, steps = tiles * sharing;
     const wide log2_scale = scale * LOG2E;
 
-    auto fetch_queries = [&](int step) {
-        int slot = step % 2, query = s.q + from + step % tiles * N, head = kv * group + step / tiles;
+    wide_pair sum_k[D / 8][2] = {}, sum_v[D / 8][2] = {}, P[N / 8][2], dS[N / 8][2];
+    auto fetch_tile = [&](int step) {
+        int slot = step % SLOTS, query = s.q + from + step % tiles * N, head = kv * sharing + step / tiles;
         int left = s.q + to - query;
-        fetch_both<N, D>(Q, q, G, dout, slot, query, left, head, d);
+        fetch<N, D>(Q + slot * SIZE, q, query, left, head, d);
+        fetch<N, D>(G + slot * SIZE, dout, query, left, head, d);
         for (int r = threadIdx.x; r < N; r += ATTENTION_THREADS) {
-            L[slot][r] = r < left ? ((const wide *)lse.p)[index_of(lse, 0, query + r, head)] * LOG2E : 0;
-            Delta[slot][r] = r < left ? ((const wide *)delta.p)[index_of(delta, 0, query + r, head)] : 0;
+            size_t at = index_of(lse, 0, r < left ? query + r : query, head);
+            size_t zeros = r < left ? 0 : sizeof(wide);
+            __pipeline_memcpy_async(&L[slot][r], (const wide *)lse.p + at, sizeof(wide), zeros);
+            __pipeline_memcpy_async(&Delta[slot][r], (const wide *)delta.p + at, sizeof(wide), zeros);
         }
+        __pipeline_commit();
     };
-    wide_pair sum_k[1][D / 8][2] = {}, sum_v[1][D / 8][2] = {}, P[1][N / 8][2], dS[1][N / 8][2];
+    auto next_round = [&](int step) {
+        arrived();
+        if (step + 1 < steps) fetch_tile(step + 1);
+    };
+    auto begin_scores = [&](int step) {
+        rows_by_rows<N, D>(P, K, Q + step % SLOTS * SIZE);                      // Sᵀ  = k qᵀ
+        rows_by_rows<N, D>(dS, V, G + step % SLOTS * SIZE);                     // dPᵀ = v doutᵀ
+    };
+    auto add_queries = [&](int step) {
+        const int slot = step % SLOTS, own = own_key(s, from + step % tiles * N), key = first + warp_row;
+        finished<0>(P);
+        finished<0>(dS);
+        if (!all_seen(own, N, key, 16, window)) hide_unseen<N>(P, own, key, window, true);
+        UNROLL for (int j = 0; j < N / 4; j++) {
+            wide_pair &x = P[j / 2][j % 2];
+            const wide *l = &L[slot][place_of(j / 2, 0).col];
+            x.x = fast_exp2(x.x * log2_scale - l[0] * LOG2E);                   // P = exp(S − lse)
+            x.y = fast_exp2(x.y * log2_scale - l[1] * LOG2E);
+        }
+        add_product<N, D>(sum_v, P, G + slot * SIZE);                           // dv += Pᵀ dout
+        UNROLL for (int j = 0; j < N / 4; j++) {
+            wide_pair x = P[j / 2][j % 2], &y = dS[j / 2][j % 2];
+            const wide *D0 = &Delta[slot][place_of(j / 2, 0).col];
+            y = {x.x * (y.x - D0[0]), x.y * (y.y - D0[1])};                     // dS = P ⊙ (dP − Δ)
+        }
+        add_product<N, D>(sum_k, dS, Q + slot * SIZE);                          // dk += dSᵀ q
+    };
     fetch<KEYS, D>(K, k, s.k + first, keys, kv, d);
     fetch<KEYS, D>(V, v, s.k + first, keys, kv, d);
     __pipeline_commit();
-    if (steps) fetch_queries(0);
-    for (int step = 0; step < steps; step++) {
-        int slot = step % 2, query = from + step % tiles * N;
-        arrived();
-        if (step + 1 < steps) fetch_queries(step + 1);
-        int own = own_key(s, query), key = first + warp_row;                    // the warp has 16 keys
-        if (rows <= 0 || !some_seen(own, N, key, 16, window)) continue;
-        rows_by_rows<1, N, D>(P, K + warp_row * LD, Q + slot * N * LD);         // Sᵀ  = k qᵀ
-        rows_by_rows<1, N, D>(dS, V + warp_row * LD, G + slot * N * LD);        // dPᵀ = v doutᵀ
-        if (!all_seen(own, N, key, 16, window)) hide_unseen<1, N>(P, own, key, window, true);
-        UNROLL for (int j = 0; j < N / 4; j++) {
-            const int n = j / 2, i = j % 2;
-            place p = place_of(0, n, i);
-            const wide *l = &L[slot][p.col], *D0 = &Delta[slot][p.col];
-            wide_pair x = P[0][n][i], y = dS[0][n][i];
-            x.x = fast_exp2(x.x * log2_scale - l[0]);
-            x.y = fast_exp2(x.y * log2_scale - l[1]);
-            P[0][n][i] = x;
-            dS[0][n][i] = {x.x * (y.x - D0[0]), x.y * (y.y - D0[1])};           // dS = P ⊙ (dP − Δ)
+    if (steps) fetch_tile(0);
+    if (is_first_group())
+        for (int i = 0; i < steps; i++) {
+            next_round(i);
+            begin_scores(i);
+            add_queries(i);
+            finished<0>(sum_v);
+            finished<0>(sum_k);
         }
-        add_product<1, N, D>(sum_v, P, G + slot * N * LD);                      // dv += Pᵀ dout
-        add_product<1, N, D>(sum_k, dS, Q + slot * N * LD);                     // dk += dSᵀ q
+    else if (steps) {
+        next_round(0);
+        begin_scores(0);
+        for (int i = 1; i < steps; i++) {
+            next_round(i);
+            add_queries(i - 1);
+            begin_scores(i);
+            finished<2>(sum_v);
+            finished<2>(sum_k);
+        }
+        add_queries(steps - 1);
+        finished<0>(sum_v);
+        finished<0>(sum_k);
     }
     arrived();                                          // keys that no query sees are only here now
-    write_rows<1, D>(dv, row, rows, kv, d, sum_v, {{1, 1}});
-    write_rows<1, D>(dk, row, rows, kv, d, sum_k, {{scale, scale}});
+    write_rows<D>(dv, row, rows, kv, d, sum_v, {1, 1});
+    write_rows<D>(dk, row, rows, kv, d, sum_k, {scale, scale});
 }
 
 // The spans that a list on the device was made for. It lies there until spans come that are not these.
@@ -1212,13 +1276,10 @@ static span_rows *list_blocks(const span *spans, int count)
            "attention: a block of this GPU has too little shared memory for heads so wide"), \
      LAUNCH_SHARED(kernel, grid, ATTENTION_THREADS, bytes, __VA_ARGS__), check(cudaGetLastError(), #kernel))
 
-static int attention_bytes(int D, int rows)
-{
-    return rows * (D + PACK) * (int)sizeof(real);
-}
+static int attention_bytes(int D, int rows) { return rows * (D > 64 ? 128 : 64) * (int)sizeof(real); }
 
 // Whether a block of this GPU has so much shared memory. Those of sm_86, 89 and 120 have 99 KB: too little
-// for dq of wide heads in bf16, unless the tiles are half as long.
+// for the backward pass of wide heads in bf16, unless the tiles are half as long.
 template <class Kernel> static bool has_room(Kernel *kernel, int bytes)
 {
     if (!cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)) return true;
@@ -1238,8 +1299,14 @@ extern "C" void attention_forward(mat out, mat lse, mat q, mat k, mat v, int d, 
     check_head_dim(d);
     const span_rows *blocks = list_blocks(spans, count);
     wide scale = (wide)(1 / sqrt((double)d));
-    if (listed.query_blocks)
-        RUN_ATTENTION(attention_kernel, d, dim3(listed.query_blocks, q.cols / d), QUERIES + 4 * FORWARD_TILE,
+    const dim3 of_queries(listed.query_blocks, q.cols / d);
+    if (!listed.query_blocks) return;
+    if (d > 64 && !has_room(attention_kernel<128>, attention_bytes(128, QUERIES + 2 * SLOTS * TILE)))
+        RUN_SHARED((attention_kernel<128, SHORT_TILE>), of_queries,
+                   attention_bytes(128, QUERIES + 2 * SLOTS * SHORT_TILE),
+                   out, lse, q, k, v, d, window, scale, blocks);
+    else
+        RUN_ATTENTION(attention_kernel, d, of_queries, QUERIES + 2 * SLOTS * TILE,
                       out, lse, q, k, v, d, window, scale, blocks);
 }
 
@@ -1251,15 +1318,20 @@ extern "C" void attention_backward(mat dq, mat dk, mat dv, mat dout, mat q, mat 
     mat delta = contiguous(lse, scratch(DELTA, bytes_of(lse)), TYPE_OF(wide));
     wide scale = (wide)(1 / sqrt((double)d));
     if (!listed.query_blocks) return;
-    const dim3 of_queries(listed.query_blocks, q.cols / d);
-    if (d > 96 && !has_room(attention_dq_kernel<128>, attention_bytes(128, 2 * QUERIES + 4 * TILE)))
-        RUN_SHARED((attention_dq_kernel<128, 16>), of_queries, attention_bytes(128, 2 * QUERIES + 4 * 16),
+    const dim3 of_queries(listed.query_blocks, q.cols / d), of_keys(listed.key_blocks, k.cols / d);
+    const span_rows *key_blocks = blocks + listed.query_blocks;
+    if (d > 64 && !has_room(attention_dkv_kernel<128>, attention_bytes(128, 2 * KEYS + 2 * SLOTS * TILE))) {
+        int bytes = attention_bytes(128, 2 * KEYS + 2 * SLOTS * SHORT_TILE);
+        RUN_SHARED((attention_dq_kernel<128, SHORT_TILE>), of_queries, bytes,
                    dq, delta, dout, q, k, v, out, lse, d, window, scale, blocks);
-    else
-        RUN_ATTENTION(attention_dq_kernel, d, of_queries, 2 * QUERIES + 4 * TILE,
-                      dq, delta, dout, q, k, v, out, lse, d, window, scale, blocks);
-    RUN_ATTENTION(attention_dkv_kernel, d, dim3(listed.key_blocks, k.cols / d), 2 * KEYS + 4 * TILE,
-                  dk, dv, dout, q, k, v, lse, delta, d, window, scale, blocks + listed.query_blocks);
+        RUN_SHARED((attention_dkv_kernel<128, SHORT_TILE>), of_keys, bytes,
+                   dk, dv, dout, q, k, v, lse, delta, d, window, scale, key_blocks);
+        return;
+    }
+    RUN_ATTENTION(attention_dq_kernel, d, of_queries, 2 * QUERIES + 2 * SLOTS * TILE,
+                  dq, delta, dout, q, k, v, out, lse, d, window, scale, blocks);
+    RUN_ATTENTION(attention_dkv_kernel, d, of_keys, 2 * KEYS + 2 * SLOTS * TILE,
+                  dk, dv, dout, q, k, v, lse, delta, d, window, scale, key_blocks);
 }
 
 // σ(g) = 1/(1 + e^−g).  The quotient of floats is the fast one, which is right to 2 units in the last place.
@@ -1976,16 +2048,17 @@ extern "C" void shard_sum(mat s, mat x)
 __host__ __device__ static inline int shards(int cols, int r) { return (cols + r - 1) / r; }
 
 // x[n, j·r + c] += s[n, c].  One block: 8 rows of x, of each 32 packs, counted as if each shard were filled
-// up to whole packs.
-__global__ static void shard_tile_kernel(mat x, mat s)
+// up to whole packs. The dtypes are known to the compiler: asking for them took a third of the time.
+template <class X, class S> __global__ static void shard_tile_kernel(mat x, mat s)
 {
     int r = s.cols;
     FOR_EACH_PACK(x.rows, shards(x.cols, r) * filled(r), n, p) {
         int c = p % filled(r), col = p / filled(r) * r + c;
         int left = x.cols - col < r - c ? x.cols - col : r - c;
-        pack sum = load_pack(x, n, col, left), term = load_pack(s, n, c);
+        X *to = (X *)x.p + n * x.ld + col;
+        pack sum = load_pack(to, left), term = load_pack((const S *)s.p + n * s.ld + c, r - c);
         for (int i = 0; i < PACK; i++) sum.x[i] += term.x[i];
-        store_pack(x, n, col, sum, left);
+        store_pack(to, sum, left);
     }
 }
 
@@ -1993,7 +2066,13 @@ extern "C" void shard_tile(mat x, mat s)
 {
     if (!x.p) return;
     dim3 grid = pack_grid(x.rows, shards(x.cols, s.cols) * filled(s.cols), 1);
-    RUN(shard_tile_kernel, grid, THREADS, x, s);
+    bool real_x = x.type == TYPE_OF(real), real_s = s.type == TYPE_OF(real);
+    if (!(real_x || x.type == TYPE_OF(wide)) || !(real_s || s.type == TYPE_OF(wide)))
+        fail("shard_tile", "not built for this dtype");
+    if (real_x && real_s) RUN((shard_tile_kernel<real, real>), grid, THREADS, x, s);
+    else if (real_s) RUN((shard_tile_kernel<wide, real>), grid, THREADS, x, s);
+    else if (real_x) RUN((shard_tile_kernel<real, wide>), grid, THREADS, x, s);
+    else RUN((shard_tile_kernel<wide, wide>), grid, THREADS, x, s);
 }
 
 // e[i, j] = 1 where i − j is a multiple of r, else 0.  One block: 32 packs of 8 rows.

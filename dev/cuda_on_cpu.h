@@ -28,8 +28,10 @@
 
 #ifndef CUDA_ON_CPU_H
 #define CUDA_ON_CPU_H
+#include <deque>
 #include <elf.h>
 #include <fcntl.h>
+#include <functional>
 #include <limits.h>
 #include <map>
 #include <math.h>
@@ -69,10 +71,10 @@
 #define __launch_bounds__(...)
 #define LAUNCH(kernel, blocks, threads, ...) \
     cuda_on_cpu::launch(#kernel, [&](auto &...kernel_arguments) { kernel(kernel_arguments...); }, blocks, threads, ##__VA_ARGS__)
-// With so many bytes of shared memory, whose size the launch decides; in the kernel SHARED_MEMORY(name) is a char *.
+// With so many bytes of shared memory, whose size the launch decides; in the kernel SHARED_MEMORY(T, name) is a T *.
 #define LAUNCH_SHARED(kernel, blocks, threads, bytes, ...) \
     (cuda_on_cpu::use_shared((const void *)kernel, bytes), LAUNCH(kernel, blocks, threads, ##__VA_ARGS__))
-#define SHARED_MEMORY(name) char *name = cuda_on_cpu::shared_memory
+#define SHARED_MEMORY(T, name) T *name = (T *)cuda_on_cpu::shared_memory
 
 #define UNROLL                                              // which of nvcc's pragmas g++ would warn about
 
@@ -403,6 +405,11 @@ template <class T> T __shfl_xor_sync(unsigned mask, T x, int bits, CUDA_HERE)
     return cuda_on_cpu::shuffle("__shfl_xor_sync", mask, x, cuda_on_cpu::me ^ bits, file, line);
 }
 
+template <class T> T __shfl_sync(unsigned mask, T x, int lane, CUDA_HERE)
+{
+    return cuda_on_cpu::shuffle("__shfl_sync", mask, x, lane, file, line);
+}
+
 inline bool __any_sync(unsigned mask, bool yes, CUDA_HERE)
 {
     return cuda_on_cpu::meet("__any_sync", mask, yes, 0, file, line, [](const uint64_t *given, int first, unsigned there) {
@@ -486,30 +493,93 @@ template <class T> void load_transposed(pair_of<T> *p, const T *row, CUDA_HERE)
     cuda_on_cpu::meet("load_transposed", ~0u, (uint64_t)&mine, 0, file, line, cuda_on_cpu::gather<T, true>);
 }
 
-/* Copies that go on by themselves: each is made as late as it may be, when its thread waits for it, so that who does not
-   wait finds what was there before.                                                                                    */
+/* Four warps of a Hopper that multiply together (ops/tensor_core.cuh). A product that they begin is made when they wait for it,
+   so that who does not wait finds what was there before, and who overwrites a factor too early spoils it. In reverse order they
+   multiply warp by warp, as on other cards: the same bits, since 16 products are summed in double and rounded once there, too. */
+template <int ROWS> static inline int in_tile(int row, int col);
+namespace cuda_on_cpu {
+inline std::deque<std::function<void()>> begun[MAX_THREADS];
+inline int row_of_pair(int i) { return me % 32 / 4 + 8 * i; }       // in a warp's 16
+inline int col_of_pair(int n) { return 8 * n + me % 4 * 2; }
+template <class W, class A, class B> void add_16(pair_of<W> *c, A a, B b)
+{
+    double x = 0, y = 0;
+    for (int j = 0; j < 16; j++) x += a(j) * b(j, 0), y += a(j) * b(j, 1);
+    *c = {(W)(c->x + x), (W)(c->y + y)};
+}
+}
+template <int ROWS, int N, int D, class W, class T, class = std::enable_if_t<sizeof(T) == 2>>      // bf16
+bool by_warpgroup(pair_of<W> (&c)[N / 8][2], const T *a, const T *b)
+{
+    using namespace cuda_on_cpu;
+    if (rule.kind == order::REVERSE) return false;
+    begun[me].push_back([&c, a, b] {
+        for (int n = 0; n < N / 8; n++)
+            for (int i = 0; i < 2; i++) {
+                int row = me / 32 * 16 + row_of_pair(i), col = col_of_pair(n);
+                c[n][i] = {0, 0};
+                for (int k = 0; k < D; k += 16)
+                    add_16(&c[n][i], [&](int j) { return (double)a[in_tile<ROWS>(row, k + j)]; },
+                           [&](int j, int next) { return (double)b[in_tile<N>(col + next, k + j)]; });
+            }
+    });
+    return true;
+}
+template <int N, int D, class W, class T, class = std::enable_if_t<sizeof(T) == 2>>
+bool by_warpgroup(pair_of<W> (&c)[D / 8][2], const pair_of<T> (&a)[N / 16][4], const T *b, CUDA_HERE)
+{
+    using namespace cuda_on_cpu;
+    if (rule.kind == order::REVERSE) return false;
+    std::vector<W> rows(2 * N);                         // the two of a that this lane's sums are made of
+    for (int k = 0; k < N; k += 2)
+        for (int i = 0; i < 2; i++) {
+            auto p = shuffle("wgmma", ~0u, a[k / 16][i + k / 8 % 2 * 2], me / 4 * 4 + k / 2 % 4, file, line);
+            rows[i * N + k] = (W)p.x, rows[i * N + k + 1] = (W)p.y;
+        }
+    begun[me].push_back([&c, rows, b] {
+        for (int n = 0; n < D / 8; n++)
+            for (int i = 0; i < 2; i++)
+                for (int k = 0; k < N; k += 16)
+                    add_16(&c[n][i], [&](int j) { return (double)rows[i * N + k + j]; },
+                           [&](int j, int next) { return (double)b[in_tile<N>(k + j, col_of_pair(n) + next)]; });
+    });
+    return true;
+}
+template <int LATER, class W, size_t N> void finished(pair_of<W> (&)[N][2])
+{
+    for (auto &products = cuda_on_cpu::begun[cuda_on_cpu::me]; products.size() > LATER; products.pop_front()) products.front()();
+}
+
+/* Copies that go on by themselves. Each is made as late as it may be, when its thread waits for it, so that who does not
+   wait finds what was there before; or, in reverse order, at once, so that who is not yet done with what was there is robbed. */
 namespace cuda_on_cpu {
 struct copy_on_the_way { void *to; const void *from; size_t bytes, zeros; int group; };
 inline std::vector<copy_on_the_way> on_the_way[MAX_THREADS];
 inline int groups[MAX_THREADS];                 // commits so far
+inline void make(const copy_on_the_way &c)
+{
+    memcpy(c.to, c.from, c.bytes - c.zeros);
+    memset((char *)c.to + c.bytes - c.zeros, 0, c.zeros);
+}
 }
 inline void __pipeline_memcpy_async(void *to, const void *from, size_t bytes, size_t zeros = 0)     // of bytes the last zeros
 {
     using namespace cuda_on_cpu;
     if ((bytes != 4 && bytes != 8 && bytes != 16) || ((uintptr_t)to | (uintptr_t)from) % bytes)
         stuck("a copy of 4, 8 or 16 bytes that is not aligned to them");
-    on_the_way[me].push_back({to, from, bytes, zeros, groups[me]});
+    copy_on_the_way c = {to, from, bytes, zeros, groups[me]};
+    if (rule.kind == order::REVERSE) make(c);
+    else on_the_way[me].push_back(c);
 }
+inline void begin_copy(void *to, const void *from, bool there) { __pipeline_memcpy_async(to, from, 16, there ? 0 : 16); }
 inline void __pipeline_commit() { cuda_on_cpu::groups[cuda_on_cpu::me]++; }
 inline void __pipeline_wait_prior(int n)        // all but the last n commits
 {
     using namespace cuda_on_cpu;
     std::vector<copy_on_the_way> later;
     for (const copy_on_the_way &c : on_the_way[me])
-        if (c.group < groups[me] - n) {
-            memcpy(c.to, c.from, c.bytes - c.zeros);
-            memset((char *)c.to + c.bytes - c.zeros, 0, c.zeros);
-        } else later.push_back(c);
+        if (c.group < groups[me] - n) make(c);
+        else later.push_back(c);
     on_the_way[me].swap(later);
 }
 

@@ -15,6 +15,7 @@ PROGRAMS="train_cuda train_cuda_f32 train_cuda_f64 build/test_cuda_f64 build/tes
 pack() {
     local jobs arch=${2:-90}
     jobs=$(nproc)
+    [ "$arch" != 90 ] || arch=90a                       # with what only a Hopper has
     make -j"$jobs" ARCH="-gencode arch=compute_$arch,code=sm_$arch" CFLAGS="-O3 -march=x86-64-v3" \
         LDLIBS="-l:libjansson.a -l:libz.a -l:libpcre2-8.a -l:libutf8proc.a -lm" $PROGRAMS || exit 1
     mkdir -p "$1" && cp $PROGRAMS "$1"

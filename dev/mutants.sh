@@ -249,21 +249,31 @@ GPU product: stride of one weight for all | train.cu   |
 GPU attention: sees the future | train.cu   |
     s/return (unsigned)behind < (unsigned)window/return behind >= -1 \&\& behind < window/                 | gpu-ops     | forward
 GPU attention: future of a tile | train.cu | s/return key + keys - 1 <= own/return key + keys - 2 <= own/ | gpu-ops | forward
-GPU attention: last keys of a warp | train.cu | s/return key <= own + queries - 1/return key <= own/ | gpu-ops | forward
-GPU attention: edge of a warp | train.cu |
-    s/key + keys - 1 > own - window;/key > own - window;/                                                  | gpu-ops     | forward
 GPU attention: a tile beyond the window | train.cu | s/own - window + 1 : b.s.k/own - window + 2 : b.s.k/ | gpu-ops | forward
-GPU attention: dropped Δ     | train.cu   | s/x.x \* (y.x - Delta\[m\]\[i\])/x.x * y.x/                    | gpu-ops     | forward
+GPU attention: dropped Δ     | train.cu   | s/x.x \* (y.x - Delta\[j % 2\])/x.x * y.x/                    | gpu-ops     | forward
 GPU attention: dropped Δ of keys | train.cu   | s/x.x \* (y.x - D0\[0\])/x.x * y.x/                        | gpu-ops     | forward
 GPU attention: wrong head of a group | train.cu   |
     s/head = blockIdx.y, kv = head \/ (q.cols \/ k.cols)/head = blockIdx.y, kv = head % (k.cols \/ d)/     | gpu-ops     | forward
-GPU attention: one head of a group | train.cu   | s/steps = tiles \* group;/steps = tiles;/                | gpu-ops     | forward
+GPU attention: one head of a group | train.cu   | s/steps = tiles \* sharing;/steps = tiles;/              | gpu-ops     | forward
 GPU attention: out keeps its old m | train.cu   |
-    s/o\[m\]\[n\]\[i\] = {o\[m\]\[n\]\[i\].x \* shrink/o[m][n][i] = {o[m][n][i].x/                         | gpu-ops     | forward
-GPU attention: l keeps its old m | train.cu   | s/sum\[m\]\[i\] \*= shrink;//                              | gpu-ops     | forward
+    s/o\[n\]\[j\] = {o\[n\]\[j\].x \* shrink/o[n][j] = {o[n][j].x/                                         | gpu-ops     | forward
+GPU attention: l keeps its old m | train.cu   | s/sum\[j\] \*= shrink;//                                   | gpu-ops     | forward
 GPU attention: does not wait | train.cu   | s/    __pipeline_wait_prior(0);/    __pipeline_wait_prior(1);/ | gpu-ops     | forward
 GPU attention: no barrier  | train.cu   | /static inline void arrived/,/^}/{/__syncthreads/d}  | gpu-ops  | random:1
-GPU attention: over the tile in use | train.cu | s/V, v, slot ^ 1, next/V, v, slot, next/  | gpu-ops  | forward
+GPU attention: over the tile in use | train.cu | s/SLOTS = 3/SLOTS = 1/                   | gpu-ops  | reverse
+GPU attention: over the second group | train.cu | s/SLOTS = 3/SLOTS = 2/                  | gpu-ops  | reverse bf16
+GPU attention: values of another tile | train.cu | s/ add_values(i - 1);/ add_values(i);/ | gpu-ops  | forward bf16
+GPU attention: keys of another tile | train.cu | s/ add_keys(i - 1);/ add_keys(i);/       | gpu-ops  | forward bf16
+GPU attention: queries of another tile | train.cu | s/ add_queries(i - 1);/ add_queries(i);/ | gpu-ops | forward bf16
+GPU attention: no last values | train.cu | s/ add_values(tiles - 1);//                    | gpu-ops  | forward bf16
+GPU attention: no last keys  | train.cu | s/ add_keys(tiles - 1);//                       | gpu-ops  | forward bf16
+GPU attention: no last queries | train.cu | s/ add_queries(steps - 1);//                  | gpu-ops  | forward bf16
+GPU attention: exp before the scores are there | train.cu | s/^        finished<0>(S);// | gpu-ops   | forward bf16
+GPU attention: P v still on its way | train.cu | s/finished<1>(o)/finished<2>(o)/         | gpu-ops  | forward bf16
+GPU attention: dS k still on its way | train.cu | s/finished<2>(sum);/finished<3>(sum);/  | gpu-ops  | forward bf16
+GPU attention: Pᵀ dout still on its way | train.cu | s/finished<2>(sum_/finished<4>(sum_/ | gpu-ops  | forward bf16
+GPU attention: out before P v is there | train.cu | s/^        finished<0>(o);//              | gpu-ops  | forward bf16
+GPU tile: rows of one panel  | ops/tensor_core.cuh | s/col \/ 64 \* ROWS \* 64 +/col \/ 64 * 64 +/ | gpu-ops | forward
 GPU cross-entropy: no label  | train.cu   | s/ - (c + i == label)//                                        | gpu-ops     | forward
 GPU cross-entropy: sum not corrected | train.cu   | s/sum \*= exp(before - mine)/sum \*= 1/                | gpu-ops     | forward
 GPU cross-entropy: beyond the row | train.cu   | s/if (c + i < logits.cols) sum += /sum += /               | gpu-ops     | forward
@@ -531,15 +541,17 @@ link_tests() { # directory, the ranks' directory (the same), objects besides
 # gsm8k trains, pairs are of floats. All other tests are those in double.
 in_float() { [[ $1 = gsm8k || $1 = pairs || $1 = bf16 ]]; }
 
-# directory, file, test: the tests of the sources in it; only what the file belongs to is compiled anew
+# directory, file, test, order: the tests of the sources in it; only what the file belongs to is compiled anew
 build() {
     if in_float "$3"; then
         cp $whole/*.o "$1"; compile_tests "$1" -O2 && link_tests "$1"; return
     fi
     case $2 in
-    train.cu)
-        ${CXX:-c++} -std=c++17 -O1 -w -fopenmp -DDOUBLE -I. -x c++ -c "$1/train.cu" -o "$1/emu.o" &&
-        ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o "$1/emu.o" -o "$1/test" $libs ;;
+    train.cu|*.cuh)
+        local numbers=DOUBLE half=f64
+        [[ $4 != *bf16 ]] || { numbers=BFLOAT16; half=bf16; }
+        ${CXX:-c++} -std=c++17 -O1 -w -fopenmp -D$numbers -I. -x c++ -c "$1/train.cu" -o "$1/emu.o" &&
+        ${CXX:-c++} -fopenmp build/cpu_half.o build/gpu_half_$half.o build/tokenizer.o "$1/emu.o" -o "$1/test" $libs ;;
     tokenizer.c|lib/words.h)
         cp $whole/*.o "$1"; compile_tokenizer "$1" && link_tests "$1" ;;
     run/ranks_mpi.c)
@@ -560,11 +572,11 @@ run_test() { # directory, test, method: what it leaves lies in the directory
 
 try() { # directory, what, file, expression, test, method or order
     local dir=$1 method=$6 order=
-    [ "$3" != train.cu ] || { order=$6; method=; }
+    [[ $3 != *.cu* ]] || { order=${6% bf16}; method=; }
     copy_sources "$dir"
     sed -i "$4" "$dir/$3"
     if cmp -s "$3" "$dir/$3"; then echo "✗ $2: the expression changes nothing"
-    elif ! build "$dir" "$3" "$5" 2>"$dir/errors"; then echo "✗ $2: does not compile"; head -3 "$dir/errors"
+    elif ! build "$dir" "$3" "$5" "$6" 2>"$dir/errors"; then echo "✗ $2: does not compile"; head -3 "$dir/errors"
     elif CUDA_ORDER=$order run_test "$dir" "$5" "$method"; then echo "✗ $2: $5 stays green"
     elif grep -q ': skipped, .* is not here$' "$dir/log"; then echo "- $2: $(tail -n 2 "$dir/log" | head -n 1)"
     else echo "✓ $2: $5 turns red"; fi
@@ -701,7 +713,7 @@ __attribute__((constructor)) static void choose(void)
         number=$((number + $(wc -l <"$whole/list.${file//\//.}")))
     done
     while IFS=$'\1' read -r number what file expression test method; do
-        [ "$file" != train.cu ] && [ "$file" != run/ranks_mpi.c ] && ! in_float "$test" || continue
+        [[ $file != *.cu* ]] && [ "$file" != run/ranks_mpi.c ] && ! in_float "$test" || continue
         fault=$(fault_of "$file" "$expression")
         [ -z "$fault" ] || echo "$number	$fault" >>"$whole/list.${file//\//.}"
     done <$whole/chosen
@@ -761,7 +773,7 @@ case $1 in
 *) [[ " $ruled " != *" $1 "* ]] || planted=$1 ;;
 esac
 choose_mutants "$only" $every >$whole/chosen
-! grep -q train.cu $whole/chosen || make -s build/cpu_half.o build/gpu_half_f64.o build/tokenizer.o
+! grep -q '\.cu' $whole/chosen || make -s build/cpu_half.o build/gpu_half_f64.o build/gpu_half_bf16.o build/tokenizer.o
 compile_tests $whole/src -DDOUBLE && compile_tokenizer $whole/src && compile_ranks $whole/src || exit 1
 mv $whole/src/*.o $whole
 plant_all || exit 1
