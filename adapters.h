@@ -703,6 +703,10 @@ static void bat_row_memory(model *m, linear *l, int count, const char *name)
     reserve(&m->dbroad, rows, l->W.cols);
     reserve(&m->narrow, rows, r);
     reserve(&m->weight, l->W.rows, l->W.cols);
+    for (int i = 0; i < 2; i++) {                                       // room for sums
+        reserve(i ? &m->broad : &m->dbroad, m->p.tokens, 2 * r);
+        reserve(i ? &m->broad : &m->dbroad, 2 * r, l->W.cols);
+    }
 }
 
 static void bat_row_layout(model *m, linear *l, const char *name)
@@ -712,32 +716,26 @@ static void bat_row_layout(model *m, linear *l, const char *name)
     bat_row_memory(m, l, blocks, name);
 }
 
-// x + u is made in u's own place.
 static void bat_row_forward(model *m, linear *l, mat y, mat x, enum mode mode)
 {
-    int r = l->B.rows;
-    mat u = aligned(m->broad, x.rows, x.cols);
-    mat sum = aligned(m->narrow, x.rows, r);
-    matmul_nt(column_blocks(u, r), column_blocks(x, r), l->B, 1, SET);  // u_j = x_j B_jᵀ        (N, in)
-    shard_sum(sum, u);                                                  // Σ_j u_j               (N, r)
-    add(u, x, 1);                                                       // x̃ = x + u
-    matmul_nt(y, u, l->W, 1, mode);                                     // y = x̃ Wᵀ
+    mat x_tilde = aligned(m->broad, x.rows, x.cols);
+    mat sum = aligned(m->narrow, x.rows, l->B.rows);
+    block_diagonal_forward(x_tilde, sum, x, l->B, m->dbroad);           // u_j = x_j B_jᵀ, x̃ = x + u, Σ_j u_j
+    matmul_nt(y, x_tilde, l->W, 1, mode);                               // y = x̃ Wᵀ
     shard_tile(y, sum);                                                 // y_i += Σ_j u_j
 }
 
-// du is dx̃ first. Then g, which is the same row for every j, is added to each du_j.
+// g is the same row for every j.
 static void bat_row_backward(model *m, linear *l, mat dx, mat dy, mat x, enum mode mode)
 {
-    int r = l->B.rows;
-    mat du = aligned(m->dbroad, x.rows, x.cols);
-    mat g = aligned(m->narrow, x.rows, r);
-    matmul_nn(du, dy, l->W, 1, SET);                                     // y = x̃ Wᵀ:        dx̃ = dy W
-    if (mode == SET) copy(dx, du);                                       // x̃ = x + u:       dx  = dx̃
-    else add(dx, du, 1);                                                 //                  dx += dx̃
-    shard_sum(g, dy);                                                    // y_i += Σ_j u_j:  g = Σ_i dy_i
-    shard_tile(du, g);                                                   //                  du_j = dx̃_j + g
-    matmul_tn(l->dB, column_blocks(du, r), column_blocks(x, r), 1, ADD); // u_j = x_j B_jᵀ:  dB_j += du_jᵀ x_j
-    matmul_nn(column_blocks(dx, r), column_blocks(du, r), l->B, 1, ADD); //                  dx_j += du_j B_j
+    mat dx_tilde = aligned(m->dbroad, x.rows, x.cols);
+    mat g = aligned(m->narrow, x.rows, l->B.rows);
+    matmul_nn(dx_tilde, dy, l->W, 1, SET);                              // y = x̃ Wᵀ:        dx̃ = dy W
+    shard_sum(g, dy);                                                   // y_i += Σ_j u_j:  g = Σ_i dy_i
+    block_diagonal_backward(dx, l->dB, dx_tilde, g, x, l->B, m->broad, mode);
+    //                                                                     x̃ = x + u:       du_j = dx̃_j + g
+    //                                                                     u_j = x_j B_jᵀ:  dB_j += du_jᵀ x_j
+    //                                                                     dx_j = or += dx̃_j + du_j B_j
 }
 
 // W_ij + I, in the work space.

@@ -1906,6 +1906,25 @@ static void plain_shard_tile(void)
         }
 }
 
+// With W = I + the diagonal of the B_jᵀ: x̃ = x W, and Σ_j u_j beside it.
+static void plain_block_diagonal(void)
+{
+    for (int n = 0, C = op.in[0].cols, r = op.in[1].rows, across = C + r; n < op.out.rows; n++)
+        for (int i = 0; i < C; i++) {
+            plain.out[n * across + i] += plain.in[0][n * C + i];
+            plain.grad[0][n * C + i] += plain.cot[n * across + i];
+            for (int c = 0; c < r; c++) {
+                int from = i / r * r + c, b = i * r + c;            // of x, and of B
+                double u = plain.in[0][n * C + from] * plain.in[1][b];
+                double du = plain.cot[n * across + i] + plain.cot[n * across + C + i % r];
+                plain.out[n * across + i] += u;
+                plain.out[n * across + C + i % r] += u;
+                plain.grad[1][b] += du * plain.in[0][n * C + from];
+                plain.grad[0][n * C + from] += du * plain.in[1][b];
+            }
+        }
+}
+
 static void plain_broadcast_mul(void)   // y = 0.7 x g, g a number a row or a column
 {
     for (int n = 0, C = op.out.cols; n < op.out.rows; n++)
@@ -2041,7 +2060,8 @@ static const struct { void (*op)(void), (*loops)(void); } in_plain_loops[] = {
     {nt_forward, plain_nt}, {nn_forward, plain_nn}, {tn_forward, plain_tn}, {add_bias_forward, plain_bias},
         {blocks_forward, plain_blocks}, {embed_forward, plain_embedding}, {norm_forward, plain_rmsnorm},
     {rope_forward, plain_rope}, {att_forward, plain_attention}, {glu_forward, plain_swiglu}, {ce_forward, plain_cross_entropy},
-    {sum_forward, plain_shard_sum}, {tile_forward, plain_shard_tile}, {mul_forward, plain_broadcast_mul},
+    {sum_forward, plain_shard_sum}, {tile_forward, plain_shard_tile},
+        {diagonal_forward, plain_block_diagonal}, {mul_forward, plain_broadcast_mul},
         {dot_forward, plain_broadcast_dot},
     {mag_forward, plain_magnitude}, {ln1_forward, plain_ln1}, {ln3_forward, plain_ln3}, {shift_forward, plain_shift_mix},
     {th_forward, plain_tanh}, {relu_forward, plain_relu2}, {gate_forward, plain_gate}, {wkv_forward, plain_wkv},
@@ -2100,6 +2120,7 @@ static const struct { op_case op; int head; span spans[SPANS]; } large_cases[] =
     {.op = {"shard_sum, one shard", {{333, 61}}, {{{333, 61}}}, sum_forward, sum_backward, 0}},
     {.op = {"shard_sum, less than a shard", {{333, 77}}, {{{333, 61}}}, sum_forward, sum_backward, 0}},
     {.op = {"shard_sum, shards of one", {{20, 1}}, {{{20, 2051}}}, sum_forward, sum_backward, 0}},
+    {.op = {"block_diagonal", {{333, 144}}, {{{333, 108}}, {{3, 36, 36}}}, diagonal_forward, diagonal_backward, 0}},
     {.op = {"shard_tile, short last shard", {{20, 2051}}, {{{20, 64}}}, tile_forward, tile_backward, 0}},
     {.op = {"shard_tile, one shard", {{333, 61}}, {{{333, 61}}}, tile_forward, tile_backward, 0}},
     {.op = {"shard_tile, less than a shard", {{333, 61}}, {{{333, 77}}}, tile_forward, tile_backward, 0}},

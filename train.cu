@@ -318,7 +318,8 @@ static mat contiguous(mat m, void *p, enum dtype type)
     return m;
 }
 
-static size_t bytes_of(const mat &m) { return (size_t)m.batch * m.rows * m.cols * size_of[m.type]; }
+static size_t elements_of(const mat &m) { return (size_t)m.batch * m.rows * m.cols; }
+static size_t bytes_of(const mat &m) { return elements_of(m) * size_of[m.type]; }
 
 // m has this dtype and no gaps between rows or matrices, like data on the host: its memory can be copied, or
 // set to zero, as it is.
@@ -805,34 +806,36 @@ struct query_block {
     }
 };
 
-// Begins to copy rows of one head into a tile; what the tile has beyond them and beyond d is zero.
+// Begins to copy `cols` columns of `rows` rows into a tile; what the tile has beyond them is zero.
 // Neighbouring threads take neighbouring packs of 16 bytes of a row; where rows do not begin at 16 bytes, a
 // thread copies its numbers one by one.
 template <int N, int D> __device__ static inline
-void fetch(real *to, const mat &m, int row, int rows, int head, int d)
+void fetch(real *to, const mat &m, int row, int rows, int col, int cols)
 {
     constexpr int PACKS = D / PACK;
     constexpr int ACROSS = PACKS <= 4 ? 4 : PACKS <= 8 ? 8 : PACKS <= 16 ? 16 : PACKS <= 32 ? 32 : 64;
     constexpr int DOWN = ATTENTION_THREADS / ACROSS;                    // ACROSS packs of DOWN rows at a time
     const int c = threadIdx.x % ACROSS * PACK, first = threadIdx.x / ACROSS;
-    const real *from = (const real *)m.p + (row + first) * m.ld + head * d + c;
-    const bool aligned = ((uintptr_t)m.p | (m.ld | (size_t)d) * sizeof(real)) % 16 == 0;
+    const real *from = (const real *)m.p + (row + first) * m.ld + col + c;
+    const bool aligned = ((uintptr_t)m.p | (m.ld | (size_t)(col | cols)) * sizeof(real)) % 16 == 0;
     if (c >= D) return;
     if (aligned) {
         UNROLL for (int r = 0; r < N; r += DOWN)
             if (N % DOWN == 0 || first + r < N)
-                begin_copy(to + in_tile<N>(first + r, c), from + r * m.ld, first + r < rows && c < d);
+                begin_copy(to + in_tile<N>(first + r, c), from + r * m.ld, first + r < rows && c < cols);
         return;
     }
     for (int r = 0; first + r < N; r += DOWN)
         for (int e = 0; e < PACK; e++)
-            to[in_tile<N>(first + r, c + e)] = first + r < rows && c + e < d ? from[r * m.ld + e] : (real)0;
+            to[in_tile<N>(first + r, c + e)] =
+                first + r < rows && c + e < cols ? from[r * m.ld + e] : (real)0;
 }
 
-// Waits until what this block has begun to fetch is there, and all its warps are done with the tile before.
-__device__ static inline void arrived()
+// Waits until all but the last LATER that this block has begun to fetch is there, and all its warps are done
+// with the tile before.
+template <int LATER = 0> __device__ static inline void arrived()
 {
-    __pipeline_wait_prior(0);
+    __pipeline_wait_prior(LATER);
     show_to_tensor_cores();
     __syncthreads();
 }
@@ -881,26 +884,33 @@ __device__ static inline place place_of(int n, int i)
     return {lane / 4 + 8 * i, 8 * n + lane % 4 * 2};
 }
 
-// The warp's rows of one head, from `row` on, become scale c, each with its own scale. There are `rows`.
+// The warp's rows, from `row` on, become scale c, each with its own scale: `rows` of them, in `cols` columns.
 template <int D> __device__ static inline
-void write_rows(const mat &out, int row, int rows, int head, int d,
+void write_rows(const mat &out, int row, int rows, int first, int cols,
                 wide_pair (&c)[D / 8][2], const wide (&scale)[2])
 {
     UNROLL for (int i = 0; i < 2; i++) {
         const int r = place_of(0, i).row;
-        real *to = row_of(out, row + r) + head * d;
+        real *to = row_of(out, row + r) + first;
         bool paired = (uintptr_t)to % sizeof(real_pair) == 0;
         UNROLL for (int n = 0; n < D / 8; n++) {
             int col = place_of(n, i).col;
             real_pair p = pair_up<real>(scale[i] * c[n][i].x, scale[i] * c[n][i].y);
             if (r >= rows) continue;
-            if (paired && col + 1 < d) *(real_pair *)(to + col) = p;
+            if (paired && col + 1 < cols) *(real_pair *)(to + col) = p;
             else {
-                if (col < d) to[col] = p.x;
-                if (col + 1 < d) to[col + 1] = p.y;
+                if (col < cols) to[col] = p.x;
+                if (col + 1 < cols) to[col + 1] = p.y;
             }
         }
     }
+}
+
+// a += b
+template <int N> __device__ static inline void add_pairs(wide_pair (&a)[N][2], const wide_pair (&b)[N][2])
+{
+    UNROLL for (int n = 0; n < N; n++)
+        UNROLL for (int i = 0; i < 2; i++) a[n][i] = {a[n][i].x + b[n][i].x, a[n][i].y + b[n][i].y};
 }
 
 // What the four lanes of a row have, combined.
@@ -956,8 +966,8 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
     wide most[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     auto fetch_tile = [&](int i) {
         int key = b.from + i * N, slot = i % SLOTS * SIZE;
-        if (i < tiles) fetch<N, D>(K + slot, k, key, b.to - key, kv, d);
-        if (i < tiles) fetch<N, D>(V + slot, v, key, b.to - key, kv, d);
+        if (i < tiles) fetch<N, D>(K + slot, k, key, b.to - key, kv * d, d);
+        if (i < tiles) fetch<N, D>(V + slot, v, key, b.to - key, kv * d, d);
         __pipeline_commit();
     };
     auto next_round = [&](int i) {                      // with tile i; the one behind it is fetched meanwhile
@@ -991,7 +1001,7 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
         }
         add_product<N, D>(o, S, V + i % SLOTS * SIZE);                            // o += P v
     };
-    fetch<QUERIES, D>(Q, q, b.row, b.n, head, d);
+    fetch<QUERIES, D>(Q, q, b.row, b.n, head * d, d);
     fetch_tile(0);
     if (is_first_group())
         for (int i = 0; i < tiles; i++) {
@@ -1020,7 +1030,7 @@ attention_kernel(mat out, mat lse, mat q, mat k, mat v, int d, int window, wide 
         wide *at = (wide *)lse.p + index_of(lse, 0, row + p.row, head);
         if (p.col == 0 && p.row < rows) *at = most[i] / LOG2E + log(l);
     }
-    write_rows<D>(out, row, rows, head, d, o, inverse);
+    write_rows<D>(out, row, rows, head * d, d, o, inverse);
 }
 
 //  out = P v:         dv = Pᵀ dout,   dP = dout vᵀ
@@ -1051,8 +1061,8 @@ attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, m
     wide_pair sum[D / 8][2] = {}, S[N / 8][2], dS[N / 8][2];
     auto fetch_tile = [&](int i) {
         int key = b.from + i * N, slot = i % SLOTS * SIZE;
-        if (i < tiles) fetch<N, D>(K + slot, k, key, b.to - key, kv, d);
-        if (i < tiles) fetch<N, D>(V + slot, v, key, b.to - key, kv, d);
+        if (i < tiles) fetch<N, D>(K + slot, k, key, b.to - key, kv * d, d);
+        if (i < tiles) fetch<N, D>(V + slot, v, key, b.to - key, kv * d, d);
         __pipeline_commit();
     };
     auto next_round = [&](int i) {
@@ -1079,8 +1089,8 @@ attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, m
         }
         add_product<N, D>(sum, dS, K + i % SLOTS * SIZE);                              // dq += dS k
     };
-    fetch<QUERIES, D>(Q, q, b.row, b.n, head, d);
-    fetch<QUERIES, D>(G, dout, b.row, b.n, head, d);
+    fetch<QUERIES, D>(Q, q, b.row, b.n, head * d, d);
+    fetch<QUERIES, D>(G, dout, b.row, b.n, head * d, d);
     fetch_tile(0);
 
     UNROLL for (int i = 0; i < 2; i++) {
@@ -1118,7 +1128,7 @@ attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, m
         add_keys(tiles - 1);
         finished<0>(sum);
     }
-    write_rows<D>(dq, row, rows, head, d, sum, {scale, scale});
+    write_rows<D>(dq, row, rows, head * d, d, sum, {scale, scale});
 }
 
 // One block: KEYS keys of a span in one head of keys. The queries that see them stream past, of every query
@@ -1147,8 +1157,8 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
     auto fetch_tile = [&](int step) {
         int slot = step % SLOTS, query = s.q + from + step % tiles * N, head = kv * sharing + step / tiles;
         int left = s.q + to - query;
-        fetch<N, D>(Q + slot * SIZE, q, query, left, head, d);
-        fetch<N, D>(G + slot * SIZE, dout, query, left, head, d);
+        fetch<N, D>(Q + slot * SIZE, q, query, left, head * d, d);
+        fetch<N, D>(G + slot * SIZE, dout, query, left, head * d, d);
         for (int r = threadIdx.x; r < N; r += ATTENTION_THREADS) {
             size_t at = index_of(lse, 0, r < left ? query + r : query, head);
             size_t zeros = r < left ? 0 : sizeof(wide);
@@ -1184,8 +1194,8 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
         }
         add_product<N, D>(sum_k, dS, Q + slot * SIZE);                          // dk += dSᵀ q
     };
-    fetch<KEYS, D>(K, k, s.k + first, keys, kv, d);
-    fetch<KEYS, D>(V, v, s.k + first, keys, kv, d);
+    fetch<KEYS, D>(K, k, s.k + first, keys, kv * d, d);
+    fetch<KEYS, D>(V, v, s.k + first, keys, kv * d, d);
     __pipeline_commit();
     if (steps) fetch_tile(0);
     if (is_first_group())
@@ -1211,8 +1221,8 @@ attention_dkv_kernel(mat dk, mat dv, mat dout, mat q, mat k, mat v, mat lse, mat
         finished<0>(sum_k);
     }
     arrived();                                          // keys that no query sees are only here now
-    write_rows<D>(dv, row, rows, kv, d, sum_v, {1, 1});
-    write_rows<D>(dk, row, rows, kv, d, sum_k, {scale, scale});
+    write_rows<D>(dv, row, rows, kv * d, d, sum_v, {1, 1});
+    write_rows<D>(dk, row, rows, kv * d, d, sum_k, {scale, scale});
 }
 
 // The spans that a list on the device was made for. It lies there until spans come that are not these.
@@ -1273,7 +1283,7 @@ static span_rows *list_blocks(const span *spans, int count)
     } while (0)
 #define RUN_SHARED(kernel, grid, bytes, ...) \
     (check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), \
-           "attention: a block of this GPU has too little shared memory for heads so wide"), \
+           #kernel ": a block of this GPU has too little shared memory"), \
      LAUNCH_SHARED(kernel, grid, ATTENTION_THREADS, bytes, __VA_ARGS__), check(cudaGetLastError(), #kernel))
 
 static int attention_bytes(int D, int rows) { return rows * (D > 64 ? 128 : 64) * (int)sizeof(real); }
@@ -2073,6 +2083,275 @@ extern "C" void shard_tile(mat x, mat s)
     else if (real_s) RUN((shard_tile_kernel<wide, real>), grid, THREADS, x, s);
     else if (real_x) RUN((shard_tile_kernel<real, wide>), grid, THREADS, x, s);
     else RUN((shard_tile_kernel<wide, wide>), grid, THREADS, x, s);
+}
+
+// ---- bat-row's block-diagonal products ----
+//
+//  u_j = x_j B_jᵀ,      x̃ = x + u,             sum = Σ_j u_j
+//  du_j = dx̃_j + g,     dB_j += du_jᵀ x_j,     dx_j = or += dx̃_j + du_j B_j
+//
+// They do little arithmetic with each number of x, so what counts is that x is read once and u and du are
+// never in memory. B_j is cut into squares of 64 by 64, which a short last one fills up with zeros:
+//
+//     x_0    │x_1    │x_2    │           a block of threads has KEPT_ROWS rows, and one square's columns of
+//     □ □    │□ □    │□ □    │           each x_j. It walks from left to right, over all squares beside
+//     with a rank of 128, say            its own in x_j, and takes its own last. Some blocks of threads share
+//                                        the way, an equal part each: one alone would leave memory idle.
+enum { SQUARE = 64, OF_ROWS = tile_size<KEPT_ROWS, SQUARE>(), OF_B = tile_size<SQUARE, SQUARE>() };
+
+struct squares {
+    int r, across, own, width;                          // its own square begins at column `own` of a block
+    __device__ squares(int r, int which)
+        : r(r), across((r + SQUARE - 1) / SQUARE), own(which * SQUARE), width(columns(own)) {}
+    __device__ int columns(int first) const { return r - first < SQUARE ? r - first : SQUARE; }
+    __device__ int block(int step) const { return step / across; }
+    __device__ int first(int step) const { return (own / SQUARE + 1 + step % across) % across * SQUARE; }
+    __device__ bool is_own(int step) const { return step % across == across - 1; }
+    // the steps of this block of threads: its part of all x_j
+    __device__ int part(int count) const { return (count + gridDim.z - 1) / gridDim.z * across; }
+    __device__ int begin(int count) const { return blockIdx.z * part(count); }
+    __device__ int end(int count) const
+    {
+        int end = begin(count) + part(count);
+        return end < count * across ? end : count * across;
+    }
+};
+
+__device__ static inline mat block_of(mat B, int j)
+{
+    B.p = (real *)B.p + j * B.stride;
+    return B;
+}
+
+// The tile, which is x's or dx̃'s own square, + u becomes columns col … of out; and out's own are added.
+__device__ static inline
+void store_sum(const mat &out, int row, int rows, int col, int cols,
+               real *tile, wide_pair (&u)[SQUARE / 8][2], enum mode mode)
+{
+    constexpr int PACKS = SQUARE / PACK;
+    const int warp_row = threadIdx.x / WARP * 16, lane = threadIdx.x % WARP;
+    UNROLL for (int n = 0; n < SQUARE / 8; n++)
+        UNROLL for (int i = 0; i < 2; i++) {
+            place p = place_of(n, i);
+            real_pair *at = (real_pair *)(tile + in_tile<KEPT_ROWS>(warp_row + p.row, p.col));
+            *at = pair_up<real>(up(at->x) + u[n][i].x, up(at->y) + u[n][i].y);
+        }
+    __syncwarp();                                       // a warp has all of its 16 rows
+    for (int p = lane; p < 16 * PACKS; p += WARP) {
+        int r = warp_row + p / PACKS, c = p % PACKS * PACK;
+        if (r >= rows || c >= cols) continue;
+        real *to = row_of(out, row + r) + col + c;
+        pack sum = load_pack(tile + in_tile<KEPT_ROWS>(r, c), PACK), before = {};
+        if (mode == ADD) before = load_pack(to, cols - c);
+        for (int e = 0; e < PACK; e++) sum.x[e] += before.x[e];
+        store_pack(to, sum, cols - c);
+    }
+}
+
+// What the warps have of a sum of rows: 16 rows a warp, which lies row after row in memory.
+template <int N> __device__ static inline
+void leave_sum(wide *to, int ld, int rows, int cols, int col, wide_pair (&c)[N][2])
+{
+    UNROLL for (int j = 0; j < 2 * N; j++) {
+        place p = place_of(j / 2, j % 2);
+        int c0 = col + p.col;
+        if (p.row < rows && c0 < cols) to[(size_t)p.row * ld + c0] = c[j / 2][j % 2].x;
+        if (p.row < rows && c0 + 1 < cols) to[(size_t)p.row * ld + c0 + 1] = c[j / 2][j % 2].y;
+    }
+}
+
+// One block: KEPT_ROWS rows, and one square's columns of its part of the x_j. It leaves its part of Σ_j u_j.
+__global__ static void __launch_bounds__(ATTENTION_THREADS, 1)
+block_diagonal_kernel(mat x_tilde, wide *sums, mat x, mat B, int r)
+{
+    SHARED_MEMORY(real, memory);
+    enum { AHEAD = 2, ROOMS = AHEAD + 1 };
+    real *X = memory, *W = X + ROOMS * OF_ROWS;
+    const squares s(r, blockIdx.y);
+    const int row = blockIdx.x * KEPT_ROWS, begin = s.begin(x.cols / r), end = s.end(x.cols / r);
+    const int rows = x.rows - row < KEPT_ROWS ? x.rows - row : KEPT_ROWS, warp_row = threadIdx.x / WARP * 16;
+    auto fetch_step = [&](int step) {
+        if (step < end) {
+            int j = s.block(step), first = s.first(step), room = step % ROOMS;
+            fetch<KEPT_ROWS, SQUARE>(X + room * OF_ROWS, x, row, rows, j * r + first, s.columns(first));
+            fetch<SQUARE, SQUARE>(W + room * OF_B, block_of(B, j), s.own, s.width, first, s.columns(first));
+        }
+        __pipeline_commit();
+    };
+    wide_pair part[SQUARE / 8][2], u[SQUARE / 8][2] = {}, total[SQUARE / 8][2] = {};
+    for (int step = begin; step < begin + AHEAD; step++) fetch_step(step);
+    for (int step = begin; step < end; step++) {
+        real *tile = X + step % ROOMS * OF_ROWS;
+        arrived<AHEAD - 1>();
+        fetch_step(step + AHEAD);
+        rows_by_rows<SQUARE, SQUARE>(part, tile, W + step % ROOMS * OF_B);              // u_j += x_j B_jᵀ
+        finished<0>(part);
+        add_pairs(u, part);
+        if (!s.is_own(step)) continue;
+        add_pairs(total, u);
+        store_sum(x_tilde, row, rows, s.block(step) * r + s.own, s.width, tile, u, SET);
+        UNROLL for (int n = 0; n < SQUARE / 8; n++) u[n][0] = u[n][1] = {0, 0};
+    }
+    sums += ((size_t)blockIdx.z * x.rows + row + warp_row) * r + s.own;
+    leave_sum(sums, r, rows - warp_row, s.width, 0, total);
+}
+
+// dx.  One block: KEPT_ROWS rows, and one square's columns of its part of the dx_j. g has one square as a
+// rule, which is then fetched once.
+template <int AHEAD> __global__ static void __launch_bounds__(ATTENTION_THREADS, 1)
+block_diagonal_dx_kernel(mat dx, mat dx_tilde, mat g, mat B, int r, enum mode mode)
+{
+    SHARED_MEMORY(real, memory);
+    enum { ROOMS = AHEAD + 1 };
+    real *X = memory, *W = X + ROOMS * OF_ROWS, *G = W + ROOMS * OF_B;
+    const squares s(r, blockIdx.y);
+    const int row = blockIdx.x * KEPT_ROWS, begin = s.begin(dx.cols / r), end = s.end(dx.cols / r);
+    const int rows = dx.rows - row < KEPT_ROWS ? dx.rows - row : KEPT_ROWS;
+    auto room_of_g = [&](int step) { return s.across == 1 ? 0 : step % ROOMS; };
+    auto fetch_step = [&](int step) {
+        if (step < end) {
+            int j = s.block(step), first = s.first(step), n = s.columns(first), room = step % ROOMS;
+            fetch<KEPT_ROWS, SQUARE>(X + room * OF_ROWS, dx_tilde, row, rows, j * r + first, n);
+            fetch<SQUARE, SQUARE>(W + room * OF_B, block_of(B, j), first, n, s.own, s.width);
+            if (step == begin || s.across > 1)
+                fetch<KEPT_ROWS, SQUARE>(G + room_of_g(step) * OF_ROWS, g, row, rows, first, n);
+        }
+        __pipeline_commit();
+    };
+    wide_pair du[SQUARE / 8][2], v[SQUARE / 8][2] = {};
+    for (int step = begin; step < begin + AHEAD; step++) fetch_step(step);
+    for (int step = begin; step < end; step++) {
+        real *tile = X + step % ROOMS * OF_ROWS;
+        arrived<AHEAD - 1>();
+        fetch_step(step + AHEAD);
+        UNROLL for (int j = 0; j < SQUARE / 4; j++) {                                   // du_j = dx̃_j + g
+            place p = place_of(j / 2, j % 2);
+            int at = in_tile<KEPT_ROWS>(threadIdx.x / WARP * 16 + p.row, p.col);
+            real_pair a = *(real_pair *)(tile + at), b = *(real_pair *)(G + room_of_g(step) * OF_ROWS + at);
+            du[j / 2][j % 2] = {up(a.x) + up(b.x), up(a.y) + up(b.y)};
+        }
+        add_product<SQUARE, SQUARE>(v, du, W + step % ROOMS * OF_B);                    // dx_j += du_j B_j
+        finished<0>(v);
+        if (!s.is_own(step)) continue;
+        store_sum(dx, row, rows, s.block(step) * r + s.own, s.width, tile, v, mode);    // dx_j += dx̃_j
+        UNROLL for (int n = 0; n < SQUARE / 8; n++) v[n][0] = v[n][1] = {0, 0};
+    }
+}
+
+// dB.  One block: a square of one dB_j, from a slice of the rows, of which it leaves the sum. A warp has 16
+// of the square's rows.
+__global__ static void __launch_bounds__(ATTENTION_THREADS, 1)
+block_diagonal_db_kernel(mat dB, wide *sums, mat dx_tilde, mat g, mat x)
+{
+    SHARED_MEMORY(real, memory);
+    enum { ROOMS = 2, COLUMNS = SQUARE / GROUPS };      // of the square: a group of warps has so many
+    real *X = memory, *U = X + ROOMS * OF_ROWS, *G = U + ROOMS * OF_ROWS;
+    const int r = dB.rows, across = (r + SQUARE - 1) / SQUARE, j = blockIdx.x / (across * across);
+    const squares down(r, blockIdx.x / across % across), over(r, blockIdx.x % across);
+    const int tiles = (x.rows + KEPT_ROWS - 1) / KEPT_ROWS, each = (tiles + gridDim.y - 1) / gridDim.y;
+    const int first = blockIdx.y * each, last = first + each < tiles ? first + each : tiles;
+    const int lane = threadIdx.x % WARP, warp_row = threadIdx.x / WARP % 4 * 16;
+    const int col = threadIdx.x / WARP / 4 * COLUMNS;
+    auto fetch_step = [&](int i) {
+        int row = i * KEPT_ROWS, room = i % ROOMS * OF_ROWS;
+        if (i < last) {
+            fetch<KEPT_ROWS, SQUARE>(X + room, x, row, x.rows - row, j * r + over.own, over.width);
+            fetch<KEPT_ROWS, SQUARE>(U + room, dx_tilde, row, x.rows - row, j * r + down.own, down.width);
+            fetch<KEPT_ROWS, SQUARE>(G + room, g, row, x.rows - row, down.own, down.width);
+        }
+        __pipeline_commit();
+    };
+    wide_pair c[COLUMNS / 8][2] = {};
+    fetch_step(first);
+    for (int i = first; i < last; i++) {
+        const int room = i % ROOMS * OF_ROWS;
+        arrived();
+        fetch_step(i + 1);
+        for (int n = 0; n < KEPT_ROWS; n += 16) {                       // c += (dx̃_j + g)ᵀ x_j
+            real_pair u[4], v[4], y[4];
+            int at = in_tile<KEPT_ROWS>(n + lane % 8 + lane / 16 * 8, warp_row + lane / 8 % 2 * 8);
+            load_transposed(u, U + room + at);
+            load_transposed(v, G + room + at);
+            UNROLL for (int k = 0; k < COLUMNS; k += 16) {
+                load_transposed(y, X + room + in_tile<KEPT_ROWS>(n + lane % 16, col + k + lane / 16 * 8));
+                mma(c[k / 8], u, y);
+                mma(c[k / 8 + 1], u, y + 2);
+                mma(c[k / 8], v, y);
+                mma(c[k / 8 + 1], v, y + 2);
+            }
+        }
+    }
+    sums += (((size_t)blockIdx.y * dB.batch + j) * r + down.own + warp_row) * r + over.own;
+    leave_sum(sums, r, down.width - warp_row, over.width, col, c);
+}
+
+// y = or += Σ over the slices, in their order.  One block: 256 numbers, one a thread.
+template <class T> __global__ static
+void add_slices_kernel(mat y, const wide *sums, int slices, enum mode mode)
+{
+    int i = blockIdx.x * THREADS + threadIdx.x, n = y.batch * y.rows * y.cols;
+    if (i >= n) return;
+    T *to = (T *)y.p + index_of(y, i / (y.rows * y.cols), i / y.cols % y.rows, i % y.cols);
+    wide sum = mode == ADD ? up(*to) : 0;
+    for (int s = 0; s < slices; s++) sum += sums[(size_t)s * n + i];
+    down(to, sum);
+}
+
+static int square_tiles(int of_rows, int of_b)
+{
+    return (of_rows * OF_ROWS + of_b * OF_B) * (int)sizeof(real);
+}
+
+static dim3 square_grid(const mat &x, int r, int parts)
+{
+    return dim3((x.rows + KEPT_ROWS - 1) / KEPT_ROWS, (r + SQUARE - 1) / SQUARE, parts);
+}
+
+// In how many parts work is cut that `blocks` would do: as many as give each multiprocessor of a large card
+// four, but no more than the work has, or than there is room for their sums.
+static int parts_of(int blocks, int most, size_t room)
+{
+    enum { ENOUGH_BLOCKS = 512 };
+    int parts = ENOUGH_BLOCKS / blocks;
+    if (parts > most) parts = most;
+    if (parts > (int)room) parts = (int)room;
+    return parts > 1 ? parts : 1;
+}
+
+template <class T> static void add_slices(mat y, const wide *sums, int slices, enum mode mode)
+{
+    int blocks = (int)((elements_of(y) + THREADS - 1) / THREADS);
+    RUN(add_slices_kernel<T>, blocks, THREADS, y, sums, slices, mode);
+}
+
+extern "C" void block_diagonal_forward(mat x_tilde, mat sum, mat x, mat B, mat room)
+{
+    int r = B.rows;
+    dim3 grid = square_grid(x, r, 1);
+    grid.z = parts_of(grid.x * grid.y, B.batch, bytes_of(room) / (elements_of(sum) * sizeof(wide)));
+    RUN_SHARED(block_diagonal_kernel, grid, square_tiles(3, 3),
+               x_tilde, (wide *)room.p, x, factor(B, TYPE_OF(real), FACTOR_B), r);
+    add_slices<real>(sum, (wide *)room.p, grid.z, SET);
+}
+
+extern "C" void block_diagonal_backward(mat dx, mat dB, mat dx_tilde, mat g, mat x, mat B, mat room,
+                                        enum mode mode)
+{
+    int r = B.rows, across = (r + SQUARE - 1) / SQUARE, squares_of_B = B.batch * across * across;
+    int tiles = (x.rows + KEPT_ROWS - 1) / KEPT_ROWS;
+    if (dB.p) {
+        int slices = parts_of(squares_of_B, tiles, bytes_of(room) / bytes_of(dB));
+        RUN_SHARED(block_diagonal_db_kernel, dim3(squares_of_B, slices), square_tiles(6, 0),
+                   dB, (wide *)room.p, dx_tilde, g, x);
+        add_slices<wide>(dB, (wide *)room.p, slices, ADD);
+    }
+    if (!dx.p) return;
+    mat real_B = factor(B, TYPE_OF(real), FACTOR_B);
+    dim3 grid = square_grid(x, r, parts_of(tiles * across, B.batch, B.batch));
+    if (across == 1)
+        RUN_SHARED((block_diagonal_dx_kernel<2>), grid, square_tiles(4, 3), dx, dx_tilde, g, real_B, r, mode);
+    else
+        RUN_SHARED((block_diagonal_dx_kernel<1>), grid, square_tiles(4, 2), dx, dx_tilde, g, real_B, r, mode);
 }
 
 // e[i, j] = 1 where i − j is a multiple of r, else 0.  One block: 32 packs of 8 rows.

@@ -545,11 +545,6 @@ bool by_warpgroup(pair_of<W> (&c)[D / 8][2], const pair_of<T> (&a)[N / 16][4], c
     });
     return true;
 }
-template <int LATER, class W, size_t N> void finished(pair_of<W> (&)[N][2])
-{
-    for (auto &products = cuda_on_cpu::begun[cuda_on_cpu::me]; products.size() > LATER; products.pop_front()) products.front()();
-}
-
 /* Copies that go on by themselves. Each is made as late as it may be, when its thread waits for it, so that who does not
    wait finds what was there before; or, in reverse order, at once, so that who is not yet done with what was there is robbed. */
 namespace cuda_on_cpu {
@@ -586,6 +581,13 @@ inline void __pipeline_wait_prior(int n)        // all but the last n commits
 inline void __syncwarp(unsigned mask = ~0u, CUDA_HERE)
 {
     cuda_on_cpu::meet("__syncwarp", mask, 0, 0, file, line, [](const uint64_t *, int, unsigned) {});
+}
+
+// A warp's lanes wait together.
+template <int LATER, class W, size_t N> void finished(pair_of<W> (&)[N][2], CUDA_HERE)
+{
+    for (auto &products = cuda_on_cpu::begun[cuda_on_cpu::me]; products.size() > LATER; products.pop_front()) products.front()();
+    __syncwarp(~0u, file, line);
 }
 
 /* ---- 4  shared memory ------------------------------------------------------------------------------------------

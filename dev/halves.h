@@ -389,6 +389,28 @@ static void tile_backward(void)
     dev_free(s.p);
 }
 
+// out has x̃ and, beside it, Σ_j u_j.
+static void diagonal_forward(void)
+{
+    int in = op.in[0].cols, r = op.in[1].rows;
+    mat room = random_mat(SHAPE(2, op.out.rows, r));
+    block_diagonal_forward(columns_of(op.out, 0, in), columns_of(op.out, in, r), op.in[0], op.in[1], room);
+    dev_free(room.p);
+}
+
+static void diagonal_backward(void)
+{
+    int in = op.in[0].cols, r = op.in[1].rows;
+    mat d = like(op.cot);
+    mat room = random_mat(SHAPE(r > 64 ? 4 : 2, in, r));            // for one sum or for two
+    copy(d, op.cot);
+    if (op.grad[0].p) add(op.grad[0], op.in[0], 1);                 // what is there stays there
+    block_diagonal_backward(op.grad[0], op.grad[1], columns_of(d, 0, in), columns_of(d, in, r), op.in[0], op.in[1], room, ADD);
+    if (op.grad[0].p) add(op.grad[0], op.in[0], -1);
+    dev_free(d.p);
+    dev_free(room.p);
+}
+
 static void mul_forward(void) { broadcast_mul(op.out, op.in[0], op.in[1], 0.7, SET); }
 static void mul_backward(void)
 {
@@ -452,6 +474,8 @@ static const op_case op_cases[] = {
     {"wkv6, frozen", {{6, 8}}, {{{6, 32}}, {{8}}}, wkv_forward, wkv_backward, FROZEN1 | FRONT_TO_BACK},
     {"shard_sum", {{6, 4}}, {{{6, 11}}}, sum_forward, sum_backward, 0},
     {"shard_tile", {{6, 11}}, {{{6, 4}}}, tile_forward, tile_backward, 0},
+    {"block_diagonal", {{6, 16}}, {{{6, 12}}, {{3, 4, 4}}}, diagonal_forward, diagonal_backward, IN1},
+    {"block_diagonal, frozen input", {{6, 16}}, {{{6, 12}}, {{3, 4, 4}}}, diagonal_forward, diagonal_backward, IN1 | FROZEN0},
     {"shard_tile of wide", {{6, 11}}, {{{6, 4}}}, tile_forward, tile_backward, IN0},
     {"broadcast_mul, columns", {{6, 5}}, {{{6, 5}}, {{1, 5}}}, mul_forward, mul_backward, IN1},
     {"broadcast_mul, rows", {{6, 5}}, {{{6, 5}}, {{6, 1}}}, mul_forward, mul_backward, IN1},
@@ -506,6 +530,12 @@ static const op_case gpu_cases[] = {
     {"tiles of 37", {{9, 2057}}, {{{9, 37}}}, tile_forward, tile_backward, 0},
     {"tiles of 36", {{9, 2057}}, {{{9, 36}}}, tile_forward, tile_backward, 0},
     {"wide tiles of 8", {{9, 2056}}, {{{9, 8}}}, tile_forward, tile_backward, IN0},
+    {"block_diagonal, rank 8", {{700, 32}}, {{{700, 24}}, {{3, 8, 8}}}, diagonal_forward, diagonal_backward, IN1},
+    {"block_diagonal, rank 3", {{63, 18}}, {{{63, 15}}, {{5, 3, 3}}}, diagonal_forward, diagonal_backward, IN1},
+    {"block_diagonal, rank 36", {{1, 144}}, {{{1, 108}}, {{3, 36, 36}}}, diagonal_forward, diagonal_backward, IN1},
+    {"block_diagonal, rank 64", {{129, 384}}, {{{129, 320}}, {{5, 64, 64}}}, diagonal_forward, diagonal_backward, IN1},
+    {"block_diagonal, rank 72", {{270, 216}}, {{{270, 144}}, {{2, 72, 72}}}, diagonal_forward, diagonal_backward, IN1},
+    {"block_diagonal, rank 130", {{65, 390}}, {{{65, 260}}, {{2, 130, 130}}}, diagonal_forward, diagonal_backward, IN1},
     {"broadcast_mul, 2056 columns", {{9, 2056}}, {{{9, 2056}}, {{1, 2056}}}, mul_forward, mul_backward, IN1},
     {"broadcast_mul, 7 columns", {{9, 7}}, {{{9, 7}}, {{1, 7}}}, mul_forward, mul_backward, IN1},
     {"broadcast_dot, 2056 columns", {{9, 1}}, {{{9, 2056}}, {{9, 2056}}}, dot_forward, dot_backward, OUT},

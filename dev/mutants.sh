@@ -100,13 +100,13 @@ bat: V dV, not dV V          | adapters.h |
     s/block_rows(l->W, r), block_rows(dW, r), 1, ADD/block_rows(dW, r), block_rows(l->W, r), 1, ADD/          | gradients   | bat
 bat: W for its copy in dx    | adapters.h |
     /^static void bat_backward/,/^}/s/matmul_nn(dx, dy, W, 1, mode)/matmul_nn(dx, dy, l->W, 1, mode)/         | gradients   | bat
-bat-row: sign                | adapters.h |
-    s/column_blocks(du, r), column_blocks(x, r), 1, ADD/column_blocks(du, r), column_blocks(x, r), -1, ADD/  | gradients | bat-row
-bat-row: scale               | adapters.h |
-    s/column_blocks(du, r), l->B, 1, ADD/column_blocks(du, r), l->B, 0.5, ADD/                             | gradients   | bat-row
-bat-row: dropped term        | adapters.h | /shard_tile(du, g)/d                                           | gradients   | bat-row
-bat-row: x du, not du x      | adapters.h |
-    s/column_blocks(du, r), column_blocks(x, r), 1, ADD/column_blocks(x, r), column_blocks(du, r), 1, ADD/ | gradients   | bat-row
+bat-row: sign                | ops/cpu.c  |
+    s/matmul_tn(dB, du, column_blocks(x, r), 1,/matmul_tn(dB, du, column_blocks(x, r), -1,/                | gradients   | bat-row
+bat-row: scale               | ops/cpu.c  |
+    s/column_blocks(dx, r), du, B, 1, ADD/column_blocks(dx, r), du, B, 0.5, ADD/                           | gradients   | bat-row
+bat-row: dropped term        | ops/cpu.c  | /shard_tile(dx_tilde, g)/d                                     | gradients   | bat-row
+bat-row: x du, not du x      | ops/cpu.c  |
+    s/matmul_tn(dB, du, column_blocks(x, r)/matmul_tn(dB, column_blocks(x, r), du/                         | gradients   | bat-row
 bat-row: row j for column j  | adapters.h |
     /^static void bat_row_forward/,/^}/s/shard_tile(y, sum)/zero(sum)/                                     | definition  | bat-row
 rmsnorm: dropped term        | ops/cpu.c  | s/rho \* (wc\[c\] \* dn\[c\] - factor \* xn\[c\])/rho * wc[c] * dn[c]/ | ops     |
@@ -132,7 +132,8 @@ modes: dx always added       | adapters.h |
     s/matmul_nn(dx, dh, l->A, 1, mode)/matmul_nn(dx, dh, l->A, 1, ADD)/                                       | definition  | lora
 modes: dx written twice      | adapters.h |
     /^static void lora_backward/,/^}/s/matmul_nn(dx, dy, l->W, 1, ADD)/matmul_nn(dx, dy, l->W, 1, mode)/      | definition  | lora
-modes: dx always written     | adapters.h | s/if (mode == SET) copy(dx, du)/if (mode <= ADD) copy(dx, du)/ | definition  | bat-row
+modes: dx always written     | ops/cpu.c  |
+    s/dx.p \&\& mode == SET) copy(dx, dx_tilde)/dx.p) copy(dx, dx_tilde)/                                  | definition  | bat-row
 modes: y written twice       | adapters.h |
     /^static void pissa_forward/,/^}/s/lora_forward(m, l, y, x, ADD)/lora_forward(m, l, y, x, mode)/         | definition  | pissa
 modes: dk of the step before | ops/cpu.c  | /^    zero(dk);/d                                                | stale-memory | full
@@ -273,6 +274,26 @@ GPU attention: P v still on its way | train.cu | s/finished<1>(o)/finished<2>(o)
 GPU attention: dS k still on its way | train.cu | s/finished<2>(sum);/finished<3>(sum);/  | gpu-ops  | forward bf16
 GPU attention: Pᵀ dout still on its way | train.cu | s/finished<2>(sum_/finished<4>(sum_/ | gpu-ops  | forward bf16
 GPU attention: out before P v is there | train.cu | s/^        finished<0>(o);//              | gpu-ops  | forward bf16
+GPU bat-row: own square first | train.cu  |
+    s/(own \/ SQUARE + 1 + step % across)/(own \/ SQUARE + step % across)/                                 | gpu-ops     | forward
+GPU bat-row: rank of a square | train.cu  |
+    s/return r - first < SQUARE ? r - first : SQUARE;/return SQUARE;/                                      | gpu-ops     | forward
+GPU bat-row: u of the last square alone | train.cu |
+    s/^        add_pairs(u, part);/        memcpy(u, part, sizeof u);/                                     | gpu-ops     | forward
+GPU bat-row: u is kept       | train.cu   | s/u\[n\]\[0\] = u\[n\]\[1\] = {0, 0};/;/                   | gpu-ops     | forward
+GPU bat-row: du without g    | train.cu   | s/= {up(a.x) + up(b.x), up(a.y) + up(b.y)}/= {up(a.x), up(a.y)}/ | gpu-ops | forward
+GPU bat-row: g over the one in use | train.cu | s/return s.across == 1 ? 0 : step % ROOMS;/return 0;/     | gpu-ops     | reverse
+GPU bat-row: dB without g    | train.cu   | s/mma(c\[k \/ 8\], v, y);//                                | gpu-ops     | forward
+GPU bat-row: dx written, not added | train.cu | s/if (mode == ADD) before = load_pack(to, cols - c);//     | gpu-ops     | forward
+GPU bat-row: a pack beyond the square | train.cu |
+    s/store_pack(to, sum, cols - c);/store_pack(to, sum, PACK);/                                           | gpu-ops     | forward
+GPU bat-row: one slice alone | train.cu   |
+    s/for (int s = 0; s < slices; s++) sum += sums/for (int s = 0; s < 1; s++) sum += sums/               | gpu-ops     | forward
+GPU bat-row: parts overlap   | train.cu   |
+    s/return blockIdx.z \* part(count);/return blockIdx.z * part(count) \/ 2;/                            | gpu-ops     | forward
+GPU bat-row: no sum of the rows | train.cu |
+    s/leave_sum(sums, r, rows - warp_row, s.width/leave_sum(sums, r, rows, s.width/                       | gpu-ops     | forward
+GPU bat-row: does not wait   | train.cu   | s/arrived<AHEAD - 1>();/arrived<AHEAD>();/                 | gpu-ops     | forward
 GPU tile: rows of one panel  | ops/tensor_core.cuh | s/col \/ 64 \* ROWS \* 64 +/col \/ 64 * 64 +/ | gpu-ops | forward
 GPU cross-entropy: no label  | train.cu   | s/ - (c + i == label)//                                        | gpu-ops     | forward
 GPU cross-entropy: sum not corrected | train.cu   | s/sum \*= exp(before - mine)/sum \*= 1/                | gpu-ops     | forward

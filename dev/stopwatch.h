@@ -105,6 +105,11 @@ TIMED(cross_entropy, (mat losses, mat logits, dev_ints labels, double scale), (l
       ENTROPY, 0, (scale ? 2 : 1) * size_of(logits))
 TIMED(shard_sum, (mat s, mat x), (s, x), ADAPTER, 0, size_of(s) + size_of(x))
 TIMED(shard_tile, (mat x, mat s), (x, s), ADAPTER, 0, size_of(s) + 2 * size_of(x))
+TIMED(block_diagonal_forward, (mat x_tilde, mat sum, mat x, mat B, mat room), (x_tilde, sum, x, B, room),
+      ADAPTER, 2. * B.rows * (double)elements(x), 2 * size_of(x) + size_of(sum) + size_of(B))
+TIMED(block_diagonal_backward, (mat dx, mat dB, mat dx_tilde, mat g, mat x, mat B, mat room, enum mode mode),
+      (dx, dB, dx_tilde, g, x, B, room, mode),
+      ADAPTER, (dx.p ? 4. : 2.) * B.rows * (double)elements(x), (dx.p ? mode == ADD ? 5 : 4 : 2) * size_of(x) + 2 * size_of(dB))
 TIMED(add, (mat y, mat x, double scale), (y, x, scale), ADAPTER, 0, 3 * size_of(x))
 TIMED(embedding_forward, (mat out, mat table, dev_ints ids), (out, table, ids), MOVES, 0, 2 * size_of(out))
 TIMED(embedding_backward, (mat dtable, mat dout, dev_ints ids), (dtable, dout, ids), MOVES, 0, dtable.p ? 3 * size_of(dout) : 0)

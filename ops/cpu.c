@@ -933,6 +933,29 @@ void shard_tile(mat x, mat s)
     }
 }
 
+// u_j = x_j B_jᵀ,   x̃ = x + u,   sum = Σ_j u_j.  x̃ is made in u's own place.
+void block_diagonal_forward(mat x_tilde, mat sum, mat x, mat B, mat room)
+{
+    (void)room;
+    int r = B.rows;
+    matmul_nt(column_blocks(x_tilde, r), column_blocks(x, r), B, 1, SET);
+    shard_sum(sum, x_tilde);
+    add(x_tilde, x, 1);
+}
+
+//  du_j = dx̃_j + g:   dB_j += du_jᵀ x_j,   dx_j = or += dx̃_j + du_j B_j.  du is made in dx̃'s own place.
+void block_diagonal_backward(mat dx, mat dB, mat dx_tilde, mat g, mat x, mat B, mat room, enum mode mode)
+{
+    (void)room;
+    int r = B.rows;
+    mat du = column_blocks(dx_tilde, r);
+    if (dx.p && mode == SET) copy(dx, dx_tilde);
+    else if (dx.p) add(dx, dx_tilde, 1);
+    shard_tile(dx_tilde, g);
+    matmul_tn(dB, du, column_blocks(x, r), 1, ADD);
+    if (dx.p) matmul_nn(column_blocks(dx, r), du, B, 1, ADD);
+}
+
 void tiled_identity(mat e)
 {
     int r = e.rows < e.cols ? e.rows : e.cols;

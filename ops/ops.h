@@ -169,6 +169,13 @@ void     wkv6_backward(mat dr, mat dk, mat dv, mat dw, mat du, mat dy,
 //   shard_tile, its transpose and hence its backward:  x[n, j·r + c] += s[n,c]
 void     shard_sum(mat s, mat x);
 void     shard_tile(mat x, mat s);
+// Bat-row's own: x (N, in) lies in blocks x_j of r columns, and B_j is (r, r).
+//   forward:   u_j = x_j B_jᵀ,   x̃ = x + u,   sum (N, r) = Σ_j u_j
+//   backward:  du_j = dx̃_j + g, the same g (N, r) for each j
+//              dB_j += du_jᵀ x_j,   dx_j = or += dx̃_j + du_j B_j
+// dx̃ is lost. room: memory that nobody needs, N 2 r numbers at least, and 2 in r.
+void     block_diagonal_forward(mat x_tilde, mat sum, mat x, mat B, mat room);
+void     block_diagonal_backward(mat dx, mat dB, mat dx_tilde, mat g, mat x, mat B, mat room, enum mode m);
 void     tiled_identity(mat e);           // e[i,j] = 1 where i − j is a multiple of the shorter side, else 0
 // y = scale x ⊙ g, where g is (1, cols) or (rows, 1) and repeated along the other side. The backward for g is
 // broadcast_dot: g = scale Σ x ⊙ y, along the side where g is 1.

@@ -20,8 +20,8 @@
     the same code in more digits, exchange their numbers by shuffles. dev/cuda_on_cpu.h has all of it for the
     CPU.
 
-    A Hopper (H100, H200) multiplies 1.6 times as fast where four warps do it together, 64 rows of a (wgmma).
-    The product is only begun then, by
+    A Hopper (H100, H200) has a faster way: four warps multiply 64 rows of a together (wgmma). The product is
+    only begun then, by
 
         by_warpgroup(c, a, b)     c = a bᵀ, both in shared memory, or c += a b, a in registers; or false
         finished<n>(c)            waits for all products but the last n, and for c
