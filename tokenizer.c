@@ -239,19 +239,30 @@ struct tokenizer {
 };
 
 /* Why no table of stb_ds: it wants a NUL behind every key, and a piece inside a text has none behind it; and
-   it does not check its allocations. FNV-1a takes one byte at a time, so hashing a text gives the hashes of
-   all its prefixes on the way.                                                                            */
-#define HASH_START 0xcbf29ce484222325u
+   it does not check its allocations. The hash of bytes c is a number with them as its digits, modulo 2⁶⁴:
+
+       hash = Σ_i (c_i + 1) B^(n−1−i),      so of two texts in a row it is   left B^(right's length) + right
+
+   Hashing a text gives the hashes of all its prefixes on the way, and a pair of symbols is looked up by what
+   is known of each.                                                                                       */
+#define HASH_BASE 0xff51afd7ed558ccdu
 
 static uint64_t hash_byte(uint64_t hash, char byte)
 {
-    return (hash ^ (unsigned char)byte) * 0x100000001b3u;
+    return hash * HASH_BASE + (unsigned char)byte + 1;
+}
+
+static uint64_t hash_of(slice text)
+{
+    uint64_t hash = 0;
+    for (size_t i = 0; i < text.n; i++) hash = hash_byte(hash, text.p[i]);
+    return hash;
 }
 
 // The slot of this text, or the empty slot where it would go. At most half of the slots are in use.
 static slot *find_slot(const tokenizer *t, slice text, uint64_t hash)
 {
-    for (size_t i = hash >> 32 & t->last_slot;; i = (i + 1) & t->last_slot) {
+    for (size_t i = hash * 0x9e3779b97f4a7c15u >> 32 & t->last_slot;; i = (i + 1) & t->last_slot) {
         slot *s = t->slots + i;
         if (!s->id) return s;
         slice other = t->pieces[s->id - 1].text;
@@ -261,9 +272,7 @@ static slot *find_slot(const tokenizer *t, slice text, uint64_t hash)
 
 static int find_piece(const tokenizer *t, slice text)           // its id, -1 if there is none
 {
-    uint64_t hash = HASH_START;
-    for (size_t i = 0; i < text.n; i++) hash = hash_byte(hash, text.p[i]);
-    return find_slot(t, text, hash)->id - 1;
+    return find_slot(t, text, hash_of(text))->id - 1;
 }
 
 // Bytes of the longest USER piece that the text starts with, 0 if there is none.
@@ -271,7 +280,7 @@ static size_t user_length(const tokenizer *t, slice text)
 {
     size_t most = t->longest_user[(unsigned char)text.p[0]];
     size_t found = 0;
-    uint64_t hash = HASH_START;
+    uint64_t hash = 0;
     for (size_t n = 1; n <= most && n <= text.n; n++) {
         hash = hash_byte(hash, text.p[n - 1]);
         int id = find_slot(t, (slice){text.p, n}, hash)->id - 1;
@@ -437,8 +446,7 @@ static bool check_kind(const tokenizer *t, const report *r)
 static bool add_text(tokenizer *t, int id)
 {
     slice text = t->pieces[id].text;
-    uint64_t hash = HASH_START;
-    for (size_t i = 0; i < text.n; i++) hash = hash_byte(hash, text.p[i]);
+    uint64_t hash = hash_of(text);
     slot *s = find_slot(t, text, hash);
     if (s->id) return false;
     *s = (slot){(uint32_t)hash, id + 1};
@@ -995,6 +1003,7 @@ typedef struct {
     int bytes;
     int before;                 // the number of the previous symbol, -1 if there is none
     int id;                     // of the piece that the symbol is, -1 if it is none
+    uint64_t hash, power;       // of its bytes, and B^bytes; where pieces have scores
 } symbol;
 
 // The symbol `at` and the next one, which together make the piece `id`. The highest score goes first; where a
@@ -1061,7 +1070,8 @@ static void offer(encoder *e, int at)
         if (m->rank) push(e, (pair){(float)-m->rank, at, m->id});
         return;
     }
-    int id = find_piece(e->t, (slice){e->word.p + at, (size_t)(left->bytes + right->bytes)});
+    slice both = {e->word.p + at, (size_t)(left->bytes + right->bytes)};
+    int id = find_slot(e->t, both, left->hash * right->power + right->hash)->id - 1;
     if (id < 0) return;
     push(e, (pair){e->t->pieces[id].score, at, id});
     if (e->t->pieces[id].type == UNUSED) e->left_part[id] = left->bytes;
@@ -1073,12 +1083,15 @@ static void split_into_symbols(encoder *e)
     for (int before = -1, at = 0; at < n; before = at, at += e->symbols[at].bytes) {
         slice rest = skip(e->word, (size_t)at);
         if (e->t->byte_level) {
-            e->symbols[at] = (symbol){1, before, e->t->byte_id[(unsigned char)*rest.p]};
+            e->symbols[at] = (symbol){1, before, e->t->byte_id[(unsigned char)*rest.p], 0, 0};
             continue;
         }
         size_t bytes = user_length(e->t, rest);
         if (!bytes) bytes = character(rest);
-        e->symbols[at] = (symbol){(int)bytes, before, find_piece(e->t, (slice){rest.p, bytes})};
+        slice text = {rest.p, bytes};
+        uint64_t hash = hash_of(text), power = 1;
+        for (size_t i = 0; i < bytes; i++) power *= HASH_BASE;
+        e->symbols[at] = (symbol){(int)bytes, before, find_slot(e->t, text, hash)->id - 1, hash, power};
     }
 }
 
@@ -1098,6 +1111,8 @@ static void merge_symbols(encoder *e)
         right->bytes = 0;
         left->bytes = bytes;
         left->id = p.id;
+        left->hash = left->hash * right->power + right->hash;
+        left->power *= right->power;
         if ((size_t)next < e->word.n) e->symbols[next].before = p.at;
         if (left->before >= 0) offer(e, left->before);
         offer(e, p.at);
@@ -1161,7 +1176,7 @@ static slice without_missing(encoder *e, slice word)
 static bool encode_longest(encoder *e, slice text)
 {
     while (text.n) {
-        uint64_t hash = HASH_START;
+        uint64_t hash = 0;
         int id = -1;
         size_t found = 1;
         for (size_t n = 1; n <= text.n && n <= e->t->longest_word; n++) {
