@@ -2327,10 +2327,11 @@ template <class T> static void add_slices(mat y, const wide *sums, int slices, e
 extern "C" void block_diagonal_forward(mat x_tilde, mat sum, mat x, mat B, mat room)
 {
     int r = B.rows;
+    mat real_B = factor(B, TYPE_OF(real), FACTOR_B);
     dim3 grid = square_grid(x, r, 1);
     grid.z = parts_of(grid.x * grid.y, B.batch, bytes_of(room) / (elements_of(sum) * sizeof(wide)));
     RUN_SHARED(block_diagonal_kernel, grid, square_tiles(3, 3),
-               x_tilde, (wide *)room.p, x, factor(B, TYPE_OF(real), FACTOR_B), r);
+               x_tilde, (wide *)room.p, x, real_B, r);
     add_slices<real>(sum, (wide *)room.p, grid.z, SET);
 }
 
