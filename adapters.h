@@ -354,23 +354,27 @@ static void olora_init(model *m, linear *l, const char *name)
 {
     size_t out = (size_t)l->W.rows;
     size_t in = (size_t)l->W.cols;
-    size_t small = out < in ? out : in;
     int r = m->p.rank;
     wide *W = alloc(out * in, sizeof *W);
-    wide *Q = alloc(small * out, sizeof *Q);
-    wide *R = alloc((size_t)r * in, sizeof *R);
+    wide *columns = alloc((size_t)r * out, sizeof *columns);
     wide *s = alloc((size_t)r, sizeof *s);
+    mat Q = on_device(r, l->W.rows);
+    mat R = on_device(r, l->W.cols);
     (void)name;
     get(W, l->W);
-    for (size_t j = 0; j < small; j++)
-        for (size_t i = 0; i < out; i++) Q[j * out + i] = W[i * in + j];
-    orthonormal_rows(Q, r, (int)out, NULL);             // Q (r, out)
-    times_weight(R, Q, l->W, 0, r);                     // R = Qᵀ W, its first r rows (r, in)
+    for (size_t j = 0; j < (size_t)r; j++)
+        for (size_t i = 0; i < out; i++) columns[j * out + i] = W[i * in + j];
+    put(Q, columns, TYPE_OF(wide));
+    orthonormal(Q, 0, r);                               // Q (r, out)
+    matmul_nn(R, Q, l->W, 1, SET);                      // R = Qᵀ W, its first r rows (r, in)
+    get(columns, Q);
+    get(W, R);
     for (int k = 0; k < r; k++) s[k] = (wide)l->scale;  // so that start_from's √(σ/s) = 1
-    start_from(l, Q, s, R);
+    start_from(l, columns, s, W);
+    dev_free(Q.p);
+    dev_free(R.p);
     free(W);
-    free(Q);
-    free(R);
+    free(columns);
     free(s);
 }
 

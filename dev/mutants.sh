@@ -43,9 +43,12 @@ lora: A = B = 0, which no step leaves | adapters.h |
     /^static void lora_init/,/^}/s/put(l->A, a, TYPE_OF(wide));/zero(l->A);/                                  | zero-start  | lora
 lora: A = B = 0 learns nothing | adapters.h |
     /^static void lora_init/,/^}/s/put(l->A, a, TYPE_OF(wide));/zero(l->A);/                                  | gsm8k       | lora
-svd: Gram-Schmidt once       | lib/svd.h  | s/pass < 2; pass++/pass < 1; pass++/                              | svd         |
-svd: no filter               | lib/svd.h  | s/return x > 1 ? (int)fmin(8, .*;/return 0;/                      | svd         |
-svd: no spare rows           | lib/svd.h  | s/int b = r + 8 + r \/ 2 < small ? r + 8 + r \/ 2 : small/int b = r/ | svd         |
+svd: Gram-Schmidt once       | lib/svd.h  | s/again < 2; again++/again < 1; again++/                          | svd         |
+svd: the next block forgotten | lib/svd.h | s/else copy(next, rows_of(V, room, b));/else zero(next);/          | svd         |
+svd: no second start         | lib/svd.h  |
+    s/if (settled && sum - before <= 4 \* least \* sum) break;/if (settled) break;/                           | svd         |
+svd: settled too early       | lib/svd.h  | s/sum += h \* h \/ (2 \* sigma);/sum += 1e-9 * h * h;/                | svd         |
+svd: nowhere new             | lib/svd.h  | s/if (!orthonormal(V, i, b)) return;/orthonormal(V, i, b); if (i) return;/ | svd  |
 dora: sign                   | adapters.h |
     s/matmul_tn(CB, C, l->B, l->scale, SET)/matmul_tn(CB, C, l->B, -l->scale, SET)/                           | gradients   | dora
 dora: scale                  | adapters.h |

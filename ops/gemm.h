@@ -327,6 +327,13 @@ static inline const real *steps_along(mat m, int row, int k0, int K, real *buffe
     return buffer;
 }
 
+// Asks for n numbers of a row to be brought into the second cache. No row need be there.
+static inline void ask_for(mat m, int row, int col, int n)
+{
+    size_t bytes = (size_t)n * dtypes[m.type].size;
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(at(m, row, col) + i, 0, 2);
+}
+
 // Copies panels or slivers that lie across, `width` numbers or pairs for each step. Of numbers, the first is
 // out[k·width + i] = m[k0 + k, first + i], and the others follow, up to column `last`. Numbers beyond the
 // matrix are zero. All of them are copied abreast, a row of m at a time: one after the other they would read
@@ -342,9 +349,7 @@ static inline void pack_across(real *out, mat m, int first, int last, int k0, in
     if (rest) memset(out + (size_t)whole * size, 0, size * sizeof(real));
     for (int k = 0; k < K; k += apart, out += width) {
         const real *step = step_across(m, k0 + k, k0 + K, first, n, buffer, pairs);
-        for (int soon = k0 + k + 8; soon < k0 + k + 8 + apart; soon++)
-            for (size_t i = 0; i < (size_t)n * dtypes[m.type].size; i += 64)
-                __builtin_prefetch(at(m, soon, first) + i);
+        for (int soon = k0 + k + 8; soon < k0 + k + 8 + apart; soon++) ask_for(m, soon, first, n);
         for (int s = 0; s < whole; s++)
             memcpy(out + (size_t)s * size, step + s * width, (size_t)width * sizeof(real));
         memcpy(out + (size_t)whole * size, step + whole * width, (size_t)rest * sizeof(real));
@@ -355,7 +360,8 @@ static inline void pack_across(real *out, mat m, int first, int last, int k0, in
 // own: squares of LANES lines by LANES steps are read, transposed and stored as whole vectors. Where the
 // width is no multiple of LANES, the square with the last lines writes beyond it, into the place of the
 // next k. What belongs there is stored later (k rises, i falls), and `out` has room for a vector more at its
-// end.
+// end. The lines of the next panel are asked for meanwhile, one after the other, each as a whole: memory
+// gives what lies side by side far sooner than a little of each line.
 static inline void pack(real *out, mat m, int first, int k0, int K, const int width, const int pairs)
 {
     int n = m.rows - first;
@@ -366,20 +372,21 @@ static inline void pack(real *out, mat m, int first, int k0, int K, const int wi
         if (i < n) line[i] = steps_along(m, first + i, k0, K, buffer[i], pairs);
         else line[i] = memset(buffer[i], 0, (size_t)K * sizeof(real));
     }
-    int k = 0;
+    int k = 0, numbers = K;
     K = steps(K, pairs);
-    for (; k + LANES <= K; k += LANES)
+    for (; k + LANES <= K; k += LANES) {
+        for (int soon = first + width + k * width / K; soon < first + width + (k + LANES) * width / K; soon++)
+            ask_for(m, soon, k0, numbers);
         for (int i = (width - 1) / LANES * LANES; i >= 0; i -= LANES) {
             vec square[LANES];
             #pragma GCC unroll 16
-            for (int j = 0; j < LANES; j++) {
-                __builtin_prefetch(at(m, first + i + j + width, k0 + (pairs ? 2 : 1) * k));   // the next
+            for (int j = 0; j < LANES; j++)
                 square[j] = *(const loose_vec *)(line[i + j < width ? i + j : i] + k);
-            }
             transpose(square);
             #pragma GCC unroll 16
             for (int j = 0; j < LANES; j++) *(loose_vec *)(out + (k + j) * width + i) = square[j];
         }
+    }
     for (; k < K; k++)
         for (int i = 0; i < width; i++) out[k * width + i] = line[i][k];
 }
