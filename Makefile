@@ -28,7 +28,7 @@ PYTHON   ?= python3
 # The GPU's ops are compiled by nvcc where it is, and as C++ for the CPU in any case (dev/cuda_on_cpu.h).
 NVCC     := $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 GPU      := $(if $(NVCC),$(shell nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1))
-ARCH      = -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a \
+ARCH      = -gencode arch=compute_80,code=[sm_80,compute_80] -gencode arch=compute_90a,code=sm_90a \
             -gencode arch=compute_120,code=[sm_120,compute_120]
 NVFLAGS   = -std=c++17 -O3 -t 2 $(ARCH) -Xcompiler -Wall,-Wextra
 EMUFLAGS  = -std=c++17 -O2 -g -Wall -Wextra -fopenmp -x c++

@@ -697,7 +697,7 @@ static void bat_merge(model *m, linear *l, mat W)
 //  the r-wide row Σ_j u_j, repeated for each of the out/r block rows. No W' is built; it costs about as much
 //  as LoRA. in·r parameters, B = 0: step 0 changes nothing.
 
-// B, count of them. du and s hold rows of tokens in a step, and a weight's rows in a merge.
+// B, count of them. What is as wide as x, and Σ_j, hold rows of tokens in a step, and a weight's in a merge.
 static void bat_row_memory(model *m, linear *l, int count, const char *name)
 {
     int r = m->p.rank;

@@ -771,8 +771,8 @@ extern "C" void rope(mat x, dev_ints pos, mat table, int sign)
 enum { KEPT_ROWS = sizeof(real) == 2 ? 128 : 64, QUERIES = KEPT_ROWS, KEYS = KEPT_ROWS };
 enum { ATTENTION_THREADS = KEPT_ROWS / 16 * WARP, GROUPS = KEPT_ROWS / 64, MOST_HEAD_DIM = 128 };
 // The rows of a tile that streams past, and of how many tiles there is room: one on its way, and one for each
-// group. SHORT_TILE is for heads beyond 64 where a block has 99 KB of shared memory.
-enum { TILE = sizeof(real) == 2 ? 64 : 16, SHORT_TILE = 16, SLOTS = 3 };
+// group. SHORT_TILE is for bf16's heads beyond 64 where a block has 99 KB of shared memory.
+enum { TILE = sizeof(real) == 2 ? 64 : 16, SHORT_TILE = 16, SLOTS = GROUPS + 1 };
 typedef pair_of<real> real_pair;
 typedef pair_of<wide> wide_pair;
 
@@ -1273,7 +1273,7 @@ static span_rows *list_blocks(const span *spans, int count)
 }
 
 // A kernel for heads of at most 32, 64, 96 or 128 numbers; what a head has less is zero in shared memory.
-// rows: of shared memory in all, those that a block keeps and two tiles of each matrix that streams past.
+// rows: of shared memory in all, those that a block keeps and SLOTS tiles of each matrix that streams past.
 #define RUN_ATTENTION(kernel, d, grid, rows, ...) \
     do { \
         if (d <= 32) RUN_SHARED(kernel<32>, grid, attention_bytes(32, rows), __VA_ARGS__); \
@@ -1289,7 +1289,7 @@ static span_rows *list_blocks(const span *spans, int count)
 static int attention_bytes(int D, int rows) { return rows * (D > 64 ? 128 : 64) * (int)sizeof(real); }
 
 // Whether a block of this GPU has so much shared memory. Those of sm_86, 89 and 120 have 99 KB: too little
-// for the backward pass of wide heads in bf16, unless the tiles are half as long.
+// for wide heads in bf16, unless the tiles are a quarter as long.
 template <class Kernel> static bool has_room(Kernel *kernel, int bytes)
 {
     if (!cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)) return true;
@@ -2349,7 +2349,7 @@ extern "C" void block_diagonal_backward(mat dx, mat dB, mat dx_tilde, mat g, mat
     if (!dx.p) return;
     mat real_B = factor(B, TYPE_OF(real), FACTOR_B);
     dim3 grid = square_grid(x, r, parts_of(tiles * across, B.batch, B.batch));
-    if (across == 1)
+    if (across == 1 && sizeof(real) == 2)               // of wider numbers a block has no room for three B
         RUN_SHARED((block_diagonal_dx_kernel<2>), grid, square_tiles(4, 3), dx, dx_tilde, g, real_B, r, mode);
     else
         RUN_SHARED((block_diagonal_dx_kernel<1>), grid, square_tiles(4, 2), dx, dx_tilde, g, real_B, r, mode);

@@ -393,7 +393,7 @@ static void tile_backward(void)
 static void diagonal_forward(void)
 {
     int in = op.in[0].cols, r = op.in[1].rows;
-    mat room = random_mat(SHAPE(2, op.out.rows, r));
+    mat room = random_mat(SHAPE(r == 8 ? 12 : 2, op.out.rows, r));  // for one sum, or for several
     block_diagonal_forward(columns_of(op.out, 0, in), columns_of(op.out, in, r), op.in[0], op.in[1], room);
     dev_free(room.p);
 }
