@@ -33,12 +33,12 @@ typedef float lanes __attribute__((vector_size(16)));
 #endif
 enum { CHAINS = 12 };                   // independent multiply-adds in flight: two units of four or five cycles each
 
-// Multiply-adds a second from registers alone, all threads together, best of five.
+// Multiply-adds a second from registers alone, all threads together, best of twenty.
 static double machine_flops(int threads)
 {
     enum { ROUNDS = 1 << 22 };
     double best = 0;
-    for (int turn = 0; turn < 5; turn++) {
+    for (int turn = 0; turn < 20; turn++) {
         double start = now();
         #pragma omp parallel num_threads(threads)
         {

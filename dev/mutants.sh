@@ -262,7 +262,7 @@ GPU attention: one head of a group | train.cu   | s/steps = tiles \* sharing;/st
 GPU attention: out keeps its old m | train.cu   |
     s/o\[n\]\[j\] = {o\[n\]\[j\].x \* shrink/o[n][j] = {o[n][j].x/                                         | gpu-ops     | forward
 GPU attention: l keeps its old m | train.cu   | s/sum\[j\] \*= shrink;//                                   | gpu-ops     | forward
-GPU attention: does not wait | train.cu   | s/__pipeline_wait_prior(LATER);/__pipeline_wait_prior(LATER + 1);/ | gpu-ops     | forward
+GPU attention: does not wait | train.cu   | s/_wait_prior(LATER);/_wait_prior(LATER + 1);/ | gpu-ops     | forward
 GPU attention: no barrier  | train.cu   | /static inline void arrived/,/^}/{/__syncthreads/d}  | gpu-ops  | random:1
 GPU attention: over the tile in use | train.cu | s/SLOTS = GROUPS + 1/SLOTS = 1/                   | gpu-ops  | reverse
 GPU attention: over the second group | train.cu | s/SLOTS = GROUPS + 1/SLOTS = GROUPS/                  | gpu-ops  | reverse bf16
