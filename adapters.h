@@ -352,30 +352,30 @@ static void pissa_init(model *m, linear *l, const char *name)
 // Q from the columns of W, which stand as rows here: the first r of Q need only the first r of W. R = Qᵀ W.
 static void olora_init(model *m, linear *l, const char *name)
 {
-    size_t out = (size_t)l->W.rows;
-    size_t in = (size_t)l->W.cols;
     int r = m->p.rank;
-    wide *W = alloc(out * in, sizeof *W);
-    wide *columns = alloc((size_t)r * out, sizeof *columns);
-    wide *s = alloc((size_t)r, sizeof *s);
+    size_t out = (size_t)l->W.rows;
     mat Q = on_device(r, l->W.rows);
     mat R = on_device(r, l->W.cols);
+    wide *columns = on_host(columns_of(l->W, 0, r));    // (out, r)
+    wide *rows = alloc((size_t)r * out, sizeof *rows);  // (r, out)
+    wide *s = alloc((size_t)r, sizeof *s);
     (void)name;
-    get(W, l->W);
     for (size_t j = 0; j < (size_t)r; j++)
-        for (size_t i = 0; i < out; i++) columns[j * out + i] = W[i * in + j];
-    put(Q, columns, TYPE_OF(wide));
-    orthonormal(Q, 0, r);                               // Q (r, out)
-    matmul_nn(R, Q, l->W, 1, SET);                      // R = Qᵀ W, its first r rows (r, in)
-    get(columns, Q);
-    get(W, R);
+        for (size_t i = 0; i < out; i++) rows[j * out + i] = columns[i * (size_t)r + j];
+    put(Q, rows, TYPE_OF(wide));
+    orthonormal(Q, 0, r);
+    matmul_nn(R, Q, l->W, 1, SET);                      // R = Qᵀ W, its first r rows
+    wide *U = on_host(Q);
+    wide *V = on_host(R);
     for (int k = 0; k < r; k++) s[k] = (wide)l->scale;  // so that start_from's √(σ/s) = 1
-    start_from(l, columns, s, W);
+    start_from(l, U, s, V);
     dev_free(Q.p);
     dev_free(R.p);
-    free(W);
     free(columns);
+    free(rows);
     free(s);
+    free(U);
+    free(V);
 }
 
 // ---- LoRA-GA (arXiv 2407.05000) ---------------------------------------------------------------------------

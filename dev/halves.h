@@ -3,13 +3,6 @@
 
 #include <sys/wait.h>
 
-static wide *host(mat m)
-{
-    wide *x = alloc(elements(m), sizeof *x);
-    get(x, m);
-    return x;
-}
-
 static rng dice = {42};
 
 static void randomise(mat m, double scale)
@@ -560,7 +553,7 @@ static mat op_mat(shape s, int f, int is_wide)
 
 static void put_numbers(mat m, double (*number)(int row, int col, double was))
 {
-    wide *x = host(m);
+    wide *x = on_host(m);
     for (int i = 0; i < m.rows; i++)
         for (int j = 0; j < m.cols; j++) x[i * m.cols + j] = (wide)number(i, j, (double)x[i * m.cols + j]);
     put(m, x, TYPE_OF(wide));
@@ -751,7 +744,7 @@ static snapshot *weight_results(snapshot *list)
 // 1 where two matrices hold the same bits, else 0.
 static snapshot *same_bits(snapshot *list, const char *what, mat a, mat b)
 {
-    wide *x = host(a), *y = host(b);
+    wide *x = on_host(a), *y = on_host(b);
     wide same = elements(a) == elements(b) && !memcmp(x, y, elements(a) * sizeof *x);
     mat verdict = typed_mat(SHAPE(1, 1), TYPE_OF(wide));
     put(verdict, &same, TYPE_OF(wide));

@@ -408,8 +408,7 @@ static void output_fetch(const output *o, wide *x)
     if (o->below.p) get(x + n, o->below);
     if (!o->beside.p) return;
     int rows = o->data.rows, a = o->data.cols, b = o->beside.cols;            // [data | -beside], row by row from the last
-    wide *y = alloc(elements(o->beside), sizeof *y);
-    get(y, o->beside);
+    wide *y = on_host(o->beside);
     for (int i = rows - 1; i >= 0; i--) {
         memmove(x + (size_t)i * (size_t)(a + b), x + (size_t)i * (size_t)a, (size_t)a * sizeof *x);
         for (int j = 0; j < b; j++) x[(size_t)i * (size_t)(a + b) + (size_t)(a + j)] = -y[(size_t)i * (size_t)b + (size_t)j];

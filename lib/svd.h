@@ -198,9 +198,8 @@ static void next_block(mat V, int i, int b, mat W, rng *g)
 static void coefficients(double *L, int across, mat Z, mat Y)
 {
     mat l = on_device(Z.rows, Y.rows);
-    wide *x = alloc(elements(l), sizeof *x);
     matmul_nt(l, Z, Y, 1, SET);
-    get(x, l);
+    wide *x = on_host(l);
     for (int i = 0; i < Z.rows; i++)
         for (int j = 0; j < Y.rows; j++) L[i * across + j] = (double)x[i * Y.rows + j];
     dev_free(l.p);
@@ -215,17 +214,18 @@ static void grow(mat V, mat Y, mat W, double *L, double *beyond, int k, int b, r
     mat Z = on_device(b, W.rows), Zv = on_device(b, W.cols);
     for (; k < room; k += b) {
         if (b > room - k) b = room - k;
-        mat y = rows_of(Y, k, b), v = rows_of(V, k + b, b);
+        mat y = rows_of(Y, k, b);
         Z = rows_of(Z, 0, b), Zv = rows_of(Zv, 0, b);
         matmul_nt(Z, rows_of(V, k, b), W, 1, SET);              // Z  = V+ Wᵀ
         copy(y, Z);
         orthonormal(Y, k, b);                                   // Y+ = orth(Z)
         coefficients(L + k * room, room, Z, rows_of(Y, 0, k + b));
         if (k + b == W.rows || k + b == W.cols) break;
+        mat v = rows_of(V, k + b, b);
         matmul_nn(Zv, y, W, 1, SET);                            // V+ = orth(Y+ W)
         copy(v, Zv);
         next_block(V, k + b, b, W, g);
-        coefficients(beyond, b, Zv, v);
+        if (k + b == room) coefficients(beyond, b, Zv, v);
     }
     dev_free(Z.p), dev_free(Zv.p);
 }
@@ -244,13 +244,6 @@ static double next_gain(const double *L, const singular *order, const double *be
     return sum;
 }
 
-static wide *on_host(mat m)
-{
-    wide *x = alloc(elements(m), sizeof *x);
-    get(x, m);
-    return x;
-}
-
 // The rounds described on top. After MOST of them it ends, settled or not.
 static svd svd_top(mat W, int r, rng g)
 {
@@ -260,7 +253,7 @@ static svd svd_top(mat W, int r, rng g)
     if (room > small) room = small;
     if (keep > room) keep = room;
     int b = room == small ? room : BLOCK;                           // a small W in one block, as a whole
-    mat V = on_device(room + b, W.cols), Y = on_device(room, W.rows);
+    mat V = on_device(room + BLOCK, W.cols), Y = on_device(room, W.rows);
     size_t squares = (size_t)room * (size_t)room;
     double *L = alloc(squares, sizeof *L), *J = alloc(squares, sizeof *J), beyond[BLOCK * BLOCK];
     double least = sizeof(wide) == 8 ? 1e-15 : 2.5e-7, sum = 0;

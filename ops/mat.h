@@ -119,4 +119,12 @@ static inline mat mat_of(dev p, enum dtype type, shape s)
     return m;
 }
 
+// All of m on the host, contiguous and wide. The caller frees it.
+static inline wide *on_host(mat m)
+{
+    wide *x = (wide *)alloc(elements(m), sizeof *x);
+    get(x, m);
+    return x;
+}
+
 #endif

@@ -14,8 +14,7 @@ static void blame_base(const output *o, double most)
     model *m = o->model;
     linear *l = o->linear;
     ptrdiff_t at = shgeti(m->file.tensors, o->name);
-    wide *x = alloc(elements(o->data), sizeof *x);
-    get(x, o->data);
+    wide *x = on_host(o->data);
     if (at >= 0 && !isfinite(largest(x, elements(o->data))))
         die("%s: tensor %s holds NaN or Inf and is not written; get this model anew", m->file.tensors[at].value.file, o->name);
     free(x);
