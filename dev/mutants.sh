@@ -184,6 +184,8 @@ beyond: product, slivers of the first NC columns | ops/gemm.h | s/p->b, n0 + j, 
 beyond: product, last sliver of later NC columns | ops/gemm.h |
     s/sliver_in_place(p, n0 + j)) j/sliver_in_place(p, j)) j/                                                 | beyond-panels |
 beyond: product, panels of the first block | ops/gemm.h | s/packed != block/packed < 0/                       | beyond-panels |
+beyond: product, many blocks times many rows | ops/gemm.h |
+    s/(int)((long)ceil_div(p->M, MR)/(int)(ceil_div(p->M, MR)/                                                | beyond-chunks |
 beyond: product, rows of the first block | ops/gemm.h | s/int i0 = first_row(p, block)/int i0 = 0/             | beyond-panels |
 beyond: product, slivers for two threads | ops/gemm.h |
     s/s < slivers \* (part + 1) \/ p->parts/s < slivers \/ p->parts * (part + 1)/                             | beyond-panels |

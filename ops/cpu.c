@@ -86,7 +86,7 @@ size_t dev_reserve(needs n, int take)
     return 0;
 }
 
-int dev_chunk(int vocab) { return (1 << 24) / vocab; }             // 64 MB of floats
+int dev_chunk(int vocab) { return (1 << 25) / vocab; }             // 128 MB of floats
 
 mat dev_weight(mat host) { return host; }
 void dev_weight_free(mat w) { (void)w; }
@@ -1076,7 +1076,7 @@ void adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad_sca
     const wide root = (wide)sqrt(1 - pow(0.999, t));
     wide *wp = w.p, *dp = dw.p, *mp = m.p, *vp = v.p;
     size_t n = elements(w);
-    #pragma omp parallel for simd if (BIG(w))
+    #pragma omp parallel for simd if (parallel : BIG(w))           // a nameless `if` would ask simd, too
     for (size_t i = 0; i < n; i++) {
         wide g = (wide)grad_scale * dp[i];
         mp[i] += c1 * (g - mp[i]);

@@ -463,7 +463,7 @@ static void gemm_tile(const product *p, int i, int j, int k0, int K, const real 
     real *y = p->y + (size_t)i * p->row + (size_t)j * p->col;
     size_t bk = NR;
     int rows = p->M - i < MR ? p->M - i : MR, cols = p->N - j < NR ? p->N - j : NR;
-    for (int r = 0; r < rows; r++) __builtin_prefetch(y + (size_t)r * p->row, 1);
+    for (int r = 0; r < 2 * rows; r++) __builtin_prefetch(y + (size_t)(r / 2) * p->row + r % 2 * LANES, 1);
     if (sliver_in_place(p, j)) {
         sliver = (real *)at(p->b, k0, j);
         bk = p->b.ld;
@@ -506,7 +506,7 @@ static void pack_slivers(const product *p, int n0, int n, int k0, int K, int thr
 // Of block `block`: whole panels, as many in each as in any other, give or take one. Behind the last: M.
 static int first_row(const product *p, int block)
 {
-    int i = ceil_div(p->M, MR) * block / p->blocks * MR;
+    int i = (int)((long)ceil_div(p->M, MR) * block / p->blocks) * MR;
     return i < p->M ? i : p->M;
 }
 
