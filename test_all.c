@@ -3792,6 +3792,31 @@ static void test_windows(void)
     free(ids), free(path), tokenizer_free(t);
 }
 
+// Texts of a few words each, more of them than are remembered, of up to 45 letters, twice over; and some by a tokenizer that
+// knows no word yet.
+static void test_known_words(void)
+{
+    enum { MANY = 20000, FRESH = 100 };
+    tokenizer *t = open_tokenizer("base", 0);
+    int **ids = alloc(MANY, sizeof *ids);
+    size_t *n = alloc(MANY, sizeof *n);
+    for (int round = 0; round < 2; round++) {
+        rng g = {5};
+        for (int i = 0; i < MANY; i++) {
+            char text[46] = {0};
+            size_t letters = 1 + rng_next(&g) % 45, m;
+            for (size_t j = 0; j < letters; j++) text[j] = "etaoin7 "[rng_next(&g) % 8];
+            tokenizer *fresh = i % (MANY / FRESH) || round ? t : open_tokenizer("base", 0);
+            int *got = tokenizer_encode(fresh, text, letters, 1, &m);
+            if (!round) ids[i] = got, n[i] = m;
+            else expect(m == n[i] && !memcmp(got, ids[i], m * sizeof *got), "«%s» has other ids when it comes again", text);
+            if (round) free(got), free(ids[i]);
+            if (fresh != t) tokenizer_free(fresh);
+        }
+    }
+    free(ids), free(n), tokenizer_free(t);
+}
+
 // Rows are cut at --seq tokens and counted; those that keep nothing of their answer are left out and counted, too.
 static void test_cut_rows(void)
 {
@@ -7190,6 +7215,8 @@ static const struct { const char *name, *claim; void (*run)(void); int builds; c
         test_tokenizer_own, ONLY_F32, "tokenizer.c"},
     {"any-bytes", "any bytes survive encoding and decoding, long ones too",
         test_tokenizer_bytes, ONLY_F32, "tokenizer.c"},
+    {"known-words", "a word has the same ids whenever it comes, and whichever words came before",
+        test_known_words, ONLY_F32, "tokenizer.c"},
     {"pieces", "spaces, USER and UNUSED pieces, surrogates: SentencePiece's ids and texts",
         test_pieces, BOTH, "tokenizer.c"},
     {"refused-tokenizers", "a damaged tokenizer.model, or one of another kind, is refused by one line",

@@ -44,7 +44,7 @@
 
 // ---- 1  the contract --------------------------------------------------------------------------------------
 
-typedef struct tokenizer tokenizer;     // never changes after loading: any number of threads may use it
+typedef struct tokenizer tokenizer;     // remembers words that it has encoded: for one thread at a time
 
 // Reads tokenizer.model. NULL on an error, with one line in err: the path, what is wrong, what was expected,
 // what to do.
@@ -203,6 +203,11 @@ typedef struct {
 // rank 0 says that the slot is empty.
 typedef struct { int left, right, id, rank; } merge;
 
+// Words come again and again, and the same word has the same ids. So words are kept with their ids, each in
+// the one place of a table that its hash names; a newcomer takes the place. Long words are rare and not kept.
+enum { KNOWN_WORDS = 1 << 14, KNOWN_BYTES = 30, KNOWN_IDS = 8 };
+typedef struct { unsigned char bytes, count; char text[KNOWN_BYTES]; int ids[KNOWN_IDS]; } known;
+
 struct tokenizer {
     char *file;                 // the whole file, or the tokens' bytes; the pieces point into it
     size_t file_bytes;
@@ -218,6 +223,7 @@ struct tokenizer {
     // made from the pieces
     slot *slots;                // hash table of the pieces that match text: all but UNKNOWN, CONTROL, BYTE
     size_t last_slot;           // the number of slots, a power of two, minus 1
+    known *known;               // (KNOWN_WORDS)
     int byte_id[256];           // id of <0x00> … <0xFF>, -1 if there is none
     size_t longest_user[256];   // bytes of the longest USER piece that starts with this byte
     bool joins_space[256];      // does a piece have ▁ right behind this byte?
@@ -485,13 +491,15 @@ static const char *check_piece(tokenizer *t, int id)
     return NULL;
 }
 
-// The hash table, empty. False if out of memory.
+// The hash tables, empty. False if out of memory.
 static bool make_slots(tokenizer *t)
 {
     size_t slots = 2;
     while (slots < 2 * (size_t)t->vocab) slots *= 2;
     t->last_slot = slots - 1;
-    return (t->slots = calloc(slots, sizeof *t->slots)) != NULL;
+    t->slots = calloc(slots, sizeof *t->slots);
+    t->known = calloc(KNOWN_WORDS, sizeof *t->known);
+    return t->slots && t->known;
 }
 
 // Builds the hash table and byte_id from the pieces. At first the table has all of them, since no two may
@@ -714,6 +722,7 @@ void tokenizer_free(tokenizer *t)
     free(t->added);
     free(t->cuts);
     free(t->merges);
+    free(t->known);
     free(t->slots);
     free(t->pieces);
     free(t->file);
@@ -1192,10 +1201,9 @@ static bool encode_longest(encoder *e, slice text)
     return true;
 }
 
-// One word to ids. False if out of memory.
-static bool encode_word(encoder *e, slice word)
+// One word to ids, by merges. False if out of memory.
+static bool merge_word(encoder *e, slice word)
 {
-    if (e->t->longest_word) return encode_longest(e, word);
     int whole = e->t->whole_words ? find_piece(e->t, word) : -1;
     if (whole >= 0) {
         e->ids[e->n++] = whole;
@@ -1207,6 +1215,27 @@ static bool encode_word(encoder *e, slice word)
     merge_symbols(e);
     for (int at = 0; at < (int)e->word.n; at += e->symbols[at].bytes)
         emit(e, (slice){e->word.p + at, (size_t)e->symbols[at].bytes}, e->symbols[at].id);
+    return true;
+}
+
+// One word to ids, which may be known.
+static bool encode_word(encoder *e, slice word)
+{
+    if (e->t->longest_word) return encode_longest(e, word);
+    known *k = e->t->known + (hash_of(word) * 0x9e3779b97f4a7c15u >> 32) % KNOWN_WORDS;
+    size_t first = e->n;
+    if (k->bytes == word.n && !memcmp(k->text, word.p, word.n)) {
+        memcpy(e->ids + first, k->ids, k->count * sizeof *k->ids);
+        e->n += k->count;
+        return true;
+    }
+    if (!merge_word(e, word)) return false;
+    size_t count = e->n - first;
+    if (word.n > KNOWN_BYTES || count > KNOWN_IDS) return true;
+    k->bytes = (unsigned char)word.n;
+    k->count = (unsigned char)count;
+    memcpy(k->text, word.p, word.n);
+    memcpy(k->ids, e->ids + first, count * sizeof *k->ids);
     return true;
 }
 
