@@ -798,7 +798,8 @@ static void bat_free_layout(model *m, linear *l, const char *name)
     if (*m->refused) return;
     l->groups[0] = grouped(m, name, m->p.groups[0], l->W.rows / r);
     l->groups[1] = grouped(m, name, m->p.groups[1], l->W.cols / r);
-    bat_row_memory(m, l, l->groups[0] * l->groups[1], name);
+    if ((double)l->groups[0] * l->groups[1] > INT_MAX) refuse(m, "--groups: too many for %s", name);
+    else bat_row_memory(m, l, l->groups[0] * l->groups[1], name);
 }
 
 static void bat_free_forward(model *m, linear *l, mat y, mat x, enum mode mode)

@@ -309,8 +309,9 @@ static void rope_table(model *m)
     for (int t = 0; t < m->p.positions; t++)
         for (int i = 0; i < half; i++) {
             double angle = t * rope_frequency(&m->c, i);
-            table[t * 2 * half + i] = (wide)cos(angle);
-            table[t * 2 * half + half + i] = (wide)sin(angle);
+            wide *of_t = table + (size_t)t * 2 * (size_t)half;
+            of_t[i] = (wide)cos(angle);
+            of_t[half + i] = (wide)sin(angle);
         }
     put(own->rope, table, TYPE_OF(wide));
     free(table);

@@ -6904,6 +6904,11 @@ static void test_dry_run(void)
     expect(has(said, want), "says no «%s»: %s", want, said);
     expect(has(said, "steps      6 of 8 rows") && has(said, "time       about 0:0") && has(said, "nothing was written"),
         "the plan: %s", said);
+    free(said);
+    train_well("--data $D/few.jsonl --steps 1000000000 --accum 2 --dry-run");     // longer than 2^31 seconds
+    said = output_of("stdout");
+    const char *about = strstr(said, "time       about ");
+    expect(about && atol(about + 17) > 9999 && !strchr(about, '-'), "a billion steps: %s", about);
     free(said), free(changed);
 }
 

@@ -181,8 +181,8 @@ static void report_step(run *r, double loss, double norm, double lr, int tokens,
     double left = (seconds() - r->started) / (r->step - r->first) * (r->steps - r->step);
     log_line(r, "{\"step\":%d,\"loss\":%.9g,\"grad_norm\":%.9g,\"lr\":%.9g,"
                 "\"tokens\":%d,\"tok_per_s\":%.0f}\n", r->step, loss, norm, lr, tokens, tokens / time);
-    show("step %d/%d  loss %.4f  %.0f tok/s  %d:%02d to go",
-         r->step, r->steps, loss, tokens / time, (int)left / 60, (int)left % 60);
+    show("step %d/%d  loss %.4f  %.0f tok/s  %ld:%02ld to go",
+         r->step, r->steps, loss, tokens / time, (long)left / 60, (long)left % 60);
     if (r->step != 1 && r->step % every && r->step < r->steps) return;
     show_progress("", 1, 1);
     printf("step %4d/%d   loss %.4f   grad norm %7.4f   lr %.2e   %6.0f tok/s\n",
@@ -327,6 +327,9 @@ static void plan_sizes(plan *p, config c, const dataset *train, const dataset *v
     int longest = longest_row(val) > longest_row(train) ? longest_row(val) : longest_row(train);
     if ((long)opt.batch * longest > INT_MAX / 4)
         die("--batch %d times %d tokens is too much; raise --accum instead", opt.batch, longest);
+    if ((double)opt.batch * opt.accum * longest > INT_MAX)
+        die("--batch %d times --accum %d times %d tokens: a step can learn 2147483647 at most",
+            opt.batch, opt.accum, longest);
     p->tokens = opt.batch * (longest - 1);
     p->positions = longest;
     p->halvings = p->train ? __builtin_ctz((unsigned)(opt.accum / ranks())) : 0;
@@ -456,13 +459,13 @@ static void try_steps(run *r)
     }
     double time = seconds() - start, epochs = (double)r->steps / per_epoch;
     for (int i = 0; i < n; i++) fed += r->train.rows[i].n - 1, learnt += learnt_tokens(&r->train.rows[i]);
-    int left = (int)ceil(time / tokens * fed * epochs * (r->steps - r->step) / r->steps);
+    long left = (long)ceil(time / tokens * fed * epochs * (r->steps - r->step) / r->steps);
     getrusage(RUSAGE_SELF, &usage);
     printf("rows       %.1f tokens each, %.1f of them learnt; the longest has %d\n",
            fed / n, learnt / n, longest_row(&r->train));
     printf("tokens     %.0f in %g epochs\n", fed * epochs, epochs);
     printf("one step   loss %.4f; %d tokens in %.2f s, %.0f tok/s\n", loss, tokens, time, tokens / time);
-    printf("time       about %d:%02d:%02d, without evaluations\n", left / 3600, left / 60 % 60, left % 60);
+    printf("time       about %ld:%02ld:%02ld, without evaluations\n", left / 3600, left / 60 % 60, left % 60);
     printf("peak       %.0f MB of memory so far\n", (double)usage.ru_maxrss / 1e3);
     printf("\nA dry run: nothing was written.\n");
     batch_free(&b);
@@ -807,8 +810,7 @@ static void run_tokenize(void)
     for (json_t *json; (json = next_row(&r)); json_decref(json)) {
         const char *text = text_field(r.where, json, "text");
         if (!text) die("%s: expected a JSON object with \"text\"", r.where);
-        int *ids = tokenizer_encode(t, text, strlen(text), 1, &n);
-        if (!ids) die("out of memory while tokenising");
+        int *ids = ids_of(t, text, 1, &n);
         putchar('[');
         for (size_t i = 0; i < n; i++) printf("%s%d", i ? "," : "", ids[i]);
         puts("]");

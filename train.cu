@@ -1599,6 +1599,7 @@ struct texts { const span *spans; const int *prev; };
 
 static texts place_texts(const span *spans, int count, int rows)
 {
+    if (count > 65535) fail("shift_mix", "65535 texts at a time at most: raise --accum instead of --batch");
     size_t bytes = count * sizeof *spans;
     char *there = (char *)scratch(TEXTS, bytes + rows * sizeof(int));
     texts t = {(const span *)there, (const int *)(there + bytes)};
@@ -2289,11 +2290,11 @@ block_diagonal_db_kernel(mat dB, wide *sums, mat dx_tilde, mat g, mat x)
 template <class T> __global__ static
 void add_slices_kernel(mat y, const wide *sums, int slices, enum mode mode)
 {
-    int i = blockIdx.x * THREADS + threadIdx.x, n = y.batch * y.rows * y.cols;
+    size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x, each = (size_t)y.rows * y.cols, n = y.batch * each;
     if (i >= n) return;
-    T *to = (T *)y.p + index_of(y, i / (y.rows * y.cols), i / y.cols % y.rows, i % y.cols);
+    T *to = (T *)y.p + index_of(y, i / each, i / y.cols % y.rows, i % y.cols);
     wide sum = mode == ADD ? up(*to) : 0;
-    for (int s = 0; s < slices; s++) sum += sums[(size_t)s * n + i];
+    for (int s = 0; s < slices; s++) sum += sums[s * n + i];
     down(to, sum);
 }
 

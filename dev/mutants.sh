@@ -190,7 +190,7 @@ beyond: product, rows of the first block | ops/gemm.h | s/int i0 = first_row(p, 
 beyond: product, slivers for two threads | ops/gemm.h |
     s/s < slivers \* (part + 1) \/ p->parts/s < slivers \/ p->parts * (part + 1)/                             | beyond-panels |
 beyond: product, tasks for two threads | ops/gemm.h |
-    s/int task = tasks \* thread \/ threads/int task = 0/                                                   | beyond-panels |
+    s/long task = tasks \* thread \/ threads/long task = 0/                                                   | beyond-panels |
 beyond: product, transposed and not added | ops/gemm.h | /p = (product){/,/};/s/\.mode = mode/.mode = SET/ | beyond-panels |
 beyond: product, blocks beside each other | ops/cpu.c  |
     s/offset(m, (size_t)i \* m.stride)/offset(m, (size_t)i * (size_t)m.rows * m.ld)/                          | beyond-panels |

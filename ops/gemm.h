@@ -516,12 +516,12 @@ static int first_row(const product *p, int block)
 static void gemm_tasks(const product *p, int n0, int N, int k0, int K, int thread, int threads)
 {
     real *panels = thread_buffer(0, (size_t)MC * KC + LANES);
-    int tasks = p->blocks * p->parts;
+    long tasks = (long)p->blocks * p->parts;
     int slivers = ceil_div(N, NR);
     size_t length = (size_t)steps(K, bf16_pairs);               // of a panel, of a sliver
     int packed = -1;                                            // the block whose panels were copied last
-    for (int task = tasks * thread / threads; task < tasks * (thread + 1) / threads; task++) {
-        int block = task / p->parts, part = task % p->parts;
+    for (long task = tasks * thread / threads; task < tasks * (thread + 1) / threads; task++) {
+        int block = (int)(task / p->parts), part = (int)(task % p->parts);
         int i0 = first_row(p, block), i1 = first_row(p, block + 1);
         if (packed != block) pack_panels(p, panels, i0, i1, k0, K);
         packed = block;

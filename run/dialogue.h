@@ -32,6 +32,16 @@ static void free_row(row *r)
     free(r->asked);
 }
 
+// Ids of a text, fresh.
+static int *ids_of(const tokenizer *t, const char *text, int begins, size_t *n)
+{
+    size_t bytes = strlen(text);
+    int *ids = tokenizer_encode(t, text, bytes, begins, n);
+    if (!ids) die("cannot cut %zu bytes of text into tokens: %s", bytes,
+                  bytes > 700000000 ? "it takes 700 MB at most, split it" : "out of memory");
+    return ids;
+}
+
 // BOS (where the model has one) + prompt + answer (+ EOS) as ids. The prompt's are those that generation
 // begins with, whatever follows; the answer continues them, and every token that holds a character of it is
 // learnt. Were both one text to the tokenizer, a piece such as ":-" could hide an answer's first character in
@@ -39,9 +49,8 @@ static void free_row(row *r)
 static row encode_row(const tokenizer *t, const char *prompt, const char *answer, int eos)
 {
     size_t np, na;
-    int *ids = tokenizer_encode(t, prompt, strlen(prompt), 1, &np);
-    int *more = tokenizer_encode(t, answer, strlen(answer), !*prompt, &na);
-    if (!ids || !more) die("out of memory while tokenising");
+    int *ids = ids_of(t, prompt, 1, &np);
+    int *more = ids_of(t, answer, !*prompt, &na);
     row r = {.ids = alloc(np + na + 2, sizeof(int))};
     if (tokenizer_bos(t) >= 0) r.ids[r.n++] = tokenizer_bos(t);
     memcpy(r.ids + r.n, ids, np * sizeof(int));
@@ -107,8 +116,7 @@ static void expect_written(const char *where, const message *list)
 static void add_tokens(row *r, const tokenizer *t, const char *text, int begins, int learnt)
 {
     size_t n;
-    int *ids = tokenizer_encode(t, text, strlen(text), begins, &n);
-    if (!ids) die("out of memory while tokenising");
+    int *ids = ids_of(t, text, begins, &n);
     r->ids = resize(r->ids, ((size_t)r->n + n) * sizeof(int));
     r->learnt = resize(r->learnt, (size_t)r->n + n);
     memcpy(r->ids + r->n, ids, n * sizeof(int));
