@@ -594,22 +594,22 @@ void few_step(vec t[THIN][2], int half, const real *const a[THIN], const int M, 
 }
 
 // t[i][l] = Σ_k a[i][k] line[l][k]  for M rows of a, known when this is compiled, and NR lines of b. While
-// the processor waits for the sums of one half of them, it turns the other half.
+// the processor waits for the sums of one half of them, it turns the other half. What is read next begins at
+// `next` and lies there in one piece. For each square that is read, as much of it is asked for: a processor
+// follows one row by itself, not NR at once, and waits for what it is asked for all at once.
 static inline __attribute__((always_inline))
-void few_sums(vec t[THIN][2], const real *const a[THIN], const real *const line[NR], const int M, int K,
-              const int a_pairs, const int b_pairs)
+void few_sums(vec t[THIN][2], const real *const a[THIN], const real *const line[NR], const char *next,
+              const int M, int K, const int a_pairs, const int b_pairs)
 {
     int k = 0;
     for (; k + LANES <= K; k += LANES)
         #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
             vec square[LANES];
+            for (size_t i = 0; i < sizeof square; i += 64) __builtin_prefetch(next + i, 0, 2);
+            next += sizeof square;
             #pragma GCC unroll 16
-            for (int l = 0; l < LANES; l++) {
-                const real *part = line[half * LANES + l] + k;
-                __builtin_prefetch(part + 2 * LANES);       // two squares on: no processor follows NR rows
-                square[l] = *(const loose_vec *)part;
-            }
+            for (int l = 0; l < LANES; l++) square[l] = *(const loose_vec *)(line[half * LANES + l] + k);
             transpose(square);
             #pragma GCC unroll 16
             for (int l = 0; l < LANES; l++)
@@ -625,13 +625,13 @@ void few_sums(vec t[THIN][2], const real *const a[THIN], const real *const line[
 
 // The same for any M ≤ THIN.
 static inline __attribute__((always_inline))
-void few_rows(vec t[THIN][2], const real *const a[THIN], const real *const line[NR], int M, int K,
-              const int a_pairs, const int b_pairs)
+void few_rows(vec t[THIN][2], const real *const a[THIN], const real *const line[NR], const char *next,
+              int M, int K, const int a_pairs, const int b_pairs)
 {
-    if (M == 1) few_sums(t, a, line, 1, K, a_pairs, b_pairs);
-    if (M == 2) few_sums(t, a, line, 2, K, a_pairs, b_pairs);
-    if (M == 3) few_sums(t, a, line, 3, K, a_pairs, b_pairs);
-    if (M == 4) few_sums(t, a, line, 4, K, a_pairs, b_pairs);
+    if (M == 1) few_sums(t, a, line, next, 1, K, a_pairs, b_pairs);
+    if (M == 2) few_sums(t, a, line, next, 2, K, a_pairs, b_pairs);
+    if (M == 3) few_sums(t, a, line, next, 3, K, a_pairs, b_pairs);
+    if (M == 4) few_sums(t, a, line, next, 4, K, a_pairs, b_pairs);
 }
 
 // Columns j … j+NR-1 of y, or as many as it has.
@@ -649,9 +649,10 @@ static void few_columns(mat y, mat a, mat b, int j, real scale, enum mode mode)
         for (int i = 0; i < y.rows; i++) rows[i] = steps_along(a, i, k0, K, of_a[i], bf16_pairs);
         for (int l = 0; l < NR; l++)                            // beyond the last column: that one again
             line[l] = l < cols ? steps_along(b, j + l, k0, K, of_b[l], b_pairs) : line[cols - 1];
-        if (bf16_pairs) few_rows(t, rows, line, y.rows, steps(K, 1), 1, 1);
-        else if (b_pairs) few_rows(t, rows, line, y.rows, steps(K, 1), 0, 1);
-        else few_rows(t, rows, line, y.rows, K, 0, 0);
+        const char *next = (char *)at(b, j + NR, 0) + (size_t)k0 * NR * dtypes[b.type].size;
+        if (bf16_pairs) few_rows(t, rows, line, next, y.rows, steps(K, 1), 1, 1);
+        else if (b_pairs) few_rows(t, rows, line, next, y.rows, steps(K, 1), 0, 1);
+        else few_rows(t, rows, line, next, y.rows, K, 0, 0);
         for (int i = 0; i < y.rows; i++) {
             real *out = (real *)at(y, i, j);
             vec old[2] = {0};
