@@ -242,7 +242,7 @@ static void measure_scaling(void)
     enum { LAYERS, VOCAB, RANK, BATCH, SEQ, NUMBERS };
     static const struct { const char *name; int number, values[7]; } sweeps[] = {
         {"rows of 128 tokens", BATCH, {1, 2, 4, 8, 16, 32}},
-        {"tokens a row (2048 in all)", SEQ, {64, 128, 256, 512, 1024, 2048}},
+        {"tokens a row (4096 in all)", SEQ, {64, 128, 256, 512, 1024, 2048, 4096}},
         {"layers", LAYERS, {1, 2, 4, 8, 16, 32}},
         {"vocabulary", VOCAB, {1000, 2000, 4000, 8000, 16000, 32000, 64000}},
         {"rank", RANK, {4, 8, 16, 32, 64, 128, 256}},
@@ -254,7 +254,7 @@ static void measure_scaling(void)
             int n[NUMBERS] = {4, 4000, 32, 8, 128};
             char command[200];
             n[sweeps[i].number] = *value;
-            if (sweeps[i].number == SEQ) n[BATCH] = 2048 / *value;
+            if (sweeps[i].number == SEQ) n[BATCH] = 4096 / *value;
             snprintf(command, sizeof command, "rm -rf build/scaling && build/random_model 256,704,%d,4,%d build/scaling",
                 n[LAYERS], n[VOCAB]);
             if (system(command)) die("%s failed", command);

@@ -6,9 +6,9 @@ set terminal svg size 850,1000 font "sans-serif,13"
 set output page."paper/plots/scaling.svg"
 csv = "paper/plots/scaling.csv"
 set datafile separator ","
-sweeps = "'rows of 128 tokens' 'tokens a row (2048 in all)' layers vocabulary rank"
+sweeps = "'rows of 128 tokens' 'tokens a row (4096 in all)' layers vocabulary rank"
 set multiplot layout 5,2 margins 0.09,0.98,0.055,0.955 spacing 0.11,0.06
-set key top left reverse Left samplen 2
+set key bottom right reverse Left samplen 2
 set logscale xy
 set format x "%.0f"
 unset mxtics
