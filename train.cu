@@ -1905,7 +1905,8 @@ template <int D> __device__ static inline wide bonus_of(const wkv_inputs &in, in
     return i < in.u.cols ? load(in.u.p, in.u.type, h * in.u.ld + i) : 0;
 }
 
-// The lines of S are its columns. state: S of the text comes from there and goes back.
+// The lines of S are its columns. state: S of the text comes from there and goes back. That it is read in a
+// branch and its places are unsigned is for the compiler: else registers hold all places during the walk.
 template <int D> __global__ static void __launch_bounds__(D)
 wkv6_kernel(mat y, mat state, wkv_inputs in, const span *spans)
 {
@@ -1917,9 +1918,11 @@ wkv6_kernel(mat y, mat state, wkv_inputs in, const span *spans)
     quarters<D> S = {};
     u[j] = bonus_of<D>(in, h);
     auto is_kept = [&](int column, int row) { return kept && column < d && row < d; };
-    S.for_each([&](int column, int row, wide &x) {
-        if (s.nk > s.nq && is_kept(column, row)) x = kept[row * d + column];
-    });
+    auto at = [&](int column, int row) { return (unsigned)(row * d + column); };
+    if (s.nk > s.nq)
+        S.for_each([&](int column, int row, wide &x) {
+            if (is_kept(column, row)) x = kept[at(column, row)];
+        });
     walk<D>(tokens, in, mat{}, s, 1, [&](int n, const wkv_token<D> &t) {
         wide ruk = channel_sum<D>([&](int i) { return t.r[i] * u[i] * t.k[i]; });
         wide out = S.times(t.r) + ruk * t.v[j];
@@ -1927,7 +1930,7 @@ wkv6_kernel(mat y, mat state, wkv_inputs in, const span *spans)
         S.add(t.v, t.k);
         if (j < d) down(&row_of(y, n)[h * d + j], out);
     });
-    S.for_each([&](int column, int row, wide &x) { if (is_kept(column, row)) kept[row * d + column] = x; });
+    S.for_each([&](int column, int row, wide &x) { if (is_kept(column, row)) kept[at(column, row)] = x; });
 }
 
 // A kernel for heads of at most 32, 64 or 128 channels.

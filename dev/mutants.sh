@@ -334,7 +334,7 @@ GPU wkv: channels of the next head | train.cu | s/m < s.nq ? d - c : 0/m < s.nq 
 GPU wkv: no barrier behind the fetched | train.cu | /next\[f\].put/{n;s/__syncthreads();//} | gpu-ops | forward
 GPU wkv: no barrier behind the sums | train.cu | /__syncthreads.*what others wrote/d | gpu-ops | forward
 GPU wkv: sums of another line | train.cu | s/upper ? sum\[0\] : sum\[2\], 2/upper ? sum[1] : sum[2], 2/ | gpu-ops | forward
-GPU wkv: no state at first | train.cu | s/if (s.nk > s.nq \&\& is_kept/if (0 \&\& is_kept/ | gpu-ops | forward
+GPU wkv: no state at first | train.cu | s/if (s.nk > s.nq)$/if (0)/ | gpu-ops | forward
 GPU reserve: no sums of a recurrence | train.cu |
     s/if (n.train) bytes\[RECURRENT\] = /if (0) bytes[RECURRENT] = / | gpu-allocations | forward
 GPU reserve: nothing         | train.cu   | s/if (take) resize/if (0) resize/                          | gpu-allocations | forward
