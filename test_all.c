@@ -2591,7 +2591,7 @@ static void check_head(int dim, int vocab, int chunk, int targets)
 
 static void test_beyond_chunks(void)
 {
-    check_head(4, 2400011, 0, 40);             // 13 rows of it fill 128 MB; 16 is the least
+    check_head(4, 2400011, 0, 40);             // 6 rows of it fill 64 MB; 16 is the least
     static const int chunks[] = {40, 39, 20, 7, 1};
     for (int i = 0; i < 5; i++) check_head(36, 61, chunks[i], 40);
 }
