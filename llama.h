@@ -306,13 +306,14 @@ static void rope_table(model *m)
     llama *own = m->own;
     int half = m->c.head_dim / 2;
     wide *table = alloc((size_t)m->p.positions * (size_t)half * 2, sizeof *table);
-    for (int t = 0; t < m->p.positions; t++)
+    for (int t = 0; t < m->p.positions; t++) {
+        wide *of_t = table + (size_t)t * 2 * (size_t)half;
         for (int i = 0; i < half; i++) {
             double angle = t * rope_frequency(&m->c, i);
-            wide *of_t = table + (size_t)t * 2 * (size_t)half;
             of_t[i] = (wide)cos(angle);
             of_t[half + i] = (wide)sin(angle);
         }
+    }
     put(own->rope, table, TYPE_OF(wide));
     free(table);
 }

@@ -265,10 +265,13 @@ static uint64_t hash_of(slice text)
     return hash;
 }
 
+// Where a hash, or a key, begins in a table of last + 1 places, a power of two.
+static size_t place_of(uint64_t hash, size_t last) { return hash * 0x9e3779b97f4a7c15u >> 32 & last; }
+
 // The slot of this text, or the empty slot where it would go. At most half of the slots are in use.
 static slot *find_slot(const tokenizer *t, slice text, uint64_t hash)
 {
-    for (size_t i = hash * 0x9e3779b97f4a7c15u >> 32 & t->last_slot;; i = (i + 1) & t->last_slot) {
+    for (size_t i = place_of(hash, t->last_slot);; i = (i + 1) & t->last_slot) {
         slot *s = t->slots + i;
         if (!s->id) return s;
         slice other = t->pieces[s->id - 1].text;
@@ -598,7 +601,7 @@ static char *append_token(const tokenizer *t, char *out, slice token, bool *plai
 static merge *find_merge(const tokenizer *t, int left, int right)
 {
     uint64_t key = (uint64_t)left << 32 | (uint32_t)right;
-    for (size_t i = key * 0x9e3779b97f4a7c15u >> 32 & t->last_merge;; i = (i + 1) & t->last_merge) {
+    for (size_t i = place_of(key, t->last_merge);; i = (i + 1) & t->last_merge) {
         merge *m = t->merges + i;
         if (!m->rank || (m->left == left && m->right == right)) return m;
     }
@@ -1222,7 +1225,8 @@ static bool merge_word(encoder *e, slice word)
 static bool encode_word(encoder *e, slice word)
 {
     if (e->t->longest_word) return encode_longest(e, word);
-    known *k = e->t->known + (hash_of(word) * 0x9e3779b97f4a7c15u >> 32) % KNOWN_WORDS;
+    if (word.n > KNOWN_BYTES) return merge_word(e, word);
+    known *k = e->t->known + place_of(hash_of(word), KNOWN_WORDS - 1);
     size_t first = e->n;
     if (k->bytes == word.n && !memcmp(k->text, word.p, word.n)) {
         memcpy(e->ids + first, k->ids, k->count * sizeof *k->ids);
@@ -1231,7 +1235,7 @@ static bool encode_word(encoder *e, slice word)
     }
     if (!merge_word(e, word)) return false;
     size_t count = e->n - first;
-    if (word.n > KNOWN_BYTES || count > KNOWN_IDS) return true;
+    if (count > KNOWN_IDS) return true;
     k->bytes = (unsigned char)word.n;
     k->count = (unsigned char)count;
     memcpy(k->text, word.p, word.n);

@@ -327,9 +327,9 @@ static void plan_sizes(plan *p, config c, const dataset *train, const dataset *v
     int longest = longest_row(val) > longest_row(train) ? longest_row(val) : longest_row(train);
     if ((long)opt.batch * longest > INT_MAX / 4)
         die("--batch %d times %d tokens is too much; raise --accum instead", opt.batch, longest);
-    if ((double)opt.batch * opt.accum * longest > INT_MAX)
+    if ((double)opt.batch * opt.accum * longest_row(train) > INT_MAX)
         die("--batch %d times --accum %d times %d tokens: a step can learn 2147483647 at most",
-            opt.batch, opt.accum, longest);
+            opt.batch, opt.accum, longest_row(train));
     p->tokens = opt.batch * (longest - 1);
     p->positions = longest;
     p->halvings = p->train ? __builtin_ctz((unsigned)(opt.accum / ranks())) : 0;

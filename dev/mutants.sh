@@ -402,7 +402,7 @@ config: another ε            | llama.h      | s/TO(eps),        1e-6,/TO(eps), 
 config: another α            | run/peft.h | s/"lora_alpha", 8/"lora_alpha", 16/                                | defaults    |
 words: of one length, one word | tokenizer.c |
     s/k->bytes == word.n \&\& !memcmp(k->text, word.p, word.n)/k->bytes == word.n/                            | known-words |
-words: more ids kept than fit | tokenizer.c | s/word.n > KNOWN_BYTES .. count > KNOWN_IDS/word.n > KNOWN_BYTES/ | known-words |
+words: more ids kept than fit | tokenizer.c | s/if (count > KNOWN_IDS)/if (0)/                                | known-words |
 words: those of the word before | tokenizer.c | s/memcpy(k->ids, e->ids + first,/memcpy(k->ids, e->ids,/          | known-words |
 pieces: USER merges          | tokenizer.c | s/return id < 0 .. e->t->pieces\[id\].type != USER/return 1/       | pieces      |
 pieces: UNUSED is said       | tokenizer.c | s/== UNUSED) e->left_part/== NORMAL) e->left_part/                | pieces      |

@@ -463,7 +463,8 @@ static void gemm_tile(const product *p, int i, int j, int k0, int K, const real 
     real *y = p->y + (size_t)i * p->row + (size_t)j * p->col;
     size_t bk = NR;
     int rows = p->M - i < MR ? p->M - i : MR, cols = p->N - j < NR ? p->N - j : NR;
-    for (int r = 0; r < 2 * rows; r++) __builtin_prefetch(y + (size_t)(r / 2) * p->row + r % 2 * LANES, 1);
+    for (int r = 0; r < rows; r++)
+        for (int half = 0; half < 2; half++) __builtin_prefetch(y + (size_t)r * p->row + half * LANES, 1);
     if (sliver_in_place(p, j)) {
         sliver = (real *)at(p->b, k0, j);
         bk = p->b.ld;
@@ -649,7 +650,7 @@ static void few_columns(mat y, mat a, mat b, int j, real scale, enum mode mode)
         for (int i = 0; i < y.rows; i++) rows[i] = steps_along(a, i, k0, K, of_a[i], bf16_pairs);
         for (int l = 0; l < NR; l++)                            // beyond the last column: that one again
             line[l] = l < cols ? steps_along(b, j + l, k0, K, of_b[l], b_pairs) : line[cols - 1];
-        const char *next = (char *)at(b, j + NR, 0) + (size_t)k0 * NR * dtypes[b.type].size;
+        const char *next = at(b, j + NR, 0) + (size_t)k0 * NR * dtypes[b.type].size;
         if (bf16_pairs) few_rows(t, rows, line, next, y.rows, steps(K, 1), 1, 1);
         else if (b_pairs) few_rows(t, rows, line, next, y.rows, steps(K, 1), 0, 1);
         else few_rows(t, rows, line, next, y.rows, K, 0, 0);
