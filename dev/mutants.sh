@@ -416,6 +416,7 @@ added: the first of two      | tokenizer.c | s/(t->added\[i\].text.n != n/(1/   
 added: rstrip beyond the text | tokenizer.c | s/is_space(code_behind(text, start))/is_space(text.p[start])/       | added-twice |
 pieces: a field of number 0  | tokenizer.c | s/f->key >> 3 == 0/0/                                          | refused-tokenizers |
 pieces: an empty one         | tokenizer.c | s/if (!p->text.n /if (0 /                                      | refused-tokenizers |
+top-p: too few are sorted    | run/generate.h | s/> least) c\[likely++\]/> least * vocab) c[likely++]/        | sampling    |
 top-p: one more on the edge  | run/generate.h | s/reached < opt.top_p \* sum/reached <= opt.top_p * sum/       | sampling    |
 greedy: the last of equals   | run/generate.h | s/logits\[i\] > logits\[best\]/logits[i] >= logits[best]/      | sampling    |
 product: copies abreast, the first again | ops/gemm.h | s/step + s \* width, (size_t)width/step, (size_t)width/  | beyond-panels |
@@ -431,6 +432,7 @@ bf16: before the start        | train.c    |
 pairs: b as numbers           | ops/gemm.h | s/if (a_pairs == b_pairs)/if (1)/                                | pairs       |
 pairs: of the weight alone    | ops/gemm.h | s/M, 2 \* k + 1, odds/M, 2 * k, odds/                             | pairs       |
 few rows: the last part of K | ops/gemm.h | s/k0 += part, mode = ADD/k0 += part/                                | few-rows    |
+few rows: the last square twice | ops/gemm.h | s/M, first, k - first, to/M, first, 0, to/                       | few-rows    |
 few rows: one after the other | ops/gemm.h | s/line\[half \* LANES + l\] + k/line[l] + k/                     | few-rows    |
 window: one key less         | ops/cpu.c  |
     s/within(b.own + r + 1 - b.window, b)/within(b.own + r + 2 - b.window, b)/                         | beyond-blocks | attention

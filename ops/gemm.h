@@ -302,6 +302,9 @@ static inline __attribute__((always_inline)) void transpose(vec m[LANES])
     swap_blocks(m, 1);
 }
 
+// How many numbers from p on until one that begins a vector in memory.
+static inline int steps_to_vector(const real *p) { return (int)(-(uintptr_t)p % VECTOR / sizeof(real)); }
+
 // Numbers first … first+n-1 of the row k of m, where k goes down the rows; or the pairs of rows k and k + 1.
 // For row `end`, which is no part of the sum any more, stand zeros.
 static inline const real *step_across(mat m, int k, int end, int first, int n, real *buffer, int pairs)
@@ -594,28 +597,51 @@ void few_step(vec t[THIN][2], int half, const real *const a[THIN], const int M, 
     }
 }
 
+// Steps from … to-1 of the square that begins at step k, for half a sliver: its lines are read and turned.
+// What is read next begins at `next`; as much of it is asked for as is read here. For a processor follows one
+// row by itself, not NR at once, and waits for what it is asked for all at once.
+static inline __attribute__((always_inline))
+void few_square(vec t[THIN][2], int half, const real *const a[THIN], const real *const line[NR],
+                const char *next, const int M, int k, int from, int to, const int a_pairs, const int b_pairs)
+{
+    vec square[LANES];
+    for (size_t i = 0; i < sizeof square; i += 64) __builtin_prefetch(next + i, 0, 2);
+    #pragma GCC unroll 16
+    for (int l = 0; l < LANES; l++) square[l] = *(const loose_vec *)(line[half * LANES + l] + k);
+    transpose(square);
+    #pragma GCC unroll 16
+    for (int l = from; l < to; l++) few_step(t, half, a, M, k + l, square[l], a_pairs, b_pairs);
+}
+
 // t[i][l] = Σ_k a[i][k] line[l][k]  for M rows of a, known when this is compiled, and NR lines of b. While
 // the processor waits for the sums of one half of them, it turns the other half. What is read next begins at
-// `next` and lies there in one piece. For each square that is read, as much of it is asked for: a processor
-// follows one row by itself, not NR at once, and waits for what it is asked for all at once.
+// `next` and lies there in one piece.
+//
+// A vector that lies in two lines of the first cache is read twice, and here everything waits for reads. A
+// file puts its weights at any address, so squares begin where a vector does in memory, here for LANES = 4.
+// The first square and the last overlap with their neighbours, and give only the steps that are missing:
+//
+//     vectors in memory    |a b c d|e f g h|i j k l|m n
+//     a line of b               c d e f g h i j k
+//     squares                   c d(e f)                 only c and d are added
+//                                   e f g h
+//                                        (h)i j k        only i, j and k
 static inline __attribute__((always_inline))
 void few_sums(vec t[THIN][2], const real *const a[THIN], const real *const line[NR], const char *next,
               const int M, int K, const int a_pairs, const int b_pairs)
 {
-    int k = 0;
-    for (; k + LANES <= K; k += LANES)
-        #pragma GCC unroll 2
-        for (int half = 0; half < 2; half++) {
-            vec square[LANES];
-            for (size_t i = 0; i < sizeof square; i += 64) __builtin_prefetch(next + i, 0, 2);
-            next += sizeof square;
-            #pragma GCC unroll 16
-            for (int l = 0; l < LANES; l++) square[l] = *(const loose_vec *)(line[half * LANES + l] + k);
-            transpose(square);
-            #pragma GCC unroll 16
-            for (int l = 0; l < LANES; l++)
-                few_step(t, half, a, M, k + l, square[l], a_pairs, b_pairs);
-        }
+    int k = 0, ahead = steps_to_vector(line[0]), to;
+    for (; k < K && K >= LANES; k = to) {
+        to = k < ahead ? ahead : k + LANES < K ? k + LANES : K;
+        int first = k + LANES < K ? k : K - LANES;
+        if (to - k == LANES)
+            #pragma GCC unroll 2
+            for (int half = 0; half < 2; half++, next += VECTOR * LANES)
+                few_square(t, half, a, line, next, M, k, 0, LANES, a_pairs, b_pairs);
+        else
+            for (int half = 0; half < 2; half++, next += VECTOR * LANES)
+                few_square(t, half, a, line, next, M, first, k - first, to - first, a_pairs, b_pairs);
+    }
     for (; k < K; k++)
         for (int half = 0; half < 2; half++) {
             vec column;

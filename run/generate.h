@@ -30,9 +30,13 @@ static int pick(const wide *logits, int vocab, rng *g)
         c[i] = (candidate){exp((double)(logits[i] - logits[best]) / opt.temperature), i};
         sum += c[i].p;
     }
-    qsort(c, (size_t)vocab, sizeof *c, likelier);
-    int n = 0;
-    while (n < vocab && reached < opt.top_p * sum) reached += c[n++].p;
+    // Only what --top-p needs is sorted, which would else take longer than a small model: the tokens of at
+    // most `least` reach no more than 1 - top_p together.
+    double least = (1 - opt.top_p) * sum / vocab;
+    int n = 0, likely = 0;
+    for (int i = 0; i < vocab; i++) if (c[i].p > least) c[likely++] = c[i];
+    if (opt.top_p < 1) qsort(c, (size_t)likely, sizeof *c, likelier);
+    while (n < likely && reached < opt.top_p * sum) reached += c[n++].p;
     double at = rng_uniform(g) * reached;
     int i = 0;
     while (i + 1 < n && (at -= c[i].p) >= 0) i++;
