@@ -431,6 +431,7 @@ bf16: before the start        | train.c    |
     /^static void fill_model/,/^}/s/^    model_allocate(m);/    if (opt.bf16) dev_bf16(1);\n&/ | bf16 | pissa
 pairs: b as numbers           | ops/gemm.h | s/if (a_pairs == b_pairs)/if (1)/                                | pairs       |
 pairs: of the weight alone    | ops/gemm.h | s/M, 2 \* k + 1, odds/M, 2 * k, odds/                             | pairs       |
+few rows: dealt once too few | ops/gemm.h | s/^    deal(m, 1);//                                                   | few-rows    |
 few rows: the last part of K | ops/gemm.h | s/k0 += part, mode = ADD/k0 += part/                                | few-rows    |
 few rows: the last square twice | ops/gemm.h | s/M, first, k - first, to/M, first, 0, to/                       | few-rows    |
 few rows: one after the other | ops/gemm.h | s/line\[half \* LANES + l\] + k/line[l] + k/                     | few-rows    |

@@ -263,43 +263,45 @@ static inline void store(real *y, size_t row, size_t col, vec tile[MR][2], int r
     }
 }
 
-// m[i][j] ↔ m[j][i] for a square of LANES rows, by halves. A step h cuts the square into blocks of 2h × 2h
-// and swaps in each the h × h numbers at its top right with those at its bottom left; h = LANES/2, …, 2, 1.
-// For 4 × 4:
+// m[i][j] ↔ m[j][i] for a square of LANES rows, by dealing them like cards. A step s takes two rows, i and
+// i + s: the numbers at even places of both are the new row i, those at odd places the new row i + s. After
+// s = 1, 2, 4, … up to LANES/2 all are where they belong. For 4 × 4:
 //
-//     a0 a1 a2 a3            a0 a1 c0 c1            a0 b0 c0 d0
-//     b0 b1 b2 b3   h = 2    b0 b1 d0 d1   h = 1    a1 b1 c1 d1
-//     c0 c1 c2 c3     →      a2 a3 c2 c3     →      a2 b2 c2 d2
-//     d0 d1 d2 d3            b2 b3 d2 d3            a3 b3 c3 d3
+//     a0 a1 a2 a3            a0 a2 b0 b2            a0 b0 c0 d0
+//     b0 b1 b2 b3   s = 1    a1 a3 b1 b3   s = 2    a1 b1 c1 d1
+//     c0 c1 c2 c3     →      c0 c2 d0 d2     →      a2 b2 c2 d2
+//     d0 d1 d2 d3            c1 c3 d1 d3            a3 b3 c3 d3
 //
-// A swap is done for two whole rows at once, m[i] and m[i + h] where i & h is 0: lane l + h of the first
-// changes places with lane l of the second, for every l where l & h is 0. In the example h = 2 does so with
-// rows a and c, which become a0 a1 c0 c1 and a2 a3 c2 c3. `lower` names the lanes of the first result for
-// pick_lanes, 0 1 4 5 here, and `upper` those of the second, 2 3 6 7.
-// h must be known when this is compiled: lanes that are constants become one or two instructions a row.
-static inline __attribute__((always_inline)) void swap_blocks(vec m[LANES], const int h)
+// A processor has an instruction that does so within each 16 bytes of a vector, and one that deals 16 bytes at
+// a time. So squares of more are dealt in two rounds: first numbers are the cards, within groups of 16 bytes,
+// then each 16 bytes are one card. `first` and `second` name the lanes for pick_lanes, 0 2 4 6 and 1 3 5 7 in
+// the example. s must be known when this is compiled: only lanes that are constants become one instruction.
+static inline __attribute__((always_inline)) void deal(vec m[LANES], const int s)
 {
-    lanes lower, upper;
+    enum { SIXTEEN = 16 / sizeof(real) };
+    const int card = s < SIXTEEN ? 1 : SIXTEEN, group = s < SIXTEEN ? SIXTEEN : LANES / SIXTEEN;
+    lanes first, second;
     #pragma GCC unroll 16
     for (int l = 0; l < LANES; l++) {
-        lower[l] = l & h ? LANES + l - h : l;
-        upper[l] = l & h ? LANES + l : l + h;
+        int place = l / card % group, even = 2 * place % group;         // of the card in its group
+        first[l] = l + (even - place) * card + (2 * place < group ? 0 : LANES);
+        second[l] = first[l] + card;
     }
     #pragma GCC unroll 16
     for (int i = 0; i < LANES; i++) {
-        if (i & h) continue;
-        vec a = m[i], b = m[i + h];
-        m[i] = pick_lanes(a, b, lower);
-        m[i + h] = pick_lanes(a, b, upper);
+        if (i & s) continue;
+        vec a = m[i], b = m[i + s];
+        m[i] = pick_lanes(a, b, first);
+        m[i + s] = pick_lanes(a, b, second);
     }
 }
 
 static inline __attribute__((always_inline)) void transpose(vec m[LANES])
 {
-    if (LANES > 8) swap_blocks(m, 8);
-    if (LANES > 4) swap_blocks(m, 4);
-    if (LANES > 2) swap_blocks(m, 2);
-    swap_blocks(m, 1);
+    deal(m, 1);
+    if (LANES > 2) deal(m, 2);
+    if (LANES > 4) deal(m, 4);
+    if (LANES > 8) deal(m, 8);
 }
 
 // How many numbers from p on until one that begins a vector in memory.
