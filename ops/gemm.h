@@ -272,10 +272,11 @@ static inline void store(real *y, size_t row, size_t col, vec tile[MR][2], int r
 //     c0 c1 c2 c3     →      c0 c2 d0 d2     →      a2 b2 c2 d2
 //     d0 d1 d2 d3            c1 c3 d1 d3            a3 b3 c3 d3
 //
-// A processor has an instruction that does so within each 16 bytes of a vector, and one that deals 16 bytes at
-// a time. So squares of more are dealt in two rounds: first numbers are the cards, within groups of 16 bytes,
-// then each 16 bytes are one card. `first` and `second` name the lanes for pick_lanes, 0 2 4 6 and 1 3 5 7 in
-// the example. s must be known when this is compiled: only lanes that are constants become one instruction.
+// A processor has an instruction that does so within each 16 bytes of a vector, and one that deals 16 bytes
+// at a time. So squares of more are dealt in two rounds: first numbers are the cards, within groups of 16
+// bytes, then each 16 bytes are one card. `first` and `second` name the lanes for pick_lanes, 0 2 4 6 and
+// 1 3 5 7 in the example. s must be known when this is compiled: only lanes that are constants become one
+// instruction.
 static inline __attribute__((always_inline)) void deal(vec m[LANES], const int s)
 {
     enum { SIXTEEN = 16 / sizeof(real) };
