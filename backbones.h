@@ -35,7 +35,7 @@ static config config_read(const char *path)
     read_fields(&c, c.backbone->fields, json, path);
     refuse_quantised(json, path);
     c.backbone->config(&c, json, path);
-    config_stops(&c, json);
+    config_stops(&c, json, path);
     name_unknown(&c, c.backbone->fields, json, path);
     json_decref(json);
     return c;

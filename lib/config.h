@@ -141,15 +141,19 @@ static void name_unknown(const config *c, const config_field *fields, json_t *js
     }
 }
 
-// "eos_token_id" of config.json or generation_config.json: a number, or a list of them.
-static void config_stops(config *c, const json_t *json)
+// "eos_token_id" of config.json or generation_config.json: a token, a list of them, or null. Both files often name the same.
+static void config_stops(config *c, const json_t *json, const char *path)
 {
     const json_t *ids = json_object_get(json, "eos_token_id");
-    size_t n = json_is_array(ids) ? json_array_size(ids) : 1;
+    size_t n = json_is_array(ids) ? json_array_size(ids) : ids && !json_is_null(ids);
     for (size_t i = 0; i < n; i++) {
         const json_t *id = json_is_array(ids) ? json_array_get(ids, i) : ids;
         double x = json_number_value(id);
-        if (json_is_number(id) && fabs(x) < INT_MAX && c->stops < MOST_STOPS) c->stop[c->stops++] = (int)x;
+        int known = 0;
+        for (int k = 0; k < c->stops; k++) known |= c->stop[k] == x;
+        if (!json_is_number(id) || !(fabs(x) < INT_MAX) || (!known && c->stops == MOST_STOPS))
+            die("%s: \"eos_token_id\" must be a token, or a list of at most %d", path, MOST_STOPS);
+        if (!known) c->stop[c->stops++] = (int)x;
     }
 }
 

@@ -523,7 +523,7 @@ static config open_config(void)
     if (!exists(path)) refuse_format(opt.model);
     config c = config_read(path);
     json_t *json = directory_json(opt.model, "generation_config.json", &generation);
-    config_stops(&c, json);
+    config_stops(&c, json, generation);
     json_decref(json);
     free(path);
     free(generation);
