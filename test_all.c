@@ -5809,7 +5809,7 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "$D/model/config.json", "", "\"factor\" in \"rope_scaling\" is not built"},
     {"RoPE as a text",      "sed -i 's/^{/{\"rope_parameters\": \"default\",/' $D/model/config.json", "",
         "\"rope_parameters\" must be an object"},
-    {"an end that is a word", "sed -i '0,/{/s//{\"eos_token_id\": \"<end>\",/' $D/model/config.json", "",
+    {"an end that is a word", "sed -i '/eos_token_id/s/:.*/: \"<end>\",/' $D/model/config.json", "",
         "\"eos_token_id\" must be a token, or a list of at most"},
     {"more ends than are kept", "echo '{\"eos_token_id\": [5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22]}' "
         ">$D/model/generation_config.json", "", "generation_config.json: \"eos_token_id\" must be a token, or a list of at most"},
