@@ -38,7 +38,8 @@ static int *ids_of(const tokenizer *t, const char *text, int begins, size_t *n)
     size_t bytes = strlen(text);
     int *ids = tokenizer_encode(t, text, bytes, begins, n);
     if (!ids) die("cannot cut %zu bytes of text into tokens: %s", bytes,
-                  bytes > 700000000 ? "it takes 700 MB at most, split it" : "out of memory");
+                  bytes > 700000000 ? "it takes 700 MB at most, split it"
+                  : "out of memory, or the tokenizer's regular expressions need more steps than PCRE2 allows");
     return ids;
 }
 
