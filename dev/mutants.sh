@@ -86,7 +86,7 @@ bat: scale                   | adapters.h |
     s/matmul_nn(dS, dy, stacked(l->B), 1,/matmul_nn(dS, dy, stacked(l->B), 2,/                                | gradients   | bat
 bat: S(x) of the forward pass | adapters.h | /^static void bat_backward/,/^}/{/shard_sum(S, x)/d}             | gradients   | bat
 bat: dropped term            | adapters.h | /matmul_tn(stacked(l->dB), dy, S, 1, ADD)/d                       | gradients   | bat
-rows: answer with a space of its own | run/dialogue.h | s/strlen(answer), !\*prompt, &na/strlen(answer), 1, \&na/ | prompt-edge |
+rows: answer with a space of its own | run/dialogue.h | s/ids_of(t, answer, !\*prompt,/ids_of(t, answer, 1,/ | prompt-edge |
 rows: first token of the answer not learnt | run/dialogue.h | s/^    r.prompt = r.n;/    r.prompt = r.n + 1;/ | prompt-edge |
 special tokens: always a space | tokenizer.c | s/t->behind != NEVER \&\&/1 \&\&/                              | special-tokens |
 special tokens: two spaces   | tokenizer.c | s/t->behind == UNLESS_SPACE \&\&/0 \&\&/                         | special-tokens |
@@ -94,7 +94,8 @@ special tokens: the shorter  | tokenizer.c | s/a->text.n > found->text.n/a->text
 special tokens: no rstrip    | tokenizer.c | s/while (a->rstrip/while (0/                                     | special-tokens |
 special tokens: no lstrip    | tokenizer.c | s/while (a->lstrip/while (0/                                     | special-tokens |
 special tokens: in mid-word  | tokenizer.c | s/a->single_word \&\& !stands_alone/0 \&\& !stands_alone/        | special-tokens |
-stops: the first of a list   | lib/config.h | s/json_is_array(ids) ? json_array_size(ids) : 1/1/                | stops       |
+stops: the first of a list   | lib/config.h |
+    s/json_is_array(ids) ? json_array_size(ids) :/json_is_array(ids) ? 1 :/                                 | stops       |
 layout: the last layer decides | model.h  | s/^    m->used.ACT. = most.act;/    (void)most.act;/                  | uneven      |
 cache: training writes it, too | llama.h    | s/if (b->cached)/if (m->p.cache_rows)/                             | splits      |
 views: a row too many        | model.h    | s/rows_of(\*t->value, 0, b->tokens)/rows_of(*t->value, 1, b->tokens)/ | splits |
