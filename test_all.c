@@ -2355,6 +2355,19 @@ static void check_product(int form, product_size s, enum dtype a_type, enum dtyp
     for (mat *m = (mat[]){all_a, all_b, all_y, whole[0], whole[1], whole[2], {0}}; m->p; m++) dev_free(m->p);
 }
 
+// Attention's own product, of so many rows and columns in the corner of a matrix that has more.
+static void check_panel(int rows, int cols)
+{
+    enum { K = 9 };
+    mat a = random_mat(SHAPE(rows, K)), b = random_mat(SHAPE(K, cols)), y = random_mat(SHAPE(rows + 1, cols + NR));
+    mat want = random_mat(SHAPE(y.rows, y.cols));
+    copy(want, y);
+    gemm_plain(first_columns(rows_of(want, 0, rows), cols), a, 0, b, 1, K, 0.7, SET);
+    panel_times((real *)y.p, y.ld, rows, cols, copied_panels(2, a), 1, MR, copied_slivers(6, b), K, 0.7, SET);
+    check_mat(y, want, EXACT, "a panel of %d rows times %d columns", rows, cols);
+    for (mat *m = (mat[]){a, b, y, want, {0}}; m->p; m++) dev_free(m->p);
+}
+
 // The product's blocks: panels of MR rows, MC of them together, slivers of NR columns, NC together, KC of the sum; a factor
 // that is used by more than OFTEN columns or OFTEN_ROWS rows is copied. Narrow results of xᵀ w are computed as their transposes.
 static void test_beyond_panels(void)
@@ -2384,6 +2397,7 @@ static void test_beyond_panels(void)
     }
     bf16_pairs = 0;
     omp_set_num_threads(threads);
+    for (int cols = 1; cols < 2 * NR + 4; cols++) check_panel(cols % MR + 1, cols);
 }
 
 // Copies between two dtypes, by way of a buffer of KC numbers, one number at a time in the loops.
