@@ -424,7 +424,7 @@ product: copies abreast, the first again | ops/gemm.h | s/step + s \* width, (si
 product: the rest beside the first | ops/gemm.h |
     s/memcpy(out + (size_t)whole \* size, step/memcpy(out, step/                                             | beyond-panels |
 product: half a tile for a whole one | ops/gemm.h | s/ai == 1 \&\& cols > LANES/ai == 1 \&\& cols > NR/ | beyond-panels |
-panels: columns beyond the last | ops/gemm.h | s/int n = cols - j < NR ?/int n = cols + j < NR ?/                    | beyond-panels |
+panels: columns beyond the last | ops/gemm.h | s/int n = cols - j < NR ?/int n = cols + j < NR ?/ | beyond-panels |
 product: a whole vector at the edge | ops/gemm.h |
     s/cols == LANES \&\& col == 1/cols <= LANES \&\& col == 1/   | beyond-panels |
 pairs: the first number twice | ops/gemm.h | s/line\[2 \* k + 1\])/line[2 * k])/                               | pairs       |
