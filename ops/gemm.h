@@ -637,7 +637,7 @@ void few_sums(vec t[THIN][2], const real *const a[THIN], const real *const line[
     for (; k < K && K >= LANES; k = to) {
         to = k < ahead ? ahead : k + LANES < K ? k + LANES : K;
         int first = k + LANES < K ? k : K - LANES;
-        if (to - k == LANES)
+        if (to - k == LANES)                                    // the same call, but its steps are unrolled
             #pragma GCC unroll 2
             for (int half = 0; half < 2; half++, next += VECTOR * LANES)
                 few_square(t, half, a, line, next, M, k, 0, LANES, a_pairs, b_pairs);
