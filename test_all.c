@@ -1521,9 +1521,31 @@ static void pair_sums(int form, mat y, mat a, mat b, int K)
         }
 }
 
+// Vectors of any numbers, infinities and NaN among them (not subnormal ones, which may count for 0), and what is left over.
+static void check_pair_up(int apart)
+{
+    enum { N = 3 * LANES + 5 };
+    real x[2 * N], out[N];
+    for (int round = 0; round < 500; round++) {
+        for (int i = 0; i < 2 * N; i++) {
+            uint32_t bits = (uint32_t)rng_next(&dice) | (i % 7 ? 1 << 23 : 0x7f << 24);
+            memcpy(&x[i], &bits, 4);
+        }
+        const real *second = x + (apart == 2 ? 1 : N);
+        pair_up(out, x, second, apart, N);
+        for (int i = 0; i < N; i++) {
+            real want = paired(x[i * apart], second[i * apart]);
+            expect(!memcmp(&out[i], &want, 4), "pair %d of numbers %d apart: %a and %a", i, apart, (double)x[i * apart],
+                   (double)second[i * apart]);
+        }
+    }
+}
+
 static void test_pairs(void)
 {
-    enum { M = MR + 3, N = NR + 5, K = 2 * LANES + 9 };
+    check_pair_up(1);
+    check_pair_up(2);
+    enum { M = MR + LANES + 3, N = NR + 5, K = 2 * LANES + 9 };
     mat y = random_mat(SHAPE(M, N)), want = random_mat(SHAPE(M, N)), a = {0}, b = {0};
     for (int form = 2; form >= 0; form--) {
         dev_free(a.p), dev_free(b.p);

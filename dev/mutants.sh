@@ -127,7 +127,7 @@ matmul: last rows            | ops/gemm.h | s/p->M - i < MR ? p->M - i : MR/MR/ 
 matmul: b in place, stride   | ops/gemm.h | /^ *bk = p->b.ld;$/d                                              | matmul      |
 matmul: a in place, part of K | ops/gemm.h |
     s/at(p->a, i, k0), p->a.ld/at(p->a, i, 0), p->a.ld/            | matmul      |
-matmul: later parts of K     | ops/gemm.h | s/p->scale, k0 ? ADD : p->mode)/p->scale, p->mode)/               | matmul      |
+matmul: later parts of K     | ops/gemm.h | s/mode = k0 ? ADD : p->mode/mode = p->mode/                        | matmul      |
 adamw: no correction         | ops/cpu.c  | s/root = (wide)sqrt(1 - pow(0.999, t))/root = 1/                  | adamw       |
 modes: dxn of the MLP stays in | llama.h    |
     s/&L->q_proj, dxn, dq, own->xn, SET/\&L->q_proj, dxn, dq, own->xn, ADD/                                   | gradients   | bone
@@ -423,11 +423,13 @@ greedy: the last of equals   | run/generate.h | s/logits\[i\] > logits\[best\]/l
 product: copies abreast, the first again | ops/gemm.h | s/step + s \* width, (size_t)width/step, (size_t)width/  | beyond-panels |
 product: the rest beside the first | ops/gemm.h |
     s/memcpy(out + (size_t)whole \* size, step/memcpy(out, step/                                             | beyond-panels |
-product: half a tile for a whole one | ops/gemm.h | s/ai == 1 \&\& cols > LANES/ai == 1 \&\& cols > NR/ | beyond-panels |
-panels: columns beyond the last | ops/gemm.h | s/int n = cols - j < NR ?/int n = cols + j < NR ?/ | beyond-panels |
+product: half a tile for a whole one | ops/gemm.h | s/int both = out->cols > LANES/int both = out->cols > NR/ | beyond-panels |
+panels: columns beyond the last | ops/gemm.h | s/out.cols = cols - j < NR ?/out.cols = cols + j < NR ?/ | beyond-panels |
+product: a whole tile at the last rows | ops/gemm.h | s/if (out->rows == MR \&\& /if (/ | beyond-panels |
+product: a tile beside its place | ops/gemm.h | s/ \&\& out->col == 1) store_whole/) store_whole/ | beyond-panels |
 product: a whole vector at the edge | ops/gemm.h |
-    s/cols == LANES \&\& col == 1/cols <= LANES \&\& col == 1/   | beyond-panels |
-pairs: the first number twice | ops/gemm.h | s/line\[2 \* k + 1\])/line[2 * k])/                               | pairs       |
+    s/out->cols == vectors \* LANES/out->cols <= vectors * LANES/   | beyond-panels |
+pairs: the first number twice | ops/gemm.h | s/line, line + 1, 2/line, line, 2/                                | pairs       |
 pairs: a row beyond an odd K  | ops/gemm.h | s/if (k + 1 < end) b =/if (1) b =/                               | pairs       |
 bf16: before the start        | train.c    |
     /^static void fill_model/,/^}/s/^    model_allocate(m);/    if (opt.bf16) dev_bf16(1);\n&/ | bf16 | pissa

@@ -141,6 +141,28 @@ static inline real paired(real first, real second)
     return pair;
 }
 
+// out[i] = the pair of first[i·apart] and second[i·apart]: numbers side by side (apart = 2), or of two rows.
+// `out` may be `first`. One instruction rounds two vectors of numbers side by side to a vector of pairs.
+static inline void pair_up(real *out, const real *first, const real *second, const int apart, int n)
+{
+    int i = 0;
+#if defined __AVX512BF16__
+    lanes low, high;                                            // a0 b0 a1 b1 …, and on from the middle
+    #pragma GCC unroll 16
+    for (int l = 0; l < LANES; l++) {
+        low[l] = l / 2 + l % 2 * LANES;
+        high[l] = low[l] + LANES / 2;
+    }
+    for (; i + LANES <= n; i += LANES) {
+        vec a = *(const loose_vec *)(first + i * apart);
+        vec b = *(const loose_vec *)(apart == 2 ? first + 2 * i + LANES : second + i);
+        vec l = apart == 2 ? a : pick_lanes(a, b, low), r = apart == 2 ? b : pick_lanes(a, b, high);
+        *(loose_vec *)(out + i) = (vec)_mm512_cvtne2ps_pbh((__m512)r, (__m512)l);
+    }
+#endif
+    for (; i < n; i++) out[i] = paired(first[i * apart], second[i * apart]);
+}
+
 // The first numbers of a vector of pairs, and the second ones.
 static inline vec evens(vec v) { return (vec)((lanes)v << 16); }
 static inline vec odds(vec v) { return (vec)((lanes)v >> 16 << 16); }
@@ -161,8 +183,62 @@ static inline __attribute__((always_inline)) vec multiply_add(vec t, real a, vec
 #endif
 }
 
-// tile[i][j] = Σ_k a[i·ai + k·ak] b[k·bk + j]  for MR rows i of a panel and NR columns j of a sliver. t
-// stays in registers, and each += becomes one multiply-add.
+// A tile of y, or what y has of it: rows × cols numbers, `row` elements of y from one row to the next, `col`
+// from one column to the next. It becomes scale · sums (SET), or these are added to it (ADD).
+typedef struct {
+    real *y;
+    size_t row, col;
+    int rows, cols;
+    real scale;
+    enum mode mode;
+} tile;
+
+// old + scale t, rounded twice wherever it stands: the product is in a register before it is added, so that
+// no compiler makes one instruction of it here and two there.
+static inline vec scaled_sum(vec old, real scale, vec t)
+{
+    t *= scale;
+    IN_REGISTERS(t, old);
+    return old + t;
+}
+
+// A tile that exists as a whole, `vectors` wide, from registers to memory. All of it is read from y before
+// any of it is written: where rows are a multiple of 4096 bytes apart, a CPU takes a read for one of what was
+// just written to another row, and waits.
+static inline __attribute__((always_inline))
+void store_whole(const tile *out, vec t[MR][2], const int vectors)
+{
+    #pragma GCC unroll 16
+    for (size_t i = 0; i < MR; i++)
+        #pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) {
+            vec old = {0};
+            if (out->mode == ADD) old = ((loose_vec *)(out->y + i * out->row))[j];
+            t[i][j] = scaled_sum(old, out->scale, t[i][j]);
+        }
+    #pragma GCC unroll 16
+    for (size_t i = 0; i < MR; i++)
+        #pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) ((loose_vec *)(out->y + i * out->row))[j] = t[i][j];
+}
+
+// The same at an edge of y, or where columns do not lie side by side, one by one.
+static __attribute__((noinline)) void store_part(const tile *out, vec t[MR][2])
+{
+    vec old[MR][2] = {0};
+    if (out->mode == ADD)
+        for (int j = 0; j < out->cols; j++)
+            for (int i = 0; i < out->rows; i++)
+                ((real *)old[i])[j] = out->y[(size_t)i * out->row + (size_t)j * out->col];
+    for (int i = 0; i < MR; i++)
+        for (int j = 0; j < 2; j++) t[i][j] = scaled_sum(old[i][j], out->scale, t[i][j]);
+    for (int j = 0; j < out->cols; j++)
+        for (int i = 0; i < out->rows; i++)
+            out->y[(size_t)i * out->row + (size_t)j * out->col] = ((real *)t[i])[j];
+}
+
+// t[i][j] = Σ_k a[i·ai + k·ak] b[k·bk + j]  for MR rows i of a panel and NR columns j of a sliver. t stays in
+// registers, and each += becomes one multiply-add.
 //
 // A copied panel has ai = 1: the MR numbers of one k lie side by side. In a panel that is read where it
 // lies they are in MR rows, ai apart. MR row pointers are too many for the 16 registers that hold
@@ -179,7 +255,7 @@ static inline __attribute__((always_inline)) vec multiply_add(vec t, real a, vec
 //
 // A tile of at most LANES columns is one vector wide: `vectors` is 1, and nothing is computed for the second.
 static inline __attribute__((always_inline))
-void kernel(vec tile[MR][2], const real *a, size_t ai, size_t ak, const real *b, size_t bk, int K,
+void kernel(const tile *out, const real *a, size_t ai, size_t ak, const real *b, size_t bk, int K,
             const int vectors, const int pairs)
 {
     vec t[MR][2] = {0};
@@ -201,66 +277,28 @@ void kernel(vec tile[MR][2], const real *a, size_t ai, size_t ak, const real *b,
         #pragma GCC unroll 16
         for (size_t i = 0; i < MR / 3; i++) third[i] += ak;
     }
-    memcpy(tile, t, sizeof t);
-}
-
-// For a tile of `cols` columns. A function of its own, so that the loop's place in memory and its registers
-// are always the same: GCC would choose them anew, and not always well, wherever the kernel stood in other
-// code. Pairs are always copied, and ai, ak, bk those of copies.
-static __attribute__((noinline))
-void tile_sums(vec tile[MR][2], const real *a, size_t ai, size_t ak, const real *b, size_t bk, int K,
-               int cols, int pairs)
-{
-    if (pairs && cols > LANES) kernel(tile, a, 1, MR, b, NR, K, 2, 1);
-    else if (pairs) kernel(tile, a, 1, MR, b, NR, K, 1, 1);
-    else if (ai == 1 && cols > LANES) kernel(tile, a, 1, ak, b, bk, K, 2, 0);
-    else if (ai == 1) kernel(tile, a, 1, ak, b, bk, K, 1, 0);
-    else if (cols > LANES) kernel(tile, a, ai, ak, b, bk, K, 2, 0);
-    else kernel(tile, a, ai, ak, b, bk, K, 1, 0);
-}
-
-// old + scale t, rounded twice wherever it stands: the product is in a register before it is added, so that
-// no compiler makes one instruction of it here and two there.
-static inline vec scaled_sum(vec old, real scale, vec t)
-{
-    t *= scale;
-    IN_REGISTERS(t, old);
-    return old + t;
-}
-
-// y = scale · tile, or y += it, for all rows of the tile and so many vectors of each. The tile is read from y
-// before any of it is written: where rows are a multiple of 4096 bytes apart, a CPU takes a read for one of
-// what was just written to another row, and waits.
-static inline __attribute__((always_inline))
-void store_vectors(real *y, size_t row, vec tile[MR][2], real scale, enum mode mode, const int vectors)
-{
-    vec old[MR][2] = {0};
-    if (mode == ADD)
-        for (int i = 0; i < MR; i++)
-            for (int j = 0; j < vectors; j++) old[i][j] = ((loose_vec *)(y + (size_t)i * row))[j];
-    for (int i = 0; i < MR; i++)
-        for (int j = 0; j < vectors; j++)
-            ((loose_vec *)(y + (size_t)i * row))[j] = scaled_sum(old[i][j], scale, tile[i][j]);
-}
-
-// The same for the rows and columns of the tile that y has; `row` and `col` are the elements of y from one
-// row, one column to the next. At an edge of y, or where columns do not lie side by side, they are taken one
-// by one.
-static inline void store(real *y, size_t row, size_t col, vec tile[MR][2], int rows, int cols,
-                         real scale, enum mode mode)
-{
-    if (rows == MR && cols == NR && col == 1) store_vectors(y, row, tile, scale, mode, 2);
-    else if (rows == MR && cols == LANES && col == 1) store_vectors(y, row, tile, scale, mode, 1);
+    if (out->rows == MR && out->cols == vectors * LANES && out->col == 1) store_whole(out, t, vectors);
     else {
-        vec old[MR][2] = {0};
-        if (mode == ADD)
-            for (int j = 0; j < cols; j++)
-                for (int i = 0; i < rows; i++) ((real *)old[i])[j] = y[(size_t)i * row + (size_t)j * col];
-        for (int i = 0; i < MR; i++)
-            for (int j = 0; j < 2; j++) tile[i][j] = scaled_sum(old[i][j], scale, tile[i][j]);
-        for (int j = 0; j < cols; j++)
-            for (int i = 0; i < rows; i++) y[(size_t)i * row + (size_t)j * col] = ((real *)tile[i])[j];
+        vec part[MR][2];
+        memcpy(part, t, sizeof t);
+        store_part(out, part);
     }
+}
+
+// A function of its own, so that the loop's place in memory and its registers are always the same: GCC would
+// choose them anew, and not always well, wherever the kernel stood in other code. Pairs are always copied,
+// and ai, ak, bk those of copies.
+static __attribute__((noinline))
+void tile_product(const tile *out, const real *a, size_t ai, size_t ak, const real *b, size_t bk, int K,
+                  int pairs)
+{
+    int both = out->cols > LANES;
+    if (pairs && both) kernel(out, a, 1, MR, b, NR, K, 2, 1);
+    else if (pairs) kernel(out, a, 1, MR, b, NR, K, 1, 1);
+    else if (ai == 1 && both) kernel(out, a, 1, ak, b, bk, K, 2, 0);
+    else if (ai == 1) kernel(out, a, 1, ak, b, bk, K, 1, 0);
+    else if (both) kernel(out, a, ai, ak, b, bk, K, 2, 0);
+    else kernel(out, a, ai, ak, b, bk, K, 1, 0);
 }
 
 // m[i][j] ↔ m[j][i] for a square of LANES rows, by dealing them like cards. A step s takes two rows, i and
@@ -317,7 +355,7 @@ static inline const real *step_across(mat m, int k, int end, int first, int n, r
     const real *a = widened(at(m, k, first), m.type, (size_t)n, even), *b = odd;
     if (k + 1 < end) b = widened(at(m, k + 1, first), m.type, (size_t)n, odd);
     else memset(odd, 0, (size_t)n * sizeof *odd);
-    for (int i = 0; i < n; i++) buffer[i] = paired(a[i], b[i]);
+    pair_up(buffer, a, b, 1, n);
     return buffer;
 }
 
@@ -328,7 +366,7 @@ static inline const real *steps_along(mat m, int row, int k0, int K, real *buffe
     if (pairs && m.type == BF16 && K % 2 == 0 && (uintptr_t)p % sizeof(real) == 0) return (const real *)p;
     const real *line = widened(p, m.type, (size_t)K, buffer);
     if (!pairs) return line;
-    for (int k = 0; k < K / 2; k++) buffer[k] = paired(line[2 * k], line[2 * k + 1]);   // `line` may be there
+    pair_up(buffer, line, line + 1, 2, K / 2);                  // `line` may be there
     if (K % 2) buffer[K / 2] = paired(line[K - 1], 0);
     return buffer;
 }
@@ -465,21 +503,22 @@ static void barrier(int threads)
 // are, if there are any.
 static void gemm_tile(const product *p, int i, int j, int k0, int K, const real *panel, const real *sliver)
 {
-    vec tile[MR][2];
-    real *y = p->y + (size_t)i * p->row + (size_t)j * p->col;
+    tile out = {
+        .y = p->y + (size_t)i * p->row + (size_t)j * p->col, .row = p->row, .col = p->col,
+        .rows = p->M - i < MR ? p->M - i : MR, .cols = p->N - j < NR ? p->N - j : NR,
+        .scale = p->scale, .mode = k0 ? ADD : p->mode,
+    };
     size_t bk = NR;
-    int rows = p->M - i < MR ? p->M - i : MR, cols = p->N - j < NR ? p->N - j : NR;
-    for (int r = 0; r < rows; r++)
-        for (int half = 0; half < 2; half++) __builtin_prefetch(y + (size_t)r * p->row + half * LANES, 1);
+    for (int r = 0; r < out.rows; r++)
+        for (int half = 0; half < 2; half++) __builtin_prefetch(out.y + (size_t)r * p->row + half * LANES, 1);
     if (sliver_in_place(p, j)) {
         sliver = (real *)at(p->b, k0, j);
         bk = p->b.ld;
     }
     if (!panel_in_place(p, i))
-        tile_sums(tile, panel, 1, MR, sliver, bk, steps(K, bf16_pairs), cols, bf16_pairs);
-    else if (p->a_across) tile_sums(tile, (real *)at(p->a, k0, i), 1, p->a.ld, sliver, bk, K, cols, 0);
-    else tile_sums(tile, (real *)at(p->a, i, k0), p->a.ld, 1, sliver, bk, K, cols, 0);
-    store(y, p->row, p->col, tile, rows, cols, p->scale, k0 ? ADD : p->mode);
+        tile_product(&out, panel, 1, MR, sliver, bk, steps(K, bf16_pairs), bf16_pairs);
+    else if (p->a_across) tile_product(&out, (real *)at(p->a, k0, i), 1, p->a.ld, sliver, bk, K, 0);
+    else tile_product(&out, (real *)at(p->a, i, k0), p->a.ld, 1, sliver, bk, K, 0);
 }
 
 // Copies of a's rows i0 … i1-1, where they are not read in place.
@@ -751,11 +790,11 @@ static inline __attribute__((always_inline))
 void panel_times(real *y, size_t ld, int rows, int cols, const real *a, size_t ai, size_t ak,
                  slivers b, int K, real scale, enum mode mode)
 {
-    vec tile[MR][2];
+    tile out = {.row = ld, .col = 1, .rows = rows, .scale = scale, .mode = mode};
     for (int j = 0; j < cols; j += NR, b.p += b.next) {
-        int n = cols - j < NR ? cols - j : NR;
-        tile_sums(tile, a, ai, ak, b.p, NR, K, n, 0);
-        store(y + j, ld, 1, tile, rows, n, scale, mode);
+        out.y = y + j;
+        out.cols = cols - j < NR ? cols - j : NR;
+        tile_product(&out, a, ai, ak, b.p, NR, K, 0);
     }
 }
 
