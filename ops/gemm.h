@@ -93,7 +93,8 @@ enum { VECTOR = 16, MR = 6 };
 #endif
 enum { LANES = VECTOR / sizeof(real), NR = 2 * LANES, KC = 512, MC = 16 * MR, NC = 2048 };
 enum { WIDEST = 32 };                    // of MR and NR
-enum { ABREAST = MC > 4 * NR ? MC : 4 * NR };   // columns that are copied at once
+enum { PANELS = 8 * MR, SLIVERS = 512 / sizeof(real) };     // columns that are copied at once: pack_across
+enum { ABREAST = PANELS > SLIVERS ? PANELS : SLIVERS };
 typedef real vec __attribute__((vector_size(VECTOR)));
 typedef __typeof__((vec){0} == (vec){0}) lanes;         // whole numbers, one a lane
 // The same vector, at any address that a real may have.
@@ -381,8 +382,10 @@ static inline void ask_for(mat m, int row, int col, int n)
 // Copies panels or slivers that lie across, `width` numbers or pairs for each step. Of numbers, the first is
 // out[k·width + i] = m[k0 + k, first + i], and the others follow, up to column `last`. Numbers beyond the
 // matrix are zero. All of them are copied abreast, a row of m at a time: one after the other they would read
-// 64 bytes here and 64 a row further on, and where rows are pages apart each of these waits for its page. The
-// processor cannot guess that the next row follows, so the rows that are read soon are asked for.
+// 64 bytes here and 64 a row further on, and where rows are pages apart each of these waits for its page. No
+// more than 8 of them, though: copies of KC steps all begin at the same place of a page, and a first cache
+// keeps 8 lines of those. The processor cannot guess that the next row follows, so the rows that are read
+// soon are asked for.
 static inline void pack_across(real *out, mat m, int first, int last, int k0, int K, const int width,
                                const int pairs)
 {
@@ -529,7 +532,8 @@ static void pack_panels(const product *p, real *panels, int i0, int i1, int k0, 
         panels += size;
         i0 += MR;
     }
-    if (p->a_across && i0 < i1) pack_across(panels, p->a, i0, i1, k0, K, MR, bf16_pairs);
+    for (; p->a_across && i0 < i1; i0 += PANELS, panels += PANELS / MR * size)
+        pack_across(panels, p->a, i0, i0 + PANELS < i1 ? i0 + PANELS : i1, k0, K, MR, bf16_pairs);
     for (int i = i0; i < i1 && !p->a_across; i += MR, panels += size)
         if (!panel_in_place(p, i)) pack(panels, p->a, i, k0, K, MR, bf16_pairs);
 }
@@ -537,10 +541,9 @@ static void pack_panels(const product *p, real *panels, int i0, int i1, int k0, 
 // A thread's share of the copies of b's slivers, of columns n0 … n0+n-1.
 static void pack_slivers(const product *p, int n0, int n, int k0, int K, int thread, int threads)
 {
-    enum { RUN = 4 * NR };
     size_t length = (size_t)steps(K, bf16_pairs);
-    for (int from = thread * RUN; from < n; from += threads * RUN) {
-        int j = from, end = from + RUN < n ? from + RUN : n;
+    for (int from = thread * SLIVERS; from < n; from += threads * SLIVERS) {
+        int j = from, end = from + SLIVERS < n ? from + SLIVERS : n;
         while (j < end && sliver_in_place(p, n0 + j)) j += NR;
         real *to = p->slivers + (size_t)j * length;
         if (p->b_across && j < end) pack_across(to, p->b, n0 + j, n0 + end, k0, K, NR, bf16_pairs);
