@@ -86,7 +86,7 @@ size_t dev_reserve(needs n, int take)
     return 0;
 }
 
-int dev_chunk(int vocab) { return (1 << 24) / vocab; }             // 64 MB of floats
+int dev_chunk(int vocab) { return (1 << 25) / vocab; }             // 128 MB of floats
 
 mat dev_weight(mat host) { return host; }
 void dev_weight_free(mat w) { (void)w; }
