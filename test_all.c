@@ -1525,19 +1525,21 @@ static void pair_sums(int form, mat y, mat a, mat b, int K)
 static void check_pair_up(int apart)
 {
     enum { N = 3 * LANES + 5 };
-    real x[2 * N], out[N];
+    real x[2 * N], out[N], want[N];
     for (int round = 0; round < 500; round++) {
         for (int i = 0; i < 2 * N; i++) {
             uint32_t bits = (uint32_t)rng_next(&dice) | (i % 7 ? 1 << 23 : 0x7f << 24);
+            if (i % 21 == 0) bits = (bits & 1U << 31) | 0xffU << 23;                    // infinity
             memcpy(&x[i], &bits, 4);
         }
         const real *second = x + (apart == 2 ? 1 : N);
+        for (int i = 0; i < N; i++) want[i] = paired(x[i * apart], second[i * apart]);
         pair_up(out, x, second, apart, N);
-        for (int i = 0; i < N; i++) {
-            real want = paired(x[i * apart], second[i * apart]);
-            expect(!memcmp(&out[i], &want, 4), "pair %d of numbers %d apart: %a and %a", i, apart, (double)x[i * apart],
+        for (int i = 0; i < N; i++)
+            expect(!memcmp(&out[i], &want[i], 4), "pair %d of numbers %d apart: %a and %a", i, apart, (double)x[i * apart],
                    (double)second[i * apart]);
-        }
+        pair_up(x, x, second, apart, N);
+        expect(!memcmp(x, want, sizeof want), "pairs in the place of numbers %d apart", apart);
     }
 }
 
@@ -2627,7 +2629,7 @@ static void check_head(int dim, int vocab, int chunk, int targets)
 
 static void test_beyond_chunks(void)
 {
-    check_head(4, 2400011, 0, 40);             // 6 rows of it fill 64 MB; 16 is the least
+    check_head(4, 2400011, 0, 40);             // 13 rows of it fill 128 MB; 16 is the least
     static const int chunks[] = {40, 39, 20, 7, 1};
     for (int i = 0; i < 5; i++) check_head(36, 61, chunks[i], 40);
 }
@@ -5846,6 +5848,8 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"RoPE as a text",      "sed -i 's/^{/{\"rope_parameters\": \"default\",/' $D/model/config.json", "",
         "\"rope_parameters\" must be an object"},
     {"an end that is a word", "sed -i '/eos_token_id/s/:.*/: \"<end>\",/' $D/model/config.json", "",
+        "\"eos_token_id\" must be a token, or a list of at most"},
+    {"half an end",         "sed -i '/eos_token_id/s/:.*/: 2.5,/' $D/model/config.json", "",
         "\"eos_token_id\" must be a token, or a list of at most"},
     {"more ends than are kept", "echo '{\"eos_token_id\": [5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22]}' "
         ">$D/model/generation_config.json", "", "generation_config.json: \"eos_token_id\" must be a token, or a list of at most"},

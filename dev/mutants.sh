@@ -182,7 +182,7 @@ beyond: product, first part of K of a across | ops/gemm.h |
     s/at(p->a, k0, i), 1, p->a.ld/at(p->a, 0, i), 1, p->a.ld/                                                 | beyond-panels |
 beyond: product, into the first NC columns | ops/gemm.h | s/gemm_tile(p, i, n0 + s \* NR/gemm_tile(p, i, s * NR/ | beyond-panels |
 beyond: product, panels copied on the first | ops/gemm.h |
-    s/i0 += PANELS, panels += PANELS/i0 += PANELS, panels += 0 * PANELS/                                     | beyond-panels |
+    s/i0 += PANEL_RUN, panels += PANEL_RUN/i0 += PANEL_RUN, panels += 0 * PANEL_RUN/                         | beyond-panels |
 beyond: product, slivers of the first NC columns | ops/gemm.h | s/p->b, n0 + j, k0/p->b, j, k0/ | beyond-panels |
 beyond: product, last sliver of later NC columns | ops/gemm.h |
     s/sliver_in_place(p, n0 + j)) j/sliver_in_place(p, j)) j/                                                 | beyond-panels |

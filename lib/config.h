@@ -151,7 +151,7 @@ static void config_stops(config *c, const json_t *json, const char *path)
         double x = json_number_value(id);
         int known = 0;
         for (int k = 0; k < c->stops; k++) known |= c->stop[k] == x;
-        if (!json_is_number(id) || !(fabs(x) < INT_MAX) || (!known && c->stops == MOST_STOPS))
+        if (!json_is_number(id) || !(fabs(x) < INT_MAX) || x != (int)x || (!known && c->stops == MOST_STOPS))
             die("%s: \"eos_token_id\" must be a token, or a list of at most %d", path, MOST_STOPS);
         if (!known) c->stop[c->stops++] = (int)x;
     }

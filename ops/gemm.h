@@ -93,8 +93,8 @@ enum { VECTOR = 16, MR = 6 };
 #endif
 enum { LANES = VECTOR / sizeof(real), NR = 2 * LANES, KC = 512, MC = 16 * MR, NC = 2048 };
 enum { WIDEST = 32 };                    // of MR and NR
-enum { PANELS = 8 * MR, SLIVERS = 512 / sizeof(real) };     // columns that are copied at once: pack_across
-enum { ABREAST = PANELS > SLIVERS ? PANELS : SLIVERS };
+enum { PANEL_RUN = 8 * MR, SLIVER_RUN = 512 / sizeof(real) };       // columns that pack_across copies at once
+enum { ABREAST = PANEL_RUN > SLIVER_RUN ? PANEL_RUN : SLIVER_RUN };  // what it converts at once, at most
 typedef real vec __attribute__((vector_size(VECTOR)));
 typedef __typeof__((vec){0} == (vec){0}) lanes;         // whole numbers, one a lane
 // The same vector, at any address that a real may have.
@@ -142,13 +142,14 @@ static inline real paired(real first, real second)
     return pair;
 }
 
-// out[i] = the pair of first[i·apart] and second[i·apart]: numbers side by side (apart = 2), or of two rows.
-// `out` may be `first`. One instruction rounds two vectors of numbers side by side to a vector of pairs.
+// out[i] = the pair of first[i·apart] and second[i·apart]: of two rows (apart = 1), or of numbers side by
+// side (apart = 2, second = first + 1). `out` may be `first`. AVX512_BF16 rounds two vectors of numbers side
+// by side to one of pairs; two rows are first dealt into such.
 static inline void pair_up(real *out, const real *first, const real *second, const int apart, int n)
 {
     int i = 0;
 #if defined __AVX512BF16__
-    lanes low, high;                                            // a0 b0 a1 b1 …, and on from the middle
+    lanes low, high;                                            // lanes of a0 b0 a1 b1 …: the first, the rest
     #pragma GCC unroll 16
     for (int l = 0; l < LANES; l++) {
         low[l] = l / 2 + l % 2 * LANES;
@@ -157,8 +158,8 @@ static inline void pair_up(real *out, const real *first, const real *second, con
     for (; i + LANES <= n; i += LANES) {
         vec a = *(const loose_vec *)(first + i * apart);
         vec b = *(const loose_vec *)(apart == 2 ? first + 2 * i + LANES : second + i);
-        vec l = apart == 2 ? a : pick_lanes(a, b, low), r = apart == 2 ? b : pick_lanes(a, b, high);
-        *(loose_vec *)(out + i) = (vec)_mm512_cvtne2ps_pbh((__m512)r, (__m512)l);
+        vec left = apart == 2 ? a : pick_lanes(a, b, low), right = apart == 2 ? b : pick_lanes(a, b, high);
+        *(loose_vec *)(out + i) = (vec)_mm512_cvtne2ps_pbh((__m512)right, (__m512)left);
     }
 #endif
     for (; i < n; i++) out[i] = paired(first[i * apart], second[i * apart]);
@@ -184,8 +185,8 @@ static inline __attribute__((always_inline)) vec multiply_add(vec t, real a, vec
 #endif
 }
 
-// A tile of y, or what y has of it: rows × cols numbers, `row` elements of y from one row to the next, `col`
-// from one column to the next. It becomes scale · sums (SET), or these are added to it (ADD).
+// A tile of y, or what y has of it: rows × cols numbers. From one row to the next are `row` elements of y,
+// from one column to the next `col`. It becomes scale · sums (SET), or these are added to it (ADD).
 typedef struct {
     real *y;
     size_t row, col;
@@ -223,7 +224,7 @@ void store_whole(const tile *out, vec t[MR][2], const int vectors)
         for (int j = 0; j < vectors; j++) ((loose_vec *)(out->y + i * out->row))[j] = t[i][j];
 }
 
-// The same at an edge of y, or where columns do not lie side by side, one by one.
+// The same at an edge of y, or where columns do not lie side by side, one by one. Out of line: it is rare.
 static __attribute__((noinline)) void store_part(const tile *out, vec t[MR][2])
 {
     vec old[MR][2] = {0};
@@ -255,6 +256,8 @@ static __attribute__((noinline)) void store_part(const tile *out, vec t[MR][2])
 // is known to be 1, distances are numbers within the instruction and need no register.
 //
 // A tile of at most LANES columns is one vector wide: `vectors` is 1, and nothing is computed for the second.
+// (In the sum above j counts columns: t[i][0] holds the first LANES of them, t[i][1] the others.) Then t
+// becomes the tile `out` of y.
 static inline __attribute__((always_inline))
 void kernel(const tile *out, const real *a, size_t ai, size_t ak, const real *b, size_t bk, int K,
             const int vectors, const int pairs)
@@ -280,15 +283,16 @@ void kernel(const tile *out, const real *a, size_t ai, size_t ak, const real *b,
     }
     if (out->rows == MR && out->cols == vectors * LANES && out->col == 1) store_whole(out, t, vectors);
     else {
-        vec part[MR][2];
+        vec part[MR][2];            // a copy: t itself, handed to a function, would be in memory all along
         memcpy(part, t, sizeof t);
         store_part(out, part);
     }
 }
 
-// A function of its own, so that the loop's place in memory and its registers are always the same: GCC would
-// choose them anew, and not always well, wherever the kernel stood in other code. Pairs are always copied,
-// and ai, ak, bk those of copies.
+// The kernel that fits: for one vector or two, for a panel that is copied or lies across (ai = 1) or not, for
+// pairs. A function of its own, so that the loop's place in memory and its registers are always the same: GCC
+// would choose them anew, and not always well, wherever the kernel stood in other code. Pairs are always
+// copied, and ai, ak, bk those of copies.
 static __attribute__((noinline))
 void tile_product(const tile *out, const real *a, size_t ai, size_t ak, const real *b, size_t bk, int K,
                   int pairs)
@@ -382,10 +386,10 @@ static inline void ask_for(mat m, int row, int col, int n)
 // Copies panels or slivers that lie across, `width` numbers or pairs for each step. Of numbers, the first is
 // out[k·width + i] = m[k0 + k, first + i], and the others follow, up to column `last`. Numbers beyond the
 // matrix are zero. All of them are copied abreast, a row of m at a time: one after the other they would read
-// 64 bytes here and 64 a row further on, and where rows are pages apart each of these waits for its page. No
-// more than 8 of them, though: copies of KC steps all begin at the same place of a page, and a first cache
-// keeps 8 lines of those. The processor cannot guess that the next row follows, so the rows that are read
-// soon are asked for.
+// 64 bytes here and 64 a row further on, and where rows are pages apart each of these waits for its page. A
+// product's copies come in runs of a few, though: copies of KC steps all begin at the same place of a page,
+// and a first cache keeps few such lines (CLASH, below). The processor cannot guess that the next row
+// follows, so the rows that are read soon are asked for.
 static inline void pack_across(real *out, mat m, int first, int last, int k0, int K, const int width,
                                const int pairs)
 {
@@ -513,7 +517,7 @@ static void gemm_tile(const product *p, int i, int j, int k0, int K, const real 
     };
     size_t bk = NR;
     for (int r = 0; r < out.rows; r++)
-        for (int half = 0; half < 2; half++) __builtin_prefetch(out.y + (size_t)r * p->row + half * LANES, 1);
+        for (int c = 0; c < NR; c += LANES) __builtin_prefetch(out.y + (size_t)r * out.row + c, 1);
     if (sliver_in_place(p, j)) {
         sliver = (real *)at(p->b, k0, j);
         bk = p->b.ld;
@@ -532,18 +536,21 @@ static void pack_panels(const product *p, real *panels, int i0, int i1, int k0, 
         panels += size;
         i0 += MR;
     }
-    for (; p->a_across && i0 < i1; i0 += PANELS, panels += PANELS / MR * size)
-        pack_across(panels, p->a, i0, i0 + PANELS < i1 ? i0 + PANELS : i1, k0, K, MR, bf16_pairs);
-    for (int i = i0; i < i1 && !p->a_across; i += MR, panels += size)
-        if (!panel_in_place(p, i)) pack(panels, p->a, i, k0, K, MR, bf16_pairs);
+    if (p->a_across) {
+        for (; i0 < i1; i0 += PANEL_RUN, panels += PANEL_RUN / MR * size)
+            pack_across(panels, p->a, i0, i0 + PANEL_RUN < i1 ? i0 + PANEL_RUN : i1, k0, K, MR, bf16_pairs);
+    } else {
+        for (int i = i0; i < i1; i += MR, panels += size)
+            if (!panel_in_place(p, i)) pack(panels, p->a, i, k0, K, MR, bf16_pairs);
+    }
 }
 
 // A thread's share of the copies of b's slivers, of columns n0 … n0+n-1.
 static void pack_slivers(const product *p, int n0, int n, int k0, int K, int thread, int threads)
 {
     size_t length = (size_t)steps(K, bf16_pairs);
-    for (int from = thread * SLIVERS; from < n; from += threads * SLIVERS) {
-        int j = from, end = from + SLIVERS < n ? from + SLIVERS : n;
+    for (int from = thread * SLIVER_RUN; from < n; from += threads * SLIVER_RUN) {
+        int j = from, end = from + SLIVER_RUN < n ? from + SLIVER_RUN : n;
         while (j < end && sliver_in_place(p, n0 + j)) j += NR;
         real *to = p->slivers + (size_t)j * length;
         if (p->b_across && j < end) pack_across(to, p->b, n0 + j, n0 + end, k0, K, NR, bf16_pairs);
