@@ -460,7 +460,7 @@ static real *thread_buffer(int which, size_t n)
 // each block times each part is a task.
 typedef struct {
     real *y;
-    size_t row, col;                    // elements of y from one row, one column to the next
+    size_t row, col;                    // as in tile
     mat a, b;
     int a_across, b_across;             // as in gemm_plain
     int M, N, K;
@@ -540,8 +540,7 @@ static void pack_panels(const product *p, real *panels, int i0, int i1, int k0, 
         for (; i0 < i1; i0 += PANEL_RUN, panels += PANEL_RUN / MR * size)
             pack_across(panels, p->a, i0, i0 + PANEL_RUN < i1 ? i0 + PANEL_RUN : i1, k0, K, MR, bf16_pairs);
     } else {
-        for (int i = i0; i < i1; i += MR, panels += size)
-            if (!panel_in_place(p, i)) pack(panels, p->a, i, k0, K, MR, bf16_pairs);
+        for (; i0 < i1; i0 += MR, panels += size) pack(panels, p->a, i0, k0, K, MR, bf16_pairs);
     }
 }
 
