@@ -27,6 +27,7 @@ PYTHON   ?= python3
 
 # The GPU's ops are compiled by nvcc where it is, and as C++ for the CPU in any case (dev/cuda_on_cpu.h).
 NVCC     := $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
+CUBLAS    = -lcublas -lcublasLt
 GPU      := $(if $(NVCC),$(shell nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1))
 ARCH      = -gencode arch=compute_80,code=[sm_80,compute_80] -gencode arch=compute_90a,code=sm_90a \
             -gencode arch=compute_120,code=[sm_120,compute_120]
@@ -104,13 +105,13 @@ build/reference.o: build/train_f64.o build/cpu_f64.o
 	objcopy --keep-global-symbol=reference_step $@
 
 train_cuda: build/train_bf16.o build/cuda_bf16.o build/reference.o build/tokenizer.o
-	$(NVCC) $^ -o $@ -lcublas -lgomp $(LDLIBS)
+	$(NVCC) $^ -o $@ $(CUBLAS) -lgomp $(LDLIBS)
 
 train_cuda_mpi: build/train_bf16.o build/cuda_bf16.o build/reference.o build/tokenizer.o build/ranks_mpi.o build/ranks_nccl.o
-	$(NVCC) $^ -o $@ -lcublas -lnccl -lgomp $(MPILIBS) $(LDLIBS)
+	$(NVCC) $^ -o $@ $(CUBLAS) -lnccl -lgomp $(MPILIBS) $(LDLIBS)
 
 train_cuda_f32 train_cuda_f64: train_cuda_%: build/train_%.o build/cuda_%.o build/reference.o build/tokenizer.o
-	$(NVCC) $^ -o $@ -lcublas -lgomp $(LDLIBS)
+	$(NVCC) $^ -o $@ $(CUBLAS) -lgomp $(LDLIBS)
 
 train_emu: build/train_f32.o build/emu_f32.o build/reference.o build/tokenizer.o
 	$(CXX) -fopenmp $^ -o $@ $(LDLIBS)
@@ -143,14 +144,14 @@ build/test_emu_%: build/cpu_half.o build/gpu_half_%.o build/emu_%.o build/tokeni
 	$(CXX) -fopenmp $^ -o $@ $(LDLIBS)
 
 build/test_cuda_%: build/cpu_half.o build/gpu_half_%.o build/cuda_%.o build/tokenizer.o
-	$(NVCC) $^ -o $@ -lcublas -lgomp $(LDLIBS)
+	$(NVCC) $^ -o $@ $(CUBLAS) -lgomp $(LDLIBS)
 
 build/test_cuda_on_cpu: dev/test_cuda_on_cpu.cpp dev/cuda_on_cpu.h Makefile
 	$(CXX) -std=c++17 -O2 -g -Wall -Wextra -fopenmp $< -o $@
 
 build/bench_gpu: dev/bench_gpu.c dev/stopwatch.h build/cuda_bf16.o build/tokenizer.o train.c $(HEADERS) Makefile
 	$(CC) $(FLAGS) -Wno-unused-function -DBFLOAT16 -c dev/bench_gpu.c -o build/bench_gpu.o
-	$(NVCC) build/bench_gpu.o build/cuda_bf16.o build/tokenizer.o -o $@ -lcublas -lgomp $(TIMED:-Wl,%=-Xlinker %) $(LDLIBS)
+	$(NVCC) build/bench_gpu.o build/cuda_bf16.o build/tokenizer.o -o $@ $(CUBLAS) -lgomp $(TIMED:-Wl,%=-Xlinker %) $(LDLIBS)
 
 build/bench_emu: dev/bench_gpu.c dev/stopwatch.h build/emu_bf16.o build/tokenizer.o train.c $(HEADERS) Makefile
 	$(CC) $(FLAGS) -Wno-unused-function -DBFLOAT16 -c dev/bench_gpu.c -o build/bench_emu.o

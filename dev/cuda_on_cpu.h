@@ -1067,4 +1067,98 @@ inline cublasStatus_t cublasGemmStridedBatchedEx(
     }
     return CUBLAS_STATUS_SUCCESS;
 }
+
+/* cublasLt: the same product, described first, by one of several kernels, which have the same bits. Here two are offered
+   for each product that fits; of the descriptions only what train.cu says is known.                                   */
+struct cublasLtContext {};
+typedef cublasLtContext *cublasLtHandle_t;
+struct cublasLtMatmulDescOpaque_t { int64_t op_a, op_b, compute; };
+struct cublasLtMatrixLayoutOpaque_t { int64_t rows, cols, ld, type; };
+struct cublasLtMatmulPreferenceOpaque_t { size_t work_space; };
+struct cublasLtMatmulAlgo_t { int tile; };
+struct cublasLtMatmulHeuristicResult_t { cublasLtMatmulAlgo_t algo; float wavesCount; };
+enum cublasLtMatmulDescAttributes_t { CUBLASLT_MATMUL_DESC_TRANSA = 3, CUBLASLT_MATMUL_DESC_TRANSB = 4 };
+enum cublasLtMatmulPreferenceAttributes_t { CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1 };
+enum cublasLtMatmulAlgoConfigAttributes_t { CUBLASLT_ALGO_CONFIG_TILE_ID = 1 };
+enum { CUBLASLT_MATMUL_TILE_128x128 = 20, CUBLASLT_MATMUL_TILE_256x128 = 24 };
+
+inline cublasStatus_t cublasLtCreate(cublasLtHandle_t *h)
+{
+    *h = new cublasLtContext();
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+inline void cublasLtMatmulDescInit(cublasLtMatmulDescOpaque_t *d, cublasComputeType_t compute, cudaDataType_t)
+{
+    *d = {CUBLAS_OP_N, CUBLAS_OP_N, compute};
+}
+
+inline void cublasLtMatmulDescSetAttribute(cublasLtMatmulDescOpaque_t *d, cublasLtMatmulDescAttributes_t which,
+                                           const void *op, size_t)
+{
+    (which == CUBLASLT_MATMUL_DESC_TRANSA ? d->op_a : d->op_b) = *(const cublasOperation_t *)op;
+}
+
+inline void cublasLtMatrixLayoutInit(cublasLtMatrixLayoutOpaque_t *m, cudaDataType_t type, uint64_t rows, uint64_t cols,
+                                     int64_t ld)
+{
+    *m = {(int64_t)rows, (int64_t)cols, ld, type};
+}
+
+inline void cublasLtMatmulPreferenceInit(cublasLtMatmulPreferenceOpaque_t *p) { *p = {}; }
+inline void cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreferenceOpaque_t *p, cublasLtMatmulPreferenceAttributes_t,
+                                                 const void *space, size_t size)
+{
+    memcpy(&p->work_space, space, size);
+}
+
+namespace cuda_on_cpu {
+// Whether C (m,n) = op(A) (m,k) op(B) (k,n) for these shapes.
+inline bool shapes_fit(const cublasLtMatmulDescOpaque_t *d, const cublasLtMatrixLayoutOpaque_t *a,
+                       const cublasLtMatrixLayoutOpaque_t *b, const cublasLtMatrixLayoutOpaque_t *c)
+{
+    bool a_plain = d->op_a == CUBLAS_OP_N, b_plain = d->op_b == CUBLAS_OP_N;
+    return (a_plain ? a->rows : a->cols) == c->rows && (b_plain ? b->cols : b->rows) == c->cols &&
+           (a_plain ? a->cols : a->rows) == (b_plain ? b->rows : b->cols);
+}
+}
+
+inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
+    cublasLtHandle_t, cublasLtMatmulDescOpaque_t *d, cublasLtMatrixLayoutOpaque_t *a, cublasLtMatrixLayoutOpaque_t *b,
+    cublasLtMatrixLayoutOpaque_t *c, cublasLtMatrixLayoutOpaque_t *, cublasLtMatmulPreferenceOpaque_t *, int most,
+    cublasLtMatmulHeuristicResult_t offers[], int *count)
+{
+    enum { MULTIPROCESSORS = 132 };                     // of a Hopper
+    *count = 0;
+    if (!cuda_on_cpu::shapes_fit(d, a, b, c)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    auto tiles = [](int64_t n, int of) { return (n + of - 1) / of; };
+    for (int tile : {CUBLASLT_MATMUL_TILE_128x128, CUBLASLT_MATMUL_TILE_256x128}) {
+        int64_t down = tiles(c->rows, tile == CUBLASLT_MATMUL_TILE_128x128 ? 128 : 256);
+        if (*count < most) offers[(*count)++] = {{tile}, (float)(down * tiles(c->cols, 128)) / MULTIPROCESSORS};
+    }
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+inline void cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t *algo, cublasLtMatmulAlgoConfigAttributes_t,
+                                                 void *tile, size_t size, size_t *written)
+{
+    memcpy(tile, &algo->tile, *written = size);
+}
+
+inline cublasStatus_t cublasLtMatmul(
+    cublasLtHandle_t h, cublasLtMatmulDescOpaque_t *d, const void *alpha, const void *a, cublasLtMatrixLayoutOpaque_t *A,
+    const void *b, cublasLtMatrixLayoutOpaque_t *B, const void *beta, const void *, cublasLtMatrixLayoutOpaque_t *C, void *c,
+    cublasLtMatrixLayoutOpaque_t *, const cublasLtMatmulAlgo_t *algo, void *, size_t, void *)
+{
+    bool offered = algo->tile == CUBLASLT_MATMUL_TILE_128x128 || algo->tile == CUBLASLT_MATMUL_TILE_256x128;
+    if (!h) return CUBLAS_STATUS_NOT_INITIALIZED;
+    if (!offered || !cuda_on_cpu::shapes_fit(d, A, B, C)) return CUBLAS_STATUS_INVALID_VALUE;
+    cublasContext same;
+    auto type = [](cublasLtMatrixLayoutOpaque_t *m) { return (cudaDataType_t)m->type; };
+    int k = (int)(d->op_a == CUBLAS_OP_N ? A->cols : A->rows);
+    return cublasGemmStridedBatchedEx(
+        &same, (cublasOperation_t)d->op_a, (cublasOperation_t)d->op_b, (int)C->rows, (int)C->cols, k, alpha,
+        a, type(A), (int)A->ld, 0, b, type(B), (int)B->ld, 0, beta, c, type(C), (int)C->ld, 0, 1,
+        (cublasComputeType_t)d->compute, CUBLAS_GEMM_DEFAULT);
+}
 #endif

@@ -885,6 +885,22 @@ static snapshot *spare_results(snapshot *list)
     return give_away(list, "spare columns, ", "of another matrix", both);
 }
 
+// Products large enough for what a GPU in 16 bits has for them, among other columns, each of two shapes twice.
+static snapshot *large_results(snapshot *list)
+{
+    enum { N = 2048, IN = 1024, BESIDE = 128 };
+    mat x = random_mat(SHAPE(N, IN + BESIDE)), W = random_mat(SHAPE(N, IN)), V = random_mat(SHAPE(IN, N));
+    mat y = random_mat(SHAPE(N, N + BESIDE)), part = columns_of(y, BESIDE, N), from = columns_of(x, BESIDE, IN);
+    for (int turn = 0; turn < 2; turn++) {
+        matmul_nt(part, from, W, 0.5, ADD);
+        matmul_nn(part, from, V, -0.25, ADD);
+    }
+    list = take(list, "large products, ", "first rows", rows_of(y, 0, 3));
+    list = take(list, "large products, ", "last rows", rows_of(y, N - 3, 3));
+    for (mat *m = (mat[]){x, W, V, y, {0}}; m->p; m++) dev_free(m->p);
+    return list;
+}
+
 // AdamW, and a sum of squares of more numbers than it has threads on a GPU; the tiled identity, and a wide
 // term added to it.
 static snapshot *training_results(snapshot *list)
@@ -957,6 +973,7 @@ static snapshot *op_results(void)
     list = attention_results(list);
     list = wkv_results(list);
     list = spare_results(list);
+    list = large_results(list);
     list = residual_results(list);
     return training_results(list);
 }

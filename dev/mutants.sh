@@ -282,6 +282,12 @@ GPU attention: P v still on its way | train.cu | s/finished<1>(o)/finished<2>(o)
 GPU attention: dS k still on its way | train.cu | s/finished<2>(sum);/finished<3>(sum);/  | gpu-ops  | forward bf16
 GPU attention: Pᵀ dout still on its way | train.cu | s/finished<2>(sum_/finished<4>(sum_/ | gpu-ops  | forward bf16
 GPU attention: out before P v is there | train.cu | s/^        finished<0>(o);//              | gpu-ops  | forward bf16
+GPU attention: Delta of the first packs | train.cu | s/(lane % 4 + 4 \* p) \* PACK/lane % 4 * PACK/ | gpu-ops | forward bf16
+GPU attention: Delta of one row  | train.cu | s/load_packed(&o\[i\]\[p\]/load_packed(\&o[0][p]/ | gpu-ops | forward bf16
+GPU attention: rows in a tile    | train.cu | s/at + r \* 64, from/at + r * 32, from/         | gpu-ops  | forward bf16
+GPU large product: before it     | train.cu | s/&beta, y.p, &p.y, y.p/\&alpha, y.p, \&p.y, y.p/ | gpu-ops | forward bf16
+GPU large product: rows of y     | train.cu | s/y.cols, y.rows, y.ld)/y.cols, y.rows, y.cols)/ | gpu-ops | forward bf16
+GPU large product: rows of a     | train.cu | s/a.cols, a.rows, a.ld)/a.cols, a.rows, a.cols)/ | gpu-ops | forward bf16
 GPU bat-row: own square first | train.cu  |
     s/(own \/ SQUARE + 1 + step % across)/(own \/ SQUARE + step % across)/                                 | gpu-ops     | forward
 GPU bat-row: rank of a square | train.cu  |
