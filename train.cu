@@ -477,8 +477,8 @@ static cublasComputeType_t compute_type(void)
 //
 // They draw all the power that a card may, and its clock falls: an H200 at 700 W from 1.98 GHz to 1.35. Then
 // the kernel that needs the least energy is the fastest. cuBLAS takes the one that is fastest on a cool card.
-// Of those that cublasLt offers for the same product, the one with tiles of 256 × 128 makes a step of Llama2-7B
-// 3 % shorter. The bits are the same: each of them sums in the order of K.
+// Of those that cublasLt offers for the same product, the one with tiles of 256 × 128 makes a step of
+// Llama2-7B 3 % shorter. The bits are the same: each of them sums in the order of K.
 
 // What cublasLt wants to know of y = a b, told about columns as above.
 struct large_product {
