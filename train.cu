@@ -917,7 +917,7 @@ template <int LATER = 0> __device__ static inline void arrived()
 {
     __pipeline_wait_prior(LATER);
     show_to_tensor_cores();
-    __syncthreads();
+    meet<ATTENTION_THREADS>();
 }
 
 // Begins c (N columns) = a bᵀ,  a (KEPT_ROWS, D), of which a warp has its 16 rows,  b (N, D), both in tiles.

@@ -566,6 +566,7 @@ inline void __pipeline_memcpy_async(void *to, const void *from, size_t bytes, si
     if (rule.kind == order::REVERSE) make(c);
     else on_the_way[me].push_back(c);
 }
+template <int> inline void meet(CUDA_HERE) { __syncthreads(file, line); }
 inline void begin_copy(void *to, const void *from, bool there) { __pipeline_memcpy_async(to, from, 16, there ? 0 : 16); }
 inline void __pipeline_commit() { cuda_on_cpu::groups[cuda_on_cpu::me]++; }
 inline void __pipeline_wait_prior(int n)        // all but the last n commits
