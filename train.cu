@@ -18,7 +18,7 @@
     the same bits on every run.
 
     What a pass over memory costs: in bf16 x (16384, 4096) of Llama2-7B is read in 40 µs on a card of 3.35
-    TB/s, and 32 layers read and write the like some 2000 times in a step of 907 ms (doc/gpu-speed.md has the
+    TB/s, and 32 layers read and write the like some 2000 times in a step of 822 ms (doc/gpu-speed.md has the
     profile). So RMSNorm copies the residual stream in the kernel that reads it, and who first writes a
     gradient sets it.
 

@@ -159,8 +159,8 @@ __device__ static inline void begin_copy(void *to, const void *from, bool there)
                  ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
 
-// All threads of a block wait for each other. Two groups of warps may do so in different places of the program,
-// which __syncthreads() forbids and the instruction allows.
+// All threads of a block wait for each other. Two groups of warps may do so at different places of the
+// program, which __syncthreads() forbids and the instruction allows.
 template <int THREADS> __device__ static inline void meet()
 {
     asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory");
