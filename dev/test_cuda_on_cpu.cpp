@@ -693,6 +693,42 @@ static void test_gemm_arguments()
     expect(got == CUBLAS_STATUS_NOT_INITIALIZED, "no handle");
 }
 
+// A product described to cublasLt: the bits of cublasGemmStridedBatchedEx by every kernel that is offered; and none is offered
+// where shapes do not fit.
+static void test_gemm_lt()
+{
+    enum { M = 300, N = 130, K = 70, OFFERS = 4 };
+    array<float> a(M * K), b(N * K), want(M * N), got(M * N);
+    for (int i = 0; i < M * K; i++) a[i] = (float)noise();
+    for (int i = 0; i < N * K; i++) b[i] = (float)noise();
+    float_product(handle(), CUBLAS_OP_T, CUBLAS_OP_N, M, N, K, a.p, CUDA_R_32F, K, b.p, K, want.p, M);
+    cublasLtHandle_t lt;
+    cublasLtMatmulDescOpaque_t d = {};
+    cublasLtMatrixLayoutOpaque_t A, B, C;
+    cublasLtMatmulPreferenceOpaque_t wish = {};
+    cublasLtMatmulHeuristicResult_t offers[OFFERS];
+    cublasOperation_t across = CUBLAS_OP_T;
+    float one = 1, none = 0;
+    int count = 0;
+    cublasLtCreate(&lt);
+    cublasLtMatmulDescInit(&d, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    cublasLtMatmulDescSetAttribute(&d, CUBLASLT_MATMUL_DESC_TRANSA, &across, sizeof across);
+    cublasLtMatrixLayoutInit(&A, CUDA_R_32F, K, M, K);
+    cublasLtMatrixLayoutInit(&B, CUDA_R_32F, K, N, K);
+    cublasLtMatrixLayoutInit(&C, CUDA_R_32F, M, N, M);
+    cublasLtMatmulAlgoGetHeuristic(lt, &d, &A, &B, &C, &C, &wish, OFFERS, offers, &count);
+    expect(count == 2 && offers[1].wavesCount > 0, "two kernels are offered");
+    for (int i = 0; i < count; i++) {
+        memset(got.p, 0xff, M * N * sizeof(float));
+        cublasStatus_t status = cublasLtMatmul(lt, &d, &one, a.p, &A, b.p, &B, &none, got.p, &C, got.p, &C, &offers[i].algo,
+                                               NULL, 0, 0);
+        expect(status == CUBLAS_STATUS_SUCCESS && !memcmp(got.p, want.p, M * N * sizeof(float)), "the same bits");
+    }
+    cublasLtMatrixLayoutInit(&B, CUDA_R_32F, K - 1, N, K);
+    cublasLtMatmulAlgoGetHeuristic(lt, &d, &A, &B, &C, &C, &wish, OFFERS, offers, &count);
+    expect(count == 0, "none where the shapes do not fit");
+}
+
 static void test_gemm_bits()
 {
 #ifdef _OPENMP
@@ -781,6 +817,7 @@ static struct { const char *name, *claim; void (*run)(); bool every_order; } tes
     {"memory", "copies, their direction, sizes", test_memory, false},
     {"gemm", "cuBLAS products of every type equal plain loops, beta 0 reads no C", test_gemm, false},
     {"gemm-arguments", "wrong arguments get the status that cuBLAS gives", test_gemm_arguments, false},
+    {"gemm-lt", "a product described to cublasLt is the same", test_gemm_lt, false},
     {"gemm-bits", "the same bits for any number of threads", test_gemm_bits, false},
 };
 
