@@ -355,27 +355,31 @@ static int targeted_in_some(const model *m, int j)
 
 static level level_now(const model *m) { return (level){m->used[ACT], m->used[STAT]}; }
 
-// What exists once, for all layers, in every backbone: the head's tensors and the methods' work space.
+// What exists once, for all layers, in every backbone: the methods' work space.
 static void work_layout(model *m)
 {
-    const config *c = &m->c;
-    int N = m->p.tokens;
-    int chunk = dev_chunk(c->vocab);
-    chunk = chunk < 16 ? 16 : chunk;
-    chunk = chunk < N ? chunk : N;
-    m->chunk = chunk;
-    declare(m, WORK, &m->hs, NULL, SHAPE(chunk, c->dim), "head.x");
-    declare(m, WORK, &m->hn, NULL, SHAPE(chunk, c->dim), "head.xn");
-    declare(m, WORK, &m->logits, NULL, SHAPE(chunk, c->vocab), "logits");
-    declare(m, STAT, &m->losses, NULL, SHAPE(N, 1), "losses");
+    declare(m, STAT, &m->losses, NULL, SHAPE(m->p.tokens, 1), "losses");
     for (mat **w = (mat *[]){&m->narrow, &m->dnarrow, &m->broad, &m->dbroad, NULL}; *w; w++)
         if (elements(**w)) declare(m, WORK, *w, NULL, SHAPE((*w)->rows, (*w)->cols), "work");
     enum kind w = m->p.train ? WORK : AUX;              // a merged weight stays wide until it is written
     if (elements(m->weight)) declare(m, w, &m->weight, NULL, SHAPE(m->weight.rows, m->weight.cols), "work");
+    if (m->p.train) declare(m, ACT, &m->dx, NULL, SHAPE(m->p.tokens, m->c.dim), "dx");
+}
+
+// The head's tensors lie among the activations, but have a row a target, and of those a chunk.
+static void head_layout(model *m)
+{
+    const config *c = &m->c;
+    int chunk = dev_chunk(c->vocab);
+    chunk = chunk < 16 ? 16 : chunk;
+    chunk = chunk < m->p.tokens ? chunk : m->p.tokens;
+    m->chunk = chunk;
+    declare(m, ACT, &m->hs, NULL, SHAPE(chunk, c->dim), "head.x")->kind = WORK;
+    declare(m, ACT, &m->hn, NULL, SHAPE(chunk, c->dim), "head.xn")->kind = WORK;
+    declare(m, ACT, &m->logits, NULL, SHAPE(chunk, c->vocab), "logits")->kind = WORK;
     if (!m->p.train) return;
-    declare(m, WORK, &m->dhs, NULL, SHAPE(chunk, c->dim), "head.dx");
-    declare(m, WORK, &m->dhn, NULL, SHAPE(chunk, c->dim), "head.dxn");
-    declare(m, ACT, &m->dx, NULL, SHAPE(N, c->dim), "dx");
+    declare(m, ACT, &m->dhs, NULL, SHAPE(chunk, c->dim), "head.dx")->kind = WORK;
+    declare(m, ACT, &m->dhn, NULL, SHAPE(chunk, c->dim), "head.dxn")->kind = WORK;
 }
 
 // Every tensor of the model, one line each.
@@ -413,7 +417,12 @@ static void layout(model *m)
     } else declare(m, matrix, &m->head, &m->dhead, SHAPE(c->vocab, c->dim), "%s", B->head_name);
     mark_shared(m);
     work_layout(m);
+    size_t before = m->used[ACT];                       // no layer works while the head does: its tensors and
+    head_layout(m);                                     // the backbone's lie in the same memory
+    size_t head = m->used[ACT];
+    m->used[ACT] = before;
     B->work(m);
+    if (m->used[ACT] < head) m->used[ACT] = head;
     if (!m->p.modules) check_targets(m);
     int some = 0;
     for (int i = 0; i < arrlen(m->linears); i++) some |= m->linears[i]->targeted;
