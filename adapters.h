@@ -91,7 +91,7 @@ static void frozen_backward(model *m, linear *l, mat dx, mat dy, mat x, enum mod
 //  A starts kaiming-uniform with a = √5, that is uniform in ±1/√in, and B at zero: s B A = 0, so step 0
 //  changes nothing. But then dA = s (dy B)ᵀ x is zero at step 0 too, and only B moves: LoRA starts slowly.
 //  r (in + out) parameters. q, k and v each multiply x with an A of their own. One product with all three A
-//  would save 0.5 % of a step on a GPU (doc/gpu-speed.md).
+//  would save 0.5 % of a step in each direction at best (doc/gpu-speed.md).
 //
 //  rsLoRA (arXiv 2312.03732): s = α/√r, so that a larger rank does not shrink the update.
 //  LoRA+  (arXiv 2402.12354): B learns λ times faster than A.

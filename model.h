@@ -219,7 +219,8 @@ static tensor *declare(model *m, enum kind kind, mat *value, mat *grad, shape s,
         *grad = *value;
         grad->p = NULL;
     }
-    if (kind != BASE) m->used[kind] += (elements(*value) + 15) / 16 * 16;              // in steps of 64 bytes
+    size_t step = kind == PARAM ? 16 : 128;             // tensors begin at 64 bytes, or at 256, even in 16 bits
+    if (kind != BASE) m->used[kind] += (elements(*value) + step - 1) / step * step;
     if (kind == PARAM) m->trainable += elements(*value);
     if (m->walk && kind != BASE) value->p = (char noderef *)m->block[kind] + offset * size;
     if (m->walk && kind == PARAM && m->p.train) {

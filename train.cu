@@ -17,7 +17,7 @@
     sum is a tree of fixed shape, and no atomic operation adds floating-point numbers: the same input gives
     the same bits on every run.
 
-    What a pass over memory costs: in bf16 x (16384, 4096) of Llama2-7B is read in 40 µs on a card of 3.35
+    What a pass over memory costs: in bf16 x (16384, 4096) of Llama2-7B is read in 28 µs on a card of 4.8
     TB/s, and 32 layers read and write the like some 2000 times in a step of 822 ms (doc/gpu-speed.md has the
     profile). So RMSNorm copies the residual stream in the kernel that reads it, and who first writes a
     gradient sets it.
@@ -475,10 +475,10 @@ static cublasComputeType_t compute_type(void)
 
 // ---- large products ----
 //
-// They draw all the power that a card may, and its clock falls: an H200 at 700 W from 1.98 GHz to 1.35. Then
-// the kernel that needs the least energy is the fastest. cuBLAS takes the one that is fastest on a cool card.
-// Of those that cublasLt offers for the same product, the one with tiles of 256 × 128 makes a step of
-// Llama2-7B 3 % shorter. The bits are the same: each of them sums in the order of K.
+// They draw all the power that a card may, and its clock falls. Then the kernel that needs the least energy is
+// the fastest. cuBLAS takes the one that is fastest on a cool card. Of those that cublasLt offers for the same
+// product, one with tiles of 256 × 128 makes a step on an H200 2 to 3 % shorter (doc/gpu-speed.md). It sums
+// in the order of K as cuBLAS's does, and so has its bits.
 
 // What cublasLt wants to know of y = a b, told about columns as above.
 struct large_product {
@@ -495,8 +495,16 @@ static cublasLtHandle_t cublas_lt(void)
     return handle;
 }
 
-// The kernel with tiles of 256 × 128, or NULL where none is offered, or where the last round of tiles would
-// leave much of the card idle. The answers are remembered.
+static int setting(const cublasLtMatmulAlgo_t &kernel, cublasLtMatmulAlgoConfigAttributes_t which)
+{
+    int x = 0;
+    size_t size;
+    check(cublasLtMatmulAlgoConfigGetAttribute(&kernel, which, &x, sizeof x, &size), "asking for tiles");
+    return x;
+}
+
+// The kernel with tiles of 256 × 128 that does not split the sum, or NULL where none is offered, or where the
+// last round of tiles would leave much of the card idle. The answers are remembered.
 static const cublasLtMatmulAlgo_t *tiles_of_256(large_product *p)
 {
     enum { OFFERS = 8, REMEMBERED = 32 };
@@ -507,20 +515,21 @@ static const cublasLtMatmulAlgo_t *tiles_of_256(large_product *p)
     auto &k = known[asked++ % REMEMBERED];
     cublasLtMatmulPreferenceOpaque_t wish = {};
     cublasLtMatmulHeuristicResult_t offers[OFFERS];
-    size_t space = LARGE_SPACE, size;
-    int count = 0, tile;
-    cublasLtMatmulPreferenceInit(&wish);
+    size_t space = LARGE_SPACE;
+    int count = 0;
     const auto most_space = CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
-    cublasLtMatmulPreferenceSetAttribute(&wish, most_space, &space, sizeof space);
-    cublasLtMatmulAlgoGetHeuristic(cublas_lt(), &p->op, &p->b, &p->a, &p->y, &p->y,
-                                   &wish, OFFERS, offers, &count);
+    check(cublasLtMatmulPreferenceInit(&wish), "asking for tiles");
+    check(cublasLtMatmulPreferenceSetAttribute(&wish, most_space, &space, sizeof space), "asking for tiles");
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(cublas_lt(), &p->op, &p->b, &p->a, &p->y, &p->y,
+                                                           &wish, OFFERS, offers, &count);
+    if (status != CUBLAS_STATUS_SUCCESS) count = 0;     // there is none
     k = {*p, false, {}};
     for (int i = 0; i < count && !k.offered; i++) {
         float rounds = offers[i].wavesCount;            // in which its tiles go through the card
-        const auto id = CUBLASLT_ALGO_CONFIG_TILE_ID;
+        if (offers[i].state != CUBLAS_STATUS_SUCCESS) continue;
         k.kernel = offers[i].algo;
-        cublasLtMatmulAlgoConfigGetAttribute(&k.kernel, id, &tile, sizeof tile, &size);
-        k.offered = tile == CUBLASLT_MATMUL_TILE_256x128 && rounds > 0.94f * ceilf(rounds);
+        k.offered = setting(k.kernel, CUBLASLT_ALGO_CONFIG_TILE_ID) == CUBLASLT_MATMUL_TILE_256x128 &&
+                    setting(k.kernel, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) <= 1 && rounds > 0.94f * ceilf(rounds);
     }
     return k.offered ? &k.kernel : NULL;
 }
@@ -531,21 +540,23 @@ static bool multiply_large(const mat &y, const mat &a, cublasOperation_t op_a,
                            const mat &b, cublasOperation_t op_b, int K, wide alpha, wide beta)
 {
     enum { LARGE = 1 << 22, DEEP = 1024 };
+    const char *what = "a large product";
     bool large = (size_t)y.rows * y.cols >= LARGE && K >= DEEP && y.batch == 1;
     bool aligned = ((uintptr_t)y.p | (uintptr_t)a.p | (uintptr_t)b.p) % 256 == 0;
     if (!large || !aligned || y.type != BF16 || a.type != BF16) return false;
     large_product p = {};
-    cublasLtMatmulDescInit(&p.op, CUBLAS_COMPUTE_32F, CUDA_R_32F);
-    cublasLtMatmulDescSetAttribute(&p.op, CUBLASLT_MATMUL_DESC_TRANSA, &op_b, sizeof op_b);
-    cublasLtMatmulDescSetAttribute(&p.op, CUBLASLT_MATMUL_DESC_TRANSB, &op_a, sizeof op_a);
-    cublasLtMatrixLayoutInit(&p.b, CUDA_R_16BF, b.cols, b.rows, b.ld);
-    cublasLtMatrixLayoutInit(&p.a, CUDA_R_16BF, a.cols, a.rows, a.ld);
-    cublasLtMatrixLayoutInit(&p.y, CUDA_R_16BF, y.cols, y.rows, y.ld);
+    bool b_lies = op_b == CUBLAS_OP_N, a_lies = op_a == CUBLAS_OP_N;        // as the product has it
+    check(cublasLtMatmulDescInit(&p.op, CUBLAS_COMPUTE_32F, CUDA_R_32F), what);
+    check(cublasLtMatmulDescSetAttribute(&p.op, CUBLASLT_MATMUL_DESC_TRANSA, &op_b, sizeof op_b), what);
+    check(cublasLtMatmulDescSetAttribute(&p.op, CUBLASLT_MATMUL_DESC_TRANSB, &op_a, sizeof op_a), what);
+    check(cublasLtMatrixLayoutInit(&p.b, CUDA_R_16BF, b_lies ? y.cols : K, b_lies ? K : y.cols, b.ld), what);
+    check(cublasLtMatrixLayoutInit(&p.a, CUDA_R_16BF, a_lies ? K : y.rows, a_lies ? y.rows : K, a.ld), what);
+    check(cublasLtMatrixLayoutInit(&p.y, CUDA_R_16BF, y.cols, y.rows, y.ld), what);
     const cublasLtMatmulAlgo_t *kernel = tiles_of_256(&p);
     if (!kernel) return false;
     void *space = scratch(SPACE, LARGE_SPACE);
     check(cublasLtMatmul(cublas_lt(), &p.op, &alpha, b.p, &p.b, a.p, &p.a, &beta, y.p, &p.y, y.p, &p.y,
-                         kernel, space, LARGE_SPACE, 0), "a large product");
+                         kernel, space, LARGE_SPACE, 0), what);
     return true;
 }
 
@@ -1178,7 +1189,7 @@ attention_dq_kernel(mat dq, mat delta, mat dout, mat q, mat k, mat v, mat out, m
     UNROLL for (int i = 0; i < 2; i++) {
         int r = row + place_of(0, i).row;
         UNROLL for (int p = 0; p < EACH; p++) {
-            int c = (lane % 4 + 4 * p) * PACK, n = r < row + rows ? d - c : 0;
+            int c = (lane % 4 + 4 * p) * PACK, n = r < row + rows ? d - c : 0;      // numbers that are there
             load_packed(&g[i][p], row_of(dout, r) + head * d + c, n);
             load_packed(&o[i][p], row_of(out, r) + head * d + c, n);
         }
@@ -2633,7 +2644,7 @@ extern "C" size_t dev_reserve(needs n, int take)
     size_t converted = sizeof(real) == 2 ? n.trained : n.weight;
     bytes[FACTOR_A] = converted * sizeof(real);
     bytes[FACTOR_B] = converted * sizeof(real);
-    bytes[SPACE] = LARGE_SPACE;
+    if (sizeof(real) == 2 && n.tokens) bytes[SPACE] = LARGE_SPACE;
     bytes[HOST] = n.fetched * sizeof(wide);
     bytes[BLOCKS] = 2 * (size_t)n.tokens * sizeof(span_rows);   // a block has one row at least
     if (take) listed.of.count = placed.of.count = NONE_LISTED;        // the lists' memory is about to change
@@ -2650,9 +2661,7 @@ extern "C" size_t dev_reserve(needs n, int take)
         all += bytes[i];
         if (take) resize(i, bytes[i]);
     }
-    if (take && all) {
-        cublas();                                               // starting them allocates work space, too
-        cublas_lt();
-    }
+    if (take && all) cublas();                                  // starting it allocates work space of its own
+    if (take && bytes[SPACE]) cublas_lt();
     return all;
 }

@@ -387,6 +387,11 @@ inline void __syncthreads(CUDA_HERE)
     cuda_on_cpu::waiting++;
     cuda_on_cpu::give_turn();
 }
+template <int THREADS> void meet(CUDA_HERE)             // ops/tensor_core.cuh
+{
+    if (THREADS != blockDim.x * blockDim.y * blockDim.z) cuda_on_cpu::stuck("meet<…> of another number of threads");
+    __syncthreads(file, line);
+}
 
 namespace cuda_on_cpu {
 template <class T> T shuffle(const char *what, unsigned mask, T x, int source, const char *file, int line)
@@ -566,7 +571,6 @@ inline void __pipeline_memcpy_async(void *to, const void *from, size_t bytes, si
     if (rule.kind == order::REVERSE) make(c);
     else on_the_way[me].push_back(c);
 }
-template <int> inline void meet(CUDA_HERE) { __syncthreads(file, line); }
 inline void begin_copy(void *to, const void *from, bool there) { __pipeline_memcpy_async(to, from, 16, there ? 0 : 16); }
 inline void __pipeline_commit() { cuda_on_cpu::groups[cuda_on_cpu::me]++; }
 inline void __pipeline_wait_prior(int n)        // all but the last n commits
@@ -1070,17 +1074,22 @@ inline cublasStatus_t cublasGemmStridedBatchedEx(
 }
 
 /* cublasLt: the same product, described first, by one of several kernels, which have the same bits. Here two are offered
-   for each product that fits; of the descriptions only what train.cu says is known.                                   */
+   for each product that fits, and only to that one; of the descriptions only what train.cu says is known.              */
 struct cublasLtContext {};
 typedef cublasLtContext *cublasLtHandle_t;
-struct cublasLtMatmulDescOpaque_t { int64_t op_a, op_b, compute; };
+struct cublasLtMatmulDescOpaque_t { int64_t op_a, op_b; };
 struct cublasLtMatrixLayoutOpaque_t { int64_t rows, cols, ld, type; };
 struct cublasLtMatmulPreferenceOpaque_t { size_t work_space; };
-struct cublasLtMatmulAlgo_t { int tile; };
-struct cublasLtMatmulHeuristicResult_t { cublasLtMatmulAlgo_t algo; float wavesCount; };
+struct cublasLtMatmulAlgo_t {
+    int tile, split;
+    size_t work_space;
+    cublasLtMatmulDescOpaque_t of;
+    cublasLtMatrixLayoutOpaque_t a, b, c;
+};
+struct cublasLtMatmulHeuristicResult_t { cublasLtMatmulAlgo_t algo; cublasStatus_t state; float wavesCount; };
 enum cublasLtMatmulDescAttributes_t { CUBLASLT_MATMUL_DESC_TRANSA = 3, CUBLASLT_MATMUL_DESC_TRANSB = 4 };
 enum cublasLtMatmulPreferenceAttributes_t { CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1 };
-enum cublasLtMatmulAlgoConfigAttributes_t { CUBLASLT_ALGO_CONFIG_TILE_ID = 1 };
+enum cublasLtMatmulAlgoConfigAttributes_t { CUBLASLT_ALGO_CONFIG_TILE_ID = 1, CUBLASLT_ALGO_CONFIG_SPLITK_NUM = 3 };
 enum { CUBLASLT_MATMUL_TILE_128x128 = 20, CUBLASLT_MATMUL_TILE_256x128 = 24 };
 
 inline cublasStatus_t cublasLtCreate(cublasLtHandle_t *h)
@@ -1089,77 +1098,90 @@ inline cublasStatus_t cublasLtCreate(cublasLtHandle_t *h)
     return CUBLAS_STATUS_SUCCESS;
 }
 
-inline void cublasLtMatmulDescInit(cublasLtMatmulDescOpaque_t *d, cublasComputeType_t compute, cudaDataType_t)
+inline cublasStatus_t cublasLtMatmulDescInit(cublasLtMatmulDescOpaque_t *d, cublasComputeType_t compute, cudaDataType_t scale)
 {
-    *d = {CUBLAS_OP_N, CUBLAS_OP_N, compute};
+    *d = {CUBLAS_OP_N, CUBLAS_OP_N};
+    return compute == CUBLAS_COMPUTE_32F && scale == CUDA_R_32F ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
 }
 
-inline void cublasLtMatmulDescSetAttribute(cublasLtMatmulDescOpaque_t *d, cublasLtMatmulDescAttributes_t which,
-                                           const void *op, size_t)
+inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDescOpaque_t *d, cublasLtMatmulDescAttributes_t which,
+                                                     const void *op, size_t size)
 {
+    if (size != sizeof(cublasOperation_t)) return CUBLAS_STATUS_INVALID_VALUE;
     (which == CUBLASLT_MATMUL_DESC_TRANSA ? d->op_a : d->op_b) = *(const cublasOperation_t *)op;
+    return CUBLAS_STATUS_SUCCESS;
 }
 
-inline void cublasLtMatrixLayoutInit(cublasLtMatrixLayoutOpaque_t *m, cudaDataType_t type, uint64_t rows, uint64_t cols,
-                                     int64_t ld)
+inline cublasStatus_t cublasLtMatrixLayoutInit(cublasLtMatrixLayoutOpaque_t *m, cudaDataType_t type, uint64_t rows,
+                                               uint64_t cols, int64_t ld)
 {
     *m = {(int64_t)rows, (int64_t)cols, ld, type};
+    return CUBLAS_STATUS_SUCCESS;
 }
 
-inline void cublasLtMatmulPreferenceInit(cublasLtMatmulPreferenceOpaque_t *p) { *p = {}; }
-inline void cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreferenceOpaque_t *p, cublasLtMatmulPreferenceAttributes_t,
-                                                 const void *space, size_t size)
+inline cublasStatus_t cublasLtMatmulPreferenceInit(cublasLtMatmulPreferenceOpaque_t *p)
 {
+    *p = {};
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(
+    cublasLtMatmulPreferenceOpaque_t *p, cublasLtMatmulPreferenceAttributes_t, const void *space, size_t size)
+{
+    if (size != sizeof p->work_space) return CUBLAS_STATUS_INVALID_VALUE;
     memcpy(&p->work_space, space, size);
+    return CUBLAS_STATUS_SUCCESS;
 }
 
-namespace cuda_on_cpu {
-// Whether C (m,n) = op(A) (m,k) op(B) (k,n) for these shapes.
-inline bool shapes_fit(const cublasLtMatmulDescOpaque_t *d, const cublasLtMatrixLayoutOpaque_t *a,
-                       const cublasLtMatrixLayoutOpaque_t *b, const cublasLtMatrixLayoutOpaque_t *c)
-{
-    bool a_plain = d->op_a == CUBLAS_OP_N, b_plain = d->op_b == CUBLAS_OP_N;
-    return (a_plain ? a->rows : a->cols) == c->rows && (b_plain ? b->cols : b->rows) == c->cols &&
-           (a_plain ? a->cols : a->rows) == (b_plain ? b->rows : b->cols);
-}
-}
-
+// C (m,n) = op(A) (m,k) op(B) (k,n). The first kernel would split the sum in two.
 inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
-    cublasLtHandle_t, cublasLtMatmulDescOpaque_t *d, cublasLtMatrixLayoutOpaque_t *a, cublasLtMatrixLayoutOpaque_t *b,
-    cublasLtMatrixLayoutOpaque_t *c, cublasLtMatrixLayoutOpaque_t *, cublasLtMatmulPreferenceOpaque_t *, int most,
+    cublasLtHandle_t h, cublasLtMatmulDescOpaque_t *d, cublasLtMatrixLayoutOpaque_t *a, cublasLtMatrixLayoutOpaque_t *b,
+    cublasLtMatrixLayoutOpaque_t *c, cublasLtMatrixLayoutOpaque_t *, cublasLtMatmulPreferenceOpaque_t *wish, int most,
     cublasLtMatmulHeuristicResult_t offers[], int *count)
 {
     enum { MULTIPROCESSORS = 132 };                     // of a Hopper
+    bool a_plain = d->op_a == CUBLAS_OP_N, b_plain = d->op_b == CUBLAS_OP_N;
+    bool fits = (a_plain ? a->rows : a->cols) == c->rows && (b_plain ? b->cols : b->rows) == c->cols &&
+                (a_plain ? a->cols : a->rows) == (b_plain ? b->rows : b->cols) &&
+                a->ld >= a->rows && b->ld >= b->rows && c->ld >= c->rows;
     *count = 0;
-    if (!cuda_on_cpu::shapes_fit(d, a, b, c)) return CUBLAS_STATUS_NOT_SUPPORTED;
-    auto tiles = [](int64_t n, int of) { return (n + of - 1) / of; };
+    if (!h) return CUBLAS_STATUS_NOT_INITIALIZED;
+    if (!fits) return CUBLAS_STATUS_NOT_SUPPORTED;
     for (int tile : {CUBLASLT_MATMUL_TILE_128x128, CUBLASLT_MATMUL_TILE_256x128}) {
-        int64_t down = tiles(c->rows, tile == CUBLASLT_MATMUL_TILE_128x128 ? 128 : 256);
-        if (*count < most) offers[(*count)++] = {{tile}, (float)(down * tiles(c->cols, 128)) / MULTIPROCESSORS};
+        int64_t tall = tile == CUBLASLT_MATMUL_TILE_128x128 ? 128 : 256;
+        int64_t tiles = (c->rows + tall - 1) / tall * ((c->cols + 127) / 128);
+        cublasLtMatmulAlgo_t kernel = {tile, *count ? 1 : 2, wish->work_space, *d, *a, *b, *c};
+        if (*count < most) offers[(*count)++] = {kernel, CUBLAS_STATUS_SUCCESS, (float)tiles / MULTIPROCESSORS};
     }
     return CUBLAS_STATUS_SUCCESS;
 }
 
-inline void cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t *algo, cublasLtMatmulAlgoConfigAttributes_t,
-                                                 void *tile, size_t size, size_t *written)
+inline cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(
+    const cublasLtMatmulAlgo_t *algo, cublasLtMatmulAlgoConfigAttributes_t which, void *x, size_t size, size_t *written)
 {
-    memcpy(tile, &algo->tile, *written = size);
+    if (size != sizeof(int)) return CUBLAS_STATUS_INVALID_VALUE;
+    memcpy(x, which == CUBLASLT_ALGO_CONFIG_TILE_ID ? &algo->tile : &algo->split, *written = size);
+    return CUBLAS_STATUS_SUCCESS;
 }
 
+// Refuses a kernel that was offered for another product, memory that does not begin at 256 bytes, and too little work space.
 inline cublasStatus_t cublasLtMatmul(
     cublasLtHandle_t h, cublasLtMatmulDescOpaque_t *d, const void *alpha, const void *a, cublasLtMatrixLayoutOpaque_t *A,
-    const void *b, cublasLtMatrixLayoutOpaque_t *B, const void *beta, const void *, cublasLtMatrixLayoutOpaque_t *C, void *c,
-    cublasLtMatrixLayoutOpaque_t *, const cublasLtMatmulAlgo_t *algo, void *, size_t, void *)
+    const void *b, cublasLtMatrixLayoutOpaque_t *B, const void *beta, const void *c, cublasLtMatrixLayoutOpaque_t *C, void *out,
+    cublasLtMatrixLayoutOpaque_t *D, const cublasLtMatmulAlgo_t *algo, void *space, size_t size, void *)
 {
-    bool offered = algo->tile == CUBLASLT_MATMUL_TILE_128x128 || algo->tile == CUBLASLT_MATMUL_TILE_256x128;
+    auto same = [](auto &x, auto &y) { return !memcmp(&x, &y, sizeof x); };
+    bool offered = same(algo->of, *d) && same(algo->a, *A) && same(algo->b, *B) && same(algo->c, *C);
+    bool aligned = ((uintptr_t)a | (uintptr_t)b | (uintptr_t)c) % 256 == 0;
+    bool in_place = c == out && same(*C, *D), has_space = size >= algo->work_space && (space || !algo->work_space);
     if (!h) return CUBLAS_STATUS_NOT_INITIALIZED;
-    if (!offered || !cuda_on_cpu::shapes_fit(d, A, B, C)) return CUBLAS_STATUS_INVALID_VALUE;
-    cublasContext same;
+    if (!offered || !aligned || !in_place || !has_space) return CUBLAS_STATUS_INVALID_VALUE;
+    cublasContext context;
     auto type = [](cublasLtMatrixLayoutOpaque_t *m) { return (cudaDataType_t)m->type; };
     int k = (int)(d->op_a == CUBLAS_OP_N ? A->cols : A->rows);
     return cublasGemmStridedBatchedEx(
-        &same, (cublasOperation_t)d->op_a, (cublasOperation_t)d->op_b, (int)C->rows, (int)C->cols, k, alpha,
-        a, type(A), (int)A->ld, 0, b, type(B), (int)B->ld, 0, beta, c, type(C), (int)C->ld, 0, 1,
-        (cublasComputeType_t)d->compute, CUBLAS_GEMM_DEFAULT);
+        &context, (cublasOperation_t)d->op_a, (cublasOperation_t)d->op_b, (int)C->rows, (int)C->cols, k, alpha,
+        a, type(A), (int)A->ld, 0, b, type(B), (int)B->ld, 0, beta, out, type(C), (int)C->ld, 0, 1,
+        CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
 }
 #endif

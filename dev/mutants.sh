@@ -268,7 +268,7 @@ GPU attention: out keeps its old m | train.cu   |
     s/o\[n\]\[j\] = {o\[n\]\[j\].x \* shrink/o[n][j] = {o[n][j].x/                                         | gpu-ops     | forward
 GPU attention: l keeps its old m | train.cu   | s/sum\[j\] \*= shrink;//                                   | gpu-ops     | forward
 GPU attention: does not wait | train.cu   | s/_wait_prior(LATER);/_wait_prior(LATER + 1);/ | gpu-ops     | forward
-GPU attention: no barrier  | train.cu   | /static inline void arrived/,/^}/{/__syncthreads/d}  | gpu-ops  | random:1
+GPU attention: no barrier  | train.cu   | /static inline void arrived/,/^}/{/meet</d}         | gpu-ops  | random:1
 GPU attention: over the tile in use | train.cu | s/SLOTS = GROUPS + 1/SLOTS = 1/                   | gpu-ops  | reverse
 GPU attention: over the second group | train.cu | s/SLOTS = GROUPS + 1/SLOTS = GROUPS/                  | gpu-ops  | reverse bf16
 GPU attention: values of another tile | train.cu | s/ add_values(i - 1);/ add_values(i);/ | gpu-ops  | forward bf16
@@ -287,7 +287,9 @@ GPU attention: Delta of one row  | train.cu | s/load_packed(&o\[i\]\[p\]/load_pa
 GPU attention: rows in a tile    | train.cu | s/at + r \* 64, from/at + r * 32, from/         | gpu-ops  | forward bf16
 GPU large product: before it     | train.cu | s/&beta, y.p, &p.y, y.p/\&alpha, y.p, \&p.y, y.p/ | gpu-ops | forward bf16
 GPU large product: rows of y     | train.cu | s/y.cols, y.rows, y.ld)/y.cols, y.rows, y.cols)/ | gpu-ops | forward bf16
-GPU large product: rows of a     | train.cu | s/a.cols, a.rows, a.ld)/a.cols, a.rows, a.cols)/ | gpu-ops | forward bf16
+GPU large product: rows of a     | train.cu | s/y.rows : K, a.ld), what/y.rows : K, K), what/ | gpu-ops | forward bf16
+GPU large product: the kernel of another | train.cu | s/!memcmp(&k.of, p, sizeof \*p)/k.offered/ | gpu-ops | forward bf16
+GPU large product: begins anywhere | train.cu | s/(uintptr_t)b.p) % 256 == 0/(uintptr_t)b.p) % 2 == 0/ | gpu-ops | forward bf16
 GPU bat-row: own square first | train.cu  |
     s/(own \/ SQUARE + 1 + step % across)/(own \/ SQUARE + step % across)/                                 | gpu-ops     | forward
 GPU bat-row: rank of a square | train.cu  |
