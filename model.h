@@ -219,7 +219,7 @@ static tensor *declare(model *m, enum kind kind, mat *value, mat *grad, shape s,
         *grad = *value;
         grad->p = NULL;
     }
-    size_t step = kind == PARAM ? 16 : 128;             // tensors begin at 64 bytes, or at 256, even in 16 bits
+    size_t step = kind == PARAM ? 16 : 128;             // tensors begin at 64 bytes, or 256 even in 16 bits
     if (kind != BASE) m->used[kind] += (elements(*value) + step - 1) / step * step;
     if (kind == PARAM) m->trainable += elements(*value);
     if (m->walk && kind != BASE) value->p = (char noderef *)m->block[kind] + offset * size;

@@ -475,10 +475,10 @@ static cublasComputeType_t compute_type(void)
 
 // ---- large products ----
 //
-// They draw all the power that a card may, and its clock falls. Then the kernel that needs the least energy is
-// the fastest. cuBLAS takes the one that is fastest on a cool card. Of those that cublasLt offers for the same
-// product, one with tiles of 256 × 128 makes a step on an H200 2 to 3 % shorter (doc/gpu-speed.md). It sums
-// in the order of K as cuBLAS's does, and so has its bits.
+// They draw all the power that a card may, and its clock falls. Then the kernel that needs the least energy
+// is the fastest. cuBLAS takes the one that is fastest on a cool card. Of those that cublasLt offers for the
+// same product, one with tiles of 256 × 128 makes a step on an H200 2 to 3 % shorter (doc/gpu-speed.md). It
+// sums in the order of K as cuBLAS's does, and so has its bits.
 
 // What cublasLt wants to know of y = a b, told about columns as above.
 struct large_product {
