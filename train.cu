@@ -539,7 +539,7 @@ static const cublasLtMatmulAlgo_t *tiles_of_256(large_product *p)
 static bool multiply_large(const mat &y, const mat &a, cublasOperation_t op_a,
                            const mat &b, cublasOperation_t op_b, int K, wide alpha, wide beta)
 {
-    enum { LARGE = 1 << 22, DEEP = 1024 };
+    enum { LARGE = 1 << 20, DEEP = 1024 };
     const char *what = "a large product";
     bool large = (size_t)y.rows * y.cols >= LARGE && K >= DEEP && y.batch == 1;
     bool aligned = ((uintptr_t)y.p | (uintptr_t)a.p | (uintptr_t)b.p) % 256 == 0;
