@@ -356,7 +356,7 @@ static int targeted_in_some(const model *m, int j)
 
 static level level_now(const model *m) { return (level){m->used[ACT], m->used[STAT]}; }
 
-// What exists once, for all layers, in every backbone: the methods' work space.
+// What exists once, for all layers, in every backbone: the losses, the methods' work space, and dx.
 static void work_layout(model *m)
 {
     declare(m, STAT, &m->losses, NULL, SHAPE(m->p.tokens, 1), "losses");

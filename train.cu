@@ -2634,8 +2634,8 @@ extern "C" void adamw(mat w, mat dw, mat m, mat v, double lr, double decay, doub
 //
 //  The bytes that the calls of `scratch` in a step ask for. A product converts a factor whose dtype is not
 //  the one it runs in: where real is bf16, what trains (float); where real is float or double, a weight of
-//  the base in fewer bits. Attention has a list of blocks, and of Δ, a number a row and head. RWKV6 has S dy,
-//  a number a row and channel.
+//  the base in fewer bits. cublasLt's kernel for large products has its few bytes. Attention has a list of
+//  blocks, and of Δ, a number a row and head. RWKV6 has S dy, a number a row and channel.
 
 // The bytes of all buffers together; with `take` they are allocated, so that no step allocates.
 extern "C" size_t dev_reserve(needs n, int take)

@@ -693,8 +693,8 @@ static void test_gemm_arguments()
     expect(got == CUBLAS_STATUS_NOT_INITIALIZED, "no handle");
 }
 
-// A product described to cublasLt: the bits of cublasGemmStridedBatchedEx by every kernel that is offered; and none is offered
-// where shapes do not fit.
+// A product described to cublasLt: the bits of cublasGemmStridedBatchedEx by every kernel that is offered. None is offered where
+// shapes do not fit, and one that was offered is refused elsewhere, by memory that begins anywhere, and without its work space.
 static void test_gemm_lt()
 {
     enum { M = 300, N = 130, K = 70, OFFERS = 4 };
@@ -724,7 +724,15 @@ static void test_gemm_lt()
                                                NULL, 0, 0);
         expect(status == CUBLAS_STATUS_SUCCESS && !memcmp(got.p, want.p, M * N * sizeof(float)), "the same bits");
     }
+    auto multiply = [&](const float *from, size_t space) {
+        offers[0].algo.work_space = space;
+        return cublasLtMatmul(lt, &d, &one, from, &A, b.p, &B, &none, got.p, &C, got.p, &C, &offers[0].algo, NULL, 0, 0);
+    };
+    expect(multiply(a.p, 0) == CUBLAS_STATUS_SUCCESS, "where all fits");
+    expect(multiply(a.p + 1, 0) == CUBLAS_STATUS_INVALID_VALUE, "a factor that does not begin at 256 bytes");
+    expect(multiply(a.p, 64) == CUBLAS_STATUS_INVALID_VALUE, "no work space");
     cublasLtMatrixLayoutInit(&B, CUDA_R_32F, K - 1, N, K);
+    expect(multiply(a.p, 0) == CUBLAS_STATUS_INVALID_VALUE, "a kernel that was offered for another product");
     cublasLtMatmulAlgoGetHeuristic(lt, &d, &A, &B, &C, &C, &wish, OFFERS, offers, &count);
     expect(count == 0, "none where the shapes do not fit");
 }
