@@ -51,10 +51,10 @@ typedef struct method {
 } method;
 
 // What a linear layer is called, and what it maps to what. Those of a layer with the same `reads` read the
-// same x.
+// same x. Those `behind` all that mixes tokens read the targets alone in the last layer (gather, below).
 typedef struct {
     const char *name, *module;  // in --targets, and in the file: "q", "self_attn.q_proj"
-    int reads, out, in, bias;
+    int reads, behind, out, in, bias;
 } called;
 
 struct linear {
@@ -106,7 +106,8 @@ typedef struct backbone {
     // --init: the numbers x of a tensor, where Hugging Face's start will not do; may be NULL.
     void (*start)(model *m, const tensor *t, wide *x, rng *g);
 
-    // next = layer i of m->x[i]; and back: m->dx is d(next) on entry and d(m->x[i]) on return.
+    // next = layer i of m->x[i]; and back: m->dx (in the last layer m->dlast) is d(next) on entry, and m->dx
+    // is d(m->x[i]) on return.
     void (*forward)(model *m, int i, mat next, const batch *b);
     void (*backward)(model *m, int i, const batch *b, int dx_wanted);
     void (*norm_forward)(model *m, mat out, mat x);
@@ -126,7 +127,7 @@ enum kind {
     NORM,                       // frozen vector, copied to real
     PARAM,                      // trains: wide, with a gradient and two AdamW moments at the same offset
     START,                      // wide, frozen: A0, B0
-    ACT,                        // real, one row a token
+    ACT,                        // real, one row a token, or a target
     STAT,                       // wide, one row a token
     WORK,                       // real, anything else that is overwritten all the time
     AUX,                        // wide, the same: dora's norms
@@ -142,6 +143,7 @@ struct tensor {
     mat m1, m2;                 // AdamW's moments of a PARAM
     double rate;                // its learning rate, times the run's: LoRA+ makes B faster
     linear *of;                 // the linear layer that it belongs to, or NULL
+    int by_target;              // of an ACT: it has a row a target, not a token
 };
 
 enum { IN_SIDE = -1, OUT_SIDE = -2 };
@@ -179,9 +181,9 @@ struct model {
     void *layers, *own;                                 // of each layer, and once, as the backbone has them
     linear **linears;                                   // those of all layers, in their order
     mat *x;                                             // (N, dim) the residual stream on entry of each layer
-    mat last;                                           // (N, dim) and at the end
     mat dx;                                             // (N, dim) its gradient
-    mat hs, hn, dhs, dhn, logits;                       // the head: `chunk` rows at a time
+    mat last, dlast;                                    // (targets, dim) and at the end, of rows that predict
+    mat hn, dhn, logits;                                // the head: `chunk` rows at a time
     mat losses;                                         // (N, 1)
     int chunk;
     mat narrow, dnarrow;                                // (N, r)             work space of the methods,
@@ -257,6 +259,8 @@ static int full_training(const model *m) { return m->p.train && m->p.method == &
 
 static int has_adapter(const linear *l) { return l->method->layout != NULL; }
 
+static int is_last(const model *m, int i) { return i + 1 == m->c.layers; }
+
 // The linears of one layer: all layers have the same.
 static int linears_of_layer(const model *m) { return (int)(arrlen(m->linears) / m->c.layers); }
 
@@ -326,7 +330,10 @@ static void linear_layout(model *m, int depth, linear *l, called is)
     if (is.bias) declare(m, vector, &l->bias, &l->dbias, SHAPE(is.out), "%s.bias", module);
     l->method = targeted ? m->p.method : &methods[0];
     if (has_adapter(l)) l->method->layout(m, l, adapter);
-    for (ptrdiff_t i = first; i < arrlen(m->tensors); i++) m->tensors[i].of = l;
+    for (ptrdiff_t i = first; i < arrlen(m->tensors); i++) {
+        m->tensors[i].of = l;
+        m->tensors[i].by_target = is.behind && is_last(m, depth);
+    }
     arrput(m->linears, l);
 }
 
@@ -364,7 +371,9 @@ static void work_layout(model *m)
         if (elements(**w)) declare(m, WORK, *w, NULL, SHAPE((*w)->rows, (*w)->cols), "work");
     enum kind w = m->p.train ? WORK : AUX;              // a merged weight stays wide until it is written
     if (elements(m->weight)) declare(m, w, &m->weight, NULL, SHAPE(m->weight.rows, m->weight.cols), "work");
-    if (m->p.train) declare(m, ACT, &m->dx, NULL, SHAPE(m->p.tokens, m->c.dim), "dx");
+    if (!m->p.train) return;
+    declare(m, ACT, &m->dx, NULL, SHAPE(m->p.tokens, m->c.dim), "dx");
+    declare(m, ACT, &m->dlast, NULL, SHAPE(m->p.tokens, m->c.dim), "dlast")->by_target = 1;
 }
 
 // The head's tensors lie among the activations, but have a row a target, and of those a chunk.
@@ -375,11 +384,9 @@ static void head_layout(model *m)
     chunk = chunk < 16 ? 16 : chunk;
     chunk = chunk < m->p.tokens ? chunk : m->p.tokens;
     m->chunk = chunk;
-    declare(m, ACT, &m->hs, NULL, SHAPE(chunk, c->dim), "head.x")->kind = WORK;
     declare(m, ACT, &m->hn, NULL, SHAPE(chunk, c->dim), "head.xn")->kind = WORK;
     declare(m, ACT, &m->logits, NULL, SHAPE(chunk, c->vocab), "logits")->kind = WORK;
     if (!m->p.train) return;
-    declare(m, ACT, &m->dhs, NULL, SHAPE(chunk, c->dim), "head.dx")->kind = WORK;
     declare(m, ACT, &m->dhn, NULL, SHAPE(chunk, c->dim), "head.dxn")->kind = WORK;
 }
 
@@ -399,8 +406,9 @@ static void layout(model *m)
     level most = {0, 0};
     for (int i = 0; i < c->layers; i++) {
         level before = level_now(m);
-        mat *next = i + 1 < c->layers ? &m->x[i + 1] : &m->last;
-        declare(m, ACT, next, NULL, SHAPE(m->p.tokens, c->dim), "layers.%d.x", i + 1);
+        mat *next = is_last(m, i) ? &m->last : &m->x[i + 1];
+        tensor *x = declare(m, ACT, next, NULL, SHAPE(m->p.tokens, c->dim), "layers.%d.x", i + 1);
+        x->by_target = is_last(m, i);
         B->weights(m, i);
         level kept = B->activations(m, i), full = level_now(m);
         if (!m->p.train) kept = before;
@@ -677,13 +685,14 @@ static void batch_check(const model *m, const batch *b)
     if (!ok) die("a micro-batch holds an id, a position or a row that the plan has no place for");
 }
 
-// Copies the micro-batch to the device and gives every activation its N rows.
+// Copies the micro-batch to the device and gives every activation its rows.
 static void batch_enter(model *m, const batch *b)
 {
     batch_check(m, b);
     for (int i = 0; i < arrlen(m->tensors); i++) {
         tensor *t = &m->tensors[i];
-        if (t->kind == ACT || t->kind == STAT) *t->value = rows_of(*t->value, 0, b->tokens);
+        int rows = t->by_target ? b->targets : b->tokens;
+        if (t->kind == ACT || t->kind == STAT) *t->value = rows_of(*t->value, 0, rows);
     }
     put_ints(m->ids, b->ids, (size_t)b->tokens);
     put_ints(m->pos, b->pos, (size_t)b->tokens);
@@ -714,44 +723,62 @@ static mat merged(model *m, linear *l)
     return W;
 }
 
+/* Behind the attention of the last layer no token looks at another, and only those that predict a target
+   matter: those of an answer, where the prompt is not learnt; the last one of a text that is continued. So
+   the last layer gathers them there, and its MLP and the head have a row a target:
+
+       layer 0     attention of all tokens                 MLP of all
+       …           all                                     all
+       last        all                      → gather →     MLP of the targets → head
+
+   The numbers are those of all rows, less what nobody asks for.                                           */
+
+// out[i] = x[row_i], where target i is predicted by token row_i
+static void gather(const model *m, mat out, mat x) { embedding_forward(out, x, m->target_row); }
+
+// And back: dx[row_i] = dout[i]. A token that predicts nothing has no gradient.
+static void scatter(const model *m, mat dx, mat dout)
+{
+    zero(dx);
+    embedding_backward(dx, dout, m->target_row);
+}
+
+// Work space of a row a token, for what has the rows of `like`.
+static mat rows_like(mat work, mat like) { return rows_of(work, 0, like.rows); }
+
 // Embedding and layers, up to m->last.
 static void model_forward(model *m, const batch *b)
 {
     batch_enter(m, b);
     embedding_forward(m->x[0], m->embed, m->ids);
     for (int i = 0; i < m->c.layers; i++)
-        m->c.backbone->forward(m, i, i + 1 < m->c.layers ? m->x[i + 1] : m->last, b);
+        m->c.backbone->forward(m, i, is_last(m, i) ? m->last : m->x[i + 1], b);
     if (m->reads_file) checkpoint_unchanged(&m->file);
 }
 
-// Logits of up to a chunk of rows, into m->logits: the rows gathered, normed, and multiplied with the head.
-static void head_forward(model *m, dev_ints rows, int n)
+// Logits of n targets, up to a chunk, into m->logits: their rows normed and multiplied with the head.
+static void head_forward(model *m, int first, int n)
 {
-    for (mat **w = (mat *[]){&m->hs, &m->hn, &m->dhs, &m->dhn, &m->logits, NULL}; *w; w++)
-        **w = rows_of(**w, 0, n);
-    embedding_forward(m->hs, m->last, rows);                            // hs[i] = last[row_i]
-    m->c.backbone->norm_forward(m, m->hn, m->hs);
+    for (mat **w = (mat *[]){&m->hn, &m->dhn, &m->logits, NULL}; *w; w++) **w = rows_of(**w, 0, n);
+    m->c.backbone->norm_forward(m, m->hn, rows_of(m->last, first, n));
     matmul_nt(m->logits, m->hn, m->head, 1, SET);                       // (n, vocab)
 }
 
-// Returns Σ loss of the micro-batch. scale ≠ 0: also m->dx = scale · d(Σ loss)/d(last), and the head's
-// gradients. A chunk of rows at a time, so that (N, vocab) never stands in memory. Tokens without a target
-// have no logits.
+// Returns Σ loss of the micro-batch. scale ≠ 0: also m->dlast = scale · d(Σ loss)/d(last), and the head's
+// gradients. A chunk of rows at a time, so that (targets, vocab) never stands in memory.
 static double head_loss(model *m, const batch *b, double scale)
 {
-    if (scale) zero(m->dx);
+    if (scale) zero(m->dlast);
     for (int i = 0; i < b->targets; i += m->chunk) {
         int n = b->targets - i < m->chunk ? b->targets - i : m->chunk;
-        head_forward(m, m->target_row + i, n);
+        head_forward(m, i, n);
         cross_entropy(rows_of(m->losses, i, n), m->logits, m->label + i, scale);
         if (!scale) continue;
 
         // From here on m->logits holds dlogits: cross_entropy wrote scale · (softmax − one-hot) over them.
-        zero(m->dhs);
         matmul_tn(m->dhead, m->logits, m->hn, 1, ADD);          // logits = hn headᵀ:    dhead += dlogitsᵀ hn
         matmul_nn(m->dhn, m->logits, m->head, 1, SET);          //                       dhn = dlogits head
-        m->c.backbone->norm_backward(m, m->dhs, m->dhn, m->hs);
-        embedding_backward(m->dx, m->dhs, m->target_row + i);   // hs[i] = last[row_i]:  dx[row_i] += dhs[i]
+        m->c.backbone->norm_backward(m, rows_of(m->dlast, i, n), m->dhn, rows_of(m->last, i, n));
     }
     wide *losses = alloc((size_t)b->targets, sizeof *losses);
     double sum = 0;

@@ -86,7 +86,7 @@ typedef struct {
     mat r, k, v, w, g;                                  // (N, A)
     mat y;                                              // (N, A) what the recurrence says
     mat mid;                                            // (N, C) the residual stream after time mixing
-    mat fk, fr, fv;                                     // (N, F), (N, C), (N, C)
+    mat fk, fr, fv;                                     // (N, F), (N, C), (N, C); the last layer's (targets, …)
     mat last1, last2;                                   // generation: (texts, C) n of the last token
     mat S;                                              //             (texts, heads·d·d)
 } rwkv6_layer;
@@ -100,6 +100,7 @@ typedef struct {
     mat hd;                                             // (N, D)
     mat z, zg;                                          // (N, A)
     mat hid;                                            // (N, F)
+    mat picked, dpicked;                                // (targets, C) a lerp of the last layer
     mat dn, dlerp, dh, dm, dhd;                         // gradients of one layer at a time
     mat dr, dk, dv, dw, dg, dy, dz, dzg;
     mat dfk, dfr, dfv;
@@ -150,18 +151,18 @@ static void rwkv6_weights(model *m, int i)
     weight_layout(m, BASE, &L->decay_A, SHAPE(C, D), i, "attention.time_decay_w1");
     weight_layout(m, BASE, &L->decay_B, SHAPE(D, A), i, "attention.time_decay_w2");
     weight_layout(m, NORM, &L->u, SHAPE(c->heads, c->head_dim), i, "attention.time_faaaa");
-    //                                        --targets  in the file       reads  out  in  bias
-    linear_layout(m, i, &L->receptance,     (called){"r",     "attention.receptance",    0, A, C, 0});
-    linear_layout(m, i, &L->key,            (called){"k",     "attention.key",           1, A, C, 0});
-    linear_layout(m, i, &L->value,          (called){"v",     "attention.value",         2, A, C, 0});
-    linear_layout(m, i, &L->gate,           (called){"g",     "attention.gate",          3, A, C, 0});
-    linear_layout(m, i, &L->output,         (called){"o",     "attention.output",        4, C, A, 0});
+    //                                        --targets  in the file       reads  behind  out  in  bias
+    linear_layout(m, i, &L->receptance,     (called){"r",     "attention.receptance",    0,     0,      A, C, 0});
+    linear_layout(m, i, &L->key,            (called){"k",     "attention.key",           1,     0,      A, C, 0});
+    linear_layout(m, i, &L->value,          (called){"v",     "attention.value",         2,     0,      A, C, 0});
+    linear_layout(m, i, &L->gate,           (called){"g",     "attention.gate",          3,     0,      A, C, 0});
+    linear_layout(m, i, &L->output,         (called){"o",     "attention.output",        4,     0,      C, A, 0});
     layernorm_layout(m, &L->ln_x, A, i, "attention.ln_x");
     weight_layout(m, NORM, &L->mu_key, row, i, "feed_forward.time_maa_k");
     weight_layout(m, NORM, &L->mu_receptance, row, i, "feed_forward.time_maa_r");
-    linear_layout(m, i, &L->ffn_key,        (called){"ffn-k", "feed_forward.key",        5, F, C, 0});
-    linear_layout(m, i, &L->ffn_receptance, (called){"ffn-r", "feed_forward.receptance", 6, C, C, 0});
-    linear_layout(m, i, &L->ffn_value,      (called){"ffn-v", "feed_forward.value",      7, C, F, 0});
+    linear_layout(m, i, &L->ffn_key,        (called){"ffn-k", "feed_forward.key",        5,     1,      F, C, 0});
+    linear_layout(m, i, &L->ffn_receptance, (called){"ffn-r", "feed_forward.receptance", 6,     1,      C, C, 0});
+    linear_layout(m, i, &L->ffn_value,      (called){"ffn-v", "feed_forward.value",      7,     1,      C, F, 0});
 }
 
 // Kept for the backward pass, in the order of --recompute, as in llama.h. A text's state is S, and n of its
@@ -172,6 +173,7 @@ static level rwkv6_activations(model *m, int i)
     rwkv6_layer *L = rwkv6_at(m, i);
     int N = m->p.tokens;
     int texts = m->p.sequences > 1 ? m->p.sequences : 1;
+    int last = is_last(m, i);
     level kept = level_now(m);
     declare(m, ACT, &L->r, NULL, SHAPE(N, c->att), "layers.%d.r", i);
     declare(m, ACT, &L->k, NULL, SHAPE(N, c->att), "layers.%d.k", i);
@@ -181,9 +183,9 @@ static level rwkv6_activations(model *m, int i)
     declare(m, ACT, &L->y, NULL, SHAPE(N, c->att), "layers.%d.y", i);
     declare(m, ACT, &L->mid, NULL, SHAPE(N, c->dim), "layers.%d.mid", i);
     if (m->p.recompute < 2) kept = level_now(m);
-    declare(m, ACT, &L->fk, NULL, SHAPE(N, c->hidden), "layers.%d.ffn_key", i);
-    declare(m, ACT, &L->fr, NULL, SHAPE(N, c->dim), "layers.%d.ffn_receptance", i);
-    declare(m, ACT, &L->fv, NULL, SHAPE(N, c->dim), "layers.%d.ffn_value", i);
+    declare(m, ACT, &L->fk, NULL, SHAPE(N, c->hidden), "layers.%d.ffn_key", i)->by_target = last;
+    declare(m, ACT, &L->fr, NULL, SHAPE(N, c->dim), "layers.%d.ffn_receptance", i)->by_target = last;
+    declare(m, ACT, &L->fv, NULL, SHAPE(N, c->dim), "layers.%d.ffn_value", i)->by_target = last;
     if (m->p.recompute < 1) kept = level_now(m);
     L->last1 = L->last2 = L->S = (mat){0};
     if (!m->p.cache_rows) return kept;
@@ -217,6 +219,8 @@ static void rwkv6_work(model *m)
     int count = m->p.train ? (int)(sizeof list / sizeof *list) : forward;
     for (int i = 0; i < count; i++)
         declare(m, ACT, list[i].value, NULL, SHAPE(N, list[i].cols), "%s", list[i].name);
+    declare(m, ACT, &own->picked, NULL, SHAPE(N, C), "picked")->by_target = 1;
+    if (m->p.train) declare(m, ACT, &own->dpicked, NULL, SHAPE(N, C), "dpicked")->by_target = 1;
 }
 
 static void rwkv6_norm_layout(model *m)
@@ -339,20 +343,31 @@ static void time_mixing(model *m, int i, const batch *b)
     linear_forward(m, &L->output, L->mid, own->zg, ADD);                            // mid = x + output(zg)
 }
 
-//  n = ln2(mid);  fk = lerp_k Wkᵀ,  fr = lerp_r Wrᵀ,  fv = relu(fk)² Wvᵀ
-static void channel_reads(model *m, rwkv6_layer *L, const batch *b)
+// What the linears of channel mixing read: own->lerp, and of it in the last layer the targets.
+static mat channel_lerp(model *m, int i)
 {
     rwkv6 *own = m->own;
+    if (!is_last(m, i)) return own->lerp;
+    gather(m, own->picked, own->lerp);
+    return own->picked;
+}
+
+//  n = ln2(mid);  fk = lerp_k Wkᵀ,  fr = lerp_r Wrᵀ,  fv = relu(fk)² Wvᵀ
+static void channel_reads(model *m, int i, const batch *b)
+{
+    rwkv6 *own = m->own;
+    rwkv6_layer *L = rwkv6_at(m, i);
     mat last = b->cached ? L->last2 : (mat){0};
     mat none = {0};
+    mat hid = rows_like(own->hid, L->fk);
     ln_forward(m, own->n, L->mid, &L->ln2);
     lerp(m, last, L->mu_key, none, b);
-    linear_forward(m, &L->ffn_key, L->fk, own->lerp, SET);                          // (N, F)
+    linear_forward(m, &L->ffn_key, L->fk, channel_lerp(m, i), SET);                 // (N, F)
     lerp(m, last, L->mu_receptance, none, b);
-    linear_forward(m, &L->ffn_receptance, L->fr, own->lerp, SET);
+    linear_forward(m, &L->ffn_receptance, L->fr, channel_lerp(m, i), SET);
     keep_last(last, own->n, b);
-    relu2_forward(own->hid, L->fk);
-    linear_forward(m, &L->ffn_value, L->fv, own->hid, SET);
+    relu2_forward(hid, L->fk);
+    linear_forward(m, &L->ffn_value, L->fv, hid, SET);
 }
 
 //  x → next = mid + σ(fr) ⊙ fv
@@ -360,28 +375,42 @@ static void rwkv6_forward(model *m, int i, mat next, const batch *b)
 {
     rwkv6_layer *L = rwkv6_at(m, i);
     time_mixing(m, i, b);
-    channel_reads(m, L, b);
-    copy(next, L->mid);
+    channel_reads(m, i, b);
+    if (is_last(m, i)) gather(m, next, L->mid);
+    else copy(next, L->mid);
     sigmoid_gate_forward(next, L->fr, L->fv);
 }
 
-// Channel mixing, from the last line to the first: d(next) → d(mid), both in m->dx.
-static void channel_backward(model *m, rwkv6_layer *L, const batch *b)
+// y = l(lerp of n):  dn += …, dμ += …
+static void channel_read_backward(model *m, int i, linear *l, mat dy, param mu, const batch *b)
 {
     rwkv6 *own = m->own;
+    int last = is_last(m, i);
     mat none = {0};
-    sigmoid_gate_backward(own->dfr, own->dfv, m->dx, L->fr, L->fv);         // next = mid + σ(fr) fv
-    relu2_forward(own->hid, L->fk);
-    linear_backward(m, &L->ffn_value, own->dfk, own->dfv, own->hid, SET);   // fv = value(relu(fk)²)
-    relu2_backward(own->dfk, own->dfk, L->fk);
+    lerp(m, none, mu, none, b);
+    linear_backward(m, l, last ? own->dpicked : own->dlerp, dy, channel_lerp(m, i), SET);
+    if (last) scatter(m, own->dlerp, own->dpicked);
+    lerp_backward(m, mu, none, none, b);
+}
+
+// Channel mixing, from the last line to the first: d(next) → d(mid), which is in m->dx.
+static void channel_backward(model *m, int i, const batch *b)
+{
+    rwkv6 *own = m->own;
+    rwkv6_layer *L = rwkv6_at(m, i);
+    int last = is_last(m, i);
+    mat d = last ? m->dlast : m->dx;
+    mat hid = rows_like(own->hid, d), dfk = rows_like(own->dfk, d);
+    mat dfr = rows_like(own->dfr, d), dfv = rows_like(own->dfv, d);
+    sigmoid_gate_backward(dfr, dfv, d, L->fr, L->fv);                       // next = mid + σ(fr) fv
+    relu2_forward(hid, L->fk);
+    linear_backward(m, &L->ffn_value, dfk, dfv, hid, SET);                  // fv = value(relu(fk)²)
+    relu2_backward(dfk, dfk, L->fk);
     ln_forward(m, own->n, L->mid, &L->ln2);
     zero(own->dn);
-    lerp(m, none, L->mu_key, none, b);
-    linear_backward(m, &L->ffn_key, own->dlerp, own->dfk, own->lerp, SET);
-    lerp_backward(m, L->mu_key, none, none, b);
-    lerp(m, none, L->mu_receptance, none, b);
-    linear_backward(m, &L->ffn_receptance, own->dlerp, own->dfr, own->lerp, SET);
-    lerp_backward(m, L->mu_receptance, none, none, b);
+    channel_read_backward(m, i, &L->ffn_key, dfk, L->mu_key, b);
+    channel_read_backward(m, i, &L->ffn_receptance, dfr, L->mu_receptance, b);
+    if (last) scatter(m, m->dx, m->dlast);
     ln_backward(m, m->dx, own->dn, L->mid, &L->ln2);                        // d(next) + …: dx is now d(mid)
 }
 
@@ -455,13 +484,12 @@ static void time_backward(model *m, int i, const batch *b, int dx_wanted)
     ln_backward(m, m->dx, own->dn, m->x[0], &own->ln0);                     // x = ln0(embeddings)
 }
 
-// On entry m->dx is d(next), on return d(m->x[i]).
+// On entry m->dx, of the last layer m->dlast, is d(next), on return m->dx is d(m->x[i]).
 static void rwkv6_backward(model *m, int i, const batch *b, int dx_wanted)
 {
-    rwkv6_layer *L = rwkv6_at(m, i);
     if (m->p.recompute == 2) time_mixing(m, i, b);
-    if (m->p.recompute) channel_reads(m, L, b);
-    channel_backward(m, L, b);
+    if (m->p.recompute) channel_reads(m, i, b);
+    channel_backward(m, i, b);
     time_backward(m, i, b, dx_wanted);
 }
 

@@ -137,6 +137,15 @@ static batch small_batch(int from, int to)      // rows from … to-1 of three, 
     return b;
 }
 
+static void ask_all(batch *b)                   // every token's row becomes a target
+{
+    b->targets = b->tokens;
+    for (int i = 0; i < b->tokens; i++) {
+        b->target_row[i] = i;
+        b->label[i] = 0;
+    }
+}
+
 // The small model, loaded, with the adapter of this plan at its start.
 static model *open_small(plan p, int which)
 {
@@ -160,7 +169,7 @@ static void close_small(model *m)
 static mat all_logits(model *m, const batch *b)         // of every target row, in memory of their own
 {
     model_forward(m, b);
-    head_forward(m, m->target_row, b->targets);
+    head_forward(m, 0, b->targets);
     mat copy_of = random_mat(SHAPE(b->targets, m->c.vocab));
     copy(copy_of, m->logits);
     return copy_of;

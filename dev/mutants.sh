@@ -131,7 +131,19 @@ matmul: later parts of K     | ops/gemm.h | s/mode = k0 ? ADD : p->mode/mode = p
 adamw: no correction         | ops/cpu.c  | s/root = (wide)sqrt(1 - pow(0.999, t))/root = 1/                  | adamw       |
 modes: dxn of the MLP stays in | llama.h    |
     s/&L->q_proj, dxn, dq, own->xn, SET/\&L->q_proj, dxn, dq, own->xn, ADD/                                   | gradients   | bone
-modes: up writes over gate   | llama.h    | s/own->dup, own->xn, ADD/own->dup, own->xn, SET/                  | gradients   | bone
+modes: up writes over gate   | llama.h    | s/dup, xn, ADD/dup, xn, SET/                                      | gradients   | bone
+targets: x of the first tokens | llama.h    |
+    s/gather(m, L->mid, m->x\[i\])/copy(L->mid, rows_of(m->x[i], 0, L->mid.rows))/                            | goldens     |
+targets: att of the first tokens | llama.h    |
+    s/gather(m, own->picked, L->att)/copy(own->picked, rows_of(L->att, 0, L->mid.rows))/                      | goldens     |
+targets: att as the head left it | llama.h    |
+    /^static void llama_backward/,/^}/{/gather(m, own->picked/d}                                              | gradients   | bone
+targets: no gradient by way of x | llama.h    | s/scatter(m, m->dx, m->dlast)/zero(m->dx)/                | gradients   | bone
+targets: others as they were | model.h    | /^static void scatter/,/^}/{/zero(dx)/d}                      | stale-memory | full
+targets: LoRA keeps all rows | model.h    | s/by_target = is.behind \&\& .*/by_target = 0;/             | gradients   | lora
+targets: rwkv, no gradient of others | rwkv6.h | s/if (last) scatter(m, m->dx, m->dlast);//                 | gradients   | bone
+targets: rwkv, dlerp of the first rows | rwkv6.h |
+    s/if (last) scatter(m, own->dlerp, own->dpicked);/if (last) copy(rows_like(own->dlerp, dy), own->dpicked);/ | gradients | bone
 modes: dx always added       | adapters.h |
     s/matmul_nn(dx, dh, l->A, 1, mode)/matmul_nn(dx, dh, l->A, 1, ADD)/                                       | definition  | lora
 modes: dx written twice      | adapters.h |
@@ -222,19 +234,19 @@ beyond: tiled identity, lying | ops/cpu.c  | s/int r = e.rows < e.cols ? e.rows 
 beyond: head, labels of the first chunk | model.h    |
     s/m->logits, m->label + i, scale/m->logits, m->label, scale/                                              | beyond-chunks |
 beyond: head, rows of the first chunk | model.h    |
-    s/head_forward(m, m->target_row + i, n)/head_forward(m, m->target_row, n)/                                | beyond-chunks |
-beyond: head, dx of the first chunk | model.h    | s/m->dhs, m->target_row + i/m->dhs, m->target_row/         | beyond-chunks |
+    s/head_forward(m, i, n)/head_forward(m, 0, n)/                                                            | beyond-chunks |
+beyond: head, dlast of the first chunk | model.h    | s/rows_of(m->dlast, i, n)/rows_of(m->dlast, 0, n)/      | beyond-chunks |
 beyond: head, losses of the first chunk | model.h    | s/rows_of(m->losses, i, n)/rows_of(m->losses, 0, n)/   | beyond-chunks |
 beyond: head, short last chunk | model.h    |
     s/i < b->targets; i += m->chunk/i + m->chunk <= b->targets; i += m->chunk/                                | beyond-chunks |
 beyond: head, dhn of the chunk before | model.h    |
     s/matmul_nn(m->dhn, m->logits, m->head, 1, SET)/matmul_nn(m->dhn, m->logits, m->head, 1, ADD)/            | beyond-chunks |
-beyond: head, dhs of the chunk before | model.h    | /zero(m->dhs);/d                                          | beyond-chunks |
+beyond: head, dlast of the step before | model.h    | /zero(m->dlast);/d                                       | stale-memory |
 beyond: head, dhead of the last chunk | model.h    |
     s/matmul_tn(m->dhead, m->logits, m->hn, 1, ADD)/matmul_tn(m->dhead, m->logits, m->hn, 1, SET)/            | beyond-chunks |
 beyond: head, 16 rows at least | model.h    | s/chunk = chunk < 16 ? 16 : chunk/chunk = chunk < 1 ? 1 : chunk/ | beyond-chunks |
 beyond: answers, rows of the first chunk | run/generate.h |
-    s/head_forward(m, m->target_row + i, b->rows/head_forward(m, m->target_row, b->rows/                      | together    |
+    s/head_forward(m, i, b->rows/head_forward(m, 0, b->rows/                                                   | together    |
 beyond: answers, logits of the first chunk | run/generate.h | s/if (i % m->chunk == 0) {/if (i == 0) {/       | together    |
 GPU reduction: no barrier before | train.cu   | /__syncthreads.*may still be read/d                        | gpu-ops     | reverse
 GPU reduction: no barrier within | train.cu   | /= x;$/{n;s/__syncthreads();//}                            | gpu-ops     | forward

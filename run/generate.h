@@ -75,7 +75,7 @@ static int generate_pass(model *m, const tokenizer *t, sequence *s, int count, b
     for (int i = 0; i < b->rows; i++) {
         sequence *q = &s[who[i]];
         if (i % m->chunk == 0) {
-            head_forward(m, m->target_row + i, b->rows - i < m->chunk ? b->rows - i : m->chunk);
+            head_forward(m, i, b->rows - i < m->chunk ? b->rows - i : m->chunk);
             get(logits, m->logits);
         }
         const wide *mine = logits + (size_t)(i % m->chunk) * (size_t)m->c.vocab;
