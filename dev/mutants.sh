@@ -456,6 +456,16 @@ pairs: a row beyond an odd K  | ops/gemm.h | s/if (k + 1 < end) b =/if (1) b =/ 
 bf16: before the start        | train.c    |
     /^static void fill_model/,/^}/s/^    model_allocate(m);/    if (opt.bf16) dev_bf16(1);\n&/ | bf16 | pissa
 pairs: b as numbers           | ops/gemm.h | s/if (a_pairs == b_pairs)/if (1)/                                | pairs       |
+pairs: attention, the key behind an odd number | ops/cpu.c | s/c <= to; c++) s/c < to; c++) s/                 | attention-pairs |
+pairs: attention, the row behind an odd number | ops/cpu.c |
+    s/r + 1 < rows ? s + (r + 1) \* WIDE + from : none/s + (r + 1) * WIDE + from/                             | attention-pairs |
+pairs: attention, rows of the panel before | ops/cpu.c | s/h->P_down + i \/ 2 \* WIDE/h->P_down/            | attention-pairs |
+pairs: attention, from an odd row on | ops/cpu.c |
+    s/int r = (b.own < c ? c - b.own : 0) \/ 2 \* 2;/int r = b.own < c ? c - b.own : 0;/                      | attention-pairs |
+pairs: attention, dq of numbers | ops/cpu.c | s/pair_keys(dS + r \* WIDE + begin, cols)/(void)cols/           | attention-pairs |
+pairs: attention, wide heads at once | ops/gemm.h | s/m, j, j + SLIVER_RUN, 0/m, j, m.cols, 0/                 | attention-pairs |
+pairs: attention, steps of numbers | ops/gemm.h |
+    s/{b.p + (size_t)steps(k, bf16_pairs)/{b.p + (size_t)k/       | attention-pairs |
 pairs: of the weight alone    | ops/gemm.h | s/M, 2 \* k + 1, odds/M, 2 * k, odds/                             | pairs       |
 few rows: dealt once too few | ops/gemm.h | s/^    deal(m, 1);//                                                   | few-rows    |
 few rows: the last part of K | ops/gemm.h | s/k0 += part, mode = ADD/k0 += part/                                | few-rows    |
@@ -598,7 +608,7 @@ link_tests() { # directory, the ranks' directory (the same), objects besides
 }
 
 # gsm8k trains, pairs are of floats. All other tests are those in double.
-in_float() { [[ $1 = gsm8k || $1 = pairs || $1 = bf16 ]]; }
+in_float() { [[ $1 = gsm8k || $1 = *pairs || $1 = bf16 ]]; }
 
 # directory, file, test, order: the tests of the sources in it; only what the file belongs to is compiled anew
 build() {

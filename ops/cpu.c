@@ -327,11 +327,27 @@ static key_block block_at(mat q, mat k, int first, int window, int *q0)
 static int whole_vectors(int cols) { return ceil_div(cols, LANES) * LANES; }
 
 // Keys from … to − 1 are those that some row of a panel sees, beginning with a whole sliver. What row r of it
-// does not see becomes 0.
+// does not see becomes 0, and so does what is behind, which may fill up a pair.
 static void hide_unseen(real *s, key_block b, int r, int from, int to)
 {
     for (int c = from; c < seen_from(b, r); c++) s[c] = 0;
-    for (int c = seen_to(b, r); c < to; c++) s[c] = 0;
+    for (int c = seen_to(b, r); c <= to; c++) s[c] = 0;
+}
+
+// With --bf16 what a product reads of P and dS is rounded, too. A sum over n keys reads pairs of keys side by
+// side, made in place …
+static void pair_keys(real *s, int n)
+{
+    if (bf16_pairs) pair_up(s, s, s + 1, 2, steps(n, 1));
+}
+
+// … and one over queries reads pairs of rows, of which `out` has half as many. 0 stands for a row too many.
+static void pair_queries(real *out, const real *s, int rows, int from, int to)
+{
+    static const real none[WIDE];
+    for (int r = 0; r < rows && bf16_pairs; r += 2)
+        pair_up(out + r / 2 * WIDE + from, s + r * WIDE + from,
+                r + 1 < rows ? s + (r + 1) * WIDE + from : none, 1, to - from);
 }
 
 // The largest score of a row so far, `most`, is subtracted before exp, which then cannot overflow:
@@ -367,7 +383,7 @@ static void attention_forward_head(mat out, mat lse, mat q, mat k, mat v, int wi
         for (; q0 < q.rows && seen_from(b, 0) < b.keys; q0 += MR, b.own += MR) {
             int n = q.rows - q0 < MR ? q.rows - q0 : MR;
             int from = seen_from(b, 0) / NR * NR, to = seen_to(b, n - 1);
-            panel_times(S + from, WIDE, MR, whole_vectors(to - from), queries + (size_t)q0 * (size_t)d, 1, MR,
+            panel_times(S + from, WIDE, MR, whole_vectors(to - from), panel_from(queries, q0, d), 1, MR,
                         columns_from(keys, from), d, scale, SET);                   // S = q kᵀ/√d
             for (int r = 0; r < n; r++) {
                 real *s = S + r * WIDE, *o = ROW(out, q0 + r);
@@ -375,6 +391,7 @@ static void attention_forward_head(mat out, mat lse, mat q, mat k, mat v, int wi
                 real shrinks = exp_scores(s + seen, seen_to(b, r) - seen, ROW(lse, q0 + r), &sum[q0 + r]);
                 for (int c = 0; c < d && shrinks != 1; c++) o[c] *= shrinks;
                 hide_unseen(s, b, r, from, to);
+                pair_keys(s + from, to - from);
             }
             panel_times(ROW(out, q0), out.ld, n, d, S + from, WIDE, 1, steps_from(values, from), to - from,
                         1, ADD);                                                    // out += P v
@@ -428,6 +445,7 @@ typedef struct {
     slivers q_rows, dout_rows;
     slivers k_turned, v_turned, k_rows;
     real *P, *dS;                                       // (QUERIES, WIDE)
+    real *P_down, *dS_down;                             // what sums over queries read: these, or pairs
 } attention_head;
 
 // Rows i … of a block that begins with query q0: P, dS, and dq. `from` and `to`: what the block sees.
@@ -436,10 +454,9 @@ static void panel_backward(const attention_head *h, key_block b, int q0, int i, 
     int d = h->q.cols;
     int begin = seen_from(b, i) / NR * NR, cols = seen_to(b, i + rows - 1) - begin;
     real *P = h->P + i * WIDE, *dS = h->dS + i * WIDE;
-    size_t panel = (size_t)(q0 + i) * (size_t)d;
-    panel_times(P + begin, WIDE, MR, whole_vectors(cols), h->q_panels + panel, 1, MR,
+    panel_times(P + begin, WIDE, MR, whole_vectors(cols), panel_from(h->q_panels, q0 + i, d), 1, MR,
                 columns_from(h->k_turned, begin), d, h->scale, SET);                // P holds S, for now
-    panel_times(dS + begin, WIDE, MR, whole_vectors(cols), h->dout_panels + panel, 1, MR,
+    panel_times(dS + begin, WIDE, MR, whole_vectors(cols), panel_from(h->dout_panels, q0 + i, d), 1, MR,
                 columns_from(h->v_turned, begin), d, 1, SET);                       // dS holds dP, for now
     for (int r = i; r < i + rows; r++) {
         real *p = h->P + r * WIDE, *ds = h->dS + r * WIDE;
@@ -449,6 +466,9 @@ static void panel_backward(const attention_head *h, key_block b, int q0, int i, 
         hide_unseen(p, b, r, from, to);
         hide_unseen(ds, b, r, from, to);
     }
+    pair_queries(h->P_down + i / 2 * WIDE, P, rows, from, to);
+    pair_queries(h->dS_down + i / 2 * WIDE, dS, rows, from, to);
+    for (int r = 0; r < rows; r++) pair_keys(dS + r * WIDE + begin, cols);
     panel_times(ROW(h->dq, q0 + i), h->dq.ld, rows, d, dS + begin, WIDE, 1,
                 steps_from(h->k_rows, begin), cols, h->scale, ADD);                 // dq += dS k/√d
 }
@@ -461,10 +481,11 @@ static void block_backward(const attention_head *h, key_block b, int q0, int n, 
     for (int i = 0; i < n; i += MR) panel_backward(h, b, q0, i, n - i < MR ? n - i : MR, from, to);
     for (int c = from; c < to; c += MR) {
         int rows = to - c < MR ? to - c : MR;
-        int r = b.own < c ? c - b.own : 0;                                          // the first that sees c
-        panel_times(ROW(h->dv, first + c), h->dv.ld, rows, d, h->P + r * WIDE + c, 1, WIDE,
+        int r = (b.own < c ? c - b.own : 0) / 2 * 2;            // the first that sees c, or the one before
+        int down = steps(r, bf16_pairs) * WIDE + c;
+        panel_times(ROW(h->dv, first + c), h->dv.ld, rows, d, h->P_down + down, 1, WIDE,
                     steps_from(h->dout_rows, q0 + r), n - r, 1, ADD);               // dv += Pᵀ dout
-        panel_times(ROW(h->dk, first + c), h->dk.ld, rows, d, h->dS + r * WIDE + c, 1, WIDE,
+        panel_times(ROW(h->dk, first + c), h->dk.ld, rows, d, h->dS_down + down, 1, WIDE,
                     steps_from(h->q_rows, q0 + r), n - r, h->scale, ADD);           // dk += dSᵀ q/√d
     }
 }
@@ -480,6 +501,8 @@ static void attention_backward_head(attention_head h, int window)
     h.dout_rows = copied_slivers(5, h.dout);
     h.P = thread_buffer(6, QUERIES * WIDE);
     h.dS = thread_buffer(7, QUERIES * WIDE);
+    h.P_down = bf16_pairs ? thread_buffer(12, QUERIES / 2 * WIDE) : h.P;
+    h.dS_down = bf16_pairs ? thread_buffer(13, QUERIES / 2 * WIDE) : h.dS;
     h.delta = thread_buffer(8, (size_t)q.rows);
     for (int r = 0; r < q.rows; r++) {
         real delta = 0, *o = ROW(h.out, r), *g = ROW(h.dout, r);

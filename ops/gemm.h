@@ -129,7 +129,7 @@ static inline vec pick_lanes(vec a, vec b, lanes from)
 //     a0 a1 a2 a3 a4                       t += a1 b1, t += a0 b0,
 //     → [a1|a0] [a3|a2] [0|a4]             then with the next pairs t += a3 b3, t += a2 b2, …
 //
-// Matmuls do so where bf16_pairs is set; attention, which calls what is below itself, never does.
+// Matmuls and attention do so where bf16_pairs is set.
 static int bf16_pairs;
 
 static inline int steps(int K, int pairs) { return pairs ? ceil_div(K, 2) : K; }
@@ -289,21 +289,26 @@ void kernel(const tile *out, const real *a, size_t ai, size_t ak, const real *b,
     }
 }
 
-// The kernel that fits: for one vector or two, for a panel that is copied or lies across (ai = 1) or not, for
-// pairs. A function of its own, so that the loop's place in memory and its registers are always the same: GCC
-// would choose them anew, and not always well, wherever the kernel stood in other code. Pairs are always
-// copied, and ai, ak, bk those of copies.
+// The kernel that fits: for one vector or two, for a panel that is copied or lies across (ai = 1) or not.
+static inline __attribute__((always_inline))
+void fitting_kernel(const tile *out, const real *a, size_t ai, size_t ak, const real *b, size_t bk, int K,
+                    const int pairs)
+{
+    int both = out->cols > LANES;
+    if (ai == 1 && both) kernel(out, a, 1, ak, b, bk, K, 2, pairs);
+    else if (ai == 1) kernel(out, a, 1, ak, b, bk, K, 1, pairs);
+    else if (both) kernel(out, a, ai, ak, b, bk, K, 2, pairs);
+    else kernel(out, a, ai, ak, b, bk, K, 1, pairs);
+}
+
+// For numbers or pairs. A function of its own, so that the loop's place in memory and its registers are
+// always the same: GCC would choose them anew, and not always well, wherever the kernel stood in other code.
 static __attribute__((noinline))
 void tile_product(const tile *out, const real *a, size_t ai, size_t ak, const real *b, size_t bk, int K,
                   int pairs)
 {
-    int both = out->cols > LANES;
-    if (pairs && both) kernel(out, a, 1, MR, b, NR, K, 2, 1);
-    else if (pairs) kernel(out, a, 1, MR, b, NR, K, 1, 1);
-    else if (ai == 1 && both) kernel(out, a, 1, ak, b, bk, K, 2, 0);
-    else if (ai == 1) kernel(out, a, 1, ak, b, bk, K, 1, 0);
-    else if (both) kernel(out, a, ai, ak, b, bk, K, 2, 0);
-    else kernel(out, a, ai, ak, b, bk, K, 1, 0);
+    if (pairs) fitting_kernel(out, a, ai, ak, b, bk, K, 1);
+    else fitting_kernel(out, a, ai, ak, b, bk, K, 0);
 }
 
 // m[i][j] ↔ m[j][i] for a square of LANES rows, by dealing them like cards. A step s takes two rows, i and
@@ -446,7 +451,7 @@ static inline void pack(real *out, mat m, int first, int k0, int K, const int wi
 // Buffer 0 holds panels, 1 slivers, the others belong to attention or to the recurrence.
 static real *thread_buffer(int which, size_t n)
 {
-    static _Thread_local struct { real *p; size_t n; } buffers[12];
+    static _Thread_local struct { real *p; size_t n; } buffers[14];
     if (buffers[which].n < n) {
         free(buffers[which].p);
         buffers[which].p = aligned_alloc(64, (n * sizeof(real) + 63) / 64 * 64);
@@ -751,35 +756,44 @@ static void gemm_few(mat y, mat a, mat b, real scale, enum mode mode, int thread
 // ---- panels times slivers, one by one ---------------------------------------------------------------------
 //
 //  For attention: its products share their factors and need only a part of their sums. It copies panels and
-//  slivers itself, and keeps them.
+//  slivers itself, and keeps them. With bf16_pairs they hold pairs of k; k and K count numbers all the same.
 
 // The panel or sliver whose lines are rows first … of m, all of it, which may be longer than what pack takes
 // at once.
 static inline void pack_whole(real *out, mat m, int first, const int width)
 {
     for (int k = 0; k < m.cols; k += KC)
-        pack(out + (size_t)k * (size_t)width, m, first, k, m.cols - k < KC ? m.cols - k : KC, width, 0);
+        pack(out + (size_t)steps(k, bf16_pairs) * (size_t)width, m, first, k,
+             m.cols - k < KC ? m.cols - k : KC, width, bf16_pairs);
 }
 
-// The rows of m as panels: element (i, k) of the panel that begins at row f lies at f·cols + k·MR + i − f.
+// The rows of m as panels: element (i, k) of the panel that begins at row f is its number k·MR + i − f.
 static real *copied_panels(int buffer, mat m)
 {
-    size_t cols = (size_t)m.cols;
-    real *out = thread_buffer(buffer, (size_t)(ceil_div(m.rows, MR) * MR) * cols + LANES);
-    for (int i = 0; i < m.rows; i += MR) pack_whole(out + (size_t)i * cols, m, i, MR);
+    size_t length = (size_t)steps(m.cols, bf16_pairs);
+    real *out = thread_buffer(buffer, (size_t)(ceil_div(m.rows, MR) * MR) * length + LANES);
+    for (int i = 0; i < m.rows; i += MR) pack_whole(out + (size_t)i * length, m, i, MR);
     return out;
 }
 
-// b (K, N) as slivers: element (k, j) of the sliver that begins at column f lies at f·K + k·NR + j − f.
-typedef struct { const real *p; size_t next; } slivers;         // `next`: K·NR, from a sliver to the next
+static const real *panel_from(const real *panels, int row, int K)      // the one that begins at this row
+{
+    return panels + (size_t)row * (size_t)steps(K, bf16_pairs);
+}
+
+// b (K, N) as slivers: element (k, j) of the sliver that begins at column f is its number k·NR + j − f.
+typedef struct { const real *p; size_t next; } slivers;         // `next`: from a sliver to the next
 
 static slivers columns_from(slivers b, int j) { return (slivers){b.p + (size_t)(j / NR) * b.next, b.next}; }
-static slivers steps_from(slivers b, int k) { return (slivers){b.p + (size_t)k * NR, b.next}; }
+static slivers steps_from(slivers b, int k)                     // k is even
+{
+    return (slivers){b.p + (size_t)steps(k, bf16_pairs) * NR, b.next};
+}
 
 // b = mᵀ
 static slivers turned_slivers(int buffer, mat m)
 {
-    size_t next = (size_t)m.cols * NR;
+    size_t next = (size_t)steps(m.cols, bf16_pairs) * NR;
     real *out = thread_buffer(buffer, (size_t)ceil_div(m.rows, NR) * next + LANES);
     for (int j = 0; j < m.rows; j += NR) pack_whole(out + (size_t)(j / NR) * next, m, j, NR);
     return (slivers){out, next};
@@ -788,9 +802,10 @@ static slivers turned_slivers(int buffer, mat m)
 // b = m
 static slivers copied_slivers(int buffer, mat m)
 {
-    size_t next = (size_t)m.rows * NR;
+    size_t next = (size_t)steps(m.rows, bf16_pairs) * NR;
     real *out = thread_buffer(buffer, (size_t)ceil_div(m.cols, NR) * next);
-    pack_across(out, m, 0, m.cols, 0, m.rows, NR, 0);
+    for (int j = 0; j < m.cols; j += SLIVER_RUN)
+        pack_across(out + (size_t)(j / NR) * next, m, j, j + SLIVER_RUN, 0, m.rows, NR, bf16_pairs);
     return (slivers){out, next};
 }
 
@@ -803,7 +818,7 @@ void panel_times(real *y, size_t ld, int rows, int cols, const real *a, size_t a
     for (int j = 0; j < cols; j += NR, b.p += b.next) {
         out.y = y + j;
         out.cols = cols - j < NR ? cols - j : NR;
-        tile_product(&out, a, ai, ak, b.p, NR, K, 0);
+        tile_product(&out, a, ai, ak, b.p, NR, steps(K, bf16_pairs), bf16_pairs);
     }
 }
 

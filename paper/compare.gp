@@ -35,8 +35,8 @@ is(part, m) = strcol(1) eq part && strcol(2) eq m
 
 # Solid lines are drawn first and dotted ones last, so that of two that coincide both are seen.
 of_kind(list, kind, i) = i > words(list) ? "" : \
-    (style(word(list, i)) % 3 == kind ? " ".word(list, i) : "").of_kind(list, kind, i + 1)
-solid_first(list) = of_kind(list, 1, 1).of_kind(list, 0, 1).of_kind(list, 2, 1)
+    (style(word(list, i)) % 4 == kind ? " ".word(list, i) : "").of_kind(list, kind, i + 1)
+solid_first(list) = of_kind(list, 1, 1).of_kind(list, 3, 1).of_kind(list, 0, 1).of_kind(list, 2, 1)
 
 # ordered(list): by value[], the highest first (upward = 1) or the lowest (-1); what has no value comes last.
 none = -1e300

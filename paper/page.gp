@@ -8,14 +8,15 @@ rule = '<style>@media (prefers-color-scheme: dark) {#gnuplot_canvas {filter: url
 page = "| sed '/<desc>/a ".filter.rule."' > "         # set output page."name.svg"
 
 # Five colours that the colour-blind tell apart, each with a contrast of 3 and more on the page. Dashes and
-# points go by threes, so that of fifteen lines no two look alike, and neighbours differ in both.
+# points go by fours, so that of twenty lines no two look alike, and neighbours differ in both.
 colours = "#d55e00 #000000 #0072b2 #008a66 #a8478f"
 colour(i) = word(colours, i % 5 + 1)
-do for [i = 1:15] { set linetype i lc rgb colour(i) }
-do for [i = 3:15:3] { set linetype i dashtype (10, 4) pointtype 5 }
-do for [i = 1:15:3] { set linetype i dashtype solid pointtype 7 }
-do for [i = 2:15:3] { set linetype i dashtype (2, 3) pointtype 9 }
-set linetype cycle 15
+do for [i = 1:20] { set linetype i lc rgb colour(i) }
+do for [i = 1:20:4] { set linetype i dashtype solid pointtype 7 }
+do for [i = 2:20:4] { set linetype i dashtype (2, 3) pointtype 9 }
+do for [i = 3:20:4] { set linetype i dashtype (10, 4) pointtype 5 }
+do for [i = 4:20:4] { set linetype i dashtype (10, 3, 2, 3) pointtype 13 }
+set linetype cycle 20
 
 set border 3 lc rgb "#444444"
 set grid lc rgb "#cccccc" lw 1 dt solid
