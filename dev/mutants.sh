@@ -98,7 +98,7 @@ stops: the first of a list   | lib/config.h |
     s/json_is_array(ids) ? json_array_size(ids) :/json_is_array(ids) ? 1 :/                                 | stops       |
 layout: the last layer decides | model.h  | s/^    m->used.ACT. = most.act;/    (void)most.act;/                  | uneven      |
 cache: training writes it, too | llama.h    | s/if (b->cached)/if (m->p.cache_rows)/                             | splits      |
-views: a row too many        | model.h    | s/rows_of(\*t->value, 0, b->tokens)/rows_of(*t->value, 1, b->tokens)/ | splits |
+views: a row too many        | model.h    | s/rows_of(\*t->value, 0, rows)/rows_of(*t->value, 1, rows)/ | splits |
 recompute: attention left out | llama.h    | /recompute == 2) attention_block/d                                | recompute   |
 bat: V dV, not dV V          | adapters.h |
     s/block_rows(l->W, r), block_rows(dW, r), 1, ADD/block_rows(dW, r), block_rows(l->W, r), 1, ADD/          | gradients   | bat
@@ -157,7 +157,7 @@ modes: swiglu adds           | ops/cpu.c  | s/dg\[c\] = d\[c\]/dg[c] += d[c]/   
 rows: as narrow as the rank  | ops/mat.h  | s/return (cols + 7) \/ 8 \* 8;/return cols;/                        | aligned-rows |
 overwrite, not accumulate    | adapters.h | s/matmul_tn(l->dA, dh, x, 1, ADD)/matmul_tn(l->dA, dh, x, 1, SET)/ | twice      |
 beyond: attention, q of the first panel | ops/cpu.c  |
-    s/queries + (size_t)q0 \* (size_t)d, 1/queries, 1/                                                 | beyond-blocks | attention
+    s/panel_from(queries, q0, d), 1/queries, 1/                                                 | beyond-blocks | attention
 beyond: attention, dq into the first block | ops/cpu.c  |
     s/panel_times(ROW(h->dq, q0 + i)/panel_times(ROW(h->dq, i)/                                        | beyond-blocks | attention
 beyond: attention, lse of the first block | ops/cpu.c  |
@@ -179,11 +179,11 @@ beyond: attention, out as the blocks before left it | ops/cpu.c  |
 beyond: attention, the sum of the last block alone | ops/cpu.c  |
     s/\*sum = \*sum \* shrinks + total;/*sum = total;/                                                 | beyond-blocks | attention
 beyond: attention, one query too few for dk and dv | ops/cpu.c  |
-    s/b.own < c ? c - b.own : 0;/b.own < c ? c - b.own + 1 : 0;/                                       | beyond-blocks | attention
+    s/b.own < c ? c - b.own : 0)/b.own < c ? c - b.own + 2 : 0)/                                       | beyond-blocks | attention
 beyond: attention, values of the first key | ops/cpu.c  |
     s/columns_from(h->v_turned, begin)/columns_from(h->v_turned, 0)/                                   | beyond-blocks | attention
 beyond: attention, wide heads | ops/gemm.h |
-    s/(size_t)width, m, first, k, m.cols/(size_t)width, m, first, 0, m.cols/                           | beyond-blocks | attention
+    s/(size_t)width, m, first, k,$/(size_t)width, m, first, 0,/                           | beyond-blocks | attention
 beyond: product, first part of K copied | ops/gemm.h |
     s/steps_along(m, first + i, k0, K/steps_along(m, first + i, 0, K/                                         | beyond-panels |
 beyond: product, first part of K copied across | ops/gemm.h |
