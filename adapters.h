@@ -12,7 +12,7 @@
 
       declare        makes a tensor of some kind under its name in the file, with a gradient or with NULL
       PARAM, START   kinds: it trains, with a gradient and AdamW's two moments; it stays as it began (A0, B0)
-      ACT, AUX       kinds: a row a token, kept from forward to backward; kept likewise, but no rows of tokens
+      ACT, AUX       kinds: a row of each x, kept from forward to backward; kept likewise, but no such rows
       SHAPE          the size of a tensor: SHAPE(n), SHAPE(rows, cols) or SHAPE(batch, rows, cols)
       reserve        asks for work space, shared by all layers and overwritten all the time: narrow (N, r),
                      broad (N, in or out), weight (out, in)

@@ -171,8 +171,8 @@ typedef struct {
     mat k, v;                   // (N, kv_heads·head_dim)
     mat q_raw, k_raw;           // Qwen3: q and k before their norms
     mat lse;                    // (N, heads) log Σ exp of each row of scores, which itself is not kept
-    mat mid;                    // (N, dim) the residual stream after attention; in the last layer (targets, dim)
-    mat gate, up;               // (N, hidden); in the last layer (targets, hidden)
+    mat mid;                    // (N, dim) the residual stream after attention; in the last layer
+    mat gate, up;               // (N, hidden)                                   a row a target
     mat k_cache, v_cache;       // generation: (sequences·length, kv_heads·head_dim)
 } llama_layer;
 
@@ -180,7 +180,7 @@ typedef struct {
 typedef struct {
     mat rope;                                           // (positions, head_dim) [cos | sin]
     mat xn, hid;                                        // (N, dim), (N, hidden): made again on the way back
-    mat picked;                                         // (targets, heads·head_dim) att of the last layer
+    mat picked, dpicked;                                // (targets, heads·head_dim) att of the last layer
     mat dxn, dq, dk, dv, datt, dgate, dup, dhid;        // gradients of one layer at a time
     mat dq_raw, dk_raw;
 } llama;
@@ -204,19 +204,19 @@ static void llama_weights(model *m, int i)
     int hidden = c->hidden;
     L->window = i < c->full_layers ? INT_MAX : c->window;
     declare(m, vector, &L->norm1, &L->dnorm1, row, "model.layers.%d.input_layernorm.weight", i);
-    //                                          --targets  in the file   reads  behind  out     in      bias
-    linear_layout(m, i, &L->q_proj,    (called){"q",    "self_attn.q_proj", 0,     0,      att,    dim,    c->qkv_bias});
-    linear_layout(m, i, &L->k_proj,    (called){"k",    "self_attn.k_proj", 0,     0,      kv,     dim,    c->qkv_bias});
-    linear_layout(m, i, &L->v_proj,    (called){"v",    "self_attn.v_proj", 0,     0,      kv,     dim,    c->qkv_bias});
-    linear_layout(m, i, &L->o_proj,    (called){"o",    "self_attn.o_proj", 1,     1,      dim,    att,    c->o_bias});
+    //                                          --targets  in the file   reads  out     in      bias
+    linear_layout(m, i, &L->q_proj,    (called){"q",    "self_attn.q_proj", 0, att,    dim,    c->qkv_bias});
+    linear_layout(m, i, &L->k_proj,    (called){"k",    "self_attn.k_proj", 0, kv,     dim,    c->qkv_bias});
+    linear_layout(m, i, &L->v_proj,    (called){"v",    "self_attn.v_proj", 0, kv,     dim,    c->qkv_bias});
+    linear_layout(m, i, &L->o_proj,    (called){"o",    "self_attn.o_proj", 1, dim,    att,    c->o_bias});
     if (c->qk_norm) {
         declare(m, vector, &L->q_norm, &L->dq_norm, head, "model.layers.%d.self_attn.q_norm.weight", i);
         declare(m, vector, &L->k_norm, &L->dk_norm, head, "model.layers.%d.self_attn.k_norm.weight", i);
     }
     declare(m, vector, &L->norm2, &L->dnorm2, row, "model.layers.%d.post_attention_layernorm.weight", i);
-    linear_layout(m, i, &L->gate_proj, (called){"gate", "mlp.gate_proj",    2,     1,      hidden, dim,    c->mlp_bias});
-    linear_layout(m, i, &L->up_proj,   (called){"up",   "mlp.up_proj",      2,     1,      hidden, dim,    c->mlp_bias});
-    linear_layout(m, i, &L->down_proj, (called){"down", "mlp.down_proj",    3,     1,      dim,    hidden, c->mlp_bias});
+    linear_layout(m, i, &L->gate_proj, (called){"gate", "mlp.gate_proj",    2, hidden, dim,    c->mlp_bias});
+    linear_layout(m, i, &L->up_proj,   (called){"up",   "mlp.up_proj",      2, hidden, dim,    c->mlp_bias});
+    linear_layout(m, i, &L->down_proj, (called){"down", "mlp.down_proj",    3, dim,    hidden, c->mlp_bias});
 }
 
 /* What the forward pass of layer i leaves for the backward pass. Returns the level at which layer i+1 begins;
@@ -238,7 +238,7 @@ static level llama_activations(model *m, int i)
     int q = att_width(c);
     int kv = kv_width(c);
     int cache = m->p.cache_rows;
-    int last = is_last(m, i);
+    int final = is_last(m, i);
     level kept = level_now(m);
     declare(m, ACT, &L->q, NULL, SHAPE(N, q), "layers.%d.q", i);
     declare(m, ACT, &L->k, NULL, SHAPE(N, kv), "layers.%d.k", i);
@@ -249,10 +249,10 @@ static level llama_activations(model *m, int i)
     declare(m, ACT, &L->v, NULL, SHAPE(N, kv), "layers.%d.v", i);
     declare(m, ACT, &L->att, NULL, SHAPE(N, q), "layers.%d.att", i);
     declare(m, STAT, &L->lse, NULL, SHAPE(N, c->heads), "layers.%d.lse", i);
-    declare(m, ACT, &L->mid, NULL, SHAPE(N, c->dim), "layers.%d.mid", i)->by_target = last;
+    declare(m, ACT, &L->mid, NULL, SHAPE(N, c->dim), "layers.%d.mid", i)->by_target = final;
     if (m->p.recompute < 2) kept = level_now(m);
-    declare(m, ACT, &L->gate, NULL, SHAPE(N, c->hidden), "layers.%d.gate", i)->by_target = last;
-    declare(m, ACT, &L->up, NULL, SHAPE(N, c->hidden), "layers.%d.up", i)->by_target = last;
+    declare(m, ACT, &L->gate, NULL, SHAPE(N, c->hidden), "layers.%d.gate", i)->by_target = final;
+    declare(m, ACT, &L->up, NULL, SHAPE(N, c->hidden), "layers.%d.up", i)->by_target = final;
     if (m->p.recompute < 1) kept = level_now(m);
     if (!cache) return kept;
     declare(m, CACHE, &L->k_cache, NULL, SHAPE(cache, kv), "layers.%d.k_cache", i);
@@ -273,6 +273,7 @@ static void llama_work(model *m)
     declare(m, ACT, &own->hid, NULL, SHAPE(N, c->hidden), "hid");
     declare(m, WORK, &own->rope, NULL, SHAPE(m->p.positions, c->head_dim), "rope");
     if (!m->p.train) return;
+    declare(m, ACT, &own->dpicked, NULL, SHAPE(N, q), "dpicked")->by_target = 1;
     declare(m, ACT, &own->dxn, NULL, SHAPE(N, c->dim), "dxn");
     declare(m, ACT, &own->dq, NULL, SHAPE(N, q), "dq");
     declare(m, ACT, &own->dk, NULL, SHAPE(N, kv), "dk");
@@ -350,8 +351,8 @@ static void attention_block(model *m, int i, const batch *b)
     llama *own = m->own;
     llama_layer *L = llama_at(m, i);
     const mat none = {0};
-    int last = is_last(m, i);
-    rmsnorm_forward(own->xn, last ? none : L->mid, m->x[i], L->norm1, c->eps);        // mid = x
+    int final = is_last(m, i);
+    rmsnorm_forward(own->xn, final ? none : L->mid, m->x[i], L->norm1, c->eps);        // mid = x
     linear_forward(m, &L->q_proj, c->qk_norm ? L->q_raw : L->q, own->xn, SET);      // (N, heads·head_dim)
     linear_forward(m, &L->k_proj, c->qk_norm ? L->k_raw : L->k, own->xn, SET);      // (N, kv_heads·head_dim)
     linear_forward(m, &L->v_proj, L->v, own->xn, SET);
@@ -369,11 +370,11 @@ static void attention_block(model *m, int i, const batch *b)
         v = L->v_cache;
     }
     attention_forward(L->att, L->lse, L->q, k, v, c->head_dim, L->window, b->spans, b->rows);
-    if (last) {
+    if (final) {
         gather(m, L->mid, m->x[i]);                                                 // mid = x
         gather(m, own->picked, L->att);
     }
-    linear_forward(m, &L->o_proj, L->mid, last ? own->picked : L->att, ADD);        // mid += o(att)
+    linear_forward(m, &L->o_proj, L->mid, final ? own->picked : L->att, ADD);        // mid += o(att)
 }
 
 //  gate = Wgate n,  up = Wup n,  n = rmsnorm(mid);  next = mid
@@ -398,8 +399,8 @@ static void llama_forward(model *m, int i, mat next, const batch *b)
     linear_forward(m, &L->down_proj, next, hid, ADD);                     // next += down(hid)
 }
 
-// The lines of llama_forward from the last to the first. d is d(next), and becomes d(mid). Of the linears that
-// read the same x the first writes its gradient (SET), the others add theirs (ADD).
+// The MLP's lines from the last to the first. d is d(next), and becomes d(mid). Of the linears that read the
+// same x the first writes its gradient (SET), the others add theirs (ADD).
 static void mlp_backward(model *m, llama_layer *L, mat d)
 {
     llama *own = m->own;
@@ -415,25 +416,24 @@ static void mlp_backward(model *m, llama_layer *L, mat d)
     rmsnorm_backward(d, L->dnorm2, dxn, L->mid, L->norm2, m->c.eps);      // d(next) + …: d is now d(mid)
 }
 
-// On entry m->dx, of the last layer m->dlast, is d(next), on return m->dx is dx. xn and hid are made again, and
-// with --recompute also what the forward pass of the next layer has overwritten. dx_wanted is 0 in the first
-// layer, unless the embedding trains.
+// On entry m->dx (in the last layer m->dlast) is d(next), on return m->dx is d(m->x[i]). xn and hid are made
+// again, and with --recompute also what the forward pass of the next layer has overwritten. dx_wanted is 0 in
+// the first layer, unless the embedding trains.
 static void llama_backward(model *m, int i, const batch *b, int dx_wanted)
 {
     const config *c = &m->c;
     llama *own = m->own;
     llama_layer *L = llama_at(m, i);
     const mat none = {0};
-    int last = is_last(m, i);
+    int final = is_last(m, i);
     if (m->p.recompute == 2) attention_block(m, i, b);
     if (m->p.recompute) gate_and_up(m, L, none);
-    mlp_backward(m, L, last ? m->dlast : m->dx);
+    mlp_backward(m, L, final ? m->dlast : m->dx);
 
-    if (last) {
-        mat dpicked = rows_like(own->dq, m->dlast);                         // dq comes later
+    if (final) {
         gather(m, own->picked, L->att);
-        linear_backward(m, &L->o_proj, dpicked, m->dlast, own->picked, SET);    // mid = x + o(picked)
-        scatter(m, own->datt, dpicked);
+        linear_backward(m, &L->o_proj, own->dpicked, m->dlast, own->picked, SET);   // mid = x + o(picked)
+        scatter(m, own->datt, own->dpicked);
         scatter(m, m->dx, m->dlast);
     } else linear_backward(m, &L->o_proj, own->datt, m->dx, L->att, SET); // mid = x + o(att)
     attention_backward(own->dq, own->dk, own->dv, own->datt, L->q, L->k, L->v, L->att, L->lse,
@@ -500,7 +500,7 @@ static const backbone llama_backbone = {
     .forward = llama_forward, .backward = llama_backward,
     .norm_layout = llama_norm_layout,
     .norm_forward = llama_norm_forward, .norm_backward = llama_norm_backward,
-    .norms = llama_norms, .cache_bytes = llama_cache_bytes,
+    .behind = 1, .norms = llama_norms, .cache_bytes = llama_cache_bytes,
 };
 
 #endif

@@ -51,10 +51,10 @@ typedef struct method {
 } method;
 
 // What a linear layer is called, and what it maps to what. Those of a layer with the same `reads` read the
-// same x. Those `behind` all that mixes tokens read the targets alone in the last layer (gather, below).
+// same x.
 typedef struct {
     const char *name, *module;  // in --targets, and in the file: "q", "self_attn.q_proj"
-    int reads, behind, out, in, bias;
+    int reads, out, in, bias;
 } called;
 
 struct linear {
@@ -94,6 +94,9 @@ typedef struct backbone {
 
     // The bytes of its own part of a layer (m->layers), and of what it has once for all layers (m->own).
     size_t layer_size, own_size;
+
+    // From this `reads` on, a layer's linears stand behind all that mixes tokens: see gather(), below.
+    int behind;
 
     // Declare tensors: the weights of layer i; what its forward pass leaves for the backward pass, of which
     // the level returned is kept; what exists once; the norm behind the last layer. `fill` then fills tables.
@@ -143,7 +146,7 @@ struct tensor {
     mat m1, m2;                 // AdamW's moments of a PARAM
     double rate;                // its learning rate, times the run's: LoRA+ makes B faster
     linear *of;                 // the linear layer that it belongs to, or NULL
-    int by_target;              // of an ACT: it has a row a target, not a token
+    int by_target;              // an ACT, it has a row a target, not a token
 };
 
 enum { IN_SIDE = -1, OUT_SIDE = -2 };
@@ -182,7 +185,7 @@ struct model {
     linear **linears;                                   // those of all layers, in their order
     mat *x;                                             // (N, dim) the residual stream on entry of each layer
     mat dx;                                             // (N, dim) its gradient
-    mat last, dlast;                                    // (targets, dim) and at the end, of rows that predict
+    mat last, dlast;                                    // (targets, dim) at the end, of the targets alone
     mat hn, dhn, logits;                                // the head: `chunk` rows at a time
     mat losses;                                         // (N, 1)
     int chunk;
@@ -332,7 +335,7 @@ static void linear_layout(model *m, int depth, linear *l, called is)
     if (has_adapter(l)) l->method->layout(m, l, adapter);
     for (ptrdiff_t i = first; i < arrlen(m->tensors); i++) {
         m->tensors[i].of = l;
-        m->tensors[i].by_target = is.behind && is_last(m, depth);
+        m->tensors[i].by_target = is.reads >= m->c.backbone->behind && is_last(m, depth);
     }
     arrput(m->linears, l);
 }
@@ -667,9 +670,11 @@ struct batch {
 static void batch_check(const model *m, const batch *b)
 {
     int ok = b->tokens <= m->p.tokens;
+    int asks = b->targets > 0 && b->targets <= m->p.tokens;
     int keys = b->cached ? m->p.cache_rows : b->tokens;
     int texts = m->p.sequences > 1 ? m->p.sequences : 1;
     if (!ok) die("a micro-batch of %d tokens exceeds the plan of %d", b->tokens, m->p.tokens);
+    if (!asks) die("a micro-batch of %d targets: the plan has from 1 to %d", b->targets, m->p.tokens);
     for (int i = 0; i < b->tokens; i++)
         ok &= b->ids[i] >= 0 && b->ids[i] < m->c.vocab && b->pos[i] >= 0 && b->pos[i] < m->p.positions;
     for (int i = 0; i < b->targets; i++) {
@@ -723,9 +728,10 @@ static mat merged(model *m, linear *l)
     return W;
 }
 
-/* Behind the attention of the last layer no token looks at another, and only those that predict a target
-   matter: those of an answer, where the prompt is not learnt; the last one of a text that is continued. So
-   the last layer gathers them there, and its MLP and the head have a row a target:
+/* Behind what mixes tokens in the last layer (attention; in RWKV6 the lerps of channel mixing) no token looks
+   at another, and only those that predict a target matter: those of an answer, where the prompt is not
+   learnt; the last one of a text that is continued. There they are gathered, and what follows has a row a
+   target:
 
        layer 0     attention of all tokens                 MLP of all
        …           all                                     all
@@ -736,14 +742,14 @@ static mat merged(model *m, linear *l)
 // out[i] = x[row_i], where target i is predicted by token row_i
 static void gather(const model *m, mat out, mat x) { embedding_forward(out, x, m->target_row); }
 
-// And back: dx[row_i] = dout[i]. A token that predicts nothing has no gradient.
+// And back: dx = 0, then dx[row_i] += dout[i].
 static void scatter(const model *m, mat dx, mat dout)
 {
     zero(dx);
     embedding_backward(dx, dout, m->target_row);
 }
 
-// Work space of a row a token, for what has the rows of `like`.
+// Work space of a row a token, for what has the rows of `like`. Behind these it keeps what was there.
 static mat rows_like(mat work, mat like) { return rows_of(work, 0, like.rows); }
 
 // Embedding and layers, up to m->last.

@@ -38,7 +38,8 @@ static void rwkv6_config(config *c, const json_t *json, const char *path)
     (void)json;
     if (!c->att) c->att = c->dim;
     if (!c->hidden) c->hidden = c->dim / 64 * 224 + c->dim % 64 * 7 / 2 / 32 * 32;      // ⌊3.5 C / 32⌋ · 32
-    if (!c->hidden) die("%s: hidden_size %d is too small for an \"intermediate_size\" of 3.5 times it", path, c->dim);
+    if (!c->hidden)
+        die("%s: hidden_size %d is too small for an \"intermediate_size\" of 3.5 times it", path, c->dim);
     if ((long)c->att * c->head_dim > 1 << 28)
         die("%s: attention_hidden_size %d in heads of %d is too wide", path, c->att, c->head_dim);
     if (c->att % c->head_dim)
@@ -86,7 +87,7 @@ typedef struct {
     mat r, k, v, w, g;                                  // (N, A)
     mat y;                                              // (N, A) what the recurrence says
     mat mid;                                            // (N, C) the residual stream after time mixing
-    mat fk, fr, fv;                                     // (N, F), (N, C), (N, C); the last layer's (targets, …)
+    mat fk, fr, fv;                                     // (N, F), (N, C), (N, C); a last layer's N: targets
     mat last1, last2;                                   // generation: (texts, C) n of the last token
     mat S;                                              //             (texts, heads·d·d)
 } rwkv6_layer;
@@ -151,18 +152,18 @@ static void rwkv6_weights(model *m, int i)
     weight_layout(m, BASE, &L->decay_A, SHAPE(C, D), i, "attention.time_decay_w1");
     weight_layout(m, BASE, &L->decay_B, SHAPE(D, A), i, "attention.time_decay_w2");
     weight_layout(m, NORM, &L->u, SHAPE(c->heads, c->head_dim), i, "attention.time_faaaa");
-    //                                        --targets  in the file       reads  behind  out  in  bias
-    linear_layout(m, i, &L->receptance,     (called){"r",     "attention.receptance",    0,     0,      A, C, 0});
-    linear_layout(m, i, &L->key,            (called){"k",     "attention.key",           1,     0,      A, C, 0});
-    linear_layout(m, i, &L->value,          (called){"v",     "attention.value",         2,     0,      A, C, 0});
-    linear_layout(m, i, &L->gate,           (called){"g",     "attention.gate",          3,     0,      A, C, 0});
-    linear_layout(m, i, &L->output,         (called){"o",     "attention.output",        4,     0,      C, A, 0});
+    //                                        --targets  in the file       reads  out  in  bias
+    linear_layout(m, i, &L->receptance,     (called){"r",     "attention.receptance",    0, A, C, 0});
+    linear_layout(m, i, &L->key,            (called){"k",     "attention.key",           1, A, C, 0});
+    linear_layout(m, i, &L->value,          (called){"v",     "attention.value",         2, A, C, 0});
+    linear_layout(m, i, &L->gate,           (called){"g",     "attention.gate",          3, A, C, 0});
+    linear_layout(m, i, &L->output,         (called){"o",     "attention.output",        4, C, A, 0});
     layernorm_layout(m, &L->ln_x, A, i, "attention.ln_x");
     weight_layout(m, NORM, &L->mu_key, row, i, "feed_forward.time_maa_k");
     weight_layout(m, NORM, &L->mu_receptance, row, i, "feed_forward.time_maa_r");
-    linear_layout(m, i, &L->ffn_key,        (called){"ffn-k", "feed_forward.key",        5,     1,      F, C, 0});
-    linear_layout(m, i, &L->ffn_receptance, (called){"ffn-r", "feed_forward.receptance", 6,     1,      C, C, 0});
-    linear_layout(m, i, &L->ffn_value,      (called){"ffn-v", "feed_forward.value",      7,     1,      C, F, 0});
+    linear_layout(m, i, &L->ffn_key,        (called){"ffn-k", "feed_forward.key",        5, F, C, 0});
+    linear_layout(m, i, &L->ffn_receptance, (called){"ffn-r", "feed_forward.receptance", 6, C, C, 0});
+    linear_layout(m, i, &L->ffn_value,      (called){"ffn-v", "feed_forward.value",      7, C, F, 0});
 }
 
 // Kept for the backward pass, in the order of --recompute, as in llama.h. A text's state is S, and n of its
@@ -173,7 +174,7 @@ static level rwkv6_activations(model *m, int i)
     rwkv6_layer *L = rwkv6_at(m, i);
     int N = m->p.tokens;
     int texts = m->p.sequences > 1 ? m->p.sequences : 1;
-    int last = is_last(m, i);
+    int final = is_last(m, i);
     level kept = level_now(m);
     declare(m, ACT, &L->r, NULL, SHAPE(N, c->att), "layers.%d.r", i);
     declare(m, ACT, &L->k, NULL, SHAPE(N, c->att), "layers.%d.k", i);
@@ -183,9 +184,9 @@ static level rwkv6_activations(model *m, int i)
     declare(m, ACT, &L->y, NULL, SHAPE(N, c->att), "layers.%d.y", i);
     declare(m, ACT, &L->mid, NULL, SHAPE(N, c->dim), "layers.%d.mid", i);
     if (m->p.recompute < 2) kept = level_now(m);
-    declare(m, ACT, &L->fk, NULL, SHAPE(N, c->hidden), "layers.%d.ffn_key", i)->by_target = last;
-    declare(m, ACT, &L->fr, NULL, SHAPE(N, c->dim), "layers.%d.ffn_receptance", i)->by_target = last;
-    declare(m, ACT, &L->fv, NULL, SHAPE(N, c->dim), "layers.%d.ffn_value", i)->by_target = last;
+    declare(m, ACT, &L->fk, NULL, SHAPE(N, c->hidden), "layers.%d.ffn_key", i)->by_target = final;
+    declare(m, ACT, &L->fr, NULL, SHAPE(N, c->dim), "layers.%d.ffn_receptance", i)->by_target = final;
+    declare(m, ACT, &L->fv, NULL, SHAPE(N, c->dim), "layers.%d.ffn_value", i)->by_target = final;
     if (m->p.recompute < 1) kept = level_now(m);
     L->last1 = L->last2 = L->S = (mat){0};
     if (!m->p.cache_rows) return kept;
@@ -344,7 +345,7 @@ static void time_mixing(model *m, int i, const batch *b)
 }
 
 // What the linears of channel mixing read: own->lerp, and of it in the last layer the targets.
-static mat channel_lerp(model *m, int i)
+static mat picked_lerp(model *m, int i)
 {
     rwkv6 *own = m->own;
     if (!is_last(m, i)) return own->lerp;
@@ -362,9 +363,9 @@ static void channel_reads(model *m, int i, const batch *b)
     mat hid = rows_like(own->hid, L->fk);
     ln_forward(m, own->n, L->mid, &L->ln2);
     lerp(m, last, L->mu_key, none, b);
-    linear_forward(m, &L->ffn_key, L->fk, channel_lerp(m, i), SET);                 // (N, F)
+    linear_forward(m, &L->ffn_key, L->fk, picked_lerp(m, i), SET);                 // (N, F)
     lerp(m, last, L->mu_receptance, none, b);
-    linear_forward(m, &L->ffn_receptance, L->fr, channel_lerp(m, i), SET);
+    linear_forward(m, &L->ffn_receptance, L->fr, picked_lerp(m, i), SET);
     keep_last(last, own->n, b);
     relu2_forward(hid, L->fk);
     linear_forward(m, &L->ffn_value, L->fv, hid, SET);
@@ -385,11 +386,11 @@ static void rwkv6_forward(model *m, int i, mat next, const batch *b)
 static void channel_read_backward(model *m, int i, linear *l, mat dy, param mu, const batch *b)
 {
     rwkv6 *own = m->own;
-    int last = is_last(m, i);
+    int final = is_last(m, i);
     mat none = {0};
     lerp(m, none, mu, none, b);
-    linear_backward(m, l, last ? own->dpicked : own->dlerp, dy, channel_lerp(m, i), SET);
-    if (last) scatter(m, own->dlerp, own->dpicked);
+    linear_backward(m, l, final ? own->dpicked : own->dlerp, dy, picked_lerp(m, i), SET);
+    if (final) scatter(m, own->dlerp, own->dpicked);
     lerp_backward(m, mu, none, none, b);
 }
 
@@ -398,8 +399,8 @@ static void channel_backward(model *m, int i, const batch *b)
 {
     rwkv6 *own = m->own;
     rwkv6_layer *L = rwkv6_at(m, i);
-    int last = is_last(m, i);
-    mat d = last ? m->dlast : m->dx;
+    int final = is_last(m, i);
+    mat d = final ? m->dlast : m->dx;
     mat hid = rows_like(own->hid, d), dfk = rows_like(own->dfk, d);
     mat dfr = rows_like(own->dfr, d), dfv = rows_like(own->dfv, d);
     sigmoid_gate_backward(dfr, dfv, d, L->fr, L->fv);                       // next = mid + σ(fr) fv
@@ -410,7 +411,7 @@ static void channel_backward(model *m, int i, const batch *b)
     zero(own->dn);
     channel_read_backward(m, i, &L->ffn_key, dfk, L->mu_key, b);
     channel_read_backward(m, i, &L->ffn_receptance, dfr, L->mu_receptance, b);
-    if (last) scatter(m, m->dx, m->dlast);
+    if (final) scatter(m, m->dx, m->dlast);
     ln_backward(m, m->dx, own->dn, L->mid, &L->ln2);                        // d(next) + …: dx is now d(mid)
 }
 
@@ -438,8 +439,8 @@ static void mixes_backward(model *m, rwkv6_layer *L, const batch *b)
     mat none = {0};
     mat h = column_blocks(own->h, m->c.mix_rank), dh = column_blocks(own->dh, m->c.mix_rank);
     mat dm = column_blocks(own->dm, m->c.dim);
-    matmul_tn(L->mix_B.d, h, dm, 1, ADD);                                   // m_j = h_j B_j: dB_j += h_jᵀ dm_j
-    matmul_nt(dh, dm, L->mix_B.p, 1, SET);                                  //                dh_j = dm_j B_jᵀ
+    matmul_tn(L->mix_B.d, h, dm, 1, ADD);                                 // m_j = h_j B_j: dB_j += h_jᵀ dm_j
+    matmul_nt(dh, dm, L->mix_B.p, 1, SET);                                //                dh_j = dm_j B_jᵀ
     tanh_backward(own->dh, own->dh, own->h);
     lerp(m, none, L->mu_x, none, b);
     matmul_tn(L->mix_A.d, own->lerp, own->dh, 1, ADD);                      // h = lerp A:    dA += lerpᵀ dh
@@ -484,7 +485,7 @@ static void time_backward(model *m, int i, const batch *b, int dx_wanted)
     ln_backward(m, m->dx, own->dn, m->x[0], &own->ln0);                     // x = ln0(embeddings)
 }
 
-// On entry m->dx, of the last layer m->dlast, is d(next), on return m->dx is d(m->x[i]).
+// On entry m->dx (in the last layer m->dlast) is d(next), on return m->dx is d(m->x[i]).
 static void rwkv6_backward(model *m, int i, const batch *b, int dx_wanted)
 {
     if (m->p.recompute == 2) time_mixing(m, i, b);
@@ -521,8 +522,8 @@ static int rwkv6_spare(const char *name)
 }
 
 // How BlinkDL starts a model (RWKV_Tmix_x060, RWKV_CMix_x060 and generate_init_weight), but that a matrix is
-// normal where his is orthogonal. In layer i of n, deep = i/(n−1) grows from 0 to 1, and shallow = 1 − i/n falls
-// from 1. Number c of a tensor of n has at = c/(n−1).
+// normal where his is orthogonal. In layer i of n, deep = i/(n−1) grows from 0 to 1, and shallow = 1 − i/n
+// falls from 1. Number c of a tensor of n has at = c/(n−1).
 static void rwkv6_start(model *m, const tensor *t, wide *x, rng *g)
 {
     static const struct { const char *name; double power, lift; } lerps[] = {
@@ -571,7 +572,7 @@ static const backbone rwkv6_backbone = {
     .forward = rwkv6_forward, .backward = rwkv6_backward,
     .norm_layout = rwkv6_norm_layout,
     .norm_forward = rwkv6_norm_forward, .norm_backward = rwkv6_norm_backward,
-    .start = rwkv6_start, .norms = rwkv6_norms, .cache_bytes = rwkv6_cache_bytes, .has_state = 1,
+    .behind = 5, .start = rwkv6_start, .norms = rwkv6_norms, .cache_bytes = rwkv6_cache_bytes, .has_state = 1,
 };
 
 #endif

@@ -2268,8 +2268,8 @@ static void check_edges(const op_case *c, int f, int head, const span *spans)
     static const char *const inputs[3] = {"d in 0", "d in 1", "d in 2"};
     wide *before[3] = {0}, *first[4] = {0}, *edge[4] = {0};
     op_open(c, f, head, spans);
-    for (int which = 6; which <= 7; which++)                            // attention's blocks of scores
-        memset(thread_buffer(which, QUERIES * WIDE), 0xff, QUERIES * WIDE * sizeof(real));                     // NaN
+    for (const int *which = (const int[]){4, 6, 7, 12, 13, 0}; *which; which++)         // attention's scores: NaN
+        memset(thread_buffer(*which, QUERIES * WIDE), 0xff, QUERIES * WIDE * sizeof(real));
     plain_loops(c);
     mat written[4] = {op.grad[0], op.grad[1], op.grad[2], op.out};
     for (int j = 0; j < 3; j++) {
@@ -4533,7 +4533,8 @@ static void only_step(const char *dir)
     model_measure(&m, open_config(), p);
     fill_model(&m, NULL, 0);
     batch b = small_batch(0, 3);
-    int *lists[] = {b.ids, b.pos, b.label, b.target_row, &b.spans[0].q, &b.spans[0].nq, &b.spans[0].k, &b.spans[0].nk, &b.tokens};
+    int *lists[] = {b.ids, b.pos, b.label, b.target_row, &b.spans[0].q, &b.spans[0].nq, &b.spans[0].k, &b.spans[0].nk, &b.tokens,
+        &b.targets};
     if (changed_number.which >= 0) *lists[changed_number.which] = changed_number.to;
     model_step(&m, &b, 0);
 }
@@ -4544,7 +4545,7 @@ static void test_no_place(void)
     static const struct { int which, to, fits; } cases[] = {
         {-1, 0, 1}, {0, 12, 1}, {0, 13, 0}, {0, -1, 0}, {1, 7, 1}, {1, 8, 0}, {1, -1, 0}, {2, 12, 1}, {2, 13, 0}, {2, -1, 0},
         {3, 13, 1}, {3, 14, 0}, {3, -1, 0}, {4, -1, 0}, {4, 11, 0}, {5, -1, 0}, {5, 15, 0}, {6, -1, 0}, {6, 11, 0}, {7, 3, 0},
-        {7, 15, 0}, {8, 15, 0},
+        {7, 15, 0}, {8, 15, 0}, {9, 0, 0}, {9, 15, 0},
     };
     char *dir = small_model(0);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

@@ -140,10 +140,11 @@ targets: att as the head left it | llama.h    |
     /^static void llama_backward/,/^}/{/gather(m, own->picked/d}                                              | gradients   | bone
 targets: no gradient by way of x | llama.h    | s/scatter(m, m->dx, m->dlast)/zero(m->dx)/                | gradients   | bone
 targets: others as they were | model.h    | /^static void scatter/,/^}/{/zero(dx)/d}                      | stale-memory | full
-targets: LoRA keeps all rows | model.h    | s/by_target = is.behind \&\& .*/by_target = 0;/             | gradients   | lora
-targets: rwkv, no gradient of others | rwkv6.h | s/if (last) scatter(m, m->dx, m->dlast);//                 | gradients   | bone
+targets: LoRA keeps all rows | model.h    | s/by_target = is.reads .*/by_target = 0;/                     | gradients   | lora
+targets: rwkv, no gradient of others | rwkv6.h | s/if (final) scatter(m, m->dx, m->dlast);//                 | gradients   | bone
 targets: rwkv, dlerp of the first rows | rwkv6.h |
-    s/if (last) scatter(m, own->dlerp, own->dpicked);/if (last) copy(rows_like(own->dlerp, dy), own->dpicked);/ | gradients | bone
+    s/if (final) scatter(m, own->dlerp, own->dpicked);/if (final) copy(rows_like(own->dlerp, dy), own->dpicked);/
+    | gradients | bone
 modes: dx always added       | adapters.h |
     s/matmul_nn(dx, dh, l->A, 1, mode)/matmul_nn(dx, dh, l->A, 1, ADD)/                                       | definition  | lora
 modes: dx written twice      | adapters.h |

@@ -122,9 +122,10 @@ static inline vec pick_lanes(vec a, vec b, lanes from)
 #define pick_lanes(a, b, from) __builtin_shuffle(a, b, from)
 #endif
 
-// With --bf16, factors are rounded to the 8 bits of bf16 when they are copied. Two numbers that follow each
-// other in the sum share a float of the copy, a pair, the first one in its lower half; an odd K is filled up
-// with 0. So a sum over K takes half as many steps, and AVX512_BF16 has an instruction for each:
+// With --bf16, factors are rounded to the 8 bits of bf16 when they are copied, or made by attention. Two
+// numbers that follow each other in the sum share a float of the copy, a pair, the first one in its lower
+// half; an odd K is filled up with 0. So a sum over K takes half as many steps, and AVX512_BF16 has an
+// instruction for each:
 //
 //     a0 a1 a2 a3 a4                       t += a1 b1, t += a0 b0,
 //     → [a1|a0] [a3|a2] [0|a4]             then with the next pairs t += a3 b3, t += a2 b2, …
