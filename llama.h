@@ -352,7 +352,7 @@ static void attention_block(model *m, int i, const batch *b)
     llama_layer *L = llama_at(m, i);
     const mat none = {0};
     int final = is_last(m, i);
-    rmsnorm_forward(own->xn, final ? none : L->mid, m->x[i], L->norm1, c->eps);        // mid = x
+    rmsnorm_forward(own->xn, final ? none : L->mid, m->x[i], L->norm1, c->eps);       // mid = x
     linear_forward(m, &L->q_proj, c->qk_norm ? L->q_raw : L->q, own->xn, SET);      // (N, heads·head_dim)
     linear_forward(m, &L->k_proj, c->qk_norm ? L->k_raw : L->k, own->xn, SET);      // (N, kv_heads·head_dim)
     linear_forward(m, &L->v_proj, L->v, own->xn, SET);
@@ -374,7 +374,7 @@ static void attention_block(model *m, int i, const batch *b)
         gather(m, L->mid, m->x[i]);                                                 // mid = x
         gather(m, own->picked, L->att);
     }
-    linear_forward(m, &L->o_proj, L->mid, final ? own->picked : L->att, ADD);        // mid += o(att)
+    linear_forward(m, &L->o_proj, L->mid, final ? own->picked : L->att, ADD);       // mid += o(att)
 }
 
 //  gate = Wgate n,  up = Wup n,  n = rmsnorm(mid);  next = mid
