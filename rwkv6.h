@@ -363,7 +363,7 @@ static void channel_reads(model *m, int i, const batch *b)
     mat hid = rows_like(own->hid, L->fk);
     ln_forward(m, own->n, L->mid, &L->ln2);
     lerp(m, last, L->mu_key, none, b);
-    linear_forward(m, &L->ffn_key, L->fk, picked_lerp(m, i), SET);                 // (N, F)
+    linear_forward(m, &L->ffn_key, L->fk, picked_lerp(m, i), SET);                  // (N, F)
     lerp(m, last, L->mu_receptance, none, b);
     linear_forward(m, &L->ffn_receptance, L->fr, picked_lerp(m, i), SET);
     keep_last(last, own->n, b);

@@ -88,7 +88,8 @@ const char *dev_name(void);
 void     dev_memory(double *used, double *all);                       // bytes of the device
 // From now on products of floats may round their factors to 10 bits (TF32). Returns 0 where that cannot be.
 int      dev_tf32(void);
-// With `on`, matmuls and attention round their factors to 8 bits (bf16) from now on. 0: they cannot.
+// With `on`, matmuls and attention round their factors to 8 bits (bf16) from now on. Returns 0 where that
+// cannot be.
 int      dev_bf16(int on);
 dev      dev_alloc(size_t bytes);                                     // zeroed, 64-byte aligned, or NULL
 void     dev_free(dev p);
