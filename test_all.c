@@ -5940,6 +5940,9 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
         "--resume $D/mine --lr 1", "--lr 0.004, this run has 1"},
     {"resume on another base", "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null", "--resume $D/mine",
         "--model \"base\", this run has"},
+    {"resume on another base of that name", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine "
+        ">/dev/null; rm -rf $D/merged; $TRAIN --merge $D/merged --model $D/model --adapter $D/mine >/dev/null; "
+        "cp $D/merged/model.safetensors $D/model", "--resume $D/mine", "was trained with base \"hash "},
     {"resume for longer",   "$TRAIN --model $D/model --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null",
         "--resume $D/mine", "--steps 1, this run has 2; give the same, or start anew from it with --adapter"},
     {"resume for longer, constant", "$TRAIN --model $D/model --data $D/rows.jsonl --schedule constant --steps 1 --out "
@@ -6923,6 +6926,10 @@ static void test_keep_best(void)
         expect(same_logs("whole.log", "last.log"), "%s: another log", how);
         free(printed), free(state);
     }
+    train_well(OVERFITS " --lr 3 --steps 2 --keep-best --out $D/worse");
+    char *worse = output_of("stdout");
+    expect(has(worse, "before training it was"), "nothing says that the best was before training: %s", worse);
+    free(worse);
     train_well(OVERFITS " --lr 0.01 --steps 24 --keep-best --patience 2 --log $D/patient.log --out $D/patient");
     train_well(OVERFITS " --lr 0.01 --steps 24 --keep-best --log $D/whole.log --out $D/whole");
     char *text = output_of("patient.log"), *all = output_of("whole.log"), key[64];

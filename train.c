@@ -432,6 +432,9 @@ static void finish_training(run *r)
     if (opt.keep_best)
         printf("best       eval loss %.4f after step %d, which is what %s holds\n",
                r->best, r->best_step, shown(opt.out));
+    if (opt.keep_best && r->before < r->best)
+        printf("           before training it was %.4f, lower than after any step; a smaller --lr may help\n",
+               r->before);
     const char *template = opt.template ? text_of(" --template %s", chat.is->name) : "";
     if (full_training(&r->m)) {
         printf("\nmodel in %s. Next:\n", shown(opt.out));
@@ -512,13 +515,14 @@ static int fill_run(run *r)
     fill_model(&r->m, first, (int)arrlen(first));
     for (int i = 0; i < arrlen(first); i++) batch_free(&first[i]);
     arrfree(first);
+    r->base = base_hash(&r->m);
     return opt.resume ? resume_run(r, opt.resume) : 0;
 }
 
 // Reads everything that a run needs and lays out its memory, but allocates none of it yet.
 static void open_run(run *r)
 {
-    *r = (run){.epoch = -1};
+    *r = (run){.epoch = -1, .before = INFINITY};
     plan p = plan_from_options();
     if (opt.adapter && opt.resume) die("--resume and --adapter: give one of them");
     if (opt.adapter) read_adapter_plan(&p);
@@ -585,7 +589,7 @@ static void fine_tune(void)
     }
     if (!this_rank() && opt.log) r.log = open_log(opt.log, r.step);
     else if (!this_rank() && opt.plot) r.log = temporary_file();
-    if (!r.step && !opt.no_before) report_eval(&r, "before", 1);
+    if (!r.step && !opt.no_before) r.before = report_eval(&r, "before", 1);
     else if (r.step < r.steps) evaluate_between(&r);
     training_loop(&r);
     finish_training(&r);

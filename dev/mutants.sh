@@ -513,6 +513,9 @@ best: the last of equals      | run/checkpoint.h | s/loss >= r->best)/loss > 1.2
 best: what came last         | run/checkpoint.h |
     s/if (r->best_step \&\& r->best_step != r->step) stage_best/if (0) stage_best/                            | keep-best   |
 best: patience never ends     | train.c    | s/r->waited >= opt.patience; }/r->waited > opt.patience + 99; }/ | keep-best   |
+best: before training is nothing | train.c | s/r->before < r->best)/0)/                                    | keep-best   |
+resume: any base of that name | train.c    |
+    s/r->base = base_hash/r->base = 0 * base_hash/                                  | wrong-input | base of that name
 merges: the last line first  | tokenizer.c | s/(float)-m->rank/(float)m->rank/                                 | merges      |
 merges: whole words by merges | tokenizer.c | s/e->t->whole_words ? find_piece/0 ? find_piece/                 | merges      |
 merges: letters one byte off | tokenizer.c | s/i - 33 + 0x7f/i - 33 + 0x80/                                    | merges      |
@@ -637,7 +640,7 @@ copy_sources() { rm -rf "$1"; mkdir -p "$1"; cp -r --parents *.h *.c train.cu op
 
 run_test() { # directory, test, method: what it leaves lies in the directory
     TMPDIR=$PWD/$1 TRAIN="$PWD/$1/test --train" TRAIN_MPI="$PWD/$1/test_mpi --train" OMP_NUM_THREADS=1 FIRST_FAILURE=1 \
-        timeout ${LIMIT:-120} "$1/test" "$2" ${3:+"$3"} </dev/null >"$1/log" 2>&1
+        timeout ${LIMIT:-240} "$1/test" "$2" ${3:+"$3"} </dev/null >"$1/log" 2>&1
 }
 
 try() { # directory, what, file, expression, test, method or order

@@ -68,12 +68,14 @@ typedef struct {
     model m;
     tokenizer *t;
     dataset train, val;
+    uint64_t base;                      // its hash, base_hash()
     int steps, step, scored;            // all of them; those done; validation rows that are answered
     int *order, epoch;                  // of the rows, in this epoch
     FILE *log;
     int log_failed;                     // it could not be written to its end
     int first;                          // the step this run began with
     double started;
+    double before;                      // the eval loss before the first step, or infinity
     double best;                        // --keep-best: the lowest eval loss so far,
     int best_step, waited;              //   the step it belongs to (0: none yet), the evaluations since then,
     const char *best_dir;               //   and the directory that holds what had it
@@ -111,6 +113,20 @@ static uint64_t hash_of(const char *p, size_t bytes)
         memcpy(&word, p + i, bytes - i < sizeof word ? bytes - i : sizeof word);
         hash = (hash ^ word) * FNV_PRIME;
         hash ^= hash >> 32;                             // else two signs that differ would cancel
+    }
+    return hash;
+}
+
+// A hash of what each tensor of the base begins with: in that, any other training of it differs.
+static uint64_t base_hash(model *m)
+{
+    uint64_t hash = FNV_START;
+    for (int i = 0; i < arrlen(m->tensors); i++) {
+        ptrdiff_t at = shgeti(m->file.tensors, m->tensors[i].name);
+        if (at < 0) continue;
+        mat x = m->file.tensors[at].value.data;
+        size_t bytes = elements(x) * dtypes[x.type].size;
+        hash = (hash ^ hash_of((const char *)(uintptr_t)x.p, bytes < 4096 ? bytes : 4096)) * FNV_PRIME;
     }
     return hash;
 }
@@ -154,12 +170,12 @@ static const char *targets_text(const model *m, char text[64])      // as --targ
 }
 
 // What must be the same for a run to go on as if it had never stopped: the options that the table marks, as the run
-// has settled them, and the rows. The number of steps counts, though a constant rate does not depend on it: no schedule
-// is an exception, and a run that goes on for longer has a name, --adapter.
+// has settled them, the rows, and a base that does not train. The number of steps counts, though a constant rate does
+// not depend on it: no schedule is an exception, and a run that goes on for longer has a name, --adapter.
 static json_t *run_settings(const run *r)
 {
     const plan *p = &r->m.p;
-    char rows[64], targets[64], shard[32], groups[32];
+    char rows[64], base[32], targets[64], shard[32], groups[32];
     options now = opt;
     now.method = p->method->name;
     now.rank = p->rank;
@@ -180,6 +196,8 @@ static json_t *run_settings(const run *r)
         else set_field(json, o->name, number_value(o->kind == 'd' ? *(const double *)at : *(const int *)at));
     }
     set_field(json, "rows", text_value(rows_text(&r->train, rows)));
+    snprintf(base, sizeof base, "hash %016llx", (unsigned long long)r->base);
+    if (!full_training(&r->m)) set_field(json, "base", text_value(base));
     return json;
 }
 
