@@ -767,8 +767,8 @@ static void bat_row_merge(model *m, linear *l, mat W)
 //  A grid of p × q groups: p strips of block rows, q groups of block columns, --groups PxQ. `out` stands for
 //  all out/r block rows, `in` for all in/r block columns: out x 1 is Bat, 1 x in is Bat-row, 1 x 1 has one B
 //  for all blocks, out x in one for each. p·q·r² parameters, B = 0: step 0 changes nothing.
-//  Each strip is Bat-row on its own rows of W, with the B of its q groups. That costs p·N·in·r beside
-//  N·in·out: as long as p·r < out less than to build W', as Bat does.
+//  Each strip is Bat-row on its own rows of W, with the B of its q groups: p·N·in·r forward, and twice that
+//  backward. Bat makes all of dW', N·in·out: more, while 3·p·r < out.
 
 // A group's side: so many, of so many blocks.
 static int grouped(model *m, const char *name, int side, int blocks)

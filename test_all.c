@@ -5941,8 +5941,8 @@ static const struct { const char *what, *prepare, *args, *says; } wrong[] = {
     {"resume on another base", "$TRAIN --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null", "--resume $D/mine",
         "--model \"base\", this run has"},
     {"resume on another base of that name", "$TRAIN --model $D/model --data $D/rows.jsonl --steps 2 --out $D/mine "
-        ">/dev/null; rm -rf $D/merged; $TRAIN --merge $D/merged --model $D/model --adapter $D/mine >/dev/null; "
-        "cp $D/merged/model.safetensors $D/model", "--resume $D/mine", "was trained with base \"hash "},
+        ">/dev/null; $TRAIN --merge $D/merged --model $D/model --adapter $D/mine >/dev/null; "
+        "mv $D/merged/model.safetensors $D/model; rm -r $D/merged", "--resume $D/mine", "was trained with base \"hash "},
     {"resume for longer",   "$TRAIN --model $D/model --data $D/rows.jsonl --steps 1 --out $D/mine >/dev/null",
         "--resume $D/mine", "--steps 1, this run has 2; give the same, or start anew from it with --adapter"},
     {"resume for longer, constant", "$TRAIN --model $D/model --data $D/rows.jsonl --schedule constant --steps 1 --out "

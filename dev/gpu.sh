@@ -5,7 +5,7 @@
 #     dev/gpu.sh --pack FOLDER [90]       builds into FOLDER (the number: 80 A100, 90 H100 and H200, 120 RTX 50)
 #     dev/gpu.sh [FOLDER] [PART …]        runs there; without a FOLDER it builds here first
 #
-# The parts: tests check speed peer sanitizer. Each has a time limit of its own, none stops the others, and the last lines say
+# The parts: tests sanitizer check speed peer. Each has a time limit of its own, none stops the others, and the last lines say
 # what became of each. Their output is in $RESULTS, by default build/gpu.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -19,17 +19,29 @@ pack() {
     # -B: what is there may need libraries, or instructions, that the other machine lacks
     make -B -j"$jobs" ARCH="-gencode arch=compute_$arch,code=sm_$arch" CFLAGS="-O3 -march=x86-64-v3" \
         LDLIBS="-l:libjansson.a -l:libz.a -l:libpcre2-8.a -l:libutf8proc.a -lm" $PROGRAMS || exit 1
-    mkdir -p "$1" && cp $PROGRAMS "$1"
+    # and what was made so is not for this one: make would take it for its own
+    mkdir -p "$1" && cp $PROGRAMS "$1" &&
+        rm -f $PROGRAMS build/{train,cuda,gpu_half,cpu}_*.o build/{reference,tokenizer,bench_gpu}.o
 }
 [ "${1:-}" != --pack ] || { pack "${2:?a folder for the programs}" "${3:-90}"; exit; }
 
 gpu=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null | head -n 1)
 [ -n "$gpu" ] || { echo "No GPU here (nvidia-smi names none). Without one: make test, and ./train_emu --check" >&2; exit 1; }
-if [ -d "${1:-}" ]; then bin=$1; shift
-else bin=build/gpu_programs; pack $bin "$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)"; fi
+bin=
+if [ -d "${1:-}" ]; then bin=$1; shift; fi
+for p in "$@"; do
+    case $p in
+    tests | sanitizer | check | speed | peer) ;;
+    *) echo "dev/gpu.sh: no folder and no part is called $p" >&2; exit 1;;
+    esac
+done
+if [ -z "$bin" ]; then
+    bin=build/gpu_programs
+    pack $bin "$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)"
+fi
 RESULTS=${RESULTS:-build/gpu}
 mkdir -p "$RESULTS" build
-parts=${*:-tests check speed peer sanitizer}
+parts=${*:-tests sanitizer check speed peer}
 echo "== $gpu; $(nvcc --version 2>/dev/null | tail -n 1); $(nproc) processors"
 
 tally=()
@@ -93,7 +105,6 @@ for p in $parts; do
         done
         wait
         finished "${names[@]}";;
-    *) echo "dev/gpu.sh: no part $p" >&2; exit 1;;
     esac
 done
 echo "== the tally, $gpu"

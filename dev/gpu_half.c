@@ -19,8 +19,6 @@ double gpu_tolerance(int one_op)
     return sizeof(real) == 2 && one_op ? 1e-2 : check_tolerance();      // one op rounds to bf16 once or twice
 }
 
-__attribute__((weak)) long cuda_on_cpu_mallocs(void);       // absent on a real GPU
-
 // The allocations that one training step makes after its model is loaded; -1 on a real GPU, where nothing
 // counts them.
 long gpu_allocations(const char *base, const char *method_name, int recompute);
