@@ -274,7 +274,7 @@ static slot *find_slot(const tokenizer *t, slice text, uint64_t hash)
     for (size_t i = place_of(hash, t->last_slot);; i = (i + 1) & t->last_slot) {
         slot *s = t->slots + i;
         if (!s->id) return s;
-        if (s->hash != (uint32_t)hash) continue;            // before its piece is read, elsewhere
+        if (s->hash != (uint32_t)hash) continue;            // its piece lies elsewhere: read last
         slice other = t->pieces[s->id - 1].text;
         if (other.n == text.n && !memcmp(other.p, text.p, text.n)) return s;
     }

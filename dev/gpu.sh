@@ -13,27 +13,26 @@ PATH=$PATH:/usr/local/cuda/bin
 
 PROGRAMS="train_cuda train_cuda_f32 train_cuda_f64 build/test_cuda_f64 build/test_cuda_f32 build/test_cuda_bf16 build/bench_gpu"
 pack() {
-    local jobs arch=${2:-90}
+    local jobs copy arch=${2:-90}
     jobs=$(nproc)
     [ "$arch" != 90 ] || arch=90a                       # with what only a Hopper has
-    # -B: what is there may need libraries, or instructions, that the other machine lacks
-    make -B -j"$jobs" ARCH="-gencode arch=compute_$arch,code=sm_$arch" CFLAGS="-O3 -march=x86-64-v3" \
-        LDLIBS="-l:libjansson.a -l:libz.a -l:libpcre2-8.a -l:libutf8proc.a -lm" $PROGRAMS || exit 1
-    # and what was made so is not for this one: make would take it for its own
-    mkdir -p "$1" && cp $PROGRAMS "$1" &&
-        rm -f $PROGRAMS build/{train,cuda,gpu_half,cpu}_*.o build/{reference,tokenizer,bench_gpu}.o
+    # in a copy: what is built here is for other instructions and libraries, and make cannot tell the two apart
+    copy=$(mktemp -d) && cp -r ./*.h ./*.c train.cu Makefile ops lib run paper dev "$copy" || exit 1
+    make -C "$copy" -j"$jobs" ARCH="-gencode arch=compute_$arch,code=sm_$arch" CFLAGS="-O3 -march=x86-64-v3" \
+        LDLIBS="-l:libjansson.a -l:libz.a -l:libpcre2-8.a -l:libutf8proc.a -lm" $PROGRAMS || { rm -r "$copy"; exit 1; }
+    mkdir -p "$1"
+    for program in $PROGRAMS; do mv "$copy/$program" "$1" || exit 1; done
+    rm -r "$copy"
 }
 [ "${1:-}" != --pack ] || { pack "${2:?a folder for the programs}" "${3:-90}"; exit; }
 
 gpu=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null | head -n 1)
 [ -n "$gpu" ] || { echo "No GPU here (nvidia-smi names none). Without one: make test, and ./train_emu --check" >&2; exit 1; }
+PARTS="tests sanitizer check speed peer"
 bin=
 if [ -d "${1:-}" ]; then bin=$1; shift; fi
 for p in "$@"; do
-    case $p in
-    tests | sanitizer | check | speed | peer) ;;
-    *) echo "dev/gpu.sh: no folder and no part is called $p" >&2; exit 1;;
-    esac
+    [[ " $PARTS " == *" $p "* ]] || { echo "dev/gpu.sh: no folder and no part is called $p" >&2; exit 1; }
 done
 if [ -z "$bin" ]; then
     bin=build/gpu_programs
@@ -41,7 +40,7 @@ if [ -z "$bin" ]; then
 fi
 RESULTS=${RESULTS:-build/gpu}
 mkdir -p "$RESULTS" build
-parts=${*:-tests sanitizer check speed peer}
+parts=${*:-$PARTS}
 echo "== $gpu; $(nvcc --version 2>/dev/null | tail -n 1); $(nproc) processors"
 
 tally=()
