@@ -165,7 +165,7 @@ PRECISIONS = f64 f32 bf16
 TESTS = build/test_f64 build/test_f32 build/test_asan build/corpus build/test_cuda_on_cpu $(PRECISIONS:%=build/test_emu_%) \
         $(if $(GPU),$(PRECISIONS:%=build/test_cuda_%))
 test: all benches train_emu $(TESTS)
-	GPU="$(GPU)" dev/run_tests.sh dev/lines.sh $(TESTS) dev/mutants.sh
+	GPU="$(GPU)" dev/run_tests.sh dev/lines.sh dev/vectors.sh $(TESTS) dev/mutants.sh
 
 build/asan_emu_%: build/cpu_half.o build/tokenizer.o dev/gpu_half.c dev/halves.h train.cu ops/*.h ops/*.cuh \
                   dev/cuda_on_cpu.h Makefile

@@ -7047,7 +7047,6 @@ static void test_dialogue(void)
 
 // absent where there is no GPU half
 __attribute__((weak)) snapshot *gpu_results(const char *what, int recompute, const snapshot *other, const char *dir);
-__attribute__((weak)) double gpu_tolerance(int one_op);
 
 // Of two tensors that differ nobody knows yet which is wrong: the CPU's tests say whether it is the CPU's.
 static void compare_halves(const char *what, int recompute)

@@ -2565,7 +2565,15 @@ extern "C" void magnitude_backward(mat dm, mat dsquares, mat dgain, mat m, mat s
     for (size_t i = ((size_t)blockIdx.x * THREADS + threadIdx.x) * PACK; i < (n); \
          i += (size_t)gridDim.x * THREADS * PACK)
 
-// Σ x², in double: SUMS blocks add up a part each, then one block adds up their sums: always the same tree.
+// The blocks of such a grid: enough for n numbers, one at least, `most` at most.
+static int blocks_of_array(size_t n, int most)
+{
+    size_t blocks = (n + THREADS * PACK - 1) / (THREADS * PACK);
+    return blocks > (size_t)most ? most : blocks ? (int)blocks : 1;
+}
+
+// Σ x², in double: up to SUMS blocks add up a part each, then one block adds up their sums: always the same
+// tree.
 enum { SUMS = 1024 };
 
 // One block: 256 packs of the array, and again every SUMS · 256 packs on. It leaves a sum.
@@ -2593,8 +2601,10 @@ __global__ static void sum_kernel(double *total, const double *sums, int n)
 extern "C" double sum_of_squares(mat x)
 {
     double *sums = (double *)scratch(SUMS_OF_ROWS, (SUMS + 1) * sizeof(double)), total;
-    RUN(squares_kernel, SUMS, THREADS, sums, (const wide *)x.p, (size_t)x.batch * x.rows * x.cols);
-    RUN(sum_kernel, 1, THREADS, sums + SUMS, sums, SUMS);
+    size_t n = (size_t)x.batch * x.rows * x.cols;
+    int blocks = blocks_of_array(n, SUMS);
+    RUN(squares_kernel, blocks, THREADS, sums, (const wide *)x.p, n);
+    RUN(sum_kernel, 1, THREADS, sums + SUMS, sums, blocks);
     check(cudaMemcpy(&total, sums + SUMS, sizeof total, cudaMemcpyDeviceToHost), "copying to the host");
     return total;
 }
@@ -2622,11 +2632,11 @@ __global__ static void adamw_kernel(wide *w, const wide *dw, wide *m, wide *v, s
 
 extern "C" void adamw(mat w, mat dw, mat m, mat v, double lr, double decay, double grad_scale, int t)
 {
-    size_t n = (size_t)w.batch * w.rows * w.cols, blocks = (n + THREADS * PACK - 1) / (THREADS * PACK);
+    size_t n = (size_t)w.batch * w.rows * w.cols;
     wide shrink = (wide)(1 - lr * decay);
     wide rate = (wide)(lr / (1 - pow(0.9, t)));
     wide root = (wide)sqrt(1 - pow(0.999, t));
-    RUN(adamw_kernel, (int)(blocks < 65536 ? blocks : 65536), THREADS,
+    RUN(adamw_kernel, blocks_of_array(n, 65536), THREADS,
         (wide *)w.p, (const wide *)dw.p, (wide *)m.p, (wide *)v.p, n, shrink, rate, root, (wide)grad_scale);
 }
 

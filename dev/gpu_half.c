@@ -13,7 +13,6 @@ snapshot *gpu_results(const char *what, int recompute, const snapshot *other, co
     return results_of(what, recompute, other);
 }
 
-double gpu_tolerance(int one_op);
 double gpu_tolerance(int one_op)
 {
     return sizeof(real) == 2 && one_op ? 1e-2 : check_tolerance();      // one op rounds to bf16 once or twice

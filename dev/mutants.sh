@@ -113,6 +113,11 @@ bat-row: x du, not du x      | ops/cpu.c  |
     s/matmul_tn(dB, du, column_blocks(x, r)/matmul_tn(dB, column_blocks(x, r), du/                         | gradients   | bat-row
 bat-row: row j for column j  | adapters.h |
     /^static void bat_row_forward/,/^}/s/shard_tile(y, sum)/zero(sum)/                                     | definition  | bat-row
+sum: last terms left out     | ops/host.h |
+    s/for (int i = from_; i < (n); i++)/for (int i = from_; i < from_; i++)/                                | beyond-blocks |
+sum: a fourth of the sums left out | ops/host.h |
+    s/^    for (int l_ = 0; l_ < 4; l_++)/    for (int l_ = 0; l_ < 2; l_++)/                                | beyond-blocks |
+sum: every other one left out | ops/host.h | s/from_ += sums_) {/from_ += 2 * sums_) {/              | beyond-blocks |
 rmsnorm: dropped term        | ops/cpu.c  | s/rho \* (wc\[c\] \* dn\[c\] - factor \* xn\[c\])/rho * wc[c] * dn[c]/ | ops     |
 rope: sign                   | ops/cpu.c  | s/s = (real)sign \* sine\[i\]/s = sine[i]/                        | ops         |
 attention: dropped Δ         | ops/cpu.c  | s/p\[c\] \* (ds\[c\] - delta)/p[c] * ds[c]/                       | ops         |
@@ -368,6 +373,7 @@ GPU reserve: fewer blocks    | train.cu   |
     s/bytes\[BLOCKS\] = 2 \* (size_t)n.tokens/bytes[BLOCKS] = (size_t)n.tokens \/ 64/       | gpu-allocations | forward
 GPU magnitude: 0/0           | train.cu   | s/squares\[i\] <= 0 ? 1 : m\[i\]/m[i]/                         | gpu-ops     | forward
 GPU magnitude: 0/0 in its gradient | train.cu   | s/bool none = q <= 0;/bool none = false;/                | gpu-ops     | forward
+GPU sum of squares: a block left out | train.cu | s/sums + SUMS, sums, blocks)/sums + SUMS, sums, blocks - 1)/ | gpu-ops | forward
 GPU AdamW: no decay          | train.cu   | s/W.x\[k\] \* shrink/W.x[k]/                                   | gpu-ops     | forward
 json: equal keys             | lib/json.h | s/ . JSON_REJECT_DUPLICATES//                                        | row-files   |
 json: large whole numbers    | lib/json.h | s/AS_DOUBLES = JSON_DECODE_INT_AS_REAL/AS_DOUBLES = 0/            | json-values |

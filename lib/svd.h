@@ -32,10 +32,7 @@
 
 static double dot(const wide *x, const wide *y, int n)
 {
-    double sum = 0;
-    #pragma omp simd reduction(+ : sum)
-    for (int i = 0; i < n; i++) sum += (double)x[i] * (double)y[i];
-    return sum;
+    return SUM(double, i, n, (double)x[i] * (double)y[i]);
 }
 
 // Wide memory of the device, for a while.
@@ -124,13 +121,10 @@ static void jacobi(double *L, double *J, int b)
         off = 0;
         for (int p = 0; p < b; p++)
             for (int q = p + 1; q < b; q++) {
-                double *a = L + p * b, *c = L + q * b, pp = 0, qq = 0, pq = 0;
-                #pragma omp simd reduction(+ : pp, qq, pq)
-                for (int k = 0; k < b; k++) {
-                    pp += a[k] * a[k];
-                    qq += c[k] * c[k];
-                    pq += a[k] * c[k];
-                }
+                double *a = L + p * b, *c = L + q * b;
+                double pp = SUM(double, k, b, a[k] * a[k]);
+                double qq = SUM(double, k, b, c[k] * c[k]);
+                double pq = SUM(double, k, b, a[k] * c[k]);
                 double limit = sqrt(pp * qq);
                 if (fabs(pq) <= JACOBI_LEAST * limit) continue;
                 off = fmax(off, fabs(pq) / limit);

@@ -222,10 +222,8 @@ void embedding_backward(mat dtable, mat dout, dev_ints ids)
 // out = w x ρ,  ρ = 1 / √(mean(x²) + ε)
 static inline real inverse_rms(const real *x, int C, double eps)
 {
-    double sum = 0;
-    #pragma omp simd reduction(+ : sum)
-    for (int c = 0; c < C; c++) sum += (double)x[c] * (double)x[c];
-    return (real)(1 / sqrt(sum / C + eps));
+    double squares = SUM(double, c, C, (double)x[c] * (double)x[c]);
+    return (real)(1 / sqrt(squares / C + eps));
 }
 
 // `residual`, where it is wanted (ops.h), is written while the row is in cache.
@@ -249,10 +247,8 @@ void rmsnorm_backward(mat dx, mat dw, mat dout, mat x, mat w, double eps)
     for (int n = 0; n < (dx.p ? x.rows : 0); n++) {
         const real *xn = ROW(x, n), *wc = ROW(w, 0), *dn = ROW(dout, n);
         real *dxn = ROW(dx, n), rho = inverse_rms(xn, C, eps);
-        double mean = 0;
-        #pragma omp simd reduction(+ : mean)
-        for (int c = 0; c < C; c++) mean += (double)(wc[c] * dn[c]) * (double)xn[c];
-        real factor = (real)(mean / C) * rho * rho;
+        double along = SUM(double, c, C, (double)(wc[c] * dn[c]) * (double)xn[c]);
+        real factor = (real)(along / C) * rho * rho;
         for (int c = 0; c < C; c++) dxn[c] += rho * (wc[c] * dn[c] - factor * xn[c]);
     }
     for (int n = 0; n < (dw.p ? x.rows : 0); n++) {
@@ -355,11 +351,10 @@ static void pair_queries(real *out, const real *s, int rows, int from, int to)
 // exp(old most − new most) that is returned. *sum is that of P.
 static real exp_scores(real *s, int n, real *most, real *sum)
 {
-    real old = *most, m = old, total = 0;
+    real old = *most, m = old;
     #pragma omp simd reduction(max : m)
     for (int c = 0; c < n; c++) m = s[c] > m ? s[c] : m;
-    #pragma omp simd reduction(+ : total)
-    for (int c = 0; c < n; c++) total += s[c] = exp_real(s[c] - m);
+    real total = SUM(real, c, n, s[c] = exp_real(s[c] - m));
     real shrinks = m > old ? exp_real(old - m) : 1;
     *sum = *sum * shrinks + total;
     *most = m;
@@ -505,10 +500,8 @@ static void attention_backward_head(attention_head h, int window)
     h.dS_down = bf16_pairs ? thread_buffer(13, QUERIES / 2 * WIDE) : h.dS;
     h.delta = thread_buffer(8, (size_t)q.rows);
     for (int r = 0; r < q.rows; r++) {
-        real delta = 0, *o = ROW(h.out, r), *g = ROW(h.dout, r);
-        #pragma omp simd reduction(+ : delta)
-        for (int c = 0; c < q.cols; c++) delta += o[c] * g[c];
-        h.delta[r] = delta;                                                         // Δ = dout · out
+        const real *o = ROW(h.out, r), *g = ROW(h.dout, r);
+        h.delta[r] = SUM(real, c, q.cols, o[c] * g[c]);                             // Δ = dout · out
     }
     for (int first = 0; first < h.k.rows; first += KEYS) {
         key_block b = block_at(q, h.k, first, window, &q0);
@@ -580,12 +573,10 @@ void cross_entropy(mat losses, mat logits, dev_ints labels, double scale)
     #pragma omp parallel for if (BIG(logits))
     for (int n = 0; n < logits.rows; n++) {
         real *z = ROW(logits, n), most = z[0], at_label = z[labels[n]];
-        double sum = 0;
         #pragma omp simd reduction(max : most)
         for (int c = 1; c < V; c++) most = z[c] > most ? z[c] : most;
         for (int c = 0; c < V; c++) z[c] = exp_real(z[c] - most);
-        #pragma omp simd reduction(+ : sum)
-        for (int c = 0; c < V; c++) sum += (double)z[c];
+        double sum = SUM(double, c, V, (double)z[c]);
         *ROW(losses, n) = (real)(log(sum) + (double)(most - at_label));
         if (!scale) continue;
         real factor = (real)(scale / sum);
@@ -601,13 +592,8 @@ typedef struct { real mean, rho; } moments;
 
 static moments moments_of(const real *x, int n, double eps)
 {
-    double sum = 0;
-    double squares = 0;
-    #pragma omp simd reduction(+ : sum)
-    for (int c = 0; c < n; c++) sum += (double)x[c];
-    double mean = sum / n;
-    #pragma omp simd reduction(+ : squares)
-    for (int c = 0; c < n; c++) squares += ((double)x[c] - mean) * ((double)x[c] - mean);
+    double mean = SUM(double, c, n, (double)x[c]) / n;
+    double squares = SUM(double, c, n, ((double)x[c] - mean) * ((double)x[c] - mean));
     return (moments){(real)mean, (real)(1 / sqrt(squares / n + eps))};
 }
 
@@ -637,14 +623,8 @@ void layernorm_backward(mat dx, mat dw, mat db, mat dout, mat x, mat w, int grou
             const real *xn = ROW(x, n) + first, *wc = ROW(w, 0) + first, *dn = ROW(dout, n) + first;
             real *dxn = ROW(dx, n) + first;
             moments m = moments_of(xn, size, eps);
-            double mean = 0;
-            double along = 0;
-            #pragma omp simd reduction(+ : mean, along)
-            for (int c = 0; c < size; c++) {
-                real g = wc[c] * dn[c];
-                mean += (double)g;
-                along += (double)(g * (xn[c] - m.mean) * m.rho);
-            }
+            double mean = SUM(double, c, size, (double)(wc[c] * dn[c]));
+            double along = SUM(double, c, size, (double)(wc[c] * dn[c] * (xn[c] - m.mean) * m.rho));
             real g0 = (real)(mean / size), g1 = (real)(along / size);
             for (int c = 0; c < size; c++)
                 dxn[c] += m.rho * (wc[c] * dn[c] - g0 - (xn[c] - m.mean) * m.rho * g1);
@@ -849,17 +829,20 @@ static void read_token(wkv_room m, wkv_token t, const real *dy, int d)
     for (int j = 0; j < d; j++) m.v[j] = (double)t.v[j], m.dy[j] = (double)dy[j];
 }
 
+// A number of S, or of dS, which becomes e S + x: the one before.
+static inline double passed(double *S, double e, double x)
+{
+    double before = *S;
+    *S = e * before + x;
+    return before;
+}
+
 // On the way forward: Σ_j S[i][j] dy_j, then S behind the token.
 static void wkv_token_forward(double *Sdy, wkv_room m, wkv_token t, int d)
 {
     for (int i = 0; i < d; i++) {
-        double *S = m.S + i * d, sum = 0, e = (double)decay(t.w[i]), k = (double)t.k[i];
-        #pragma omp simd reduction(+ : sum)
-        for (int j = 0; j < d; j++) {
-            sum += S[j] * m.dy[j];
-            S[j] = e * S[j] + k * m.v[j];
-        }
-        Sdy[i] = sum;
+        double *S = m.S + i * d, e = (double)decay(t.w[i]), k = (double)t.k[i];
+        Sdy[i] = SUM(double, j, d, m.dy[j] * passed(S + j, e, k * m.v[j]));
     }
 }
 
@@ -872,14 +855,10 @@ static void wkv_token_backward(wkv_grads g, const double *Sdy, wkv_room m, wkv_t
     for (int i = 0; i < d; i++) ruk += (double)(t.r[i] * t.u[i] * t.k[i]);
     for (int j = 0; j < d; j++) m.dv[j] = ruk * m.dy[j];
     for (int i = 0; i < d; i++) {
-        double *dS = m.S + i * d, dSv = 0;
+        double *dS = m.S + i * d;
         double e = (double)decay(t.w[i]), r = (double)t.r[i], k = (double)t.k[i], u = (double)t.u[i];
-        #pragma omp simd reduction(+ : dSv)
-        for (int j = 0; j < d; j++) {
-            dSv += dS[j] * m.v[j];
-            m.dv[j] += dS[j] * k;
-            dS[j] = e * dS[j] + r * m.dy[j];
-        }
+        for (int j = 0; j < d; j++) m.dv[j] += dS[j] * k;
+        double dSv = SUM(double, j, d, m.v[j] * passed(dS + j, e, r * m.dy[j]));
         double q = 1 + e > 1 ? m.p[i] - k * dSv : 0;
         m.p[i] = q + r * Sdy[i];
         g.r[i] = (real)(Sdy[i] + u * k * vdy);
@@ -1018,8 +997,7 @@ static void row_dots(mat g, mat x, mat y, double scale, enum mode mode)
             int part = x.cols - c < KC ? x.cols - c : KC;
             const real *u = widened(at(x, n, c), x.type, (size_t)part, a);
             const real *v = widened(at(y, n, c), y.type, (size_t)part, b);
-            #pragma omp simd reduction(+ : sum)
-            for (int j = 0; j < part; j++) sum += (double)u[j] * (double)v[j];
+            sum += SUM(double, j, part, (double)u[j] * (double)v[j]);
         }
         *ROW(g, n) = (mode == ADD ? *ROW(g, n) : 0) + (real)(scale * sum);
     }
@@ -1074,14 +1052,11 @@ double sum_of_squares(mat x)
     enum { PIECE = 1 << 16 };
     size_t n = elements(x), pieces = (n + PIECE - 1) / PIECE;
     double *sums = alloc(pieces, sizeof *sums), total = 0;
-    const real *p = x.p;
     #pragma omp parallel for if (BIG(x))
     for (size_t i = 0; i < pieces; i++) {
-        double sum = 0;
-        size_t end = (i + 1) * PIECE < n ? (i + 1) * PIECE : n;
-        #pragma omp simd reduction(+ : sum)
-        for (size_t j = i * PIECE; j < end; j++) sum += (double)p[j] * (double)p[j];
-        sums[i] = sum;
+        const real *p = (real *)x.p + i * PIECE;
+        int count = n - i * PIECE < PIECE ? (int)(n - i * PIECE) : PIECE;
+        sums[i] = SUM(double, j, count, (double)p[j] * (double)p[j]);
     }
     for (size_t i = 0; i < pieces; i++) total += sums[i];
     free(sums);

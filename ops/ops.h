@@ -78,7 +78,7 @@ typedef struct {
 
 /* ---- the op contract -------------------------------------------------------------------------------------
    Shapes come with the matrices, and the ops check them. Every op is deterministic: same input, same bits,
-   for any number of threads. */
+   for any number of threads and, on the CPU, for vectors of any width. */
 
 #ifdef __cplusplus
 extern "C" {

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# The same bits on every processor. The program is compiled with vectors of 16 bytes; three steps of it must write the adapter
+# that ./train writes with vectors of this machine's width. A part of make test.
+set -u
+cd "$(dirname "$0")/.."
+dir=build/vectors
+flags="-std=gnu11 -O3 -march=native -mprefer-vector-width=128 -fopenmp -fno-math-errno -fno-trapping-math -U__AVX512BF16__"
+[ "$(uname -m)" = x86_64 ] || { echo "0 passed, 0 failed, 4 skipped"; exit; }
+libraries="-ljansson -lz -lpcre2-8 -lutf8proc -lm"
+rm -rf $dir
+mkdir -p $dir/{lib,ops,run,paper}
+for file in *.[ch] {lib,ops,run,paper}/*.[ch]; do cp "$file" $dir/"$file"; done
+sed -i -E 's/VECTOR = [0-9]+, MR = [0-9]+/VECTOR = 16, MR = 6/' $dir/ops/gemm.h
+(cd $dir && "${CC:-gcc}" $flags train.c ops/cpu.c ../tokenizer.o -o train $libraries) || exit 1
+head -n 4 data/train.jsonl >$dir/rows.jsonl
+
+adapter() { # program, options: the adapter's checksum
+    rm -rf $dir/out
+    "$1" --data $dir/rows.jsonl --val $dir/rows.jsonl --max-new 1 --steps 3 --out $dir/out "${@:2}" >$dir/log 2>&1 ||
+        { cat $dir/log >&2; return 1; }
+    sha256sum <$dir/out/adapter_model.safetensors
+}
+
+passed=0 failed=0
+for options in "--method bone" "--method pissa --bf16" "--method dora" "--model base-rwkv6 --method lora"; do
+    expected=$(adapter ./train $options)
+    if [ -n "$expected" ] && [ "$(adapter $dir/train $options)" = "$expected" ]; then sign=✓ passed=$((passed + 1))
+    else sign=✗ failed=$((failed + 1)); fi
+    echo "$sign vectors          of any width give the same adapter ($options)"
+done
+rm -rf $dir
+echo "$passed passed, $failed failed, 0 skipped"
+[ $failed = 0 ]
