@@ -6679,6 +6679,15 @@ static void test_spellings(void)
     expect(!strcmp(text, "train " VERSION "\n"), "prints «%s»", text);
     free(text);
 
+    expect(!system("sed 's/\\(intermediate_size.:\\).*384/\\1 16384/' base/config.json >$D/wide.json"), "writes wide.json");
+    for (int i = 0; i < 3; i++) {                       // the default rate, unasked for, on a model of 33 million parameters
+        train_well("--data $D/few.jsonl --val $D/few.jsonl --dry-run %s",
+                   i == 0 ? "" : i == 1 ? "--init $D/wide.json --method full --lr 0.004" : "--init $D/wide.json --method full");
+        text = output_of("stderr");
+        expect(!!strstr(text, "note: --lr 0.004, the default") == (i == 2), "says «%s»", text);
+        free(text);
+    }
+
     train_well("--model base --data data/train.jsonl --val $D/few.jsonl --method lora --rank 4 --alpha 8 --targets "
         "q,v --lr 0.01 --schedule linear --warmup 1 --weight-decay 0.1 --clip 0.5"
         " --batch 2 --accum 2 --steps 2 --seq 140 --max-new 3 --eval-every 1 --save-every 1 --log $D/ours.log --out $D/ours");

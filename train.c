@@ -387,6 +387,10 @@ static void print_plan(const run *r)
     print_positions(m);
     printf("steps      %d of %d rows, at most %d tokens at a time; lr %g, %s\n",
            r->steps, opt.batch * opt.accum, m->p.tokens, opt.lr, opt.schedule);
+    if (base > 2e7 && !is_given("--lr") && !this_rank())
+        fprintf(stderr, "note: --lr %g, the default, is for the small model of base/; for 135 million "
+                "parameters 0.00025 (full), 0.001 (bone), 0.004 (lora) were best: paper/results.md\n",
+                opt.lr);
     double activations = megabytes(m, ACT) + megabytes(m, STAT) + megabytes(m, AUX);
     double work = megabytes(m, WORK) + megabytes(m, CACHE) + (double)dev_reserve(needs_of(m), 0) / 1e6;
     printf("memory     trained weights, gradients, AdamW %.1f MB; activations %.1f MB; work space %.1f MB",

@@ -110,22 +110,24 @@ static void turn_two(double *a, double *c, int n, double cosine, double sine)
     }
 }
 
+static double square_of(const double *row, int n) { return SUM(double, k, n, row[k] * row[k]); }
+
 // One-sided Jacobi (Hestenes 1958): rotates pairs of rows of L (b, b) until all are orthogonal. J has the
 // same rotations: J L_before = L_after = Σ K. So the length of a row of L is a singular value, its direction
-// the right-singular vector, and the same row of J the left-singular one.
+// the right-singular vector, and the same row of J the left-singular one. Of a pair, what one row's square
+// loses the other's gains: squares are summed once a sweep.
 static void jacobi(double *L, double *J, int b)
 {
     for (int i = 0; i < b * b; i++) J[i] = i % (b + 1) == 0;
-    double off = 1;
+    double off = 1, *squares = alloc((size_t)b, sizeof *squares);
     for (int sweep = 0; sweep < 60 && off > JACOBI_LEAST; sweep++) {
         off = 0;
+        for (int p = 0; p < b; p++) squares[p] = square_of(L + p * b, b);
         for (int p = 0; p < b; p++)
             for (int q = p + 1; q < b; q++) {
-                double *a = L + p * b, *c = L + q * b;
-                double pp = SUM(double, k, b, a[k] * a[k]);
-                double qq = SUM(double, k, b, c[k] * c[k]);
+                double *a = L + p * b, *c = L + q * b, pp = squares[p], qq = squares[q];
                 double pq = SUM(double, k, b, a[k] * c[k]);
-                double limit = sqrt(pp * qq);
+                double limit = sqrt(fabs(pp * qq));             // a square that is all rounding may be below 0
                 if (fabs(pq) <= JACOBI_LEAST * limit) continue;
                 off = fmax(off, fabs(pq) / limit);
                 double zeta = (qq - pp) / (2 * pq);
@@ -133,18 +135,14 @@ static void jacobi(double *L, double *J, int b)
                 double cosine = 1 / sqrt(1 + t * t), sine = cosine * t;
                 turn_two(a, c, b, cosine, sine);
                 turn_two(J + p * b, J + q * b, b, cosine, sine);
+                squares[p] -= t * pq;
+                squares[q] += t * pq;
             }
     }
+    free(squares);
 }
 
 typedef struct { wide *U, *sigma, *V; } svd;    // U (r, out), σ (r) falling, V (r, in): W ≈ Σ σ_i U_iᵀ V_i
-
-static double row_norm(const double *L, int i, int n)
-{
-    double squares = 0;
-    for (int k = 0; k < n; k++) squares += L[i * n + k] * L[i * n + k];
-    return sqrt(squares);
-}
 
 typedef struct { double sigma; int row; } singular;
 
@@ -257,7 +255,7 @@ static svd svd_top(mat W, int r, rng g)
         double before = sum;
         grow(V, Y, W, L, beyond, round ? keep : 0, b, &g);
         jacobi(L, J, room);                                         // L = Jᵀ Σ K
-        for (int i = 0; i < room; i++) order[i] = (singular){row_norm(L, i, room), i};
+        for (int i = 0; i < room; i++) order[i] = (singular){sqrt(square_of(L + i * room, room)), i};
         qsort(order, (size_t)room, sizeof *order, falling);
         condense(V, J, order, 0, keep, room);
         condense(Y, L, order, 1, keep, room);

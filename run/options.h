@@ -305,6 +305,13 @@ static void give_option(int i, char *value)
     set_option(o, value);
 }
 
+static int is_given(const char *name)
+{
+    for (int i = 0; i < OPTIONS; i++)
+        if (!strcmp(option_table[i].name, name)) return given_values[i] != NULL;
+    return 0;
+}
+
 static void read_options(int argc, char **argv)
 {
     memset(given_values, 0, sizeof given_values);
