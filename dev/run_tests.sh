@@ -8,7 +8,7 @@ logs=build/tests
 rm -rf $logs
 mkdir -p $logs
 
-gpu_tests="gpu-ops gpu-methods gpu-allocations gpu-base gpu-bits"
+gpu_tests="gpu-bits gpu-ops gpu-methods gpu-allocations gpu-base"        # the longest first
 
 run() { # a part, and if not all of it the test: into its log, and beside it how long it took
     local start only=${2:-} log=$logs/${1##*/}${2:+.$2}
@@ -31,8 +31,8 @@ show() { # what has run. What has not come to its counts has failed
 
 show_together() {
     [ $# -gt 0 ] || return
-    for part; do
-        for t in $gpu_tests; do
+    for t in $gpu_tests; do
+        for part; do
             OMP_NUM_THREADS=1 run "$part" "$t" &
             while [ "$(jobs -r | wc -l)" -ge "$(nproc)" ]; do wait -n; done
         done
