@@ -852,7 +852,8 @@ case $1 in
 *) [[ " $ruled " != *" $1 "* ]] || planted=$1 ;;
 esac
 choose_mutants "$only" $every >$whole/chosen
-! grep -q '\.cu' $whole/chosen || make -s build/cpu_half.o build/gpu_half_f64.o build/gpu_half_bf16.o build/tokenizer.o
+! grep -q '\.cu' $whole/chosen ||
+    MAKEFLAGS= make -s -j"$(nproc)" build/cpu_half.o build/gpu_half_f64.o build/gpu_half_bf16.o build/tokenizer.o
 compile_tests $whole/src -DDOUBLE && compile_tokenizer $whole/src && compile_ranks $whole/src || exit 1
 mv $whole/src/*.o $whole
 plant_all || exit 1
