@@ -4,14 +4,12 @@
 set -u
 cd "$(dirname "$0")/.."
 dir=build/vectors
-flags="-std=gnu11 -O3 -march=native -mprefer-vector-width=128 -fopenmp -fno-math-errno -fno-trapping-math -U__AVX512BF16__"
 [ "$(uname -m)" = x86_64 ] || { echo "0 passed, 0 failed, 4 skipped"; exit; }
-libraries="-ljansson -lz -lpcre2-8 -lutf8proc -lm"
 rm -rf $dir
-mkdir -p $dir/{lib,ops,run,paper}
-for file in *.[ch] {lib,ops,run,paper}/*.[ch]; do cp "$file" $dir/"$file"; done
+mkdir -p $dir
+cp -r ./*.[ch] Makefile ops lib run paper $dir
 sed -i -E 's/VECTOR = [0-9]+, MR = [0-9]+/VECTOR = 16, MR = 6/' $dir/ops/gemm.h
-(cd $dir && "${CC:-gcc}" $flags train.c ops/cpu.c ../tokenizer.o -o train $libraries) || exit 1
+MAKEFLAGS= make -s -C $dir -j"$(nproc)" CFLAGS="-O3 -march=native -mprefer-vector-width=128 -U__AVX512BF16__" train || exit 1
 head -n 4 data/train.jsonl >$dir/rows.jsonl
 
 adapter() { # program, options: the adapter's checksum

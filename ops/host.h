@@ -298,9 +298,10 @@ static inline rng rng_named(uint64_t seed, const char *name)
     return r;
 }
 
-// Σ term over i = 0 … n − 1, in 64 bytes of sums, each of every sixteenth term in float, of every eighth in
-// double, which are added up last. GCC makes vectors of them, whatever a processor's vectors hold, so the
-// order and the bits are the same on all. (`omp simd reduction` has as many sums as a vector holds numbers.)
+// Σ term over i = 0 … n − 1, each computed once, in 64 bytes of sums: one of every sixteenth term in float,
+// of every eighth in double. They are added up last. GCC makes vectors of them, whatever a processor's
+// vectors hold, so the order and the bits are the same on all. (`omp simd reduction` has as many sums as a
+// vector holds numbers.)
 #define SUM(type, i, n, term) ({                                                                            \
     enum { sums_ = 64 / sizeof(type) };                                                                     \
     type sum_[sums_];                                                                                       \

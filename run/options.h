@@ -305,11 +305,11 @@ static void give_option(int i, char *value)
     set_option(o, value);
 }
 
-static int is_given(const char *name)
+// Whether an option of the table, by its name there, was on the command line.
+static int is_given(char *name)
 {
-    for (int i = 0; i < OPTIONS; i++)
-        if (!strcmp(option_table[i].name, name)) return given_values[i] != NULL;
-    return 0;
+    char *none;
+    return given_values[option_named(name, &none)] != NULL;
 }
 
 static void read_options(int argc, char **argv)
